@@ -1,0 +1,11 @@
+"""Callbacks that merge after training: any method, M-TIES and LwPTV; and a coefficient map."""
+
+if __name__ == "callbacks":
+    raise ImportError("import lightning_merge.callbacks, not callbacks: one class, one name")
+
+from lightning_merge.callbacks.coefficient_map import CoefficientMap
+from lightning_merge.callbacks.lwptv import LwPTVMerge
+from lightning_merge.callbacks.m_ties import MTiesMerge
+from lightning_merge.callbacks.merge import MergeCallback
+
+__all__ = ["CoefficientMap", "LwPTVMerge", "MTiesMerge", "MergeCallback"]

@@ -1,0 +1,43 @@
+"""LwPTV at the end of fit, in front of any method."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from lightning_merge.callbacks.merge import MergeCallback, prepend
+from lightning_merge.core.task_vectors import TaskVectors
+from lightning_merge.evaluation.figures import lwptv_figure
+from lightning_merge.methods import LwPTV, TaskArithmetic
+from lightning_merge.methods.base import MergeMethod
+from lightning_merge.modules.coefficients import CoefficientModule
+
+
+class LwPTVMerge(MergeCallback):
+    """Prune layers of the task vectors, then merge by any method; draw scores and masks.
+
+    Args:
+        method: what merges the pruned task vectors; task arithmetic without one.
+        prune: LwPTV with its hyperparameters.
+        name: row of the table and name of the file.
+        grid: hyperparameter of the method -> values to choose from on the held-out images.
+    """
+
+    def __init__(
+        self,
+        method: MergeMethod | None = None,
+        prune: LwPTV | None = None,
+        name: str = "lwptv",
+        grid: dict[str, list[float]] | None = None,
+    ) -> None:
+        self.prune = prune or LwPTV()
+        super().__init__(prepend(method or TaskArithmetic(), self.prune), name, grid)
+
+    def merge(self, module: CoefficientModule, method: MergeMethod) -> Mapping[str, Tensor]:
+        """Return the merged weights and write figures/<name>.png."""
+        vectors = TaskVectors(module.base, module.experts)
+        scores = self.prune.scores(vectors)
+        masks = self.prune.task_masks(scores)
+        path = module.run_folder / "figures" / f"{self.name}.png"
+        shared = self.prune.shared_mask(masks)
+        lwptv_figure(scores.float(), masks, shared, vectors.tasks, vectors.names, path)
+        return super().merge(module, method)

@@ -1,0 +1,36 @@
+"""M-TIES at the end of fit."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from lightning_merge.callbacks.merge import MergeCallback, resources
+from lightning_merge.evaluation.figures import m_loss_map
+from lightning_merge.methods import MTies
+from lightning_merge.methods.base import MergeMethod
+from lightning_merge.modules.coefficients import CoefficientModule
+
+
+class MTiesMerge(MergeCallback):
+    """Merge by M-TIES on unlabelled held-out images, and draw the map of node M-Loss.
+
+    Args:
+        method: M-TIES with its hyperparameters.
+        name: row of the table and name of the file.
+        grid: hyperparameter -> values to choose from on the held-out images.
+    """
+
+    def __init__(
+        self,
+        method: MTies | None = None,
+        name: str = "m_ties",
+        grid: dict[str, list[float]] | None = None,
+    ) -> None:
+        super().__init__(method or MTies(), name, grid)
+
+    def merge(self, module: CoefficientModule, method: MergeMethod) -> Mapping[str, Tensor]:
+        """Return the merged weights and write figures/<name>.png."""
+        assert isinstance(method, MTies)
+        analysis = method.analyse(module.base, module.experts, **resources(module, method))
+        m_loss_map(analysis.losses, module.run_folder / "figures" / f"{self.name}.png")
+        return analysis.merged

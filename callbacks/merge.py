@@ -1,0 +1,122 @@
+"""Any method as a callback: merge the run's experts when fit ends."""
+
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor
+
+from lightning_merge.core.checkpoint import save_checkpoint
+from lightning_merge.core.errors import InputError
+from lightning_merge.evaluation.candidates import Candidate
+from lightning_merge.methods.base import MergeMethod
+from lightning_merge.modules.coefficients import CoefficientModule
+
+
+class MergeCallback(Callback):
+    """Merge at the end of fit, save the weights, and hand them to the comparison.
+
+    Args:
+        method: a merge method with its hyperparameters.
+        name: row of the table and name of the file; the method's name without one.
+        grid: hyperparameter -> values to try; the best on the held-out images is kept, so the
+            reported number is measured on images that nothing was chosen on.
+
+    Raises:
+        InputError: the grid names something that the method does not have.
+    """
+
+    def __init__(
+        self,
+        method: MergeMethod,
+        name: str | None = None,
+        grid: dict[str, list[float]] | None = None,
+    ) -> None:
+        self.method, self.grid = method, grid or {}
+        self.name = name or type(method).__name__.lower()
+        known = {field.name for field in fields(method)}  # type: ignore[arg-type]
+        if unknown := sorted(set(self.grid) - known):
+            raise InputError(
+                f"grid of {self.name!r}: {type(method).__name__} has no {unknown}; "
+                f"it has {sorted(known)}"
+            )
+        self.variants()
+
+    @property
+    def state_key(self) -> str:
+        """Key under which Lightning tells several of these apart."""
+        return self._generate_state_key(name=self.name)
+
+    def variants(self) -> dict[str, MergeMethod]:
+        """Return the method for every point of the grid, by what distinguishes it."""
+        points = itertools.product(*self.grid.values())
+        return {
+            " ".join(f"{k}={v}" for k, v in zip(self.grid, point, strict=True)): replace(
+                self.method,  # type: ignore[type-var]
+                **dict(zip(self.grid, point, strict=True)),
+            )
+            for point in points
+        }
+
+    def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Merge and register the candidate."""
+        module = _coefficient_module(pl_module)
+        folder = module.run_folder / "merged"
+        paths = {
+            what: folder / f"{self.name}{f'@{i}' if what else ''}.safetensors"
+            for i, what in enumerate(self.variants())
+        }
+        started = time.perf_counter()
+        if trainer.is_global_zero:
+            module.to(trainer.strategy.root_device)
+            for what, method in self.variants().items():
+                self._save(module, method, paths[what])
+        seconds = time.perf_counter() - started
+        module.candidates[self.name] = Candidate(
+            self.name,
+            folder / f"{self.name}.safetensors",
+            seconds,
+            note=self._note(),
+            options=paths if self.grid else None,
+        )
+
+    @torch.no_grad()
+    def _save(self, module: CoefficientModule, method: MergeMethod, path: Path) -> None:
+        merged = self.merge(module, method)
+        metadata = {"method": type(method).__name__, "hyperparameters": repr(method)}
+        save_checkpoint(merged, path, metadata=metadata)
+
+    def merge(self, module: CoefficientModule, method: MergeMethod) -> Mapping[str, Tensor]:
+        """Return the merged weights; a subclass may draw figures on the way."""
+        return method(module.base, module.experts, **resources(module, method))
+
+    def _note(self) -> str:
+        return ""
+
+
+def resources(module: CoefficientModule, method: MergeMethod) -> dict[str, Any]:
+    """Return the network and unlabelled held-out images for a method that needs them."""
+    if method.needs == "nothing":
+        return {}
+    images = module.preprocess.normalize(module.data.unlabelled().to(module.device))
+    return {"model": module.encoder.backbone, "batches": images}
+
+
+def _coefficient_module(module: Any) -> CoefficientModule:
+    if not isinstance(module, CoefficientModule):
+        raise InputError(
+            f"trainer.callbacks: {type(module).__name__} has no experts to merge; "
+            "use merge callbacks with a module that learns coefficients, such as StatsMerging"
+        )
+    return module
+
+
+def prepend(method: MergeMethod, transform: Any) -> MergeMethod:
+    """Return the method with one more transform in front of its own."""
+    transforms: Sequence[Any] = (transform, *method.transforms)
+    return replace(method, transforms=transforms)  # type: ignore[type-var]

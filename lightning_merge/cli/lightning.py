@@ -1,0 +1,153 @@
+"""LightningCLI with a run folder: where things go, and how a stopped run goes on."""
+
+import importlib
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_info
+from rich.console import Console
+
+from lightning_merge.cli.stages import fingerprint, plain, prepare
+from lightning_merge.core.checkpoint import file_hash
+from lightning_merge.core.files import atomic_write
+from lightning_merge.data.datamodule import MergeDataModule
+from lightning_merge.evaluation.tables import rich_table
+from lightning_merge.models.encoder import Encoder
+from lightning_merge.modules.base import TaskModule
+from lightning_merge.modules.coefficients import CoefficientModule
+from lightning_merge.modules.compare import compare
+from lightning_merge.modules.evaluate import Evaluate
+from lightning_merge.modules.zoo import TextTower, Zoo
+
+DATA_OF_A_TASK = ("root", "source", "validation_fraction", "split_seed", "num_workers", "cache_gib")
+
+
+class MergeCLI(LightningCLI):
+    """Run a TaskModule on a MergeDataModule inside a run folder.
+
+    The run folder is `trainer.default_root_dir`. It receives config.yaml, splits.json,
+    metrics.csv and checkpoints/last.ckpt; `fit` with the same configuration and inputs goes on
+    from the latter. Before `fit`, what the module's zoo lacks is made; after it, every
+    candidate is measured.
+
+    Args:
+        args: the words after the program's name, or nothing to take them from the shell.
+    """
+
+    def __init__(self, args: list[str] | None = None) -> None:
+        super().__init__(
+            TaskModule,
+            MergeDataModule,
+            args=args,
+            subclass_mode_model=True,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            auto_configure_optimizers=False,
+        )
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self._get(self.config, "trainer").default_root_dir or "runs/unnamed")
+
+    @property
+    def seed(self) -> int:
+        """The seed of the run."""
+        return int(self._get(self.config, "seed_everything") or 0)
+
+    def before_instantiate_classes(self) -> None:
+        """Make what the zoo lacks before anything of this run is built."""
+        model = self._get(self.config, "model")
+        zoo = model.init_args.get("zoo")
+        if self.subcommand != "fit" or zoo is None:
+            return
+        encoder = plain(model.init_args.encoder)
+        options = plain(self._get(self.config, "data"))
+        prepare(
+            _zoo(plain(zoo)),
+            _build(encoder),
+            encoder,
+            MergeDataModule(**options),
+            {key: options[key] for key in DATA_OF_A_TASK},
+            fit=lambda arguments: MergeCLI(["fit", *arguments]) and None,
+        )
+        self._set_seed()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Add the run folder's logger and its resumable checkpoint."""
+        config = self._get(self.config_init, "trainer")
+        kwargs.setdefault("default_root_dir", str(self.folder))
+        if config.get("logger") is None:
+            kwargs["logger"] = CSVLogger(self.folder, name="", version="")
+        given = config.get("callbacks") or []
+        kwargs["callbacks"] = [
+            *(given if isinstance(given, list) else [given]),
+            ModelCheckpoint(self.folder / "checkpoints", save_top_k=0, save_last=True),
+        ]
+        return super().instantiate_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        """Go on from the last checkpoint of the same run; record the splits."""
+        self.datamodule.load(test=isinstance(self.model, CoefficientModule))
+        self.datamodule.write_splits(self.folder / "splits.json")
+        mark, record = self._mark(), self.folder / "run.fingerprint"
+        last = self.folder / "checkpoints" / "last.ckpt"
+        config = self.config_init[self.subcommand]
+        if config.get("ckpt_path") is None and last.exists():
+            if record.exists() and record.read_text() == mark:
+                rank_zero_info(f"going on from {last}")
+                config.ckpt_path = str(last)
+            else:
+                rank_zero_info(f"{last} is of another configuration or other inputs: starting anew")
+                last.unlink()
+        with atomic_write(record) as temporary:
+            temporary.write_text(mark)
+
+    def _mark(self) -> str:
+        config = plain(self.config[self.subcommand])
+        config["trainer"] = {
+            key: value
+            for key, value in config["trainer"].items()
+            if key not in ("default_root_dir", "logger", "callbacks", "enable_progress_bar")
+        }
+        inputs = [self.datamodule.digest(task) for task in self.datamodule.tasks]
+        if isinstance(self.model, CoefficientModule):
+            zoo = self.model.zoo
+            files = [zoo.base, zoo.heads, *map(zoo.expert, self.datamodule.tasks)]
+            inputs += [file_hash(file) for file in files]
+        return fingerprint([config, inputs])
+
+    def after_fit(self) -> None:
+        """Measure every candidate and show the table."""
+        if not isinstance(self.model, CoefficientModule) or self.trainer.interrupted:
+            return
+        results = compare(
+            self.trainer,
+            Evaluate(self.model.encoder, self.model.zoo.heads, self.model.zoo.base),
+            self.datamodule,
+            self.model.candidates,
+            self.folder,
+            seed=self.seed,
+            command=shlex.join(["python", "-m", "lightning_merge", *sys.argv[1:]]),
+        )
+        if self.trainer.is_global_zero:
+            console = Console()
+            console.print(rich_table(results, width=console.width))
+            console.print(f"run folder: {self.folder}")
+
+
+def _build(config: dict[str, Any]) -> Encoder:
+    """Return the encoder that a class_path and init_args describe."""
+    module, name = config["class_path"].rsplit(".", 1)
+    encoder: Encoder = getattr(importlib.import_module(module), name)(**config.get("init_args", {}))
+    return encoder
+
+
+def _zoo(values: dict[str, Any]) -> Zoo:
+    return Zoo(**{**values, "text": TextTower(**values["text"])})

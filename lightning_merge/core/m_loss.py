@@ -1,0 +1,144 @@
+"""M-Loss: how much averaging weights differs from averaging outputs (papers: M-Loss, section 3).
+
+For experts k with pre-activations h_k of one layer at the same input and weights a_k,
+D = act(sum_k a_k h_k) - sum_k a_k act(h_k): the merged layer's output less the ensemble's.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Activation = Callable[[Tensor], Tensor]
+Reduce = Literal["abs", "square"]
+
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu": functional.gelu,
+    "gelu_tanh": partial(functional.gelu, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "relu": functional.relu,
+    "silu": functional.silu,
+    "tanh": torch.tanh,
+}
+"""Activations that can be asked for by name."""
+
+_CHUNK = 2**22  # pre-activations in memory at a time: 16 MiB in float32
+
+
+def _merged_and_discrepancy(
+    pre_activations: Tensor, activation: Activation, weights: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The merged output act(sum_k a_k h_k) and D, both [n, d]."""
+    if weights is None:
+        merged = activation(pre_activations.mean(0))
+        return merged, merged - activation(pre_activations).mean(0)
+    merged = activation(torch.tensordot(weights, pre_activations, 1))
+    return merged, merged - torch.tensordot(weights, activation(pre_activations), 1)
+
+
+def node_m_loss(
+    pre_activations: Tensor,
+    activation: Activation,
+    weights: Tensor | None = None,
+    reduce: Reduce = "abs",
+    *,
+    normalized: bool = False,
+    eps: float = 1e-4,
+) -> Tensor:
+    """Node M-Loss, Definition 3.4, averaged over samples.
+
+    Args:
+        pre_activations: h of every expert at the same inputs, [K, n, d].
+        activation: Element-wise non-linearity.
+        weights: Merging weights a, [K]; 1/K each by default.
+        reduce: "abs" averages |D| (the paper), "square" averages D^2 (the published code).
+        normalized: Divide |D| by |act(sum a h)| + eps before averaging (Definition 3.6).
+        eps: Guards the division.
+
+    Returns:
+        Losses of the d nodes, [d].
+    """
+    merged, loss = _merged_and_discrepancy(pre_activations, activation, weights)
+    if normalized:
+        loss = loss / (merged.abs() + eps)
+    return (loss.abs() if reduce == "abs" else loss.square()).mean(0)
+
+
+def layer_m_loss(
+    pre_activations: Tensor,
+    activation: Activation,
+    weights: Tensor | None = None,
+    *,
+    normalized: bool = False,
+    eps: float = 1e-4,
+) -> Tensor:
+    """Layer M-Loss, Definition 3.3: the L2 norm of D over the nodes, averaged over samples.
+
+    For one sample its square is the sum of the squared node losses (Equation 5).
+
+    Args:
+        pre_activations: h of every expert at the same inputs, [K, n, d].
+        activation: Element-wise non-linearity.
+        weights: Merging weights a, [K]; 1/K each by default.
+        normalized: Divide by the norm of act(sum a h) + eps (Definition 3.5).
+        eps: Guards the division.
+
+    Returns:
+        A scalar tensor.
+    """
+    merged, discrepancy = _merged_and_discrepancy(pre_activations, activation, weights)
+    loss = discrepancy.norm(dim=-1)
+    if normalized:
+        loss = loss / (merged.norm(dim=-1) + eps)
+    return loss.mean()
+
+
+def linear_node_m_loss(
+    inputs: Tensor,
+    weights: Tensor,
+    biases: Tensor | None,
+    activation: Activation,
+    reduce: Reduce = "abs",
+) -> Tensor:
+    """Node M-Loss of a linear layer, in chunks of samples, all experts in one product.
+
+    Args:
+        inputs: The layer's inputs, the same for all experts, [n, in].
+        weights: The experts' weights, [K, d, in].
+        biases: The experts' biases, [K, d], if the layer has one.
+        activation: Element-wise non-linearity that follows the layer.
+        reduce: As for `node_m_loss`.
+
+    Returns:
+        Losses of the d nodes, [d].
+    """
+    experts, nodes = weights.shape[:2]
+    matrix, offset = weights.flatten(0, 1), None if biases is None else biases.flatten()
+    loss = inputs.new_zeros(nodes)
+    for chunk in inputs.split(max(1, _CHUNK // (experts * nodes))):
+        hidden = functional.linear(chunk, matrix, offset).unflatten(-1, (experts, nodes))
+        chunk_loss = node_m_loss(hidden.movedim(1, 0), activation, reduce=reduce)
+        loss = loss + chunk_loss * (len(chunk) / len(inputs))
+    return loss
+
+
+def rank_normalize(loss: Tensor) -> Tensor:
+    """RankNorm of Algorithm 1: ascending ranks 0 .. d-1 over d - 1, [d], in float64.
+
+    Of equal losses the first ranks highest; a single node ranks 0.
+    """
+    nodes = len(loss)
+    ranks = torch.arange(nodes - 1, -1, -1, dtype=torch.float64, device=loss.device)
+    ranks = torch.empty_like(ranks).scatter_(0, loss.argsort(descending=True, stable=True), ranks)
+    return ranks / max(nodes - 1, 1)
+
+
+def row_keep_ratios(loss: Tensor, keep: float, spread: float) -> Tensor:
+    """Fraction of its inputs that each node keeps, keep - spread * rank, [d], in float64.
+
+    The node with the highest loss keeps the least (M-TIES, Algorithm 1, line 15).
+    """
+    return keep - spread * rank_normalize(loss)

@@ -1,0 +1,39 @@
+"""What is compared: named weights on disk."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Weights that take part in the comparison.
+
+    Args:
+        name: row of the table.
+        weights: one file for all tasks, or one per task (the individual experts).
+        seconds: time that merging or learning took.
+        note: what a reader of the number must know.
+        bound: not a merged network: base, individual experts.
+        options: further files to choose from on the validation split, by what distinguishes
+            them; the best takes the place of `weights`.
+    """
+
+    name: str
+    weights: Path | Mapping[str, Path]
+    seconds: float = 0.0
+    note: str = ""
+    bound: bool = False
+    options: Mapping[str, Path] | None = None
+
+    def file(self, task: str) -> Path:
+        """Return the weights that answer for a task."""
+        return self.weights if isinstance(self.weights, Path) else self.weights[task]
+
+
+def bounds(base: Path, experts: Mapping[str, Path]) -> Sequence[Candidate]:
+    """Return the rows that enclose every merged network: the base and the experts."""
+    return (
+        Candidate("base", base, note="pretrained, not merged", bound=True),
+        Candidate("individual", experts, note="each task by its own expert", bound=True),
+    )

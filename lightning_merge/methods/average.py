@@ -1,0 +1,26 @@
+"""Averaging the experts' weights."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from lightning_merge.core.task_vectors import TaskVectors
+from lightning_merge.methods.base import MergeMethod, Resources, Transform, Update
+
+
+@dataclass(frozen=True)
+class Average(MergeMethod):
+    """Mean of the experts' weights, (1/K) sum_k theta_k. Needs nothing but weights.
+
+    Reference: Wortsman et al. 2022, "Model soups".
+
+    Args:
+        transforms: Applied to the task vectors first, in order.
+    """
+
+    transforms: Sequence[Transform] = ()
+    reference: ClassVar[str] = "Wortsman et al. 2022, arXiv:2203.05482"
+
+    def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
+        """Average every tensor."""
+        return lambda name, stacked: stacked.mean(0)

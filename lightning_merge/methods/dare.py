@@ -1,0 +1,49 @@
+"""DARE: drop entries at random and rescale the others."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lightning_merge.core.errors import InputError
+from lightning_merge.core.seeding import generator_for
+from lightning_merge.core.task_vectors import TaskVectors
+from lightning_merge.methods.base import Transform
+
+
+@dataclass(frozen=True)
+class Dare(Transform):
+    """Drop each entry with probability p, divide the others by 1 - p. Needs nothing else.
+
+    The expectation of every task vector is unchanged. The random numbers depend on the
+    seed, the task and the tensor's name alone, not on the order of reading.
+
+    Reference: Yu et al. 2024, "Language models are super Mario".
+
+    Args:
+        drop: Probability p of dropping an entry, in [0, 1).
+        seed: Seed of the random numbers.
+
+    Raises:
+        InputError: `drop` is outside [0, 1).
+    """
+
+    drop: float = 0.9
+    seed: int = 0
+    reference: ClassVar[str] = "Yu et al. 2024, arXiv:2311.03099"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.drop < 1:
+            raise InputError(f"drop={self.drop} is outside [0, 1): choose, for example, 0.9")
+
+    def __call__(self, vectors: TaskVectors) -> TaskVectors:
+        """Return the task vectors with entries dropped."""
+
+        def drop(name: str, stacked: Tensor) -> Tensor:
+            generators = (generator_for(self.seed, task, name) for task in vectors.tasks)
+            uniform = torch.stack([torch.rand(stacked.shape[1:], generator=g) for g in generators])
+            kept = (uniform >= self.drop).to(stacked.device)
+            return torch.where(kept, stacked / (1 - self.drop), 0.0)
+
+        return vectors.map(drop)

@@ -1,0 +1,78 @@
+"""LwPTV: prune the layers of task vectors in which the tasks hardly differ."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_merge.core.errors import InputError
+from lightning_merge.core.task_vectors import TaskVectors, flatten_tasks, per_task
+from lightning_merge.methods.base import Transform
+from lightning_merge.methods.checks import require_choice
+
+
+@dataclass(frozen=True)
+class LwPTV(Transform):
+    """Layer-wise pruning of task vectors. Needs nothing but weights.
+
+    Score of task k in layer l: s_kl = mean over entries of |tau_kl - mean_j tau_jl|. Task k
+    keeps the layers whose score exceeds its floor(L * prune_ratio)-th smallest (from 0);
+    the layers that any task keeps are kept for all. A layer is one named tensor.
+
+    Reference: Zhang et al. 2025, "Merging Smarter, Generalizing Better", equations 5 to 7.
+
+    Args:
+        prune_ratio: Fraction eta of layers that each task prunes; 0 prunes nothing, 1 or
+            more everything.
+        score: "diversity" as above, or "magnitude", the mean of |tau_kl| (ablation).
+        shared: Keep for all tasks what one keeps; False lets each task use its own mask
+            (ablation).
+
+    Raises:
+        InputError: `prune_ratio` is negative or the score unknown.
+    """
+
+    prune_ratio: float = 0.7
+    score: Literal["diversity", "magnitude"] = "diversity"
+    shared: bool = True
+    reference: ClassVar[str] = "Zhang et al. 2025, Merging Smarter, Generalizing Better"
+
+    def __post_init__(self) -> None:
+        if not self.prune_ratio >= 0:
+            raise InputError(f"prune_ratio={self.prune_ratio} is negative: choose one in [0, 1]")
+        require_choice(("diversity", "magnitude"), score=self.score)
+
+    def __call__(self, vectors: TaskVectors) -> TaskVectors:
+        """Return the task vectors with the pruned layers zeroed."""
+        if self.prune_ratio == 0:
+            return vectors
+        masks = self.task_masks(self.scores(vectors))
+        if self.shared:
+            masks = self.shared_mask(masks).expand_as(masks)
+        kept = dict(zip(vectors.names, masks.T, strict=True))
+        return vectors.map(
+            lambda name, stacked: torch.where(per_task(kept[name], stacked), stacked, 0.0)
+        )
+
+    def scores(self, vectors: TaskVectors) -> Tensor:
+        """Saliency s_kl of every task and layer, [K, L] in float64; reads every tensor once."""
+        return torch.stack([self._score(vectors[name]) for name in vectors.names], dim=1)
+
+    def _score(self, stacked: Tensor) -> Tensor:
+        centre = stacked.mean(0) if self.score == "diversity" else 0.0
+        deviation = flatten_tasks((stacked - centre).abs_())
+        return deviation.sum(1, dtype=torch.float64) / max(deviation.shape[1], 1)
+
+    def task_masks(self, scores: Tensor) -> Tensor:
+        """The layers that each task keeps by itself, bool [K, L], from scores [K, L]."""
+        layers = scores.shape[1]
+        rank = int(layers * self.prune_ratio)
+        if self.prune_ratio == 0 or rank >= layers:
+            return torch.full_like(scores, self.prune_ratio == 0, dtype=torch.bool)
+        return scores > scores.sort(dim=1).values[:, rank, None]
+
+    @staticmethod
+    def shared_mask(task_masks: Tensor) -> Tensor:
+        """The layers that at least one task keeps, bool [L], from masks [K, L]."""
+        return task_masks.any(0)

@@ -1,0 +1,240 @@
+"""M-TIES: TIES in which the nodes where averaging weights fails most keep the least."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from lightning_merge.core.elect import Combine, disjoint_merge, elect_signs
+from lightning_merge.core.errors import InputError
+from lightning_merge.core.m_loss import (
+    ACTIVATIONS,
+    Activation,
+    Reduce,
+    linear_node_m_loss,
+    row_keep_ratios,
+)
+from lightning_merge.core.names import match_names
+from lightning_merge.core.seeding import generator_for
+from lightning_merge.core.task_vectors import TaskVectors, wide
+from lightning_merge.core.tracing import activated_linears, run_visiting
+from lightning_merge.core.trim import trim_rows
+from lightning_merge.methods.base import (
+    Batches,
+    MergeMethod,
+    Resources,
+    Transform,
+    Update,
+    Weights,
+    merge_each,
+    merge_one,
+)
+from lightning_merge.methods.checks import require_between, require_choice, require_finite
+from lightning_merge.methods.ties import TrimScope, trimming
+
+LayerInputs = Literal["merged", "base"]
+NodeOrder = Literal["loss", "random", "uniform", "reversed"]
+
+
+@dataclass(frozen=True)
+class MTiesAnalysis:
+    """What M-TIES merged, and why; layers by the name of their weight, in network order.
+
+    Attributes:
+        merged: Merged weights by name.
+        losses: Node M-Loss of every ranked layer, [out_features].
+        keep_ratios: Fraction of its inputs that every node kept, [out_features].
+    """
+
+    merged: dict[str, Tensor]
+    losses: dict[str, Tensor]
+    keep_ratios: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class MTies(MergeMethod):
+    """TIES with a keep ratio per node, ranked by M-Loss. Needs unlabelled batches.
+
+    In every linear layer with an activation, row j of each expert's task vector keeps the
+    fraction keep - spread * rank_j of its inputs, rank_j in [0, 1] ascending with the
+    node's M-Loss |act(sum_k a_k h_kj) - sum_k a_k act(h_kj)|. All other tensors are
+    trimmed to `keep`. Then sign election (ties go to +) and scale * disjoint mean or sum.
+    The network runs once: when it reaches a layer, that layer is merged, and the pass goes
+    on with the merged one.
+
+    Reference: Wang et al. 2025, "M-Loss", Algorithm 1. The published code differs from the
+    paper: `layer_inputs="base"`, `reduce="square"`, `activation="gelu_tanh"`.
+
+    Args:
+        keep: Fraction kept by the node of lowest loss and by all other tensors, in [0, 1].
+        spread: How much less the node of highest loss keeps, in [0, keep].
+        layer_inputs: A layer sees activations of the "merged" prefix or of the "base".
+        reduce: Average of |D| ("abs") or of D^2 ("square") over samples and tokens.
+        layers: Which layers are ranked: positions among those found, or names of linear
+            modules; all that are found by default.
+        node_order: "loss", or a control: "random" ranks, "uniform" ratio keep - spread / 2,
+            "reversed" ranks.
+        activation: gelu, gelu_tanh, quick_gelu, relu, silu or tanh in place of the model's
+            own; required for named layers whose activation is no module.
+        combine: Disjoint "mean" or "sum".
+        scale: Factor of the update.
+        trim: Scope of the plain trim of other tensors, "per_tensor" or "global".
+        seed: Of the random ranks.
+        transforms: Applied to the task vectors first; the M-Loss is then that of the
+            experts they stand for.
+
+    Raises:
+        InputError: A value is out of its bounds.
+    """
+
+    keep: float = 0.2
+    spread: float = 0.1
+    layer_inputs: LayerInputs = "merged"
+    reduce: Reduce = "abs"
+    layers: Sequence[int | str] | None = None
+    node_order: NodeOrder = "loss"
+    activation: str | None = None
+    combine: Combine = "mean"
+    scale: float = 1.0
+    trim: TrimScope = "per_tensor"
+    seed: int = 0
+    transforms: Sequence[Transform] = ()
+    reference: ClassVar[str] = "Wang et al. 2025, M-Loss"
+    needs: ClassVar[str] = "unlabelled batches"
+
+    def __post_init__(self) -> None:
+        require_between(0, 1, keep=self.keep)
+        require_between(0, self.keep, spread=self.spread)
+        require_finite(scale=self.scale)
+        require_choice(get_args(LayerInputs), layer_inputs=self.layer_inputs)
+        require_choice(get_args(Reduce), reduce=self.reduce)
+        require_choice(get_args(NodeOrder), node_order=self.node_order)
+        require_choice(get_args(Combine), combine=self.combine)
+        require_choice(get_args(TrimScope), trim=self.trim)
+        if self.activation is not None:
+            require_choice(tuple(ACTIVATIONS), activation=self.activation)
+
+    def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
+        """Rank the nodes in one pass over the network."""
+        return self._rank(vectors, resources).update
+
+    @torch.no_grad()
+    def analyse(
+        self,
+        base: Weights,
+        experts: Mapping[str, Weights],
+        *,
+        model: nn.Module,
+        batches: Batches,
+    ) -> MTiesAnalysis:
+        """Merge as a call does, and return the node losses and keep ratios with the result."""
+        vectors = self.task_vectors(base, experts)
+        ranking = self._rank(vectors, Resources(model, batches))
+        merged = dict(merge_each(vectors, ranking.update))
+        return MTiesAnalysis(merged, ranking.losses, ranking.keep_ratios)
+
+    def _rank(self, vectors: TaskVectors, resources: Resources) -> "_Ranking":
+        model, images = resources.network("M-TIES"), resources.inputs("M-TIES")
+        layers = self._choose_layers(model, images[:1])
+        ranking = _Ranking(self, vectors)
+        ranking.run(model, images, layers)
+        return ranking
+
+    def _choose_layers(self, model: nn.Module, example: Tensor) -> dict[str, Activation]:
+        """The ranked layers by module name, with their activations."""
+        found = activated_linears(model, example)
+        if self.layers is None and not found:
+            raise InputError(
+                "layers=None: no linear layer of the model feeds an activation module; "
+                "name linear layers, and the activation that follows them"
+            )
+        names = list(found)
+        linears = [n for n, module in model.named_modules() if isinstance(module, nn.Linear)]
+        chosen: dict[str, Activation] = {}
+        for layer in names if self.layers is None else self.layers:
+            if isinstance(layer, int) and not -len(names) <= layer < len(names):
+                raise InputError(f"layers: {layer} is none of the {len(names)} layers found")
+            name = names[layer] if isinstance(layer, int) else layer
+            if name not in linears:
+                raise InputError(
+                    f"layers: {name!r} is no linear layer of the model, as {linears[:3]} are"
+                )
+            if self.activation is None and name not in found:
+                raise InputError(
+                    f"layers: no activation module follows {name!r}; "
+                    f"set activation to one of {', '.join(ACTIVATIONS)}"
+                )
+            chosen[name] = ACTIVATIONS[self.activation] if self.activation else found[name]
+        return chosen
+
+
+@dataclass
+class _Ranking:
+    """The state of one M-TIES run: what is known of the layers passed so far."""
+
+    method: MTies
+    vectors: TaskVectors
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    keep_ratios: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._plain_trim = trimming(self.vectors, self.method.keep, self.method.trim)
+
+    def update(self, name: str, stacked: Tensor) -> Tensor:
+        """Trim by row where a layer is ranked, plainly elsewhere; elect and merge."""
+        if name in self.keep_ratios:
+            trimmed = trim_rows(stacked, self.keep_ratios[name])
+        else:
+            trimmed = self._plain_trim(name, stacked)
+        merged = disjoint_merge(trimmed, elect_signs(trimmed), self.method.combine)
+        return merged.mul_(self.method.scale)
+
+    def run(self, model: nn.Module, images: Tensor, layers: Mapping[str, Activation]) -> None:
+        """Pass the images through the network once, ranking each layer on the way."""
+        own = {name: t for name, t in model.state_dict().items() if t.is_floating_point()}
+        stored = match_names(own, self.vectors.base)
+        weights = {f"{layer}.weight" for layer in layers}
+        state = {
+            name: torch.empty_like(tensor).copy_(self._prefix(stored[name], name in weights))
+            for name, tensor in own.items()
+        }
+        visitors = {
+            layer: partial(
+                self._visit,
+                stored[f"{layer}.weight"],
+                stored.get(f"{layer}.bias"),
+                activation,
+                state[f"{layer}.weight"],
+            )
+            for layer, activation in layers.items()
+        }
+        run_visiting(model, state, images, visitors)
+
+    def _prefix(self, name: str, ranked: bool) -> Tensor:
+        """A tensor as the pass begins: merged already, unless its own layer is to be ranked."""
+        if ranked or self.method.layer_inputs == "base":
+            return self.vectors.base[name]
+        return merge_one(self.vectors, name, self.update)
+
+    def _visit(
+        self, weight: str, bias: str | None, activation: Activation, running: Tensor, inputs: Tensor
+    ) -> None:
+        """Rank the nodes of one layer at its inputs [n, in]; then merge it in place."""
+        biases = None if bias is None else self.vectors.weights(bias).to(inputs.device)
+        weights = self.vectors.weights(weight).to(inputs.device)
+        loss = linear_node_m_loss(wide(inputs), weights, biases, activation, self.method.reduce)
+        self.losses[weight] = loss.cpu()
+        self.keep_ratios[weight] = self._ratios(weight, self.losses[weight])
+        if self.method.layer_inputs == "merged":
+            running.copy_(merge_one(self.vectors, weight, self.update))
+
+    def _ratios(self, weight: str, loss: Tensor) -> Tensor:
+        keep, spread, order = self.method.keep, self.method.spread, self.method.node_order
+        if order == "uniform":
+            return torch.full(loss.shape, keep - spread / 2, dtype=torch.float64)
+        if order == "random":
+            loss = torch.rand(loss.shape, generator=generator_for(self.method.seed, weight))
+        return row_keep_ratios(-loss if order == "reversed" else loss, keep, spread)

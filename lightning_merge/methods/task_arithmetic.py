@@ -1,0 +1,35 @@
+"""Task arithmetic: add the sum of the task vectors to the base."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from lightning_merge.core.task_vectors import TaskVectors
+from lightning_merge.methods.base import MergeMethod, Resources, Transform, Update
+from lightning_merge.methods.checks import require_finite
+
+
+@dataclass(frozen=True)
+class TaskArithmetic(MergeMethod):
+    """Scaled sum of task vectors, theta_0 + scale * sum_k tau_k. Needs nothing but weights.
+
+    Reference: Ilharco et al. 2023, "Editing models with task arithmetic".
+
+    Args:
+        scale: Factor of the summed task vectors; 1/K makes it the average.
+        transforms: Applied to the task vectors first, in order.
+
+    Raises:
+        InputError: The scale is not finite.
+    """
+
+    scale: float = 0.3
+    transforms: Sequence[Transform] = ()
+    reference: ClassVar[str] = "Ilharco et al. 2023, arXiv:2212.04089"
+
+    def __post_init__(self) -> None:
+        require_finite(scale=self.scale)
+
+    def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
+        """Sum every tensor's task vectors."""
+        return lambda name, stacked: stacked.sum(0).mul_(self.scale)

@@ -1,0 +1,48 @@
+"""Encoders and classification heads; the libraries behind them are imported when one is built."""
+
+from lightning_merge.models.encoder import Encoder
+from lightning_merge.models.from_open_clip import OpenClipEncoder
+from lightning_merge.models.from_timm import TimmEncoder
+from lightning_merge.models.from_transformers import TransformersEncoder
+from lightning_merge.models.heads import (
+    CosineHead,
+    Head,
+    LinearHead,
+    class_mean_head,
+    linear_probe_head,
+    load_heads,
+    save_heads,
+)
+from lightning_merge.models.mini_vit import MiniViT
+from lightning_merge.models.preprocess import Preprocess
+from lightning_merge.models.text_heads import zero_shot_head, zero_shot_heads
+
+__all__ = [
+    "CosineHead",
+    "Encoder",
+    "Head",
+    "LinearHead",
+    "MiniViT",
+    "OpenClipEncoder",
+    "Preprocess",
+    "TimmEncoder",
+    "TransformersEncoder",
+    "class_mean_head",
+    "encoders",
+    "linear_probe_head",
+    "load_heads",
+    "save_heads",
+    "zero_shot_head",
+    "zero_shot_heads",
+]
+
+
+def encoders() -> dict[str, str]:
+    """Return the name of every encoder class known so far, with the first line of its docstring."""
+    found: dict[str, str] = {}
+    waiting = [Encoder]
+    while waiting:
+        for kind in waiting.pop().__subclasses__():
+            waiting.append(kind)
+            found[kind.__name__] = (kind.__doc__ or "").strip().partition("\n")[0]
+    return dict(sorted(found.items()))

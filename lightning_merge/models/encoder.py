@@ -1,0 +1,96 @@
+"""The one shape of every image encoder: a backbone, its preprocessing, its feature width."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_merge.models.loading import load_strict
+from lightning_merge.models.preprocess import Preprocess
+
+
+class Encoder(nn.Module):
+    """An image encoder whose backbone is what gets merged.
+
+    The names in ``backbone.state_dict()`` are the names of checkpoints, task vectors and
+    coefficients. A subclass builds its backbone and hands it to this constructor.
+
+    The encoder starts in eval mode. BatchNorm layers stay there even while training, so that
+    all experts share the statistics of their base, unless ``update_statistics`` is set (as
+    pretraining from scratch needs).
+
+    Args:
+        backbone: Maps normalised float images [n, 3, s, s] to features [n, dim].
+        preprocess: How images are made for it.
+        dim: Width of the features.
+    """
+
+    update_statistics: bool = False
+
+    def __init__(self, backbone: nn.Module, preprocess: Preprocess, dim: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.preprocess = preprocess
+        self.dim = dim
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the features [n, dim] of normalised images [n, 3, s, s]."""
+        return self.project(self.backbone(images))
+
+    def functional(self, state: Mapping[str, Tensor], images: Tensor) -> Tensor:
+        """Return the features with the backbone's tensors replaced by ``state``.
+
+        Gradients flow into ``state``; the encoder itself is left alone. Only where
+        ``update_statistics`` is set does training mode write new statistics into ``state``.
+
+        Args:
+            state: A tensor for exactly each name of ``backbone.state_dict()``.
+            images: Normalised float images [n, 3, s, s].
+
+        Raises:
+            RuntimeError: If a name is missing or unknown.
+        """
+        tensors = {**self._constants(), **state}
+        return self.project(functional_call(self.backbone, tensors, (images,), strict=True))
+
+    def project(self, pooled: Tensor) -> Tensor:
+        """Turn what the backbone returns into features; the identity unless overridden."""
+        return pooled
+
+    def train(self, mode: bool = True) -> Encoder:
+        """Set training mode, leaving BatchNorm in eval unless ``update_statistics`` is set."""
+        super().train(mode)
+        if mode and not self.update_statistics:
+            for module in self.backbone.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def load(self, source: str | Path | Mapping[str, Tensor]) -> Encoder:
+        """Load the backbone's weights, all of them and no others.
+
+        A file may hold more than the backbone - a text tower, a classifier - under other names.
+
+        Args:
+            source: A checkpoint file or folder, or a mapping from names to tensors.
+
+        Returns:
+            This encoder.
+
+        Raises:
+            InputError: If the file cannot be read, or holds another architecture; the message
+                lists the tensors that are missing, left over or of another shape.
+        """
+        load_strict(self.backbone, source)
+        return self
+
+    def _constants(self) -> dict[str, Tensor]:
+        """Return the backbone's buffers that no checkpoint holds, such as position indices."""
+        persistent = set(self.backbone.state_dict())
+        buffers = self.backbone.named_buffers()
+        return {name: buffer for name, buffer in buffers if name not in persistent}

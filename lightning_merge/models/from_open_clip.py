@@ -1,0 +1,112 @@
+"""Visual towers of open_clip."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lightning_merge.core.errors import InputError
+from lightning_merge.models.encoder import Encoder
+from lightning_merge.models.loading import unknown_name
+from lightning_merge.models.preprocess import Preprocess
+
+
+class OpenClipEncoder(Encoder):
+    """Visual tower of any open_clip model; the text tower is not kept.
+
+    Features are the image embeddings that zero-shot text heads are compared with. OpenAI's
+    weights, and all experts fine-tuned from them, need a ``-quickgelu`` model.
+
+    Args:
+        name: Model, such as ViT-B-32-quickgelu, ViT-B-16, ViT-L-14 or ViT-H-14.
+        pretrained: Tag of published weights, such as openai or laion2b_s34b_b79k.
+        weights: File of weights, of the tower or of the whole model. ``pretrained`` beside it
+            only tells which weights they were fine-tuned from: it settles the preprocessing and
+            the check of the activation, and nothing is downloaded.
+
+    Raises:
+        InputError: If the name or the tag is unknown, the tag's weights need the other
+            activation, they cannot be had, or the file fits another architecture.
+    """
+
+    def __init__(
+        self,
+        name: str = "ViT-B-32-quickgelu",
+        pretrained: str | None = None,
+        weights: str | Path | None = None,
+    ) -> None:
+        import open_clip
+
+        visual = create_clip(name, pretrained, download=weights is None).visual
+        if getattr(visual, "output_tokens", False):  # CoCa returns its tokens as well
+            visual.output_tokens = False
+        preprocess = Preprocess.from_open_clip(visual.preprocess_cfg)
+        super().__init__(visual, preprocess, open_clip.get_model_config(name)["embed_dim"])
+        if weights is not None:
+            self.load(weights)
+
+
+def create_clip(name: str, pretrained: str | None = None, *, download: bool = True) -> Any:
+    """Build a whole open_clip model in eval mode.
+
+    Args:
+        name: Model name of open_clip.
+        pretrained: Tag of published weights.
+        download: Load the tag's weights; otherwise only its preprocessing is used and the
+            weights are random.
+
+    Raises:
+        InputError: As :class:`OpenClipEncoder`.
+    """
+    import open_clip
+
+    tag_config = _check(name, pretrained)
+    with _quiet():
+        if pretrained is None or not download:
+            return open_clip.create_model(name, force_preprocess_cfg=tag_config).eval()
+        try:
+            return open_clip.create_model(name, pretrained=pretrained).eval()
+        except (OSError, RuntimeError) as error:
+            raise InputError(
+                f"pretrained={pretrained!r}: the weights of {name} could not be loaded ({error}). "
+                "Go online once, or give a file as weights."
+            ) from error
+
+
+def _check(name: str, pretrained: str | None) -> dict[str, Any]:
+    """Return open_clip's record of the tag, or raise InputError for a pair that does not fit."""
+    import open_clip
+
+    if name not in open_clip.list_models():
+        raise unknown_name("name", name, open_clip.list_models())
+    if pretrained is None:
+        return {}
+    config = open_clip.get_pretrained_cfg(name, pretrained)
+    if not config:
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        remedy = f" Tags of {name}: {', '.join(tags) or 'none'}. A file goes into weights."
+        raise unknown_name("pretrained", pretrained, tags, remedy)
+    needs = bool(config.get("quick_gelu", False))
+    other = f"{name}-quickgelu" if needs else name.removesuffix("-quickgelu")
+    has = bool(open_clip.get_model_config(name).get("quick_gelu", False))
+    if needs != has and other in open_clip.list_models() and other != name:
+        trained = "QuickGELU" if needs else "GELU"
+        raise InputError(
+            f"name={name!r} does not have the activation of pretrained={pretrained!r}, whose "
+            f"weights were trained with {trained}: use name={other!r}."
+        )
+    return config
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep open_clip from warning that weights are random, which the caller asked for."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.ERROR))
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,71 @@
+"""Encoders of timm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning_merge.core.errors import InputError
+from lightning_merge.models.encoder import Encoder
+from lightning_merge.models.loading import unknown_name
+from lightning_merge.models.preprocess import Preprocess
+
+
+class TimmEncoder(Encoder):
+    """Any timm model without its classifier: resnet50, every ViT.
+
+    Features are what timm's classifier would see, pooled and normalised as the model does.
+
+    Args:
+        name: Model, with or without a tag: resnet50, vit_base_patch16_224.augreg_in21k.
+        pretrained: Download the weights of the tag, or of the model's default tag.
+        weights: File of weights instead; a classifier in it is left out.
+        options: Further arguments of ``timm.create_model``, such as img_size or drop_path_rate.
+
+    Raises:
+        InputError: If the name is unknown, the weights cannot be had, or the file fits another
+            architecture.
+    """
+
+    def __init__(
+        self,
+        name: str = "resnet50",
+        pretrained: bool = False,
+        weights: str | Path | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        import timm
+        from timm.data import resolve_data_config
+
+        options = dict(options or {})
+        if pretrained and weights is not None:
+            raise InputError(f"pretrained=True and weights={weights}: give only one of them.")
+        _check(name)
+        try:
+            model: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+        except (OSError, RuntimeError, TypeError) as error:
+            raise InputError(
+                f"name={name!r}, pretrained={pretrained}, options={options}: timm could not build "
+                f"the model ({error}). Correct the options; offline, give a file as weights."
+            ) from error
+        size = {"img_size": options["img_size"]} if "img_size" in options else {}
+        config = resolve_data_config(size, model=model)
+        dim = getattr(model, "head_hidden_size", None) or model.num_features
+        super().__init__(model, Preprocess.from_timm(config), int(dim))
+        if weights is not None:
+            self.load(weights)
+
+
+def _check(name: str) -> None:
+    """Raise InputError unless timm has the model and, if the name has one, the tag."""
+    import timm
+
+    if name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
+        return
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        raise unknown_name("name", name, timm.list_models())
+    tagged = timm.list_pretrained(f"{architecture}.*")
+    if tag and name not in tagged:
+        raise unknown_name("name", name, tagged, f" Tags of {architecture}: {', '.join(tagged)}.")

@@ -1,0 +1,73 @@
+"""Strict loading of a module from published weights, and errors about names."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import takewhile
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from lightning_merge.core.checkpoint import Checkpoint, match_names, open_checkpoint, select
+from lightning_merge.core.errors import InputError
+
+
+def unknown_name(argument: str, value: str, known: Iterable[str], remedy: str = "") -> InputError:
+    """Return the error for a name that is not known, with the nearest known ones."""
+    near = difflib.get_close_matches(value, list(known), n=5, cutoff=0.5)
+    hint = f" Did you mean {', '.join(near)}?" if near else ""
+    return InputError(f"{argument}={value!r} is not known.{hint}{remedy}")
+
+
+def load_strict(module: nn.Module, source: str | Path | Mapping[str, Tensor]) -> None:
+    """Load every tensor of ``module`` from a checkpoint that may hold other modules beside it.
+
+    Args:
+        module: What is loaded; its state dict names what is wanted.
+        source: A checkpoint file or folder, or a mapping.
+
+    Raises:
+        InputError: If the file cannot be read, or if tensors are missing, have another shape,
+            or have no place in the submodules of ``module`` that the checkpoint fills.
+    """
+    checkpoint = source if isinstance(source, Mapping) else open_checkpoint(source)
+    origin = "the given mapping" if isinstance(source, Mapping) else str(source)
+    own = module.state_dict()
+    wanted = select(checkpoint, own)
+    if problems := [*_misshapen(own, wanted), *_left_over(module, checkpoint)]:
+        raise InputError(
+            f"weights={origin}: another architecture than the model's {type(module).__name__}. "
+            f"{_enumerate(problems)}. Give weights of this model, or the model of these weights."
+        )
+    module.load_state_dict({name: wanted[name] for name in own})
+
+
+def _misshapen(own: Mapping[str, Tensor], stored: Checkpoint) -> Iterator[str]:
+    """Describe the tensors whose shape differs."""
+    for name, tensor in own.items():
+        if (shape := stored.shape(name)) != tensor.shape:
+            yield f"{name} has shape {list(shape)} instead of {list(tensor.shape)}"
+
+
+def _left_over(module: nn.Module, checkpoint: Mapping[str, Tensor]) -> Iterator[str]:
+    """Describe stored tensors of submodules that the module has, which it has no place for.
+
+    A deeper network of the same width would otherwise load as its own first half.
+    """
+    own = list(module.state_dict())
+    stored = match_names(own, checkpoint)
+    ends = zip(min(own).split(".")[:-1], max(own).split(".")[:-1], strict=False)
+    shared = "".join(f"{level}." for level, _ in takewhile(lambda pair: len(set(pair)) == 1, ends))
+    prefix = stored[own[0]].removesuffix(own[0].removeprefix(shared))
+    filled = {name.removeprefix(shared).split(".")[0] for name in own}
+    buffers = {prefix + name.removeprefix(shared) for name, _ in module.named_buffers()}
+    for name in sorted(set(checkpoint).difference(stored.values(), buffers)):
+        if name.startswith(prefix) and name.removeprefix(prefix).split(".")[0] in filled:
+            yield f"{name} is left over"
+
+
+def _enumerate(problems: list[str], limit: int = 20) -> str:
+    """Join the first problems, and count the others."""
+    more = [f"and {len(problems) - limit} more"] if len(problems) > limit else []
+    return "; ".join(problems[:limit] + more)

@@ -1,0 +1,123 @@
+"""Zero-shot heads from the names of classes, through the text tower of an open_clip model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_merge.core.checkpoint import file_hash
+from lightning_merge.core.errors import InputError
+from lightning_merge.models.from_open_clip import create_clip
+from lightning_merge.models.heads import CosineHead, load_heads, save_heads
+from lightning_merge.models.loading import load_strict
+
+Prompts = tuple[Sequence[str], Sequence[str]]
+"""The class names of a task, and the templates with ``{}`` where a name goes."""
+
+
+@torch.no_grad()
+def zero_shot_head(
+    model: Any,
+    tokenizer: Callable[[list[str]], Tensor],
+    class_names: Sequence[str],
+    templates: Sequence[str],
+    scale: float | None = None,
+) -> CosineHead:
+    """Build a head from text, as CLIP's zero-shot classification does.
+
+    The row of a class is the normalised mean, over templates, of the normalised embeddings of
+    its prompts (Radford et al. 2021, section 3.1.4).
+
+    Args:
+        model: An open_clip model with ``encode_text`` and ``logit_scale``.
+        tokenizer: Maps texts to token indices [texts, context].
+        class_names: Names of the C classes.
+        templates: Prompts such as ``a photo of a {}.``
+        scale: What the cosines are multiplied by; exp of the model's logit scale when None.
+
+    Raises:
+        InputError: If there is no class or no template, or a template has no ``{}``.
+    """
+    _check_prompts(class_names, templates)
+    device = model.logit_scale.device
+    texts = [template.format(name) for name in class_names for template in templates]
+    chunks = [texts[start : start + 256] for start in range(0, len(texts), 256)]
+    rows = torch.cat([model.encode_text(tokenizer(c).to(device), normalize=True) for c in chunks])
+    means = rows.float().unflatten(0, (len(class_names), len(templates))).mean(dim=1)
+    factor = model.logit_scale.float().exp() if scale is None else scale
+    return CosineHead(F.normalize(means, dim=-1), factor)
+
+
+def zero_shot_heads(
+    tasks: Mapping[str, Prompts],
+    name: str = "ViT-B-32-quickgelu",
+    pretrained: str | None = None,
+    weights: str | Path | None = None,
+    cache: str | Path | None = None,
+) -> dict[str, CosineHead]:
+    """Build the zero-shot heads of several tasks, each only once.
+
+    Args:
+        tasks: Class names and templates of each task.
+        name: Model name of open_clip.
+        pretrained: Tag of published weights.
+        weights: File of the whole model's weights instead.
+        cache: Folder that keeps the heads by model, weights, classes and templates; the text
+            tower is not even loaded when all are there.
+
+    Raises:
+        InputError: As :func:`zero_shot_head` and :class:`OpenClipEncoder`; also if neither
+            ``pretrained`` nor ``weights`` is given.
+    """
+    if pretrained is None and weights is None:
+        raise InputError("pretrained=None, weights=None: a zero-shot head needs a trained model.")
+    for class_names, templates in tasks.values():
+        _check_prompts(class_names, templates)
+    origin = [name, pretrained, weights and file_hash(weights)]
+    heads: dict[str, CosineHead] = {}
+    files = {task: _cache_file(cache, origin, prompts) for task, prompts in tasks.items()}
+    tower: tuple[Any, Any] | None = None
+    for task, prompts in tasks.items():
+        file = files[task]
+        if file is not None and file.is_file():
+            heads[task] = load_heads(file)["head"]  # type: ignore[assignment]
+            continue
+        tower = tower or _text_tower(name, pretrained, weights)
+        heads[task] = zero_shot_head(*tower, *prompts)
+        if file is not None:
+            save_heads({"head": heads[task]}, file)
+    return heads
+
+
+def _text_tower(name: str, pretrained: str | None, weights: str | Path | None) -> tuple[Any, Any]:
+    """Load an open_clip model and its tokenizer."""
+    import open_clip
+
+    model = create_clip(name, pretrained, download=weights is None)
+    if weights is not None:
+        load_strict(model, weights)
+    return model, open_clip.get_tokenizer(name)
+
+
+def _cache_file(cache: str | Path | None, origin: list[Any], prompts: Prompts) -> Path | None:
+    """Name the file that keeps the head of these prompts."""
+    if cache is None:
+        return None
+    key = json.dumps([origin, list(prompts[0]), list(prompts[1])])
+    return Path(cache) / f"head-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
+
+
+def _check_prompts(class_names: Sequence[str], templates: Sequence[str]) -> None:
+    """Raise InputError where prompts cannot be made."""
+    if not class_names or not templates:
+        given = f"class_names={list(class_names)}, templates={list(templates)}"
+        raise InputError(f"{given}: give at least one of each.")
+    if wrong := [template for template in templates if "{}" not in template]:
+        raise InputError(f"templates={wrong}: put {{}} where the name of the class goes.")

@@ -1,0 +1,9 @@
+"""LightningModules over one common base."""
+
+from lightning_merge.modules.base import TaskModule
+from lightning_merge.modules.coefficients import CoefficientModule
+from lightning_merge.modules.evaluate import Evaluate
+from lightning_merge.modules.finetune import FineTune
+from lightning_merge.modules.stats_merging import StatsMerging
+
+__all__ = ["CoefficientModule", "Evaluate", "FineTune", "StatsMerging", "TaskModule"]

@@ -1,0 +1,164 @@
+"""What all modules that learn merging coefficients share."""
+
+import json
+import time
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_merge.core.checkpoint import save_checkpoint
+from lightning_merge.core.coefficients import StackedTaskVectors
+from lightning_merge.core.errors import InputError
+from lightning_merge.core.task_vectors import TaskVectors
+from lightning_merge.data.dataset import Batch
+from lightning_merge.evaluation.candidates import Candidate, bounds
+from lightning_merge.methods.base import Transform
+from lightning_merge.models.encoder import Encoder
+from lightning_merge.modules.base import TaskModule
+from lightning_merge.modules.zoo import Zoo
+
+
+class CoefficientModule(TaskModule):
+    """Learn coefficients c_kl of theta_0 + sum_k c_kl tau_kl with everything else frozen.
+
+    The network is merged once per step, whatever the number of tasks, and all tasks' images go
+    through it together. Only `learner` is in the state dict, so checkpoints are kilobytes.
+
+    Args:
+        encoder: architecture of the base and the experts.
+        zoo: files of base, experts and heads.
+        name: of the merged network in tables and files.
+        transforms: applied to the task vectors before learning.
+    """
+
+    learner: nn.Module
+
+    def __init__(
+        self, encoder: Encoder, zoo: Zoo, name: str, transforms: Sequence[Transform] = ()
+    ) -> None:
+        super().__init__(encoder)
+        self.zoo, self.name, self.transforms = zoo, name, tuple(transforms)
+        self.requires_grad_(False)
+        self.candidates: dict[str, Candidate] = {}
+        self._merged: dict[str, Tensor] | None = None
+        self._started = time.perf_counter()
+
+    # What a subclass defines
+
+    @abstractmethod
+    def make_learner(self, base: Mapping[str, Tensor], experts: Mapping[str, Any]) -> nn.Module:
+        """Return the module whose call gives the coefficients [K, L]."""
+
+    # State
+
+    def setup(self, stage: str) -> None:
+        """Open the zoo, stack the task vectors and make the learner."""
+        super().setup(stage)
+        if str(self.trainer.precision).endswith("-true") and "32" not in str(self.trainer.precision):
+            raise InputError(
+                f"trainer.precision={self.trainer.precision!r} would round the merged weights; "
+                "use bf16-mixed, 16-mixed or 32-true"
+            )
+        if hasattr(self, "learner"):
+            return
+        tasks = self.data.tasks
+        if len(tasks) < 2:
+            raise InputError(f"data.tasks={list(tasks)}: merging takes two tasks or more")
+        base, experts = self.zoo.open(self.encoder, tasks)
+        vectors = TaskVectors(base, experts)
+        for transform in self.transforms:
+            vectors = transform(vectors)
+        self.stacked = StackedTaskVectors(vectors)
+        self.learner = self.make_learner(base, experts)
+        self.encoder.load(base)
+        for task, head in self.zoo.open_heads(tasks).items():
+            self.heads[task] = head.requires_grad_(False)
+        self.base, self.experts = base, experts
+        paths = {task: Path(self.zoo.expert(task)) for task in tasks}
+        for candidate in bounds(Path(self.zoo.base), paths):
+            self.candidates[candidate.name] = candidate
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Return the learner's state alone."""
+        return self.learner.state_dict(prefix="learner.")
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Load the learner's state, strictly."""
+        self._merged = None
+        return self.learner.load_state_dict(
+            {name.removeprefix("learner."): value for name, value in state_dict.items()}
+        )
+
+    def to_device(self) -> None:
+        """Move what is no module state to the device of the run."""
+        self.stacked.to(self.device)
+
+    def on_fit_start(self) -> None:
+        """Move the task vectors to the device and start the clock."""
+        self._started = time.perf_counter()
+        self.to_device()
+
+    # The merged network
+
+    def coefficients(self) -> Tensor:
+        """Return the coefficients [K, L], rows as `stacked.tasks`, columns as `stacked.names`."""
+        return self.learner().float()
+
+    def merged(self) -> dict[str, Tensor]:
+        """Return the merged weights; outside of training they are merged once and kept."""
+        if torch.is_grad_enabled():
+            self._merged = None
+            return self.stacked.merge(self.coefficients())
+        if self._merged is None:
+            self.to_device()
+            self._merged = self.stacked.merge(self.coefficients())
+        return self._merged
+
+    def features(self, images: Tensor) -> Tensor:
+        """Map normalised images to features by the merged network."""
+        return self.encoder.functional(self.merged(), images)
+
+    @abstractmethod
+    def task_loss(self, task: str, logits: Tensor, batch: Batch) -> Tensor:
+        """Return the mean loss of one task's images."""
+
+    def training_step(self, batch: Mapping[str, Batch], batch_idx: int) -> Tensor:
+        """Return the loss, averaged over tasks."""
+        losses = {
+            task: self.task_loss(task, self.heads[task](features).float(), batch[task])
+            for task, features in self.task_features(batch).items()
+        }
+        loss = torch.stack(list(losses.values())).mean()
+        self.log("train/loss", loss, prog_bar=True, batch_size=1)
+        self.log_dict({f"train/loss/{task}": value for task, value in losses.items()}, batch_size=1)
+        return loss
+
+    # Results
+
+    @torch.no_grad()
+    def on_fit_end(self) -> None:
+        """Save coefficients.safetensors and the merged network, a candidate of its own."""
+        seconds = time.perf_counter() - self._started
+        path = self.run_folder / "merged" / f"{self.name}.safetensors"
+        self.candidates[self.name] = Candidate(self.name, path, seconds, self.note)
+        if not self.trainer.is_global_zero:
+            return
+        self._merged = None
+        record = {"tasks": json.dumps(self.stacked.tasks), "layers": json.dumps(self.stacked.names)}
+        values = self.coefficients().cpu()
+        save_checkpoint(
+            {"coefficients": values}, self.run_folder / "coefficients.safetensors", metadata=record
+        )
+        merged = {name: tensor.cpu() for name, tensor in self.stacked.to("cpu").merge(values).items()}
+        save_checkpoint(merged, path, metadata={"method": type(self).__name__, **record})
+
+    note: str = ""
+
+    @property
+    def run_folder(self) -> Path:
+        """Folder of the run."""
+        return Path(self.trainer.default_root_dir)

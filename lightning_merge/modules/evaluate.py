@@ -1,0 +1,63 @@
+"""Measure weights on every task: what the table is made of."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning_merge.core.errors import InputError
+from lightning_merge.data.dataset import Batch
+from lightning_merge.evaluation.candidates import Candidate
+from lightning_merge.models.encoder import Encoder
+from lightning_merge.models.heads import load_heads
+from lightning_merge.modules.base import TaskModule
+
+
+class Evaluate(TaskModule):
+    """Test one set of weights, or one per task, with the frozen heads.
+
+    Args:
+        encoder: architecture of the weights.
+        heads: file of the heads of the tasks.
+        weights: file for all tasks, or a mapping from task to file.
+    """
+
+    def __init__(self, encoder: Encoder, heads: str, weights: str | dict[str, str]) -> None:
+        super().__init__(encoder)
+        self.heads_file = heads
+        files: Any = (
+            Path(weights)
+            if isinstance(weights, str)
+            else {task: Path(file) for task, file in weights.items()}
+        )
+        self.candidate = Candidate("weights", files)
+        self._loaded: Path | None = None
+        self.requires_grad_(False)
+
+    def setup(self, stage: str) -> None:
+        """Load the heads of the tasks."""
+        super().setup(stage)
+        heads = load_heads(self.heads_file)
+        if missing := [task for task in self.data.tasks if task not in heads]:
+            raise InputError(f"heads={self.heads_file!r} has no head for {missing}")
+        for task in self.data.tasks:
+            self.heads[task] = heads[task]
+
+    def show(self, candidate: Candidate) -> None:
+        """Measure another candidate from now on."""
+        self.candidate = candidate
+        self._loaded = None
+
+    def evaluate(self, part: str, batch: Batch, dataloader_idx: int) -> None:
+        """Load the weights that answer for the task and count right predictions."""
+        self._load(dataloader_idx)
+        super().evaluate(part, batch, dataloader_idx)
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        """Load the weights that answer for the task and return the predicted classes."""
+        self._load(dataloader_idx)
+        return super().predict_step(batch, batch_idx, dataloader_idx)
+
+    def _load(self, dataloader_idx: int) -> None:
+        file = self.candidate.file(self.data.tasks[dataloader_idx])
+        if file != self._loaded:
+            self.encoder.load(file)
+            self._loaded = file

@@ -1,0 +1,89 @@
+"""StatsMergeLearner: from statistics of weights to merging coefficients."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_merge.core.errors import InputError
+
+Kind = Literal["mlp2", "mlp4", "transformer2", "free"]
+Level = Literal["layer", "task"]
+Normalize = Literal["none", "softmax"]
+
+
+class StatsMergeLearner(nn.Module):
+    """One small network, shared by all tasks and layers, that predicts coefficients.
+
+    Its last layer starts at zero, so that learning starts exactly at the prior
+    (StatsMerging, section 3.2; the prior is ours, the paper starts at random).
+
+    Args:
+        features: standardised statistics [K, L, F].
+        kind: "mlp2" and "mlp4" see one (task, layer) at a time, "transformer2" all layers of a
+            task; "free" is the control without statistics: one parameter per coefficient.
+        level: one coefficient per task and layer, or one per task (statistics averaged).
+        normalize: "softmax" makes the coefficients of a layer sum to 1 (Eq. 10).
+        prior: coefficient at the start; with softmax it is 1 / K.
+        hidden: width of the hidden layers.
+    """
+
+    features: Tensor
+
+    def __init__(
+        self,
+        features: Tensor,
+        kind: Kind = "mlp2",
+        level: Level = "layer",
+        normalize: Normalize = "none",
+        prior: float = 0.3,
+        hidden: int = 64,
+    ) -> None:
+        super().__init__()
+        if hidden < 1:
+            raise InputError(f"hidden={hidden} must be at least 1")
+        self.normalize, self.prior = normalize, prior
+        self.num_layers = features.shape[1]
+        if level == "task":
+            features = features.mean(1, keepdim=True)
+        self.register_buffer("features", features, persistent=False)
+        self.network = _network(kind, features, hidden)
+
+    def forward(self) -> Tensor:
+        """Return the coefficients [K, L]."""
+        raw = self.network(self.features).squeeze(-1).expand(-1, self.num_layers)
+        return raw.softmax(0) if self.normalize == "softmax" else self.prior + raw
+
+
+class Free(nn.Module):
+    """Coefficients as parameters, blind to statistics."""
+
+    def __init__(self, tasks: int, layers: int) -> None:
+        super().__init__()
+        self.values = nn.Parameter(torch.zeros(tasks, layers, 1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the parameters [K, L, 1]."""
+        return self.values
+
+
+def _network(kind: Kind, features: Tensor, hidden: int) -> nn.Module:
+    tasks, layers, inputs = features.shape
+    if kind == "free":
+        return Free(tasks, layers)
+    last = nn.Linear(hidden, 1)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    if kind == "transformer2":
+        block = nn.TransformerEncoderLayer(hidden, 4, 2 * hidden, dropout=0.0, batch_first=True)
+        return nn.Sequential(
+            nn.Linear(inputs, hidden),
+            nn.TransformerEncoder(block, 2, enable_nested_tensor=False),
+            last,
+        )
+    depth = {"mlp2": 2, "mlp4": 4}[kind]
+    widths = [inputs] + [hidden] * (depth - 1)
+    steps: list[nn.Module] = []
+    for before, after in zip(widths, widths[1:], strict=False):
+        steps += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*steps, last)

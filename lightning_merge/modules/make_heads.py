@@ -1,0 +1,56 @@
+"""Make the frozen heads of a zoo from its base, or from prompts."""
+
+import torch
+from torch import Tensor
+
+from lightning_merge.data.datamodule import MergeDataModule
+from lightning_merge.data.tasks import task_spec
+from lightning_merge.models.encoder import Encoder
+from lightning_merge.models.heads import Head, class_mean_head, linear_probe_head
+from lightning_merge.modules.zoo import Zoo
+
+
+def make_heads(zoo: Zoo, encoder: Encoder, data: MergeDataModule) -> dict[str, Head]:
+    """Return one head per task, as `zoo.make_heads` says.
+
+    Heads from features see the base's features of the train part alone.
+
+    Args:
+        zoo: names the base, the kind of head and the text tower.
+        encoder: architecture of the base; its weights are replaced by the base's.
+        data: the tasks, with `preprocess` set.
+    """
+    if zoo.make_heads == "zero_shot":
+        from lightning_merge.models.text_heads import zero_shot_heads
+
+        prompts = {task: task_spec(task).prompts(data.classes[task]) for task in data.tasks}
+        text = zoo.text
+        return dict(zero_shot_heads(prompts, text.name, text.pretrained, text.weights))
+    encoder.load(zoo.base)
+    heads: dict[str, Head] = {}
+    for task in data.tasks:
+        features, labels = base_features(encoder, data, task)
+        classes = len(data.classes[task])
+        if zoo.make_heads == "linear_probe":
+            heads[task] = linear_probe_head(features, labels, classes)
+        else:
+            heads[task] = class_mean_head(features, labels, classes, zoo.head_scale)
+    return heads
+
+
+@torch.no_grad()
+def base_features(
+    encoder: Encoder, data: MergeDataModule, task: str, device: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the features [n, dim] and labels [n] of a task's train images."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    encoder.to(device).eval()
+    images = data.images(task, "train")
+    features = []
+    for start in range(0, len(images), data.eval_batch_size):
+        stop = min(start + data.eval_batch_size, len(images))
+        batch = images.__getitems__(list(range(start, stop)))
+        normal = encoder.preprocess.normalize(batch.images.to(device))
+        features.append(encoder(normal).float().cpu())
+    encoder.cpu()
+    return torch.cat(features), images.labels

@@ -1,0 +1,127 @@
+"""StatsMerging: coefficients from weight statistics, taught by task-specific teachers."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lightning_merge.core.errors import InputError
+from lightning_merge.core.statistics import FEATURES, Feature, layer_statistics, standardize
+from lightning_merge.core.task_vectors import TaskVectors
+from lightning_merge.data.dataset import Batch
+from lightning_merge.methods.base import Transform
+from lightning_merge.models.encoder import Encoder
+from lightning_merge.modules.coefficients import CoefficientModule
+from lightning_merge.modules.learner import Kind, Level, Normalize, StatsMergeLearner
+from lightning_merge.modules.zoo import Zoo
+
+
+class StatsMerging(CoefficientModule):
+    """Train StatsMergeLearner by task-specific teacher distillation (StatsMerging, section 3).
+
+    Expert k labels the held-out images of task k once; the network merged by the learner's
+    coefficients is taught to agree, heads frozen. No true label is used unless `loss` asks.
+
+    Args:
+        encoder: architecture of the base and the experts.
+        zoo: files of base, experts and heads.
+        name: of the merged network in tables and files.
+        learner: "mlp2", "mlp4", "transformer2", or the control "free" without statistics.
+        level: one coefficient per task and layer, or per task.
+        statistics_of: weights of the experts (the paper) or their task vectors.
+        features: which statistics the learner sees.
+        rank: number of singular values.
+        normalize: "softmax" makes a layer's coefficients sum to 1.
+        prior: coefficient at the start.
+        hidden: width of the learner.
+        loss: cross-entropy with the teacher's hard label, KL to its soft label, or (a labelled
+            ablation) cross-entropy with the true label.
+        learning_rate: of Adam.
+        step_size: epochs between drops of the learning rate.
+        gamma: factor of each drop.
+        transforms: applied to the task vectors before learning.
+
+    Raises:
+        InputError: an option is out of range or files do not fit.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        zoo: Zoo,
+        name: str = "sml",
+        learner: Kind = "mlp2",
+        level: Level = "layer",
+        statistics_of: Literal["experts", "task_vectors"] = "experts",
+        features: Sequence[Feature] = FEATURES,
+        rank: int = 3,
+        normalize: Normalize = "none",
+        prior: float = 0.3,
+        hidden: int = 64,
+        loss: Literal["hard", "soft", "labels"] = "hard",
+        learning_rate: float = 1e-3,
+        step_size: int = 100,
+        gamma: float = 0.1,
+        transforms: Sequence[Transform] = (),
+    ) -> None:
+        if rank < 0:
+            raise InputError(f"rank={rank} must be 0 or more")
+        if not features:
+            raise InputError(f"features=[]: name one of {list(FEATURES)}")
+        super().__init__(encoder, zoo, name, transforms)
+        self.statistics_of, self.statistics, self.rank = statistics_of, tuple(features), rank
+        self.learner_options: dict[str, Any] = {
+            "kind": learner, "level": level, "normalize": normalize, "prior": prior,
+            "hidden": hidden,
+        }  # fmt: skip
+        self.loss, self.learning_rate = loss, learning_rate
+        self.step_size, self.gamma = step_size, gamma
+        self.note = "fitted on true labels of held-out images" if loss == "labels" else ""
+        self.teacher_logits: dict[str, Tensor] = {}
+
+    def make_learner(
+        self, base: Mapping[str, Tensor], experts: Mapping[str, Any]
+    ) -> StatsMergeLearner:
+        """Return the learner on the standardised statistics of every task and layer."""
+        vectors = TaskVectors(base, experts)
+        read = vectors.weights if self.statistics_of == "experts" else vectors.__getitem__
+        features = layer_statistics((read(n) for n in vectors.names), self.rank, self.statistics)
+        return StatsMergeLearner(standardize(features), **self.learner_options)
+
+    def on_fit_start(self) -> None:
+        """Let every expert label its task's images, once."""
+        super().on_fit_start()
+        if self.loss != "labels":
+            self.teacher_logits = {task: self._teach(task) for task in self.data.tasks}
+
+    @torch.no_grad()
+    def _teach(self, task: str) -> Tensor:
+        """Return the logits [n, C] of a task's expert for its coefficient images."""
+        images = self.data.images(task, "coefficients")
+        expert = {name: tensor.to(self.device) for name, tensor in self.experts[task].items()}
+        logits = []
+        for start in range(0, len(images), self.data.eval_batch_size):
+            stop = min(start + self.data.eval_batch_size, len(images))
+            batch = images.__getitems__(list(range(start, stop)))
+            normal = self.preprocess.normalize(batch.images.to(self.device))
+            logits.append(self.heads[task](self.encoder.functional(expert, normal)).float())
+        return torch.cat(logits)
+
+    def task_loss(self, task: str, logits: Tensor, batch: Batch) -> Tensor:
+        """Return the disagreement of the merged network with a task's teacher."""
+        if self.loss == "labels":
+            return F.cross_entropy(logits, batch.labels)
+        teacher = self.teacher_logits[task][batch.index]
+        if self.loss == "hard":
+            return F.cross_entropy(logits, teacher.argmax(1))
+        return F.kl_div(
+            logits.log_softmax(1), teacher.log_softmax(1), reduction="batchmean", log_target=True
+        )
+
+    def configure_optimizers(self) -> Any:
+        """Return Adam whose learning rate drops every `step_size` epochs."""
+        optimizer = torch.optim.Adam(self.learner.parameters(), self.learning_rate)
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, self.step_size, self.gamma)
+        return {"optimizer": optimizer, "lr_scheduler": schedule}

@@ -1,0 +1,94 @@
+"""The experts to merge: a base, its experts and their heads, by file."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from lightning_merge.core.checkpoint import open_checkpoint, select
+from lightning_merge.core.errors import InputError
+from lightning_merge.core.validate import check_experts
+from lightning_merge.models.encoder import Encoder
+from lightning_merge.models.heads import Head, load_heads
+
+
+@dataclass(frozen=True)
+class TextTower:
+    """The open_clip model whose text tower turns prompts into zero-shot heads.
+
+    Args:
+        name: model name, such as ViT-B-32-quickgelu.
+        pretrained: tag of its published weights.
+        weights: file of the whole model's weights instead.
+    """
+
+    name: str = "ViT-B-32-quickgelu"
+    pretrained: str | None = None
+    weights: str | None = None
+
+
+@dataclass(frozen=True)
+class Zoo:
+    """Files of a base, its experts and their heads; `fit` makes those that are missing.
+
+    Args:
+        base: weights of the base.
+        experts: file of each expert: a pattern with {task}, or a mapping from task to file.
+        heads: file of the frozen heads of all tasks.
+        make_heads: how missing heads are made: from the class means of the base's features of
+            the train split, by logistic regression on them, or from prompts by a text tower.
+        head_scale: what the cosines of class-mean heads are multiplied by.
+        text: text tower of zero-shot heads.
+        base_recipe: config of the run that makes a missing base.
+        expert_recipe: config of the run that makes a missing expert of any task.
+    """
+
+    base: str
+    experts: str | dict[str, str]
+    heads: str
+    make_heads: Literal["class_means", "linear_probe", "zero_shot"] = "class_means"
+    head_scale: float = 20.0
+    text: TextTower = field(default_factory=TextTower)
+    base_recipe: str | None = None
+    expert_recipe: str | None = None
+
+    def expert(self, task: str) -> str:
+        """Return the file of a task's expert.
+
+        Raises:
+            InputError: the mapping lacks the task, or the pattern has no {task}.
+        """
+        if isinstance(self.experts, str):
+            if "{task}" not in self.experts:
+                raise InputError(f"zoo.experts={self.experts!r} has no {{task}} in it")
+            return self.experts.replace("{task}", task)
+        if task not in self.experts:
+            raise InputError(f"zoo.experts has no file for task {task!r}; it has {[*self.experts]}")
+        return self.experts[task]
+
+    def open(
+        self, encoder: Encoder, tasks: Sequence[str]
+    ) -> tuple[Mapping[str, Tensor], dict[str, Mapping[str, Tensor]]]:
+        """Return base and experts under the names of the encoder's backbone, checked.
+
+        Raises:
+            InputError: a file is missing, or an expert does not fit the base.
+        """
+        names = list(encoder.backbone.state_dict())
+        base = select(open_checkpoint(self.base), names)
+        experts = {task: select(open_checkpoint(self.expert(task)), names) for task in tasks}
+        check_experts(base, experts)
+        return base, experts
+
+    def open_heads(self, tasks: Sequence[str]) -> dict[str, Head]:
+        """Return the heads of the tasks.
+
+        Raises:
+            InputError: a task has no head in the file.
+        """
+        heads = load_heads(self.heads)
+        if missing := [task for task in tasks if task not in heads]:
+            raise InputError(f"zoo.heads={self.heads!r} has no head for {missing}; remove the file")
+        return {task: heads[task] for task in tasks}

@@ -1,0 +1,130 @@
+"""M-Loss against plain formulas, the published code, and its expectation by simulation."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional
+
+from lightning_merge.core.m_loss import (
+    ACTIVATIONS,
+    layer_m_loss,
+    linear_node_m_loss,
+    node_m_loss,
+    rank_normalize,
+    row_keep_ratios,
+)
+
+
+@pytest.fixture
+def hidden():
+    return torch.randn(3, 50, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("weights", [None, [0.2, 0.5, 0.3]])
+@pytest.mark.parametrize("normalized", [False, True])
+def test_plain_formulas(name, weights, normalized, hidden):
+    act = ACTIVATIONS[name]
+    a = weights or [1 / 3] * 3
+    given = None if weights is None else torch.tensor(weights, dtype=torch.float64)
+    node_abs, node_square, layer = torch.zeros(7), torch.zeros(7), 0.0
+    for i in range(50):
+        merged = act(sum(a[k] * hidden[k, i] for k in range(3)))
+        loss = merged - sum(a[k] * act(hidden[k, i]) for k in range(3))
+        scaled = loss / (merged.abs() + 1e-4) if normalized else loss
+        node_abs = node_abs + scaled.abs() / 50
+        node_square = node_square + scaled**2 / 50
+        norm = (loss**2).sum().sqrt()
+        layer += (norm / ((merged**2).sum().sqrt() + 1e-4) if normalized else norm) / 50
+    options = {"weights": given, "normalized": normalized}
+    torch.testing.assert_close(node_m_loss(hidden, act, **options), node_abs)
+    torch.testing.assert_close(node_m_loss(hidden, act, reduce="square", **options), node_square)
+    torch.testing.assert_close(layer_m_loss(hidden, act, **options), layer)
+
+
+def test_layer_squared_is_the_sum_of_nodes_squared_per_sample(hidden):
+    for sample in hidden.split(1, dim=1):
+        nodes = node_m_loss(sample, functional.gelu)
+        torch.testing.assert_close(nodes.square().sum().sqrt(), layer_m_loss(sample, functional.gelu))
+
+
+def test_no_loss_for_equal_experts_and_linear_activations(hidden):
+    assert node_m_loss(hidden[:1], torch.tanh).max() == 0
+    assert node_m_loss(hidden[:1].expand(4, -1, -1), torch.tanh).max() < 1e-15
+    assert node_m_loss(hidden, lambda x: 2 * x).max() < 1e-15
+
+
+@pytest.mark.parametrize("reduce", ["abs", "square"])
+@pytest.mark.parametrize("biases", [True, False])
+def test_linear_layer_in_chunks(reduce, biases, monkeypatch):
+    torch.manual_seed(0)
+    x, w = torch.randn(23, 5), torch.randn(3, 4, 5)
+    b = torch.randn(3, 4) if biases else None
+    hidden = torch.stack([functional.linear(x, w[k], b[k] if biases else None) for k in range(3)])
+    monkeypatch.setattr("lightning_merge.core.m_loss._CHUNK", 3 * 4 * 6)
+    got = linear_node_m_loss(x, w, b, functional.gelu, reduce)
+    torch.testing.assert_close(got, node_m_loss(hidden, functional.gelu, reduce=reduce))
+
+
+@pytest.mark.parametrize("loss", [node_m_loss, layer_m_loss])
+def test_gradients(loss, hidden):
+    hidden = hidden[:, :4].clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda h: loss(h, torch.tanh), hidden)
+
+
+@pytest.mark.parametrize(
+    ("activation", "variation"),
+    [
+        (functional.relu, 1.0),
+        (lambda x: functional.leaky_relu(x, 0.1), 0.9),
+        (functional.gelu, 1.51562),
+        (ACTIVATIONS["quick_gelu"], 1.39936),
+    ],
+)
+@pytest.mark.parametrize("experts", [2, 5])
+def test_expectation_by_simulation(activation, variation, experts):
+    """E[D] = (1 - 1/K) TV(f') s^2 / (4 k), x ~ U(-k, k), pre-activations x + N(0, s^2)."""
+    generator, k, s = torch.Generator().manual_seed(0), 8.0, 0.2
+    x = k * (2 * torch.rand(1, 200_000, 1, generator=generator) - 1)
+    noise = torch.randn(experts, 200_000, 1, generator=generator)
+    loss = node_m_loss(x + s * noise, activation).item()
+    assert loss == pytest.approx((1 - 1 / experts) * variation * s**2 / (4 * k), rel=0.05)
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("block", range(4))
+def test_published_losses(block, shared):
+    fixtures = shared / "fixtures"
+    want = load_file(fixtures / "expected" / "mties_node_losses.safetensors")
+    experts = [load_file(path) for path in sorted((fixtures / "zoo").glob("expert_*"))]
+    name = f"model.visual.transformer.resblocks.{block}.mlp.c_fc"
+    inputs = want[f"input.{block}"]  # [tokens, images, features]
+    weights = torch.stack([e[f"{name}.weight"] for e in experts])
+    biases = torch.stack([e[f"{name}.bias"] for e in experts])
+    tanh_gelu = ACTIVATIONS["gelu_tanh"]
+    nodes = linear_node_m_loss(inputs.flatten(0, 1), weights, biases, tanh_gelu, "square")
+    torch.testing.assert_close(nodes, want[f"node_msq_gelutanh.{block}"], rtol=0, atol=1e-6)
+    hidden = torch.einsum("tif,kdf->kitd", inputs, weights) + biases[:, None, None]
+    for key, normalized in (("layer_l2", False), ("layer_l2_norm", True)):
+        # The published norm is over all tokens of an image: one sample of tokens x nodes.
+        per_image = [
+            layer_m_loss(hidden[:, i].flatten(1)[:, None], functional.gelu, normalized=normalized)
+            for i in range(inputs.shape[1])
+        ]
+        torch.testing.assert_close(torch.stack(per_image), want[f"{key}.{block}"], rtol=0, atol=1e-6)
+
+
+@pytest.mark.shared
+def test_published_ranks_and_ratios(shared):
+    want = load_file(shared / "fixtures" / "expected" / "mties_rank_scale.safetensors")
+    close = {"rtol": 0, "atol": 1e-6, "check_dtype": False}
+    torch.testing.assert_close(rank_normalize(want["loss"]), want["rank"], **close)
+    ratios = row_keep_ratios(want["loss"], keep=0.2, spread=0.1)
+    torch.testing.assert_close(ratios, want["keep_k0.2_e0.1"], **close)
+
+
+@pytest.mark.parametrize(
+    ("loss", "ranks"), [([3.0, 1.0, 2.0], [1, 0, 0.5]), ([5.0], [0]), ([], []), ([1.0, 1.0], [1, 0])]
+)
+def test_rank_normalize(loss, ranks):
+    assert rank_normalize(torch.tensor(loss)).tolist() == ranks

@@ -1,0 +1,66 @@
+"""The lazy stack of task vectors."""
+
+import pytest
+import torch
+
+from lightning_merge.core.errors import InputError
+from lightning_merge.core.task_vectors import TaskVectors
+
+
+@pytest.fixture
+def base():
+    return {
+        "scalar": torch.tensor(2.0),
+        "bn.running_mean": torch.ones(2),
+        "count": torch.tensor(3),
+        "half": torch.ones(2, 3, dtype=torch.float16),
+        "double": torch.ones(2, dtype=torch.float64),
+        "empty": torch.zeros(0, 4),
+    }
+
+
+@pytest.fixture
+def vectors(base):
+    return TaskVectors(base, {"a": {n: t + 1 for n, t in base.items()}, "b": base})
+
+
+def test_names_tasks_and_stacks(vectors):
+    assert vectors.tasks == ("a", "b")
+    assert len(vectors) == 2
+    assert vectors.names == ("scalar", "half", "double", "empty")
+    assert vectors["scalar"].tolist() == [1.0, 0.0]
+    assert vectors["half"].dtype == torch.float32
+    assert vectors["half"].tolist() == [[[1.0] * 3] * 2, [[0.0] * 3] * 2]
+    assert vectors["double"].dtype == torch.float64
+    assert vectors["empty"].shape == (2, 0, 4)
+    assert vectors.stack("bn.running_mean").tolist() == [[2.0, 2.0], [1.0, 1.0]]
+    assert vectors.weights("scalar").tolist() == [3.0, 2.0]
+
+
+def test_maps_are_lazy_and_leave_the_original_alone(vectors):
+    read = []
+
+    def double(name, stacked):
+        read.append(name)
+        return 2 * stacked
+
+    mapped = vectors.map(double).map(lambda name, stacked: stacked + 1)
+    assert not read
+    assert mapped["scalar"].tolist() == [3.0, 1.0]
+    assert mapped.weights("scalar").tolist() == [5.0, 3.0]
+    assert vectors["scalar"].tolist() == [1.0, 0.0]
+    assert read == ["scalar", "scalar"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_broken_values_name_who_and_what(value, base):
+    broken = base | {"half": torch.full((2, 3), value)}
+    with pytest.raises(InputError, match="experts: half of b, c has"):
+        TaskVectors(base, {"a": base, "b": broken, "c": broken})["half"]
+    with pytest.raises(InputError, match="base: half has"):
+        TaskVectors(broken, {"a": base})["half"]
+
+
+def test_large_finite_values_are_no_error(base):
+    large = base | {"double": torch.full((2,), 1e308, dtype=torch.float64)}
+    assert TaskVectors(base, {"a": large})["double"].isfinite().all()

@@ -1,0 +1,73 @@
+"""Finding linear layers that feed an activation, and visiting them in one pass."""
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_merge.core.errors import InputError
+from lightning_merge.core.tracing import activated_linears, is_activation, run_visiting
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        (nn.GELU(), True),
+        (nn.ReLU(inplace=True), True),
+        (nn.Tanh(), True),
+        (nn.LeakyReLU(0.9), True),
+        (nn.Hardswish(), True),
+        (nn.Identity(), False),
+        (nn.Dropout(0.5).eval(), False),
+        (nn.Softmax(-1), False),
+        (nn.LayerNorm(13, elementwise_affine=False), False),
+        (nn.GLU(), False),
+        (nn.Flatten(), False),
+    ],
+)
+def test_what_is_an_activation(module, expected):
+    assert is_activation(module) is expected
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(3, 4),
+        nn.Dropout(),
+        nn.GELU(),  # not straight after a linear layer in training, yet the same in eval mode
+        nn.Linear(4, 4),
+        nn.Softmax(-1),
+        nn.Linear(4, 5),
+        nn.ReLU(inplace=True),
+        nn.Linear(5, 2),
+    )
+
+
+def test_finds_activated_layers_in_order(net):
+    found = activated_linears(net, torch.randn(1, 3))
+    assert [name for name in found if name != "0"] == ["5"]
+    assert found["5"] is net[6]
+
+
+def test_visitors_see_inputs_and_may_change_what_follows(net):
+    net.eval()
+    images, seen = torch.randn(2, 7, 3), {}
+    state = {name: t.clone() for name, t in net.state_dict().items()}
+
+    def visit_first(x):
+        seen["0"] = x
+        state["0.weight"].zero_()
+        state["0.bias"].zero_()
+
+    run_visiting(net, state, images, {"0": visit_first, "3": lambda x: seen.update({"3": x})})
+    assert torch.equal(seen["0"], images.flatten(0, 1))
+    assert seen["3"].shape == (14, 4)
+    assert not seen["3"].any()
+    assert net[0].weight.any()
+
+
+def test_a_layer_that_never_runs_is_an_error():
+    net = nn.ModuleDict({"used": nn.Linear(2, 2), "idle": nn.Linear(2, 2)})
+    net.forward = lambda x: net["used"](x)
+    with pytest.raises(InputError, match="idle"):
+        run_visiting(net, net.state_dict(), torch.ones(1, 2), {"idle": lambda x: None})

@@ -1,0 +1,112 @@
+import pytest
+import torch
+
+from lightning_merge.core.checkpoint import open_checkpoint, save_checkpoint
+from lightning_merge.core.errors import InputError
+from lightning_merge.core.validate import check_experts
+
+
+def network(**changes):
+    state = {
+        "embed.weight": torch.ones(4, 2),
+        "head.weight": torch.zeros(3, 2),
+        "head.count": torch.tensor(1),
+    }
+    return {name: t for name, t in {**state, **changes}.items() if t is not None}
+
+
+def message(base, experts, **options):
+    with pytest.raises(InputError) as fault:
+        check_experts(base, experts, **options)
+    return str(fault.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_good_experts_pass(dtype, tmp_path):
+    expert = {n: t.to(dtype) if t.is_floating_point() else t for n, t in network().items()}
+    stored = open_checkpoint(save_checkpoint(expert, tmp_path / "x.safetensors"))
+    check_experts(network(), {"a": expert, "b": stored})
+    check_experts(network(), {"a": expert}, minimum=1)
+    largest = torch.full((4, 2), torch.finfo(dtype).max, dtype=dtype)  # its sum overflows
+    check_experts(network(), {"a": network(**{"embed.weight": largest}), "b": network()})
+
+
+def test_all_problems_at_once(tmp_path):
+    torch.save(network(**{"head.weight": torch.zeros(5, 2)}), tmp_path / "cars.pt")
+    text = message(
+        network(),
+        {
+            "sun": network(**{"head.weight": None, "surplus": torch.ones(1)}),
+            "cars": open_checkpoint(tmp_path / "cars.pt"),
+            "mnist": network(**{"embed.weight": torch.ones(4, 2, dtype=torch.int32)}),
+            "dtd": network(**{"embed.weight": torch.tensor([[1.0, torch.nan]] * 4)}),
+            "svhn": network(),
+        },
+    )
+    assert "5 problems" in text
+    assert "expert 'sun': 1 missing, 1 not in the base" in text
+    assert "missing: head.weight" in text
+    assert "not in the base: surplus" in text
+    assert "head.weight: [5, 2], in the base [3, 2]" in text
+    assert "embed.weight: torch.int32, in the base torch.float32" in text
+    assert "NaN or infinite: embed.weight: 4 of 8 values" in text
+    assert "svhn" not in text
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64, torch.complex64])
+def test_not_finite(value, dtype):
+    weight = torch.zeros(4, 2, dtype=dtype)
+    weight[3, 1] = value
+    sick = network(**{"embed.weight": weight})
+    healthy = network(**{"embed.weight": torch.zeros(4, 2, dtype=dtype)})
+    assert "expert 'a': 1 NaN or infinite" in message(healthy, {"a": sick, "b": healthy})
+    assert "base: 1 NaN or infinite" in message(sick, {"a": healthy, "b": healthy})
+    check_experts(sick, {"a": sick, "b": healthy}, finite=False)
+
+
+def test_infinities_that_cancel():
+    weight = torch.tensor([torch.inf, -torch.inf, 0.0, 0.0]).reshape(4, 1).expand(4, 2)
+    assert "4 of 8" in message(network(), {"a": network(**{"embed.weight": weight})}, minimum=1)
+
+
+def test_ties():
+    shared = torch.ones(4, 2)
+    tied = network(**{"embed.weight": shared, "out.weight": shared})
+    loose = network(**{"out.weight": torch.full((4, 2), 2.0)})
+    copied = network(**{"out.weight": torch.ones(4, 2)})
+    assert "tied in the base but not here: embed.weight = out.weight" in message(
+        tied, {"a": loose, "b": tied}
+    )
+    assert "tied here but not in the base: embed.weight = out.weight" in message(
+        loose, {"a": loose, "b": tied}
+    )
+    check_experts(tied, {"a": copied, "b": tied})  # equal values, as a file of safetensors holds
+    check_experts(copied, {"a": copied, "b": tied})
+
+
+@pytest.mark.parametrize(
+    ("experts", "wanted"),
+    [
+        ({}, "experts: none given, but at least 2"),
+        ({"a": network()}, "experts: 'a' given, but at least 2"),
+        ({"a": network(), "": network()}, "'' is no name"),
+        ({"a": network(), None: network()}, "None is no name"),
+    ],
+)
+def test_number_and_names(experts, wanted):
+    assert wanted in message(network(), experts)
+
+
+def test_empty_base():
+    assert "base holds no tensors" in message({}, {"a": network(), "b": network()})
+
+
+def test_thousands_of_problems_stay_readable():
+    base = {f"blocks.{i}.weight": torch.ones(1) for i in range(3000)}
+    other = {f"layers.{i}.weight": torch.ones(1) for i in range(3000)}
+    text = message(base, {f"task{k}": other for k in range(20)})
+    assert "120000 problems" in text
+    assert text.count("3000 missing, 3000 not in the base") == 20
+    assert "... and 2995 more" in text
+    assert len(text.splitlines()) < 200

@@ -1,0 +1,164 @@
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from statistics import mean, stdev
+
+import pytest
+
+from lightning_merge.core.errors import InputError
+from lightning_merge.evaluation import CandidateResult, Results, aggregate, h_score, versions
+
+from .conftest import TASKS, candidate, collect
+
+
+def test_average_counts_every_task_alike():
+    row = CandidateResult("a", {"x": 0.2, "y": 0.6}, {"x": 10, "y": 1000}, 0.0)
+    assert row.average == pytest.approx(0.4)
+
+
+def test_json_round_trip_keeps_everything_and_the_order(results, tmp_path):
+    path = results.to_json(tmp_path / "results.json")
+    read = Results.from_json(path)
+    assert read == results
+    assert list(read.candidates) == list(results.candidates)
+    assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_json_has_the_documented_form(tmp_path):
+    run = collect(candidate("ties", [0.25, 0.75], tasks=("cars", "dtd")), seed=3)
+    assert json.loads(run.to_json(tmp_path / "results.json").read_text()) == {
+        "tasks": ["cars", "dtd"],
+        "candidates": {
+            "ties": {
+                "accuracy": {"cars": 0.25, "dtd": 0.75},
+                "average": 0.5,
+                "samples": {"cars": 100, "dtd": 200},
+                "seconds": 1.5,
+            }
+        },
+        "seed": 3,
+        "versions": {"torch": "2.6.0", "cpus": "2"},
+    }
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        "{",
+        "[]",
+        "{}",
+        '{"candidates": {"a": 1}}',
+        '{"candidates": {"a": {"accuracy": {"x": "high"}, "samples": {"x": 1}, "seconds": 0}}}',
+    ],
+)
+def test_unreadable_json_is_one_error_naming_the_file(content, tmp_path):
+    path = tmp_path / "results.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(InputError, match=r"cannot read results from .*results\.json"):
+        Results.from_json(path)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "samples", "message"),
+    [
+        ({"x": 1.01}, {"x": 1}, "'x' is 1.01"),
+        ({"x": -0.1}, {"x": 1}, "'x' is -0.1"),
+        ({"x": float("nan")}, {"x": 1}, "'x' is nan"),
+        ({"x": 0.5}, {"x": 0}, "samples of candidate 'a' on 'x' is 0"),
+        ({"x": 0.5}, {"y": 5}, "same tasks"),
+        ({}, {}, "at least one"),
+    ],
+)
+def test_impossible_measurements_are_errors(accuracy, samples, message):
+    with pytest.raises(InputError, match=message):
+        CandidateResult("a", accuracy, samples, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "candidates", "message"),
+    [
+        (TASKS, {}, "candidates is empty"),
+        (TASKS, {"other": candidate("ties", [])}, "'ties' under the name 'other'"),
+        (TASKS[1:], {"ties": candidate("ties", [])}, "every task"),
+        ((*TASKS, "dtd"), {"ties": candidate("ties", [])}, "each named once"),
+    ],
+)
+def test_incomplete_results_are_errors(tasks, candidates, message):
+    with pytest.raises(InputError, match=message):
+        Results(tasks, candidates, 0, {})
+
+
+def test_aggregate_equals_the_statistics_module(seeds):
+    total = aggregate(seeds)
+    assert total.seeds == (0, 1, 2)
+    assert total.tasks == TASKS
+    for name, row in total.candidates.items():
+        runs = [run.candidates[name] for run in seeds]
+        for task in TASKS:
+            values = [run.accuracy[task] for run in runs]
+            assert row.accuracy[task] == pytest.approx((mean(values), stdev(values)))
+        averages = [run.average for run in runs]
+        assert row.average == pytest.approx((mean(averages), stdev(averages)))
+        assert (row.bound, row.transductive) == (runs[0].bound, runs[0].transductive)
+
+
+def test_aggregate_keeps_what_differs_between_runs(seeds):
+    ties = replace(seeds[1].candidates["ties"], note="scale 0.3 chosen on validation")
+    ties = replace(ties, samples=ties.samples | {"dtd": 799})
+    seeds[1] = replace(
+        seeds[1], candidates={**seeds[1].candidates, "ties": ties}, versions={"torch": "2.7.0"}
+    )
+    total = aggregate(seeds)
+    assert total.candidates["ties"].note == (
+        "scale 0.2 chosen on validation; scale 0.3 chosen on validation"
+    )
+    assert total.candidates["ties"].samples["dtd"] == (799, 800)
+    assert total.versions == {"torch": "2.6.0, 2.7.0", "cpus": "2"}
+
+
+@pytest.mark.parametrize(
+    ("runs", "message"),
+    [
+        ([], "two or more"),
+        ([collect(candidate("ties", []))], "two or more"),
+        ([collect(candidate("ties", []))] * 2, "own seed"),
+        (
+            [collect(candidate("ties", [])), collect(candidate("dare", []), seed=1)],
+            r"differ in candidates \['dare', 'ties'\]",
+        ),
+        (
+            [collect(candidate("ties", [])), collect(candidate("ties", [], TASKS[1:]), seed=1)],
+            r"differ in tasks \['sun397'\]",
+        ),
+    ],
+)
+def test_aggregate_refuses_runs_that_do_not_compare(runs, message):
+    with pytest.raises(InputError, match=message):
+        aggregate(runs)
+
+
+def test_h_score():
+    assert round(h_score(69.1, 51.3), 1) == 58.9  # LwPTV, CLIP ViT-B/32
+    assert h_score(0.691, 0.513) == pytest.approx(h_score(69.1, 51.3) / 100)
+    assert h_score(0.4, 0.4) == pytest.approx(0.4)
+    assert h_score(0, 0) == h_score(0.7, 0) == 0
+    with pytest.raises(InputError, match="in_domain is -1"):
+        h_score(-1, 0.5)
+
+
+def test_versions_name_software_and_machine():
+    found = versions(device="cuda:0")
+    assert found["device"] == "cuda:0"
+    assert {"python", "torch", "lightning", "lightning_merge", "cpus"} <= set(found)
+    assert all(isinstance(value, str) for value in found.values())
+
+
+def test_reading_results_loads_no_drawing_and_no_lightning():
+    code = (
+        "import sys, lightning_merge.evaluation as e; e.versions(); "
+        "sys.exit(any(name in sys.modules for name in ('lightning', 'matplotlib', 'rich')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,132 @@
+import re
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from lightning_merge.evaluation import aggregate
+from lightning_merge.evaluation.tables import markdown, rich_table
+
+from .conftest import TASKS, candidate, collect
+
+
+def parse(text):
+    """Rows of the markdown table by name, markers kept, and the lines after it."""
+    lines = text.splitlines()
+    table = [line for line in lines if line.startswith("|")]
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in table]
+    header, rule, *rows = cells
+    assert len({len(row) for row in cells}) == 1
+    assert len(rule) == len(header)
+    return header, {row[0]: row[1:] for row in rows}, lines[len(table) :]
+
+
+def render(table, width=100):
+    console = Console(width=width, color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
+
+
+def test_markdown_reads_back_to_the_numbers(results):
+    header, rows, _ = parse(markdown(results))
+    assert header == ["candidate", *TASKS, "average"]
+    assert list(rows) == ["*base*", "average", "ties", "ada_merging †", "*individual*", "samples"]
+    for row, name in zip(results.candidates.values(), rows, strict=False):
+        printed = [float(cell.strip("*")) for cell in rows[name]]
+        exact = [100 * value for value in (*row.accuracy.values(), row.average)]
+        assert printed == pytest.approx(exact, abs=0.0501)
+    assert rows["samples"] == [*map(str, range(100, 900, 100)), ""]
+
+
+def test_only_the_best_merged_candidates_are_bold(results):
+    _, rows, _ = parse(markdown(results))
+    bold = {name: [cell.startswith("**") for cell in cells] for name, cells in rows.items()}
+    assert bold["ties"] == [True] * 9
+    # 55.04 and 54.96 both print as 55.0, and the other tasks tie exactly.
+    assert bold["average"] == [False, *[True] * 7, False]
+    for name in ("*base*", "ada_merging †", "*individual*", "samples"):
+        assert not any(bold[name])
+
+
+def test_references_alone_have_no_best():
+    _, rows, _ = parse(markdown(collect(candidate("base", [], bound=True))))
+    assert "**" not in "".join(rows["*base*"])
+
+
+def test_markdown_tells_how_the_numbers_came_about(results):
+    below = "\n".join(parse(markdown(results))[2])
+    for said in (
+        "- `ties`: scale 0.2 chosen on validation",
+        "- Coefficients were learned on 1 % of the validation split.",
+        "- Seed: 0",
+        "- Versions: torch 2.6.0, cpus 2",
+        "- Command: `python -m lightning_merge fit --config configs/quickstart.yaml`",
+        "Italic: references",
+        "†: transductive",
+    ):
+        assert said in below
+    plain = markdown(collect(candidate("ties", [])))
+    assert "Italic" not in plain
+    assert "†" not in plain
+
+
+def test_markdown_of_several_seeds(seeds):
+    total = aggregate(seeds)
+    _, rows, below = parse(markdown(total))
+    average, std = total.candidates["ties"].accuracy["sun397"]
+    assert rows["ties"][0] == f"**{100 * average:.1f} ± {100 * std:.1f}**"
+    assert "- Seeds: 0, 1, 2" in below
+    assert any("over the seeds 0, 1, 2" in line for line in below)
+
+
+def test_odd_names_and_sample_counts_stay_in_their_cells():
+    first = candidate("a|b", [], tasks=("x|y",))
+    second = replace(first, name="c", samples={"x|y": 7})
+    header, rows, _ = parse(markdown(collect(first, second)))
+    assert header[1] == r"x\|y"
+    assert rows[r"a\|b"] == rows["c"] == ["**50.0**", "**50.0**"]
+    assert rows["samples"] == ["7-100", ""]
+
+
+def test_eight_tasks_fit_a_terminal_of_100_columns(results):
+    longest = {task: f"a_long_task_{task}" for task in TASKS}
+    rows = [
+        replace(
+            row,
+            accuracy={longest[task]: value for task, value in row.accuracy.items()},
+            samples={longest[task]: count for task, count in row.samples.items()},
+        )
+        for row in results.candidates.values()
+    ]
+    text = render(rich_table(collect(*rows)), width=200)
+    assert max(map(len, text.splitlines())) <= 100
+    for row in rows:
+        line = next(line for line in text.splitlines() if line.split()[:1] == [row.name])
+        expected = [f"{100 * value:.1f}" for value in (*row.accuracy.values(), row.average)]
+        assert line.replace("†", "").split()[1:] == expected
+
+
+@pytest.mark.parametrize("number", [20, 60])
+def test_many_tasks_leave_the_average_and_name_the_file(number):
+    tasks = [f"task_{row}" for row in range(number)]
+    run = collect(candidate("ties", [0.9], tasks), candidate("[odd] name", [], tasks))
+    text = render(rich_table(run, details="runs/a/results.md"))
+    assert "task_0" not in text
+    assert "[odd] name" in text
+    assert f"each of the {number} tasks in runs/a/results.md" in " ".join(text.split())
+    assert f"{100 * run.candidates['ties'].average:.1f}" in text
+
+
+def test_the_terminal_shows_spreads_too(seeds):
+    text = render(rich_table(aggregate(seeds), width=140), width=140)
+    average, std = aggregate(seeds).candidates["ties"].accuracy["sun397"]
+    assert f"{100 * average:.1f} ± {100 * std:.1f}" in text
+
+
+def test_the_best_are_bold_in_the_terminal(results):
+    console = Console(width=100, force_terminal=True, color_system="standard", _environ={})
+    with console.capture() as capture:
+        console.print(rich_table(results))
+    assert re.search(r"\x1b\[1m\s*73\.3", capture.get())
+    assert not re.search(r"\x1b\[1m\s*9[05]\.0", capture.get())

@@ -1,0 +1,84 @@
+"""A small network with every kind of tensor, experts of it, and the reference zoo."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+
+class TinyNet(nn.Module):
+    """Two activated linear layers; matrices, vectors, a scalar, an empty tensor, buffers."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.5))
+        self.nothing = nn.Parameter(torch.zeros(0, 3))
+        self.stem = nn.Linear(6, 10)
+        self.norm = nn.BatchNorm1d(10)
+        self.fc1 = nn.Linear(10, 16)
+        self.act1 = nn.GELU()
+        self.fc2 = nn.Linear(16, 12, bias=False)
+        self.act2 = nn.Tanh()
+        self.head = nn.Linear(12, 4)
+        self.register_buffer("steps", torch.arange(3))
+
+    def forward(self, x):
+        x = self.act1(self.fc1(self.norm(self.stem(x)) * self.scale))
+        return self.head(self.act2(self.fc2(x)))
+
+
+def noisy_expert(base, seed, size=0.1):
+    """The base with noise on floating-point tensors and other values in integer ones."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = {n: torch.randn(t.shape, generator=generator) for n, t in base.items()}
+    return {
+        name: t + (size * noise[name]).to(t.dtype) if t.is_floating_point() else t + seed + 1
+        for name, t in base.items()
+    }
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return TinyNet()
+
+
+@pytest.fixture
+def base(net):
+    return {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
+
+
+@pytest.fixture
+def make_experts(base):
+    """Function of a number K and a base: K experts."""
+
+    def make(number, of=base):
+        return {f"task{k}": noisy_expert(of, k) for k in range(number)}
+
+    return make
+
+
+@pytest.fixture
+def resources(net):
+    """What methods may need beside weights, as keyword arguments."""
+    generator = torch.Generator().manual_seed(1)
+    return {"model": net, "batches": torch.randn(40, 6, generator=generator)}
+
+
+@pytest.fixture(scope="session")
+def zoo(shared):
+    """Base, experts by task, and images of the reference zoo."""
+    folder = shared / "fixtures" / "zoo"
+    order = (folder / "key_order.txt").read_text().split()
+    pretrained = load_file(folder / "pretrained.safetensors")
+    experts = {
+        path.stem.rsplit("_", 1)[1]: load_file(path) for path in sorted(folder.glob("expert_*"))
+    }
+    images = load_file(folder / "aux.safetensors")["images"]
+    return {name: pretrained[name] for name in order}, experts, images
+
+
+@pytest.fixture(scope="session")
+def expected(shared):
+    """Function that loads a reference output by name."""
+    return lambda name: load_file(shared / "fixtures" / "expected" / f"{name}.safetensors")

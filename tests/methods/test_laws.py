@@ -1,0 +1,143 @@
+"""Algebraic laws that every registered method obeys, alone and behind every transform."""
+
+import pytest
+import torch
+
+from lightning_merge.core.errors import InputError
+from lightning_merge.core.task_vectors import is_merged
+from lightning_merge.methods import MergeMethod, Transform, registered
+
+METHODS = registered(MergeMethod)
+TRANSFORMS = registered(Transform)
+COMBINATIONS = [
+    pytest.param(lambda m=m: m(), id=m.__name__) for m in METHODS.values()
+] + [
+    pytest.param(lambda m=m, t=t: m(transforms=[t()]), id=f"{t.__name__}-{m.__name__}")
+    for m in METHODS.values()
+    for t in TRANSFORMS.values()
+]
+# Hyperparameters under which one expert merges to itself.
+IDENTITIES = {
+    "Average": {},
+    "TaskArithmetic": {"scale": 1.0},
+    "Ties": {"density": 1.0},
+    "MTies": {"keep": 1.0, "spread": 0.0},
+}
+TRANSFORM_IDENTITIES = {"Dare": {"drop": 0.0}, "LwPTV": {"prune_ratio": 0.0}}
+every_method = pytest.mark.parametrize("make", COMBINATIONS)
+
+
+def assert_equal(got, want, **tolerance):
+    assert list(got) == list(want)
+    for name in want:
+        torch.testing.assert_close(got[name], want[name], msg=lambda m, n=name: f"{n}: {m}", **tolerance)
+
+
+@every_method
+@pytest.mark.parametrize("number", [1, 2, 20])
+def test_copies_of_the_base_merge_to_the_base(make, number, base, resources):
+    merged = make()(base, {f"task{k}": base for k in range(number)}, **resources)
+    assert_equal(merged, base, rtol=0, atol=1e-6)
+    assert all(torch.equal(merged[n], t) for n, t in base.items() if is_merged(n, t.dtype))
+
+
+@pytest.mark.parametrize("name", IDENTITIES)
+@pytest.mark.parametrize("transform", [None, *TRANSFORM_IDENTITIES])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_one_expert_merges_to_itself(name, transform, dtype, base, make_experts, resources):
+    base = {n: t.to(dtype) if t.is_floating_point() else t for n, t in base.items()}
+    experts = make_experts(1, base)
+    before = [TRANSFORMS[transform](**TRANSFORM_IDENTITIES[transform])] if transform else []
+    merged = METHODS[name](**IDENTITIES[name], transforms=before)(base, experts, **resources)
+    want = experts["task0"] | {n: t for n, t in base.items() if not t.is_floating_point()}
+    assert_equal(merged, want, rtol=0, atol=5e-7)
+
+
+@every_method
+def test_order_of_experts_changes_nothing(make, base, make_experts, resources):
+    experts = make_experts(5)
+    backwards = dict(reversed(experts.items()))
+    merged = make()(base, experts, **resources)
+    assert_equal(make()(base, backwards, **resources), merged, rtol=1e-5, atol=1e-6)
+
+
+@every_method
+@pytest.mark.parametrize("number", [1, 2, 20])
+def test_stream_equals_call_bit_for_bit(make, number, base, make_experts, resources):
+    experts = make_experts(number)
+    merged = make()(base, experts, **resources)
+    assert_equal(dict(make().stream(base, experts, **resources)), merged, rtol=0, atol=0)
+    assert all(t.isfinite().all() for t in merged.values())
+
+
+@every_method
+def test_inputs_are_untouched_and_not_shared(make, base, make_experts, resources):
+    experts = make_experts(3)
+    mappings = [base, *experts.values(), resources["model"].state_dict()]
+    copies = [{n: t.clone() for n, t in mapping.items()} for mapping in mappings]
+    merged = make()(base, experts, **resources)
+    for mapping, copy in zip(mappings, copies, strict=True):
+        assert_equal(mapping, copy, rtol=0, atol=0)
+    pointers = {t.data_ptr() for mapping in mappings for t in mapping.values() if t.numel()}
+    assert not pointers & {t.data_ptr() for t in merged.values() if t.numel()}
+
+
+@every_method
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_merges_in_float32(make, dtype, base, make_experts, resources):
+    def cast(weights, to):
+        return {n: t.to(to) if t.is_floating_point() else t for n, t in weights.items()}
+
+    half = cast(base, dtype)
+    experts = make_experts(3, half)
+    exact = make()(
+        cast(half, torch.float32),
+        {task: cast(w, torch.float32) for task, w in experts.items()},
+        **resources,
+    )
+    assert_equal(make()(half, experts, **resources), cast(exact, dtype), rtol=0, atol=0)
+
+
+@every_method
+def test_buffers(make, base, make_experts, resources):
+    experts = make_experts(3)
+    merged = make()(base, experts, **resources)
+    for name in ("steps", "norm.num_batches_tracked"):
+        assert torch.equal(merged[name], base[name])
+    for name in ("norm.running_mean", "norm.running_var"):
+        mean = sum(expert[name] for expert in experts.values()) / 3
+        torch.testing.assert_close(merged[name], mean)
+
+
+@every_method
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_broken_value_names_expert_and_tensor(make, value, base, make_experts, resources):
+    experts = make_experts(3)
+    experts["task1"]["fc1.weight"][2, 3] = value
+    with pytest.raises(InputError, match=r"(?s)(?=.*task1)(?=.*fc1\.weight)"):
+        make()(base, experts, **resources)
+
+
+@every_method
+def test_no_expert_is_an_error(make, base, resources):
+    with pytest.raises(InputError, match="expert"):
+        make().stream(base, {}, **resources)
+
+
+@pytest.mark.parametrize(("name", "factor"), [("Average", 1.0), ("TaskArithmetic", 0.3 * 4)])
+def test_linear_methods_are_equivariant_to_a_constant(name, factor, base, make_experts, resources):
+    experts = make_experts(4)
+    shift = {n: torch.full_like(t, 0.25) for n, t in base.items() if is_merged(n, t.dtype)}
+    shifted = {k: w | {n: w[n] + s for n, s in shift.items()} for k, w in experts.items()}
+    merged = METHODS[name]()(base, experts)
+    want = merged | {n: merged[n] + factor * s for n, s in shift.items()}
+    assert_equal(METHODS[name]()(base, shifted), want, rtol=1e-5, atol=1e-6)
+
+
+def test_every_method_says_what_it_is():
+    for cls in (*METHODS.values(), *TRANSFORMS.values()):
+        assert cls.__doc__, cls
+        assert cls.reference, cls
+        assert cls.needs, cls
+    assert {"Average", "MTies", "TaskArithmetic", "Ties"} <= set(METHODS)
+    assert {"Dare", "LwPTV"} <= set(TRANSFORMS)

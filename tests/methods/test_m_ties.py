@@ -1,0 +1,271 @@
+"""M-TIES: one pass equals Algorithm 1 taken literally, on real ViTs and on one's own encoder."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from lightning_merge.core.errors import InputError
+from lightning_merge.methods import LwPTV, MTies, Ties
+
+
+def open_clip_tower():
+    from open_clip.transformer import QuickGELU, VisionTransformer
+
+    return VisionTransformer(
+        image_size=16,
+        patch_size=8,
+        width=16,
+        layers=3,
+        heads=2,
+        mlp_ratio=2.0,
+        output_dim=8,
+        act_layer=QuickGELU,
+    )
+
+
+def timm_vit():
+    from timm.models.vision_transformer import VisionTransformer
+
+    return VisionTransformer(
+        img_size=16, patch_size=8, embed_dim=16, depth=3, num_heads=2, mlp_ratio=2.0, num_classes=0
+    )
+
+
+def transformers_clip():
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    config = CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=8,
+    )
+    return CLIPVisionModel(config)
+
+
+def quick_gelu(x):
+    return x * torch.sigmoid(1.702 * x)
+
+
+VITS = [
+    pytest.param(open_clip_tower, "transformer.resblocks.{}.mlp.c_fc", quick_gelu, id="open_clip"),
+    pytest.param(timm_vit, "blocks.{}.mlp.fc1", functional.gelu, id="timm"),
+    pytest.param(
+        transformers_clip, "{prefix}encoder.layers.{}.mlp.fc1", quick_gelu, id="transformers"
+    ),
+]
+
+
+def weights_of(model):
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def trim_row(row, count):
+    kept = sorted(range(len(row)), key=lambda i: -abs(row[i].item()))[:count]
+    return torch.tensor([row[i].item() if i in kept else 0.0 for i in range(len(row))])
+
+
+def elect_and_average(vectors):
+    mass = sum(vectors)
+    agree = [torch.where(mass >= 0, v > 0, v < 0) for v in vectors]
+    count = sum(a.float() for a in agree).clamp(min=1)
+    return sum(v * a for v, a in zip(vectors, agree, strict=True)) / count
+
+
+def plainly_trimmed(vector, keep):
+    return trim_row(vector.flatten(), math.floor(vector.numel() * keep)).view_as(vector)
+
+
+def input_of(model, weights, layer, images):
+    """The input of a layer in a fresh forward pass with the given weights."""
+    model, seen = copy.deepcopy(model).eval(), []
+    model.load_state_dict(weights)
+    model.get_submodule(layer).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.no_grad():
+        model(images)
+    return seen[0].flatten(0, -2)
+
+
+def algorithm_1(model, base, experts, images, layers, keep, spread):
+    """Algorithm 1 literally: a forward pass per layer, loops over nodes, rows and experts."""
+    base, experts = dict(base), [dict(e) for e in experts.values()]
+    first_ranked = {f"{layer}.weight": act for layer, act in layers.items()}
+    for name in [n for n in base if n not in first_ranked and base[n].is_floating_point()]:
+        vectors = [plainly_trimmed(e[name] - base[name], keep) for e in experts]
+        merged = base[name] + elect_and_average(vectors)
+        if name.removesuffix("bias") + "weight" not in first_ranked:
+            for weights in (base, *experts):
+                weights[name] = merged
+        else:  # the experts' biases enter the node loss before they are merged
+            base[name] = merged
+    for name, activation in first_ranked.items():
+        layer = name.removesuffix(".weight")
+        x = input_of(model, base, layer, images)
+        hidden = [x @ e[name].T + e.get(f"{layer}.bias", 0.0) for e in experts]
+        merged_output = activation(sum(hidden) / len(hidden))
+        ensemble = sum(activation(h) for h in hidden) / len(hidden)
+        loss = (merged_output - ensemble).abs().mean(0).tolist()
+        order, update = sorted(range(len(loss)), key=loss.__getitem__), []
+        for j in range(len(loss)):
+            ratio = keep - spread * (order.index(j) / (len(loss) - 1))
+            count = math.floor(ratio * x.shape[1])
+            update.append(elect_and_average([trim_row((e[name] - base[name])[j], count) for e in experts]))
+        base[name] = base[name] + torch.stack(update)
+        for weights in experts:
+            weights[name] = base[name]
+    return base
+
+
+@pytest.mark.parametrize(("build", "pattern", "activation"), VITS)
+def test_one_pass_equals_algorithm_1_on_vits(build, pattern, activation, make_experts):
+    torch.manual_seed(0)
+    model = build()
+    base = weights_of(model)
+    prefix = "vision_model." if any(n.startswith("vision_model.") for n in base) else ""
+    layers = {pattern.format(i, prefix=prefix): activation for i in range(3)}
+    experts = make_experts(3, base)
+    images = torch.randn(6, 3, 16, 16)
+    analysis = MTies(keep=0.5, spread=0.4).analyse(base, experts, model=model, batches=images)
+    assert list(analysis.losses) == [f"{layer}.weight" for layer in layers]
+    want = algorithm_1(model, base, experts, images, layers, keep=0.5, spread=0.4)
+    for name, tensor in analysis.merged.items():
+        torch.testing.assert_close(tensor, want[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_one_pass_equals_algorithm_1_without_bias(net, base, make_experts, resources):
+    layers = {"fc1": functional.gelu, "fc2": torch.tanh}
+    experts = make_experts(4)
+    merged = MTies(keep=0.6, spread=0.3)(base, experts, **resources)
+    inert = {n for n, t in base.items() if not t.is_floating_point() or "running" in n}
+    for name in inert:
+        base[name] = merged[name]  # statistics and integers are not Algorithm 1's
+    want = algorithm_1(
+        net, base, {t: e | {n: merged[n] for n in inert} for t, e in experts.items()},
+        resources["batches"], layers, keep=0.6, spread=0.3,
+    )  # fmt: skip
+    for name, tensor in merged.items():
+        torch.testing.assert_close(tensor, want[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_base_inputs_come_from_the_unmerged_network(net, base, make_experts, resources):
+    experts = make_experts(4)
+    analysis = MTies(layer_inputs="base").analyse(base, experts, **resources)
+    x = input_of(net, base, "fc2", resources["batches"])
+    hidden = torch.stack([x @ e["fc2.weight"].T for e in experts.values()])
+    loss = (hidden.mean(0).tanh() - hidden.tanh().mean(0)).abs().mean(0)
+    torch.testing.assert_close(analysis.losses["fc2.weight"], loss)
+
+
+def test_the_model_comes_back_unchanged(net, base, make_experts, resources):
+    net.train()
+    net.act1.eval()
+    modes = [module.training for module in net.modules()]
+    MTies()(base, make_experts(2), **resources)
+    assert [module.training for module in net.modules()] == modes
+    assert all(torch.equal(t, base[n]) for n, t in net.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+@pytest.mark.parametrize("layers", [[0], ["fc1"], [-2]])
+def test_few_layers_and_plain_trim_elsewhere(layers, base, make_experts, resources):
+    experts = make_experts(3)
+    analysis = MTies(layers=layers).analyse(base, experts, **resources)
+    assert list(analysis.losses) == ["fc1.weight"]
+    plain = Ties(density=0.2, trim="per_tensor")(base, experts)
+    assert torch.equal(analysis.merged["fc2.weight"], plain["fc2.weight"])
+    assert not torch.equal(analysis.merged["fc1.weight"], plain["fc1.weight"])
+
+
+def test_controls(base, make_experts, resources):
+    experts = make_experts(3)
+    ratios = {
+        order: MTies(node_order=order).analyse(base, experts, **resources).keep_ratios["fc1.weight"]
+        for order in ("loss", "random", "uniform", "reversed")
+    }
+    torch.testing.assert_close(ratios["loss"] + ratios["reversed"], torch.full((16,), 0.3).double())
+    torch.testing.assert_close(ratios["random"].sort().values, ratios["loss"].sort().values)
+    assert not torch.equal(ratios["random"], ratios["loss"])
+    torch.testing.assert_close(ratios["uniform"], torch.full((16,), 0.15).double())
+    again = MTies(node_order="random", seed=1).analyse(base, experts, **resources)
+    assert not torch.equal(again.keep_ratios["fc1.weight"], ratios["random"])
+
+
+def test_transforms_change_the_experts_that_are_ranked(base, make_experts, resources):
+    method = MTies(transforms=[LwPTV(prune_ratio=1.0)])
+    analysis = method.analyse(base, make_experts(3), **resources)
+    assert all(loss.max() < 1e-6 for loss in analysis.losses.values())
+    assert torch.equal(analysis.merged["fc1.weight"], base["fc1.weight"])
+
+
+def test_prefixes_of_model_and_checkpoint_may_differ(base, make_experts, resources):
+    experts = make_experts(3)
+    want = MTies()(base, experts, **resources)
+    renamed = {f"model.visual.{n}": t for n, t in base.items()}
+    there = {k: {f"model.visual.{n}": t for n, t in e.items()} for k, e in experts.items()}
+    merged = MTies()(renamed, there, **resources)
+    assert all(torch.equal(merged[f"model.visual.{n}"], t) for n, t in want.items())
+
+
+class FunctionalNet(nn.Module):
+    """An encoder whose activation is a function, seen by no hook."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.second(functional.silu(self.first(x)))
+
+
+def test_own_encoder_names_layers_and_activation(make_experts, resources):
+    net = FunctionalNet()
+    base = weights_of(net)
+    call = (base, make_experts(3, base))
+    data = resources | {"model": net}
+    method = MTies(layers=["first"], activation="silu")
+    assert list(method.analyse(*call, **data).losses) == ["first.weight"]
+    with pytest.raises(InputError, match="no activation module follows 'first'"):
+        MTies(layers=["first"])(*call, **data)
+    with pytest.raises(InputError, match="layers=None"):
+        MTies()(*call, **data)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"keep": 1.2},
+        {"spread": 0.3},
+        {"layer_inputs": "x"},
+        {"reduce": "x"},
+        {"node_order": "x"},
+        {"activation": "x"},
+        {"combine": "x"},
+        {"trim": "x"},
+        {"scale": float("nan")},
+    ],
+)
+def test_bad_options_name_the_argument(options):
+    with pytest.raises(InputError, match=next(iter(options))):
+        MTies(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "resource", "message"),
+    [
+        ({}, {"model": None}, "model=None"),
+        ({}, {"batches": None}, "batches"),
+        ({"layers": ["fc9"]}, {}, "fc9"),
+        ({"layers": ["norm"]}, {}, "norm"),
+        ({"layers": [2]}, {}, "2 is none of the 2"),
+        ({}, {"model": FunctionalNet()}, "layers"),
+    ],
+)
+def test_bad_resources(options, resource, message, base, make_experts, resources):
+    with pytest.raises(InputError, match=message):
+        MTies(**options)(base, make_experts(2), **resources | resource)
