@@ -1,4 +1,4 @@
-"""Callbacks that merge after training: any method, M-TIES and LwPTV; and a coefficient map."""
+"""Callbacks that merge after training: any method, M-TIES and LwPTV; and a coefficient map; predictions."""
 
 if __name__ == "callbacks":
     raise ImportError("import lightning_merge.callbacks, not callbacks: one class, one name")
@@ -7,5 +7,6 @@ from lightning_merge.callbacks.coefficient_map import CoefficientMap
 from lightning_merge.callbacks.lwptv import LwPTVMerge
 from lightning_merge.callbacks.m_ties import MTiesMerge
 from lightning_merge.callbacks.merge import MergeCallback
+from lightning_merge.callbacks.predictions import WritePredictions
 
-__all__ = ["CoefficientMap", "LwPTVMerge", "MTiesMerge", "MergeCallback"]
+__all__ = ["CoefficientMap", "LwPTVMerge", "MTiesMerge", "MergeCallback", "WritePredictions"]

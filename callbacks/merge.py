@@ -1,6 +1,7 @@
 """Any method as a callback: merge the run's experts when fit ends."""
 
 import itertools
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
@@ -75,13 +76,12 @@ class MergeCallback(Callback):
         if trainer.is_global_zero:
             module.to(trainer.strategy.root_device)
             for what, method in self.variants().items():
-                self._save(module, method, paths[what])
+                self._save(module, _seeded(method), paths[what])
         seconds = time.perf_counter() - started
         module.candidates[self.name] = Candidate(
             self.name,
             folder / f"{self.name}.safetensors",
             seconds,
-            note=self._note(),
             options=paths if self.grid else None,
         )
 
@@ -95,16 +95,26 @@ class MergeCallback(Callback):
         """Return the merged weights; a subclass may draw figures on the way."""
         return method(module.base, module.experts, **resources(module, method))
 
-    def _note(self) -> str:
-        return ""
-
 
 def resources(module: CoefficientModule, method: MergeMethod) -> dict[str, Any]:
     """Return the network and unlabelled held-out images for a method that needs them."""
     if method.needs == "nothing":
         return {}
-    images = module.preprocess.normalize(module.data.unlabelled().to(module.device))
+    drawn = module.data.unlabelled(seed=run_seed())
+    images = module.preprocess.normalize(drawn.to(module.device))
     return {"model": module.encoder.backbone, "batches": images}
+
+
+def _seeded(method: MergeMethod) -> MergeMethod:
+    """Add the run's seed to a random method's own, so that runs of other seeds differ."""
+    if not hasattr(method, "seed"):
+        return method
+    return replace(method, seed=method.seed + run_seed())  # type: ignore[type-var]
+
+
+def run_seed() -> int:
+    """Return the seed of the run, as lightning's seed_everything leaves it."""
+    return int(os.environ.get("PL_GLOBAL_SEED", 0))
 
 
 def _coefficient_module(module: Any) -> CoefficientModule:

@@ -13,8 +13,10 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_info
 from rich.console import Console
 
+from lightning_merge.callbacks import WritePredictions
 from lightning_merge.cli.stages import fingerprint, plain, prepare
 from lightning_merge.core.checkpoint import file_hash
+from lightning_merge.core.errors import InputError
 from lightning_merge.core.files import atomic_write
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.evaluation.tables import rich_table
@@ -90,7 +92,25 @@ class MergeCLI(LightningCLI):
             *(given if isinstance(given, list) else [given]),
             ModelCheckpoint(self.folder / "checkpoints", save_top_k=0, save_last=True),
         ]
+        if self.subcommand == "predict":
+            kwargs["callbacks"].append(WritePredictions())
         return super().instantiate_trainer(**kwargs)
+
+    def before_validate(self) -> None:
+        """Measure the coefficients that `fit` learned in this run folder."""
+        config = self.config_init[self.subcommand]
+        if not isinstance(self.model, CoefficientModule) or config.get("ckpt_path") is not None:
+            return
+        last = self.folder / "checkpoints" / "last.ckpt"
+        if not last.exists():
+            raise InputError(
+                f"nothing was fitted here: {last} is no file; run fit with the same config first "
+                "or give --ckpt_path"
+            )
+        config.ckpt_path = str(last)
+
+    before_test = before_validate
+    before_predict = before_validate
 
     def before_fit(self) -> None:
         """Go on from the last checkpoint of the same run; record the splits."""

@@ -6,6 +6,7 @@ COMMANDS = {
     "test": "measure on the test images",
     "predict": "write the predicted classes of the test images",
     "merge": "merge checkpoints by any closed-form method",
+    "report": "one table of the mean and spread of several runs",
     "list": "show methods, tasks and encoders, one line each",
 }
 

@@ -10,6 +10,7 @@ out, so memory stays in proportion to the file.
 
 import pickletools
 import sys
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING  # Python 2's names, used up to protocol 2
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from mmap import mmap
@@ -24,12 +25,10 @@ _MARK = object()
 _BUILTINS = ("bytearray", "complex", "dict", "frozenset", "list", "object", "range", "set", "tuple")
 _PATHS = ("Path", "PosixPath", "PurePath", "PurePosixPath", "PureWindowsPath", "WindowsPath")
 _MAKERS: dict[str, tuple[str, ...]] = {
-    "__builtin__": _BUILTINS,
     "_codecs": ("encode",),
     "argparse": ("Namespace",),
     "builtins": _BUILTINS,
     "collections": ("Counter", "OrderedDict", "defaultdict", "deque"),
-    "copy_reg": ("_reconstructor",),
     "copyreg": ("_reconstructor",),
     "datetime": ("date", "datetime", "time", "timedelta", "timezone"),
     "decimal": ("Decimal",),
@@ -201,6 +200,7 @@ def _names_third_party_class(symbol: Symbol) -> bool:
 def _symbol(module: Any, name: Any) -> Symbol:
     if not isinstance(module, str) or not isinstance(name, str):
         raise ValueError("pickle with a name that is no text")
+    module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
     return Symbol(module, name)
 
 

@@ -29,8 +29,14 @@ def flatten_tasks(stacked: Tensor) -> Tensor:
     return stacked.reshape(len(stacked), stacked[0].numel())
 
 
-def is_merged(name: str, dtype: torch.dtype) -> bool:
-    """Whether a tensor has a task vector: a floating-point one, no BatchNorm statistic."""
+def is_merged(name: str, tensor: Tensor | torch.dtype) -> bool:
+    """Whether a tensor has a task vector: a floating-point one, no BatchNorm statistic.
+
+    Args:
+        name: The tensor's name.
+        tensor: The tensor, or its type where reading it can be avoided.
+    """
+    dtype = tensor if isinstance(tensor, torch.dtype) else tensor.dtype
     return dtype.is_floating_point and not is_statistic(name)
 
 

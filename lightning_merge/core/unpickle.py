@@ -27,7 +27,7 @@ _ZIP_MAGIC = b"PK\x03\x04"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _MOST_OBJECTS = 1_000_000  # visited at most: objects may contain each other
-_LONGEST_NAME = 4096
+_LONGEST_NAME = 1024
 
 _STORAGE_DTYPES = {
     "FloatStorage": torch.float32,
@@ -310,7 +310,9 @@ def _walk(root: Any) -> Iterator[tuple[str, StoredTensor]]:
         key, child = next(children, (None, None))
         if key is None:
             levels.pop()
-        elif isinstance(key, str) and len(prefix) + len(key) <= _LONGEST_NAME:
+        elif isinstance(key, str):
+            if len(prefix) + len(key) > _LONGEST_NAME:
+                break
             if isinstance(child, StoredTensor):
                 yield prefix + key, child
             elif isinstance(child, (dict, Record)):

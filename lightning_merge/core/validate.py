@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -126,7 +127,8 @@ def _report(problems: Mapping[str, list[tuple[str, str]]]) -> str:
         lines.append(f"  {model}: " + ", ".join(f"{n} {kind}" for kind, n in counts.items()))
         if position < _SHOWN_MODELS:
             for kind, count in counts.items():
-                lines += [f"    {kind}: {text}" for k, text in found if k == kind][:_SHOWN]
+                texts = (text for other, text in found if other == kind)
+                lines += [f"    {kind}: {text}" for text in islice(texts, _SHOWN)]
                 lines += [f"    ... and {count - _SHOWN} more"] if count > _SHOWN else []
     lines.append("Give experts that were fine-tuned from this base")
     return "\n".join(lines)

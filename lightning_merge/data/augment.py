@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_merge.core.errors import InputError
+
 
 @dataclass(frozen=True)
 class Augment:
@@ -15,12 +17,15 @@ class Augment:
     Python call per image; here one grid_sample serves the batch.
 
     Args:
-        shift: largest shift, as a share of the side.
-        scale: largest relative change of size.
-        rotate: largest angle, in degrees.
-        color: largest relative change of brightness, contrast and saturation.
+        shift: largest shift, as a share of the side, in [0, 1].
+        scale: largest relative change of size, in [0, 1).
+        rotate: largest angle, in degrees, at least 0.
+        color: largest relative change of brightness, contrast and saturation, in [0, 1].
         invert: probability of the negative of an image.
         erase: probability of a grey rectangle of up to half the side.
+
+    Raises:
+        InputError: a value is out of range.
     """
 
     shift: float = 0.1
@@ -29,6 +34,14 @@ class Augment:
     color: float = 0.2
     invert: float = 0.0
     erase: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("shift", "scale", "color", "invert", "erase"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1 or (name == "scale" and value == 1):
+                raise InputError(f"augment.{name}={value} must lie in [0, 1]; 0 turns it off")
+        if self.rotate < 0:
+            raise InputError(f"augment.rotate={self.rotate}: give degrees, at least 0")
 
     def __call__(self, images: Tensor, *, mirror: bool) -> Tensor:
         """Return changed copies.
@@ -40,8 +53,13 @@ class Augment:
         Returns:
             uint8 [n, 3, s, s].
         """
-        x = self._move(images.float() / 255, mirror)
-        x = self._recolor(x)
+        x = images.float() / 255
+        if mirror or self.shift or self.scale or self.rotate:
+            x = self._move(x, mirror)
+        if self.color:
+            x = self._recolor(x)
+        if self.invert:
+            x = torch.where(_chance(x, self.invert), 1 - x, x)
         if self.erase:
             x = self._erase(x)
         return (x.clamp(0, 1) * 255).round().to(torch.uint8)
@@ -60,25 +78,17 @@ class Augment:
         return F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
 
     def _recolor(self, x: Tensor) -> Tensor:
-        n = len(x)
-
         def draw() -> Tensor:
-            factor = 1 + (torch.rand(n, 1, 1, 1, device=x.device) * 2 - 1) * self.color
-            return factor
+            return 1 + (torch.rand(len(x), 1, 1, 1, device=x.device) * 2 - 1) * self.color
 
         x = x * draw()
         mean = x.mean((1, 2, 3), keepdim=True)
         x = mean + (x - mean) * draw()
         grey = x.mean(1, keepdim=True)
-        x = grey + (x - grey) * draw()
-        if self.invert:
-            negative = torch.rand(n, 1, 1, 1, device=x.device) < self.invert
-            x = torch.where(negative, 1 - x, x)
-        return x
+        return grey + (x - grey) * draw()
 
     def _erase(self, x: Tensor) -> Tensor:
         n, _, _, side = x.shape
-        chosen = torch.rand(n, 1, 1, device=x.device) < self.erase
         at = torch.arange(side, device=x.device)
 
         def band() -> Tensor:
@@ -86,5 +96,10 @@ class Augment:
             start = torch.rand(n, 1, device=x.device) * (side - length)
             return (at >= start) & (at < start + length)
 
-        hole = band()[:, :, None] & band()[:, None, :] & chosen
-        return torch.where(hole[:, None], torch.full_like(x, 0.5), x)
+        hole = (band()[:, :, None] & band()[:, None, :])[:, None]
+        return torch.where(hole & _chance(x, self.erase), torch.full_like(x, 0.5), x)
+
+
+def _chance(x: Tensor, probability: float) -> Tensor:
+    """Choose images of [n, 3, s, s], as bool [n, 1, 1, 1]."""
+    return torch.rand(len(x), 1, 1, 1, device=x.device) < probability

@@ -7,18 +7,22 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import CombinedLoader
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.files import atomic_write
+from lightning_merge.core.names import enumerate_names
+from lightning_merge.core.seeding import generator_for
 from lightning_merge.data import splits
-from lightning_merge.data.dataset import Batch, TaskImages, loader
-from lightning_merge.data.source import Examples, open_source, same_classes
+from lightning_merge.data.dataset import Batch, SeededOrder, TaskImages, loader
+from lightning_merge.data.examples import Examples
+from lightning_merge.data.source import open_source, same_classes
 from lightning_merge.models.preprocess import Preprocess
 
-FRACTIONS = {"1%": 0.01, "5%": 0.05, "all": 1.0}
+PARTS = ("train", "validation", "coefficients", "test")
 
 
 class MergeDataModule(LightningDataModule):
@@ -26,17 +30,23 @@ class MergeDataModule(LightningDataModule):
 
     The test split is the source's own. The train split is divided once, stratified and seeded
     by `split_seed`: `validation_fraction` of it is held out from the training of experts and
-    serves to choose coefficients and hyperparameters; the rest trains experts.
+    serves to choose coefficients and hyperparameters; the rest trains experts. The division
+    of a task depends on its own train split and the seed, not on the other tasks.
+
+    Works without a Trainer: set `preprocess`, call `load` and ask for `images`.
 
     Args:
-        root: folder or file of the source.
+        root: folder or file of the source; "" where the source needs none.
         tasks: names of the tasks, two or more for merging; every task of the source if empty.
         source: layout of root: folders, torchvision, huggingface, drawn or pool.
         fit_on: what `fit` sees: "train" (experts) or "coefficients" (merging).
         validation_fraction: share of the train split held out, in (0, 1).
         coefficient_fraction: share of the held-out images that coefficients are fitted on,
-            "1%", "5%", "all" or a number in (0, 1].
-        batch_size: images per task and step of fit; in total with sampling "proportional".
+            "1%", "5%" or any other percentage, "all", or a number in (0, 1].
+        duplicates: where a copy of a test image is in the train split: "error", or "drop" it
+            from train. Copies are found by their bytes; an image encoded anew is another one.
+        batch_size: images per task and step of fit; in total, about, with sampling
+            "proportional".
         sampling: "equal" draws as many images of every task; "proportional" to its size.
         eval_batch_size: images per step of evaluation.
         unlabelled_images: images, drawn evenly over tasks from the held-out ones, for
@@ -51,12 +61,13 @@ class MergeDataModule(LightningDataModule):
 
     def __init__(
         self,
-        root: str,
+        root: str = "",
         tasks: Sequence[str] = (),
         source: str = "folders",
         fit_on: Literal["train", "coefficients", "test"] = "coefficients",
         validation_fraction: float = 0.2,
-        coefficient_fraction: str | float = "all",
+        coefficient_fraction: float | str = "all",
+        duplicates: Literal["error", "drop"] = "error",
         batch_size: int = 16,
         sampling: Literal["equal", "proportional"] = "equal",
         eval_batch_size: int = 256,
@@ -71,75 +82,125 @@ class MergeDataModule(LightningDataModule):
                 "data.fit_on='test': fitting on test images would make every reported number "
                 "meaningless; use 'train' or 'coefficients'"
             )
+        _one_of("fit_on", fit_on, ("train", "coefficients"))
+        _one_of("sampling", sampling, ("equal", "proportional"))
+        _one_of("duplicates", duplicates, ("error", "drop"))
         if not 0 < validation_fraction < 1:
             raise InputError(
                 f"data.validation_fraction={validation_fraction} must lie in (0, 1), e.g. 0.2"
             )
-        if len(set(tasks)) != len(tasks):
-            raise InputError(f"data.tasks={list(tasks)} names a task twice")
-        for name, value in {"batch_size": batch_size, "eval_batch_size": eval_batch_size}.items():
-            if value < 1:
-                raise InputError(f"data.{name}={value} must be at least 1")
+        _at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
+        _at_least(1, unlabelled_images=unlabelled_images)
+        _at_least(0, num_workers=num_workers, cache_gib=cache_gib)
         self.source = open_source(source, root)
-        self.tasks: tuple[str, ...] = tuple(tasks) or tuple(self.source.tasks())
-        self.fit_on, self.sampling = fit_on, sampling
+        self.tasks = _checked_names(tasks or self.source.tasks(), root)
+        self.fit_on, self.sampling, self.duplicates = fit_on, sampling, duplicates
         self.validation_fraction = validation_fraction
         self.coefficient_fraction = _fraction(coefficient_fraction)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.unlabelled_images = unlabelled_images
         self.split_seed, self.num_workers, self.cache_gib = split_seed, num_workers, cache_gib
-        self.preprocess: Preprocess | None = None
         self.classes: dict[str, tuple[str, ...]] = {}
         self.record: dict[str, Any] = {}
+        self._preprocess: Preprocess | None = None
         self._examples: dict[tuple[str, str], Examples] = {}
+        self._hashes: dict[tuple[str, str], list[str]] = {}
+        self._rows: dict[tuple[str, str], Tensor] = {}
         self._images: dict[tuple[str, str], TaskImages] = {}
+
+    @property
+    def preprocess(self) -> Preprocess | None:
+        """Preprocessing of the encoder that gets the images; another one decodes them anew."""
+        return self._preprocess
+
+    @preprocess.setter
+    def preprocess(self, preprocess: Preprocess | None) -> None:
+        if preprocess != self._preprocess:
+            self._images.clear()
+        self._preprocess = preprocess
 
     # Splits
 
-    def load(self, *, test: bool = True) -> None:
-        """Find the images of every task and divide them; no image is decoded.
+    def load(self, *, test: bool | None = True) -> None:
+        """Find the images of every task and divide them; every file is read once.
 
         Args:
-            test: also look at the test split (a pool to pretrain on has none).
+            test: also look at the test split; None: where the source means to have one (a
+                pool to pretrain on has none).
 
         Raises:
-            InputError: a task has no data, or an image is on both sides of a split.
+            InputError: a task has no data, a file is evidently no whole image, or an image is
+                on both sides of a split.
         """
         for task in self.tasks:
-            if (task, "train") in self._examples and (not test or (task, "test") in self._examples):
-                continue
-            self._load_task(task, test)
+            wanted = bool(test)
+            if test is None or self.duplicates == "drop":
+                wanted = wanted or self.source.offers(task, "test")
+            read = [self._read(task, split) for split in ("train", "test")[: 1 + wanted]]
+            if any(read):
+                self._divide(task)
 
-    def _load_task(self, task: str, test: bool) -> None:
-        train = self.source.load(task, "train")
-        held_out = splits.stratified_indices(
-            train.labels, self.validation_fraction, self.split_seed
+    def _read(self, task: str, split: str) -> bool:
+        """Find and hash one split; return whether that was to be done."""
+        if (task, split) in self._hashes:
+            return False
+        examples = self.source.load(task, split)
+        if not len(examples):
+            raise InputError(f"task {task!r}: {split} has no images; fill it")
+        if split == "test":
+            same_classes(task, self._examples[task, "train"].classes, examples.classes)
+        self._examples[task, split] = examples
+        self._hashes[task, split] = splits.content_hashes(examples, f"{task} {split}")
+        return True
+
+    def _divide(self, task: str) -> None:
+        """Divide a task into parts, prove them disjoint and record them."""
+        train, hashes = self._examples[task, "train"], self._hashes[task, "train"]
+        test = self._hashes.get((task, "test"), [])
+        kept, held_out = splits.divide(
+            train.labels,
+            hashes,
+            self.validation_fraction,
+            self.split_seed,
+            leave_out=set(test) if self.duplicates == "drop" else (),
         )
-        hashes = splits.content_hashes(train)
-        held_out = splits.without_copies(held_out, hashes)
-        kept = splits.complement(held_out, len(train))
-        parts = {
-            "train": [hashes[i] for i in kept.tolist()],
-            "validation": [hashes[i] for i in held_out.tolist()],
-        }
-        labels = {"train": train.labels[kept], "validation": train.labels[held_out]}
-        self._examples[task, "train"] = train
+        few = splits.draw_share(held_out, self.coefficient_fraction, self.split_seed + 1)
+        rows = {"train": kept, "validation": held_out, "coefficients": few}
         if test:
-            examples = self.source.load(task, "test")
-            same_classes(task, train.classes, examples.classes)
-            parts["test"] = splits.content_hashes(examples)
-            labels["test"] = examples.labels
-            self._examples[task, "test"] = examples
-        splits.check_disjoint(task, parts)
+            rows["test"] = torch.arange(len(test))
+        self._rows.update({(task, part): r for part, r in rows.items()})
+        self._record(task, rows)
+
+    def _record(self, task: str, rows: dict[str, Tensor]) -> None:
+        """Check the parts of a task and note them for splits.json."""
+        train = self._examples[task, "train"]
+        for part in ("train", "validation"):
+            if not len(rows[part]):
+                raise InputError(
+                    f"task {task!r}: of {len(train)} images in {len(train.classes)} classes none "
+                    f"is left for {part} with data.validation_fraction="
+                    f"{self.validation_fraction}; give more images per class or another fraction"
+                )
+        found = {part: self._part_hashes(task, part) for part in rows}
+        splits.check_disjoint(task, {p: h for p, h in found.items() if p != "coefficients"})
         self.classes[task] = train.classes
         self.record[task] = {
             "classes": list(train.classes),
-            "validation_rows": held_out.tolist(),
+            "left_out": len(train) - len(rows["train"]) - len(rows["validation"]),
+            "validation_rows": rows["validation"].tolist(),
+            "coefficient_rows": rows["coefficients"].tolist(),
             **{
-                part: {"images": len(values), "digest": splits.digest(values, labels[part])}
-                for part, values in parts.items()
+                part: {"images": len(h), "digest": splits.digest(h, self._labels(task, part))}
+                for part, h in found.items()
             },
         }
+
+    def _part_hashes(self, task: str, part: str) -> list[str]:
+        hashes = self._hashes[task, _split(part)]
+        return [hashes[row] for row in self._rows[task, part].tolist()]
+
+    def _labels(self, task: str, part: str) -> Tensor:
+        return self._examples[task, _split(part)].labels[self._rows[task, part]]
 
     def digest(self, task: str) -> str:
         """Return a digest of a task's train and validation images and labels."""
@@ -147,75 +208,102 @@ class MergeDataModule(LightningDataModule):
         return record["train"]["digest"] + record["validation"]["digest"]
 
     def write_splits(self, path: Path) -> None:
-        """Write splits.json: seed, sizes, digests and the held-out rows of every task."""
-        record = {
+        """Write splits.json: seed, sizes, content digests and held-out rows of every task.
+
+        Rows count within the source's train split, whose order is part of its layout.
+        """
+        settings = {
+            "source": self.source.name,
             "split_seed": self.split_seed,
             "validation_fraction": self.validation_fraction,
             "coefficient_fraction": self.coefficient_fraction,
-            "tasks": {task: self.record[task] for task in self.tasks},
         }
+        head = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in settings.items()]
+        rows = [f"  {json.dumps(task)}: {json.dumps(self.record[task])}" for task in self.tasks]
+        text = ",\n".join([*head, ' "tasks": {\n' + ",\n".join(rows) + "\n }"])
         with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(record, indent=1))
+            temporary.write_text(f"{{\n{text}\n}}\n")
 
     def images(self, task: str, part: str) -> TaskImages:
-        """Return the images of one part of a task, decoded at first use.
+        """Return the images of one part of a task, each decoded when it is first asked for.
 
         Args:
             task: one of `tasks`.
             part: "train", "validation", "coefficients" or "test".
+
+        Raises:
+            InputError: there is no such task or part.
         """
+        _one_of("tasks", task, self.tasks)
+        _one_of("part", part, PARTS)
+        if part == "coefficients" and self.coefficient_fraction == 1:
+            part = "validation"  # the same rows: keep them in memory once
         if (task, part) not in self._images:
-            if self.preprocess is None:
-                raise RuntimeError("set `preprocess` to the encoder's before asking for images")
-            split = "test" if part == "test" else "train"
-            self.load(test=split == "test")
-            examples = self._examples[task, split]
-            rows = self._rows(task, part, len(examples))
-            budget = self.cache_gib * 2**30 - sum(
-                i.num_bytes for i in self._images.values() if i.cache
-            )
-            images = TaskImages(examples, rows, self.preprocess, cache=False)
-            images.cache = images.num_bytes <= budget
-            self._images[task, part] = images
+            self._images[task, part] = self._make_images(task, part)
         return self._images[task, part]
 
-    def _rows(self, task: str, part: str, size: int) -> Tensor:
-        if part == "test":
-            return torch.arange(size)
-        held_out = torch.tensor(self.record[task]["validation_rows"])
-        if part == "train":
-            return splits.complement(held_out, size)
-        if part == "validation":
-            return held_out
-        labels = self._examples[task, "train"].labels[held_out]
-        if self.coefficient_fraction == 1:
-            return held_out
-        count = max(1, round(self.coefficient_fraction * len(labels)))
-        generator = torch.Generator().manual_seed(self.split_seed + 1)
-        return held_out[torch.randperm(len(labels), generator=generator)[:count].sort().values]
+    def _make_images(self, task: str, part: str) -> TaskImages:
+        if self.preprocess is None:
+            raise InputError("data.preprocess is not set: give the encoder's before its images")
+        if (task, part) not in self._rows:
+            self.load(test=part == "test")
+        images = TaskImages(
+            self._examples[task, _split(part)],
+            self._rows[task, part],
+            self.preprocess,
+            cache=False,
+            name=f"{task} {part}",
+        )
+        taken = sum(other.num_bytes for other in self._images.values() if other.cache)
+        images.cache = images.num_bytes <= self.cache_gib * 2**30 - taken
+        return images
 
-    def unlabelled(self) -> Tensor:
-        """Return `unlabelled_images` held-out images, drawn evenly over tasks, as uint8."""
-        pools = [self.images(task, "coefficients") for task in self.tasks]
-        counts = splits.balanced_counts(self.unlabelled_images, map(len, pools))
-        generator = torch.Generator().manual_seed(self.split_seed + 2)
-        drawn = [
-            pool.__getitems__(torch.randperm(len(pool), generator=generator)[:count].tolist())
-            for pool, count in zip(pools, counts, strict=True)
-            if count
-        ]
-        return torch.cat([batch.images for batch in drawn])
+    def unlabelled(self, seed: int = 0) -> Tensor:
+        """Return `unlabelled_images` held-out images, drawn evenly over tasks.
+
+        Which images of a task are drawn depends on the task, the seed and their number.
+
+        Args:
+            seed: of the draw; other runs of the same splits may see other images.
+
+        Returns:
+            uint8 [n, 3, s, s]; fewer than asked for where there are not as many.
+        """
+        pools = {task: self.images(task, "validation") for task in self.tasks}
+        counts = splits.balanced_counts(self.unlabelled_images, map(len, pools.values()))
+        drawn = []
+        for (task, pool), count in zip(pools.items(), counts, strict=True):
+            generator = generator_for(self.split_seed + seed, "unlabelled", task)
+            positions = torch.randperm(len(pool), generator=generator)[:count].tolist()
+            if positions:
+                drawn.append(pool.__getitems__(positions).images)
+        return torch.cat(drawn)
 
     # Lightning's interface
 
     def setup(self, stage: str) -> None:
-        """Divide the tasks' images and take the preprocessing of the trainer's encoder."""
-        if self.trainer is not None and self.preprocess is None:
-            self.preprocess = self.trainer.lightning_module.preprocess
-        self.load(test=stage in ("test", "predict"))
+        """Divide the tasks' images and decode, of those the stage needs, all that fit in memory.
+
+        The preprocessing is that of the trainer's module. A broken image, or one on both sides
+        of a split, is found here, before long work.
+        """
+        module = self.trainer.lightning_module if self.trainer is not None else None
+        self.preprocess = getattr(module, "preprocess", None) or self.preprocess
+        parts = {"fit": [self.fit_on, "validation"], "validate": ["validation"]}.get(
+            stage, ["test"]
+        )
+        if parts[0] == "coefficients":  # merged networks are measured right after they are fitted
+            parts.append("test")
+        self.load(test="test" in parts or None)
+        for part in parts:
+            for task in self.tasks:
+                self.images(task, part).prepare()
 
     def train_dataloader(self) -> CombinedLoader:
-        """Return one shuffled loader per task, in step with each other."""
+        """Return one loader per task, shuffled by the run's seed, in step with each other.
+
+        An epoch ends with the task that takes longest; the others start over.
+        """
         images = {task: self.images(task, self.fit_on) for task in self.tasks}
         total = sum(map(len, images.values()))
         loaders = {}
@@ -224,24 +312,29 @@ class MergeDataModule(LightningDataModule):
             if self.sampling == "proportional":
                 size = max(1, round(self.batch_size * len(part) / total))
             loaders[task] = loader(
-                part, size, shuffle=True, num_workers=self.num_workers, drop_last=len(part) > size
+                part,
+                size,
+                num_workers=self.num_workers,
+                order=SeededOrder(len(part), torch.initial_seed(), task),
+                drop_last=True,
             )
         return CombinedLoader(loaders, "max_size_cycle")
 
     def evaluation_loaders(self, part: str) -> list[DataLoader[Batch]]:
         """Return one loader per task over a part, in the order of `tasks`."""
         return [
-            loader(
-                self.images(task, part),
-                self.eval_batch_size,
-                shuffle=False,
-                num_workers=self.num_workers,
-            )
+            loader(self.images(task, part), self.eval_batch_size, num_workers=self.num_workers)
             for task in self.tasks
         ]
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
-        """Return one loader per task over the held-out images."""
+        """Return one loader per task over the held-out images.
+
+        There is none while coefficients are fitted: they are fitted on these very images.
+        """
+        fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        if fitting and self.fit_on == "coefficients":
+            return []
         return self.evaluation_loaders("validation")
 
     def test_dataloader(self) -> list[DataLoader[Batch]]:
@@ -253,11 +346,49 @@ class MergeDataModule(LightningDataModule):
         return self.evaluation_loaders("test")
 
 
-def _fraction(value: str | float) -> float:
-    number = FRACTIONS.get(value) if isinstance(value, str) else value
-    if number is None or not 0 < number <= 1:
+def _split(part: str) -> str:
+    """Return the source's split that a part belongs to."""
+    return "test" if part == "test" else "train"
+
+
+def _one_of(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise InputError(f"data.{name}={value!r}: choose one of {', '.join(choices)}")
+
+
+def _at_least(least: int, **values: float) -> None:
+    for name, value in values.items():
+        if value < least:
+            raise InputError(f"data.{name}={value} must be at least {least}")
+
+
+def _checked_names(tasks: Sequence[str], root: str) -> tuple[str, ...]:
+    """Return the names of tasks, which name folders, modules and columns."""
+    if isinstance(tasks, str):
+        raise InputError(f"data.tasks={tasks!r} is one text; give a list: [{tasks}]")
+    if not tasks:
+        raise InputError(f"data.root={root!r} holds no tasks; name them in data.tasks")
+    if twice := sorted({task for task in tasks if list(tasks).count(task) > 1}):
+        raise InputError(f"data.tasks names {enumerate_names(twice)} twice; name each task once")
+    for task in tasks:
+        if not task or set(task) & set("/\\.") or hasattr(nn.ModuleDict(), task):
+            raise InputError(
+                f"data.tasks: {task!r} cannot name a task: it is empty, has one of / \\ . or is an "
+                "attribute of torch.nn.ModuleDict; rename its folder"
+            )
+    return tuple(tasks)
+
+
+def _fraction(value: float | str) -> float:
+    """Return a share given as a number, a percentage or "all"."""
+    text = {"all": "100%"}.get(str(value), str(value))
+    try:
+        number = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number <= 1:
         raise InputError(
-            f"data.coefficient_fraction={value!r}: use one of {list(FRACTIONS)} "
+            f"data.coefficient_fraction={value!r}: use a percentage such as '1%' or '5%', 'all', "
             "or a number in (0, 1]"
         )
     return number

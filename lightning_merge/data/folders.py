@@ -2,59 +2,64 @@
 
 from pathlib import Path
 
-import torch
-from PIL import Image, UnidentifiedImageError
-from torchvision.datasets.folder import IMG_EXTENSIONS
-
 from lightning_merge.core.errors import InputError
-from lightning_merge.data.source import Examples, Source
-from lightning_merge.data.tasks import task_spec
+from lightning_merge.core.names import enumerate_names
+from lightning_merge.data.examples import Examples, file_examples
+from lightning_merge.data.source import Source
+
+SPLITS = ("train", "test")
+SUFFIXES = frozenset(
+    {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
+LITTER = frozenset({"thumbs.db", "desktop.ini"})  # left by Windows in folders of images
 
 
 class ImageFolders(Source):
     """Tasks as folders of images, one folder per class; classes in alphabetical order."""
 
     name = "folders"
+    layout = "<task>/{train,test}/<class>/<image>"
 
     def tasks(self) -> list[str]:
         """Return the folders of root that have a train or a test folder."""
-        root = Path(self.root)
-        if not root.is_dir():
-            raise InputError(f"data.root={self.root!r} is not a folder; give the folder of tasks")
-        return sorted(p.name for p in root.iterdir() if any((p / s).is_dir() for s in SPLITS))
+        return sorted(
+            p.name for p in self.folder().iterdir() if any((p / s).is_dir() for s in SPLITS)
+        )
+
+    def offers(self, task: str, split: str) -> bool:
+        """Whether the split's folder is there, or nothing of the task."""
+        folder = Path(self.root) / task
+        return (folder / split).is_dir() or not folder.is_dir()
 
     def load(self, task: str, split: str) -> Examples:
         """Return the examples of one folder."""
-        folder = Path(self.root) / task / split
+        folder = self.folder() / task / split
         if not folder.is_dir():
-            raise InputError(
-                f"task {task!r} has no data: {folder} is not a folder. {task_spec(task).obtain}"
-            )
-        classes = sorted(p for p in folder.iterdir() if p.is_dir())
+            here = enumerate_names(self.tasks(), 12) or "none"
+            raise self.missing(task, f"{folder} is not a folder (tasks that are there: {here})")
+        classes = sorted(p for p in folder.iterdir() if p.is_dir() and not _is_litter(p))
         if not classes:
             raise InputError(f"task {task!r}: {folder} has no class folders; give one per class")
-        files: list[Path] = []
-        labels: list[int] = []
-        for label, directory in enumerate(classes):
-            found = sorted(p for p in directory.iterdir() if p.suffix.lower() in IMG_EXTENSIONS)
-            if not found:
-                raise InputError(f"task {task!r}: class folder {directory} is empty; fill or remove")
-            files += found
-            labels += [label] * len(found)
-        return Examples(
-            classes=tuple(p.name for p in classes),
-            labels=torch.tensor(labels),
-            image=lambda i: _open(files[i]),
-            content=lambda i: files[i].read_bytes(),
+        found = [_images(task, directory) for directory in classes]
+        return file_examples(
+            classes=[p.name for p in classes],
+            labels=[label for label, files in enumerate(found) for _ in files],
+            files=[file for files in found for file in files],
         )
 
 
-SPLITS = ("train", "test")
+def _images(task: str, directory: Path) -> list[Path]:
+    files = sorted(p for p in directory.iterdir() if not _is_litter(p))
+    if not files:
+        raise InputError(f"task {task!r}: class folder {directory} is empty; fill or remove it")
+    for path in files:
+        if path.suffix.lower() not in SUFFIXES:
+            raise InputError(
+                f"task {task!r}: {path} is not an image ({', '.join(sorted(SUFFIXES))}); "
+                "move it out of the class folder"
+            )
+    return files
 
 
-def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, UnidentifiedImageError, ValueError) as error:
-        raise InputError(f"{path} is not a readable image ({error}); replace or remove it") from None
+def _is_litter(path: Path) -> bool:
+    return path.name.startswith(".") or path.name.lower() in LITTER

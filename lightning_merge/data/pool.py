@@ -1,14 +1,15 @@
 """One safetensors file of many small encoded images from several sources."""
 
-import io
+from functools import partial
 from pathlib import Path
 
 import torch
-from PIL import Image
+from torch import Tensor
 
 from lightning_merge.core.checkpoint import open_checkpoint
 from lightning_merge.core.errors import InputError
-from lightning_merge.data.source import Examples, Source
+from lightning_merge.data.examples import Examples, encoded_examples
+from lightning_merge.data.source import Source
 
 
 class ImagePool(Source):
@@ -17,22 +18,36 @@ class ImagePool(Source):
     The file holds `images` uint8 [bytes] (encoded images end to end), `offsets` int64 [n + 1],
     `labels` int16 [n] (numbered within the source) and `source` uint8 [n], an index into the
     comma-separated names of the metadata's `sources`.
+
+    Raises:
+        InputError: root is no such file.
     """
 
     name = "pool"
+    layout = "one .safetensors file of images"
 
     def __init__(self, root: str) -> None:
         super().__init__(root)
         if not Path(root).is_file():
             raise InputError(f"data.root={root!r} is not a file; give the pool's .safetensors file")
         pool = open_checkpoint(root)
+        lacking = {"images", "offsets", "labels", "source"} - set(pool)
+        if lacking or "sources" not in pool.metadata:
+            raise InputError(
+                f"data.root={root!r} is no pool of images: it lacks "
+                f"{', '.join(sorted(lacking)) or 'the names of its sources'}"
+            )
         self.names = pool.metadata["sources"].split(",")
-        self.images, self.offsets = pool["images"], pool["offsets"].tolist()
-        self.labels, self.source = pool["labels"].long(), pool["source"]
+        self.images, self.offsets = pool["images"], pool["offsets"]
+        self.labels, self.origin = pool["labels"].long(), pool["source"]
 
     def tasks(self) -> list[str]:
         """Return the names of the pool's sources."""
         return list(self.names)
+
+    def offers(self, task: str, split: str) -> bool:
+        """Whether the split is train."""
+        return split == "train"
 
     def load(self, task: str, split: str) -> Examples:
         """Return the images of one source of the pool."""
@@ -40,16 +55,22 @@ class ImagePool(Source):
             raise InputError(f"task {task!r} is not in the pool {self.root}; it has {self.names}")
         if split != "train":
             raise InputError(f"the pool {self.root} has no {split} split, only train")
-        rows = torch.nonzero(self.source == self.names.index(task)).flatten()
+        rows = torch.nonzero(self.origin == self.names.index(task)).flatten()
+        if not len(rows):
+            raise InputError(f"task {task!r}: the pool {self.root} names it but has no image of it")
         labels = self.labels[rows]
-
-        def content(i: int) -> bytes:
-            row = int(rows[i])
-            return self.images[self.offsets[row] : self.offsets[row + 1]].numpy().tobytes()
-
-        return Examples(
-            classes=tuple(str(c) for c in range(int(labels.max()) + 1)),
+        return encoded_examples(
+            classes=[str(c) for c in range(int(labels.max()) + 1)],
             labels=labels,
-            image=lambda i: Image.open(io.BytesIO(content(i))).convert("RGB"),
-            content=content,
+            read=partial(_encoded, self.images, self.offsets, rows),
+            where=partial(_name, self.root, rows),
         )
+
+
+def _encoded(images: Tensor, offsets: Tensor, rows: Tensor, i: int) -> bytes:
+    start, stop = offsets[rows[i] : rows[i] + 2].tolist()
+    return images[start:stop].numpy().tobytes()
+
+
+def _name(root: str, rows: Tensor, i: int) -> str:
+    return f"image {int(rows[i])} of {root}"

@@ -1,34 +1,16 @@
 """Where images come from: one small adapter per layout on disk."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar
 
-from PIL import Image
-from torch import Tensor
-
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.names import enumerate_names
+from lightning_merge.data.examples import Examples
+from lightning_merge.data.tasks import task_spec
 
-
-@dataclass(frozen=True)
-class Examples:
-    """One split of one task, before preprocessing.
-
-    Args:
-        classes: class names in the order of the labels.
-        labels: int64 [n].
-        image: index -> RGB image; raises InputError where the file is no image.
-        content: index -> the bytes that identify an image, for duplicates between splits.
-    """
-
-    classes: tuple[str, ...]
-    labels: Tensor
-    image: Callable[[int], Image.Image]
-    content: Callable[[int], bytes]
-
-    def __len__(self) -> int:
-        return len(self.labels)
+__all__ = ["Examples", "Source", "open_source", "same_classes", "source_names"]
 
 
 class Source(ABC):
@@ -36,9 +18,14 @@ class Source(ABC):
 
     Args:
         root: folder or file that holds the tasks.
+
+    Attributes:
+        name: what `data.source` calls it.
+        layout: where below data.root a task's images are expected, for messages.
     """
 
     name: ClassVar[str]
+    layout: ClassVar[str]
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -54,6 +41,30 @@ class Source(ABC):
         Raises:
             InputError: the task or split is not here; the message says how to get it.
         """
+
+    def offers(self, task: str, split: str) -> bool:
+        """Whether a task is meant to have a split; `load` says whether it really has."""
+        return True
+
+    def folder(self) -> Path:
+        """Return root, which has to be a folder.
+
+        Raises:
+            InputError: it is not.
+        """
+        root = Path(self.root)
+        if not self.root or not root.is_dir():
+            raise InputError(
+                f"data.root={self.root!r} is not a folder; give the folder that holds {self.layout}"
+            )
+        return root
+
+    def missing(self, task: str, found: str) -> InputError:
+        """Return the error for a task without data, which says how to get it."""
+        return InputError(
+            f"task {task!r} has no data: {found}. data.source={self.name!r} expects "
+            f"{self.layout} below data.root={self.root!r}. {task_spec(task).obtain}"
+        )
 
 
 def source_names() -> list[str]:
@@ -74,7 +85,12 @@ def open_source(name: str, root: str) -> Source:
 
 
 def same_classes(task: str, train: Sequence[str], test: Sequence[str]) -> None:
-    """Raise InputError unless both splits of a task have the same classes."""
-    if tuple(train) != tuple(test):
-        odd = sorted(set(train) ^ set(test))
-        raise InputError(f"task {task!r}: train and test differ in the classes {odd}")
+    """Raise InputError unless both splits of a task have the same classes in the same order."""
+    if tuple(train) == tuple(test):
+        return
+    only = {"train": sorted(set(train) - set(test)), "test": sorted(set(test) - set(train))}
+    found = "; ".join(f"only {k} has {enumerate_names(v)}" for k, v in only.items() if v)
+    raise InputError(
+        f"task {task!r}: train and test differ in their classes: {found or 'their order'}. "
+        "Give both the same"
+    )

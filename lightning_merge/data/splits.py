@@ -1,21 +1,22 @@
 """Seeded splits, and the proof that no image is on both sides of one."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from lightning_merge.core.errors import InputError
-from lightning_merge.data.source import Examples
+from lightning_merge.data.examples import Examples
+from lightning_merge.data.progress import progress
 
 
 def stratified_indices(labels: Tensor, fraction: float, seed: int) -> Tensor:
-    """Choose about `fraction` of each class, at least one of each where the class has two.
+    """Choose about `fraction` of each class: of two or more images neither none nor all.
 
     Args:
         labels: int64 [n].
-        fraction: share of every class to choose, in [0, 1].
+        fraction: share of every class to choose, in (0, 1).
         seed: of the permutation.
 
     Returns:
@@ -23,12 +24,12 @@ def stratified_indices(labels: Tensor, fraction: float, seed: int) -> Tensor:
     """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(labels), generator=generator)
-    chosen = []
+    chosen = [torch.empty(0, dtype=torch.long)]
     for label in labels.unique().tolist():
         members = order[labels[order] == label]
         count = round(fraction * len(members))
-        if fraction > 0 and len(members) > 1:
-            count = max(count, 1)
+        if len(members) > 1:
+            count = min(max(count, 1), len(members) - 1)
         chosen.append(members[:count])
     return torch.cat(chosen).sort().values
 
@@ -40,10 +41,46 @@ def complement(indices: Tensor, size: int) -> Tensor:
     return rest.nonzero().flatten()
 
 
-def without_copies(indices: Tensor, hashes: list[str]) -> Tensor:
-    """Leave out the indices whose image also occurs at an index that was not chosen."""
-    rest = {hashes[i] for i in complement(indices, len(hashes)).tolist()}
-    return torch.tensor([i for i in indices.tolist() if hashes[i] not in rest], dtype=torch.long)
+def divide(
+    labels: Tensor,
+    hashes: Sequence[str],
+    fraction: float,
+    seed: int,
+    leave_out: Collection[str] = (),
+) -> tuple[Tensor, Tensor]:
+    """Divide a train split into images to train on and held-out ones.
+
+    The division depends on this split and the seed alone. An image of which a copy would be
+    on the other side is trained on.
+
+    Args:
+        labels: int64 [n].
+        hashes: one digest per image.
+        fraction: share of every class to hold out.
+        seed: of the division.
+        leave_out: digests of images that go to neither side.
+
+    Returns:
+        Sorted int64 rows to train on, and rows held out.
+    """
+    held_out = stratified_indices(labels, fraction, seed)
+    trained = {hashes[row] for row in complement(held_out, len(labels)).tolist()}
+    copies = [row for row in held_out.tolist() if hashes[row] in trained]
+    held_out = held_out[~torch.isin(held_out, torch.tensor(copies, dtype=torch.long))]
+    wanted = torch.tensor([value not in leave_out for value in hashes], dtype=torch.bool)
+    train = complement(held_out, len(labels))
+    return train[wanted[train]], held_out[wanted[held_out]]
+
+
+def draw_share(rows: Tensor, fraction: float, seed: int) -> Tensor:
+    """Choose `fraction` of the rows at random, at least one; a smaller share is part of a larger.
+
+    Returns:
+        The chosen rows in ascending order.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    count = max(1, round(fraction * len(rows)))
+    return rows[torch.randperm(len(rows), generator=generator)[:count].sort().values]
 
 
 def balanced_counts(total: int, sizes: Iterable[int]) -> list[int]:
@@ -61,10 +98,18 @@ def balanced_counts(total: int, sizes: Iterable[int]) -> list[int]:
     return counts
 
 
-def content_hashes(examples: Examples) -> list[str]:
-    """Return one short digest per image."""
-    return [hashlib.blake2b(examples.content(i), digest_size=12).hexdigest()
-            for i in range(len(examples))]
+def content_hashes(examples: Examples, what: str) -> list[str]:
+    """Return one short digest per image; every image is read once.
+
+    Args:
+        examples: the images.
+        what: their name, for the progress shown.
+
+    Raises:
+        InputError: an image is evidently broken.
+    """
+    rows = progress(range(len(examples)), f"reading {what}")
+    return [hashlib.blake2b(examples.content(i), digest_size=12).hexdigest() for i in rows]
 
 
 def digest(hashes: Iterable[str], labels: Tensor) -> str:
@@ -87,7 +132,8 @@ def check_disjoint(task: str, parts: dict[str, list[str]]) -> None:
             if value in seen:
                 shared = len(set(hashes) & set(parts[seen[value]]))
                 raise InputError(
-                    f"task {task!r}: {shared} image(s) are in both {seen[value]} and {part}; "
-                    "a number measured on them would not be honest. Remove them from one side"
+                    f"task {task!r}: {shared} image(s) are in both {seen[value]} and {part}; a "
+                    "number measured on them would not be honest. Remove them from one side, or "
+                    "leave copies of test images out of training by data.duplicates: drop"
                 )
-            seen[value] = part
+        seen.update(dict.fromkeys(hashes, part))

@@ -1,28 +1,321 @@
-"""The task table: one row per task, names and prompts; nothing else knows the tasks."""
+"""The task table: one row per task; nothing else in the code knows a task by name."""
 
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+Words = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class TorchvisionLayout:
+    """Where torchvision keeps a data set.
+
+    Args:
+        dataset: class of torchvision.datasets.
+        train: arguments that choose train images; several are put one after the other.
+        test: arguments that choose test images.
+        folder: folder to give to the class, below the root.
+        test_share: share of each class that becomes test where the data set has no test images
+            of its own; which ones is fixed by the sorted paths (`splits.stratified_indices`).
+    """
+
+    dataset: str
+    train: tuple[Mapping[str, Any], ...] = ({},)
+    test: tuple[Mapping[str, Any], ...] = ()
+    folder: str = ""
+    test_share: float | None = None
+
+
+@dataclass(frozen=True)
+class HubLayout:
+    """Where the Hugging Face Hub keeps a data set.
+
+    Args:
+        path: repository.
+        config: name of its configuration, where it has several.
+        image: column of images.
+        label: column of labels.
+        train: name of the train split.
+        test: name of the test split.
+    """
+
+    path: str = ""
+    config: str | None = None
+    image: str = "image"
+    label: str = "label"
+    train: str = "train"
+    test: str = "test"
 
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """What is known of a task beside its images.
+    """What is known of a task beside its images; every field but the name has a default.
 
     Args:
         name: the task's name in configs, folders and tables.
+        title: its name in papers.
+        classes: number of classes of the full data set.
         mirror: a mirrored image keeps its class (false for digits and traffic signs).
-        obtain: one sentence that says how to get the data.
+        templates: prompts of zero-shot heads, with {} where a class goes.
+        words: class name (a number without leading zeros) -> its words in a prompt, where
+            `word` does not find them by itself.
+        torchvision: the layout that source "torchvision" reads.
+        hub: the layout that source "huggingface" reads.
+        aliases: other names of the task.
+        obtain: how to get the data, and on what terms.
     """
 
     name: str
+    title: str = ""
+    classes: int | None = None
     mirror: bool = False
-    obtain: str = "Put images into <data.root>/<task>/{train,test}/<class>/"
+    templates: tuple[str, ...] = ("a photo of a {}.",)
+    words: Words = field(default_factory=dict)
+    torchvision: TorchvisionLayout | None = None
+    hub: HubLayout = field(default_factory=HubLayout)
+    aliases: tuple[str, ...] = ()
+    obtain: str = "Put your images there, or leave the task out."
+
+    def word(self, label: str) -> str:
+        """Return the words of a prompt for a class name as folders and data sets spell it.
+
+        "0 - zero" and "00" are the number 0; "/a/abbey", "008_Aston_Martin" and "SeaLake" lose
+        what no reader would say.
+        """
+        if number := re.fullmatch(r"(\d+)(?: - .*)?", label):
+            label = str(int(number[1]))
+        if label in self.words:
+            return self.words[label]
+        spoken = re.sub(r"^/\w/|^\d+[_ .](?=\D)", "", label)
+        if re.fullmatch(r"[A-Za-z]+", spoken):
+            spoken = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", spoken).lower()
+        return re.sub(r"[_/ ]+", " ", spoken).strip()
+
+    def prompts(self, classes: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the words of the classes, and the templates, for zero-shot heads."""
+        return tuple(map(self.word, classes)), self.templates
+
+    @property
+    def summary(self) -> str:
+        """One line for `list`."""
+        sources = ["folders"]
+        if self.torchvision:
+            sources.append("torchvision")
+        if self.hub.path:
+            sources.append(f"huggingface ({self.hub.path})")
+        number = f"{self.classes} classes" if self.classes else "any classes"
+        return f"{self.title or self.name}, {number}; from {', '.join(sources)}"
 
 
-TASKS: dict[str, TaskSpec] = {
-    n: TaskSpec(n, mirror=True) for n in ("cars", "cifar10", "eurosat", "resisc")
+_TRAIN_TEST: dict[str, Any] = {"train": ({"split": "train"},), "test": ({"split": "test"},)}
+_IDX: dict[str, Any] = {"train": ({"train": True},), "test": ({"train": False},)}
+_DIGIT = ('a photo of the number: "{}".',)
+
+_EUROSAT_WORDS = {
+    "AnnualCrop": "annual crop land",
+    "HerbaceousVegetation": "brushland or shrubland",
+    "Highway": "highway or road",
+    "Industrial": "industrial or commercial buildings",
+    "Pasture": "pasture land",
+    "PermanentCrop": "permanent crop land",
+    "Residential": "residential buildings or homes",
+    "SeaLake": "lake or sea",
 }
+
+_FASHION = ("t-shirt or top", "pair of trousers", "pullover", "dress", "coat", "sandal", "shirt",
+            "sneaker", "bag", "ankle boot")  # fmt: skip
+
+_SIGNS = (
+    *(f"red and white circle with {n}: speed limit {n} km/h" for n in (20, 30, 50, 60, 70, 80)),
+    "crossed out grey 80: end of the speed limit 80 km/h",
+    *(f"red and white circle with {n}: speed limit {n} km/h" for n in (100, 120)),
+    "red and white circle with two cars: no overtaking",
+    "red and white circle with a truck and a car: no overtaking by trucks",
+    "red and white triangle with a crossing: right of way at the next junction",
+    "yellow and white diamond: priority road",
+    "red and white triangle pointing down: give way",
+    "red octagon: stop",
+    "empty red and white circle: no vehicles",
+    "red and white circle with a truck: no trucks",
+    "red circle with a white bar: no entry",
+    "red and white triangle with an exclamation mark: danger",
+    "red and white triangle with a curve to the left: bend to the left",
+    "red and white triangle with a curve to the right: bend to the right",
+    "red and white triangle with a winding arrow: double bend",
+    "red and white triangle with two bumps: uneven road",
+    "red and white triangle with a skidding car: slippery road",
+    "red and white triangle with converging lines: road narrows on the right",
+    "red and white triangle with a digging person: road works",
+    "red and white triangle with three lights: traffic lights ahead",
+    "red and white triangle with a walking person: pedestrians",
+    "red and white triangle with two children: children crossing",
+    "red and white triangle with a bicycle: cyclists crossing",
+    "red and white triangle with a snowflake: ice or snow",
+    "red and white triangle with a leaping deer: wild animals",
+    "white circle with grey stripes: end of all limits",
+    "blue circle with a bent arrow: turn right ahead",
+    "blue circle with a bent arrow: turn left ahead",
+    "blue circle with an arrow up: straight ahead only",
+    "blue circle with two arrows: straight ahead or right",
+    "blue circle with two arrows: straight ahead or left",
+    "blue circle with an arrow down to the right: keep right",
+    "blue circle with an arrow down to the left: keep left",
+    "blue circle with three turning arrows: roundabout",
+    "white circle with grey cars crossed out: end of no overtaking",
+    "white circle with a grey truck crossed out: end of no overtaking by trucks",
+)
+
+
+def _numbered(words: Sequence[str]) -> dict[str, str]:
+    return {str(number): word for number, word in enumerate(words)}
+
+
+_ROWS = (
+    TaskSpec(
+        "sun397",
+        title="SUN397",
+        classes=397,
+        mirror=True,
+        templates=("a photo of a {}.", "a photo of the {}."),
+        torchvision=TorchvisionLayout("SUN397", test_share=0.5),
+        hub=HubLayout("tanganke/sun397"),
+        obtain="SUN397 can no longer be fetched through torchvision: ask Princeton's vision group "
+        "for SUN397.tar.gz and unpack it to <data.root>/SUN397, or use data.source=huggingface. "
+        "For research only.",
+    ),
+    TaskSpec(
+        "cars",
+        title="Stanford Cars",
+        classes=196,
+        mirror=True,
+        templates=("a photo of a {}.", "a photo of the {}.", "a photo of my {}, a car."),
+        torchvision=TorchvisionLayout("StanfordCars", **_TRAIN_TEST),
+        hub=HubLayout("tanganke/stanford_cars"),
+        aliases=("stanford_cars", "stanford-cars"),
+        obtain="Stanford no longer serves the cars: put cars_train, cars_test, devkit and "
+        "cars_test_annos_withlabels.mat of a copy into <data.root>/stanford_cars, or use "
+        "data.source=huggingface. For research only.",
+    ),
+    TaskSpec(
+        "resisc45",
+        title="RESISC45",
+        classes=45,
+        mirror=True,
+        templates=(
+            "satellite imagery of {}.",
+            "aerial imagery of {}.",
+            "satellite photo of a {}.",
+            "aerial photo of a {}.",
+            "aerial view of the {}.",
+        ),
+        torchvision=TorchvisionLayout("ImageFolder", folder="NWPU-RESISC45", test_share=0.2),
+        hub=HubLayout("tanganke/resisc45"),
+        aliases=("resisc",),
+        obtain="Ask the authors of NWPU-RESISC45 for the archive and unpack it to "
+        "<data.root>/NWPU-RESISC45/<class>/, or use data.source=huggingface. For research only.",
+    ),
+    TaskSpec(
+        "eurosat",
+        title="EuroSAT",
+        classes=10,
+        mirror=True,
+        templates=(
+            "a centered satellite photo of {}.",
+            "a centered satellite photo of a {}.",
+            "a centered satellite photo of the {}.",
+        ),
+        words=_EUROSAT_WORDS,
+        torchvision=TorchvisionLayout("EuroSAT", test_share=0.1),
+        hub=HubLayout("tanganke/eurosat"),
+        obtain="torchvision.datasets.EuroSAT(root, download=True) fetches it to "
+        "<data.root>/eurosat/2750 (MIT license).",
+    ),
+    TaskSpec(
+        "svhn",
+        title="SVHN",
+        classes=10,
+        templates=_DIGIT,
+        torchvision=TorchvisionLayout("SVHN", **_TRAIN_TEST),
+        hub=HubLayout("ufldl-stanford/svhn", config="cropped_digits"),
+        obtain="torchvision.datasets.SVHN(root, split, download=True) fetches train_32x32.mat and "
+        "test_32x32.mat to <data.root>. For non-commercial use only.",
+    ),
+    TaskSpec(
+        "gtsrb",
+        title="GTSRB",
+        classes=43,
+        templates=(
+            "a zoomed in photo of a traffic sign, {}.",
+            "a centered photo of a traffic sign, {}.",
+            "a close up photo of a traffic sign, {}.",
+        ),
+        words=_numbered(_SIGNS),
+        torchvision=TorchvisionLayout("GTSRB", **_TRAIN_TEST),
+        hub=HubLayout("tanganke/gtsrb"),
+        obtain="torchvision.datasets.GTSRB(root, split, download=True) fetches it to "
+        "<data.root>/gtsrb (CC0).",
+    ),
+    TaskSpec(
+        "mnist",
+        title="MNIST",
+        classes=10,
+        templates=_DIGIT,
+        torchvision=TorchvisionLayout("MNIST", **_IDX),
+        hub=HubLayout("ylecun/mnist"),
+        obtain="torchvision.datasets.MNIST(root, download=True) fetches the four idx files to "
+        "<data.root>/MNIST/raw and unpacks them (CC BY-SA 3.0).",
+    ),
+    TaskSpec(
+        "dtd",
+        title="DTD",
+        classes=47,
+        mirror=True,
+        templates=(
+            "a photo of a {} texture.",
+            "a photo of a {} pattern.",
+            "a photo of a {} thing.",
+            "a photo of the {} texture.",
+            "a photo of the {} pattern.",
+        ),
+        torchvision=TorchvisionLayout(
+            "DTD", train=({"split": "train"}, {"split": "val"}), test=({"split": "test"},)
+        ),
+        hub=HubLayout("tanganke/dtd"),
+        obtain="torchvision.datasets.DTD(root, download=True) fetches it to <data.root>/dtd. "
+        "For research only.",
+    ),
+    TaskSpec(
+        "cifar10",
+        title="CIFAR-10",
+        classes=10,
+        mirror=True,
+        templates=("a photo of a {}.", "a blurry photo of a {}.", "a photo of the small {}."),
+        torchvision=TorchvisionLayout("CIFAR10", **_IDX),
+        hub=HubLayout("uoft-cs/cifar10", image="img"),
+        obtain="torchvision.datasets.CIFAR10(root, download=True) fetches it to "
+        "<data.root>/cifar-10-batches-py. For research.",
+    ),
+    TaskSpec(
+        "fashion_mnist",
+        title="Fashion-MNIST",
+        classes=10,
+        mirror=True,
+        templates=("a photo of a {}.", "a grey photo of a {} on black ground."),
+        words=_numbered(_FASHION),
+        torchvision=TorchvisionLayout("FashionMNIST", **_IDX),
+        hub=HubLayout("zalando-datasets/fashion_mnist"),
+        obtain="torchvision.datasets.FashionMNIST(root, download=True) fetches the four idx files "
+        "to <data.root>/FashionMNIST/raw and unpacks them (MIT license).",
+    ),
+)
+
+TASKS: Mapping[str, TaskSpec] = MappingProxyType({row.name: row for row in _ROWS})
+_BY_ANY_NAME = {name: row for row in _ROWS for name in (row.name, *row.aliases)}
 
 
 def task_spec(name: str) -> TaskSpec:
     """Return the row of a task; a user's own task has a row of defaults."""
-    return TASKS.get(name, TaskSpec(name))
+    return _BY_ANY_NAME.get(name, TaskSpec(name))

@@ -96,9 +96,7 @@ class MiniViT(Encoder):
             global_pool="avg",
             embed_layer=stem,
         )
-        preprocess = Preprocess(
-            size=image_size, mean=(0.45, 0.44, 0.41), std=(0.26, 0.25, 0.27)
-        )
+        preprocess = Preprocess(size=image_size, mean=(0.45, 0.44, 0.41), std=(0.26, 0.25, 0.27))
         super().__init__(backbone, preprocess, dim=width)
         if weights is not None:
             self.load(weights)

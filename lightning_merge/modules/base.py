@@ -1,17 +1,35 @@
 """What every training and evaluation module shares: encoder, heads, metrics, logging."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.classification import MulticlassStatScores
 
+from lightning_merge.core.errors import InputError
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.data.dataset import Batch
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.models.preprocess import Preprocess
+
+
+class Measured(NamedTuple):
+    """What one pass over a part of the data found.
+
+    Attributes:
+        accuracy: fraction of right answers by task.
+        samples: number of images that were really looked at, by task.
+    """
+
+    accuracy: dict[str, float]
+    samples: dict[str, int]
+
+    @property
+    def average(self) -> float:
+        """Mean accuracy, every task counting alike."""
+        return sum(self.accuracy.values()) / len(self.accuracy)
 
 
 class TaskModule(LightningModule):
@@ -22,6 +40,9 @@ class TaskModule(LightningModule):
 
     Args:
         encoder: image encoder whose backbone is trained or merged.
+
+    Attributes:
+        measured: part of the data ("train", "val", "test") -> its last pass.
     """
 
     def __init__(self, encoder: Encoder) -> None:
@@ -29,6 +50,7 @@ class TaskModule(LightningModule):
         self.encoder = encoder
         self.heads = nn.ModuleDict()
         self.metrics = nn.ModuleDict()
+        self.measured: dict[str, Measured] = {}
 
     @property
     def preprocess(self) -> Preprocess:
@@ -41,13 +63,22 @@ class TaskModule(LightningModule):
         return self.trainer.datamodule  # type: ignore[attr-defined, no-any-return]
 
     def setup(self, stage: str) -> None:
-        """Make one accuracy per task and part of the data."""
+        """Make one accuracy per task and part of the data.
+
+        Raises:
+            InputError: a task has a single class.
+        """
         for task in self.data.tasks:
             classes = len(self.data.classes[task])
+            if classes < 2:
+                raise InputError(
+                    f"task {task!r} has the one class {self.data.classes[task][0]!r}; "
+                    "classification takes two or more"
+                )
             for part in ("train", "val", "test"):
                 key = f"{part}/{task}"
                 if key not in self.metrics:
-                    self.metrics[key] = MulticlassAccuracy(classes, average="micro")
+                    self.metrics[key] = MulticlassStatScores(classes, average="micro")
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Normalise the uint8 images of a batch, or of a batch per task, on the device."""
@@ -85,25 +116,22 @@ class TaskModule(LightningModule):
         """Return the predicted class of every image."""
         return self.heads[self.data.tasks[dataloader_idx]](self.features(batch.images)).argmax(1)
 
-    def accuracies(self, part: str) -> dict[str, float]:
-        """Return accuracy per task of the last evaluation and start the next one."""
-        result = {}
+    def close(self, part: str) -> None:
+        """Keep and log what a pass over a part found, and get ready for the next one."""
+        found = Measured({}, {})
         for task in self.data.tasks:
             metric = self.metrics[f"{part}/{task}"]
-            result[task] = float(metric.compute())
+            right, *_, images = metric.compute().tolist()
             metric.reset()
-        return result
-
-    def _log_accuracies(self, part: str) -> dict[str, float]:
-        accuracy = self.accuracies(part)
-        self.log_dict({f"{part}/{task}": value for task, value in accuracy.items()})
-        self.log(f"{part}/average", sum(accuracy.values()) / len(accuracy), prog_bar=True)
-        return accuracy
+            found.accuracy[task], found.samples[task] = right / max(images, 1), images
+        self.measured[part] = found
+        self.log_dict({f"{part}/{task}": value for task, value in found.accuracy.items()})
+        self.log(f"{part}/average", found.average, prog_bar=True)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the accuracy of every task and their average."""
-        self._log_accuracies("val")
+        """Keep and log the accuracy of every task and their average."""
+        self.close("val")
 
     def on_test_epoch_end(self) -> None:
         """Keep and log the accuracy of every task and their average."""
-        self.test_accuracy = self._log_accuracies("test")
+        self.close("test")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from lightning_merge.core.checkpoint import save_checkpoint
@@ -20,6 +21,21 @@ from lightning_merge.methods.base import Transform
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.base import TaskModule
 from lightning_merge.modules.zoo import Zoo
+
+
+def check_run(trainer: Trainer, tasks: Sequence[str]) -> None:
+    """Check what can be told before any file is opened.
+
+    Raises:
+        InputError: fewer than two tasks, or weights would be rounded to half precision.
+    """
+    if str(trainer.precision).endswith("16-true"):
+        raise InputError(
+            f"trainer.precision={trainer.precision!r} would round the merged weights; "
+            "use bf16-mixed, 16-mixed or 32-true"
+        )
+    if len(tasks) < 2:
+        raise InputError(f"data.tasks={list(tasks)}: merging takes two tasks or more")
 
 
 class CoefficientModule(TaskModule):
@@ -36,6 +52,7 @@ class CoefficientModule(TaskModule):
     """
 
     learner: nn.Module
+    note: str = ""
 
     def __init__(
         self, encoder: Encoder, zoo: Zoo, name: str, transforms: Sequence[Transform] = ()
@@ -46,34 +63,41 @@ class CoefficientModule(TaskModule):
         self.candidates: dict[str, Candidate] = {}
         self._merged: dict[str, Tensor] | None = None
         self._started = time.perf_counter()
+        self._seconds_before = 0.0
 
     # What a subclass defines
 
     @abstractmethod
-    def make_learner(self, base: Mapping[str, Tensor], experts: Mapping[str, Any]) -> nn.Module:
-        """Return the module whose call gives the coefficients [K, L]."""
+    def make_learner(self, vectors: TaskVectors) -> nn.Module:
+        """Return the module whose call gives the coefficients [K, L] of the task vectors."""
+
+    @abstractmethod
+    def task_loss(self, task: str, logits: Tensor, batch: Batch) -> Tensor:
+        """Return the mean loss of one task's images."""
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Return what the learning depended on, for the metadata of its files."""
+        return {"transforms": repr(self.transforms)}
 
     # State
 
     def setup(self, stage: str) -> None:
-        """Open the zoo, stack the task vectors and make the learner."""
+        """Open the zoo, stack the task vectors and make the learner.
+
+        Raises:
+            InputError: see `check_run`; or files are missing or do not fit.
+        """
         super().setup(stage)
-        if str(self.trainer.precision).endswith("-true") and "32" not in str(self.trainer.precision):
-            raise InputError(
-                f"trainer.precision={self.trainer.precision!r} would round the merged weights; "
-                "use bf16-mixed, 16-mixed or 32-true"
-            )
+        tasks = self.data.tasks
+        check_run(self.trainer, tasks)
         if hasattr(self, "learner"):
             return
-        tasks = self.data.tasks
-        if len(tasks) < 2:
-            raise InputError(f"data.tasks={list(tasks)}: merging takes two tasks or more")
         base, experts = self.zoo.open(self.encoder, tasks)
         vectors = TaskVectors(base, experts)
         for transform in self.transforms:
             vectors = transform(vectors)
         self.stacked = StackedTaskVectors(vectors)
-        self.learner = self.make_learner(base, experts)
+        self.learner = self.make_learner(vectors)
         self.encoder.load(base)
         for task, head in self.zoo.open_heads(tasks).items():
             self.heads[task] = head.requires_grad_(False)
@@ -93,20 +117,33 @@ class CoefficientModule(TaskModule):
             {name.removeprefix("learner."): value for name, value in state_dict.items()}
         )
 
-    def to_device(self) -> None:
-        """Move what is no module state to the device of the run."""
-        self.stacked.to(self.device)
+    @property
+    def seconds(self) -> float:
+        """Time spent learning, that of interrupted sessions up to their checkpoint included."""
+        return self._seconds_before + time.perf_counter() - self._started
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the time spent."""
+        checkpoint["seconds"] = self.seconds
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on counting the time."""
+        self._seconds_before = checkpoint["seconds"]
 
     def on_fit_start(self) -> None:
-        """Move the task vectors to the device and start the clock."""
+        """Move the task vectors, which are no module state, to the device; start the clock."""
         self._started = time.perf_counter()
-        self.to_device()
+        self.stacked.to(self.device)
 
     # The merged network
 
     def coefficients(self) -> Tensor:
-        """Return the coefficients [K, L], rows as `stacked.tasks`, columns as `stacked.names`."""
-        return self.learner().float()
+        """Return the coefficients [K, L], rows as `stacked.tasks`, columns as `stacked.names`.
+
+        They are in float32 whatever the precision of the run.
+        """
+        with torch.autocast(self.device.type, enabled=False):
+            return self.learner()
 
     def merged(self) -> dict[str, Tensor]:
         """Return the merged weights; outside of training they are merged once and kept."""
@@ -114,17 +151,12 @@ class CoefficientModule(TaskModule):
             self._merged = None
             return self.stacked.merge(self.coefficients())
         if self._merged is None:
-            self.to_device()
-            self._merged = self.stacked.merge(self.coefficients())
+            self._merged = self.stacked.to(self.device).merge(self.coefficients())
         return self._merged
 
     def features(self, images: Tensor) -> Tensor:
         """Map normalised images to features by the merged network."""
         return self.encoder.functional(self.merged(), images)
-
-    @abstractmethod
-    def task_loss(self, task: str, logits: Tensor, batch: Batch) -> Tensor:
-        """Return the mean loss of one task's images."""
 
     def training_step(self, batch: Mapping[str, Batch], batch_idx: int) -> Tensor:
         """Return the loss, averaged over tasks."""
@@ -139,24 +171,35 @@ class CoefficientModule(TaskModule):
 
     # Results
 
+    def on_train_end(self) -> None:
+        """Stop the clock: merging callbacks have their own."""
+        self._learned_in = self.seconds
+
     @torch.no_grad()
     def on_fit_end(self) -> None:
-        """Save coefficients.safetensors and the merged network, a candidate of its own."""
-        seconds = time.perf_counter() - self._started
+        """Save coefficients.safetensors and the merged network, a candidate of its own.
+
+        Raises:
+            InputError: learning has diverged.
+        """
         path = self.run_folder / "merged" / f"{self.name}.safetensors"
-        self.candidates[self.name] = Candidate(self.name, path, seconds, self.note)
+        self.candidates[self.name] = Candidate(self.name, path, self._learned_in, self.note)
+        self._merged = None
+        values = self.coefficients().cpu()
+        if not values.isfinite().all():
+            raise InputError(f"{self.name}: the coefficients are not finite; lower learning_rate")
         if not self.trainer.is_global_zero:
             return
-        self._merged = None
-        record = {"tasks": json.dumps(self.stacked.tasks), "layers": json.dumps(self.stacked.names)}
-        values = self.coefficients().cpu()
-        save_checkpoint(
-            {"coefficients": values}, self.run_folder / "coefficients.safetensors", metadata=record
-        )
-        merged = {name: tensor.cpu() for name, tensor in self.stacked.to("cpu").merge(values).items()}
-        save_checkpoint(merged, path, metadata={"method": type(self).__name__, **record})
-
-    note: str = ""
+        metadata = {
+            "method": type(self).__name__,
+            "hyperparameters": json.dumps(self.hyperparameters()),
+            "tasks": json.dumps(self.stacked.tasks),
+            "layers": json.dumps(self.stacked.names),
+            **self.zoo.hashes(self.stacked.tasks),
+        }
+        file = self.run_folder / "coefficients.safetensors"
+        save_checkpoint({"coefficients": values}, file, metadata=metadata)
+        save_checkpoint(self.stacked.to("cpu").merge(values), path, metadata=metadata)
 
     @property
     def run_folder(self) -> Path:

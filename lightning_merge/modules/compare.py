@@ -44,6 +44,7 @@ def compare(
     Returns:
         The accuracies.
     """
+    trainer.strategy.barrier()  # rank zero has written the weights
     chosen = {
         name: _choose(trainer, evaluate, data, candidate) if candidate.options else candidate
         for name, candidate in candidates.items()
@@ -72,8 +73,8 @@ def _choose(
     scores = {}
     for what, path in candidate.options.items():
         evaluate.show(replace(candidate, weights=path))
-        metrics = trainer.validate(evaluate, datamodule=data, verbose=False)[0]
-        scores[what] = metrics["val/average"]
+        trainer.validate(evaluate, datamodule=data, verbose=False)
+        scores[what] = evaluate.measured["val"].average
     best = max(scores, key=scores.__getitem__)
     trainer.strategy.barrier()
     if trainer.is_global_zero:
@@ -93,8 +94,8 @@ def _measure(
     trainer.test(evaluate, datamodule=data, verbose=False)
     return CandidateResult(
         name=candidate.name,
-        accuracy=evaluate.test_accuracy,
-        samples={task: len(data.images(task, "test")) for task in data.tasks},
+        accuracy=evaluate.measured["test"].accuracy,
+        samples=evaluate.measured["test"].samples,
         seconds=candidate.seconds,
         note=candidate.note,
         bound=candidate.bound,

@@ -45,7 +45,9 @@ def test_plain_formulas(name, weights, normalized, hidden):
 def test_layer_squared_is_the_sum_of_nodes_squared_per_sample(hidden):
     for sample in hidden.split(1, dim=1):
         nodes = node_m_loss(sample, functional.gelu)
-        torch.testing.assert_close(nodes.square().sum().sqrt(), layer_m_loss(sample, functional.gelu))
+        torch.testing.assert_close(
+            nodes.square().sum().sqrt(), layer_m_loss(sample, functional.gelu)
+        )
 
 
 def test_no_loss_for_equal_experts_and_linear_activations(hidden):
@@ -111,7 +113,9 @@ def test_published_losses(block, shared):
             layer_m_loss(hidden[:, i].flatten(1)[:, None], functional.gelu, normalized=normalized)
             for i in range(inputs.shape[1])
         ]
-        torch.testing.assert_close(torch.stack(per_image), want[f"{key}.{block}"], rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            torch.stack(per_image), want[f"{key}.{block}"], rtol=0, atol=1e-6
+        )
 
 
 @pytest.mark.shared
@@ -124,7 +128,8 @@ def test_published_ranks_and_ratios(shared):
 
 
 @pytest.mark.parametrize(
-    ("loss", "ranks"), [([3.0, 1.0, 2.0], [1, 0, 0.5]), ([5.0], [0]), ([], []), ([1.0, 1.0], [1, 0])]
+    ("loss", "ranks"),
+    [([3.0, 1.0, 2.0], [1, 0, 0.5]), ([5.0], [0]), ([], []), ([1.0, 1.0], [1, 0])],
 )
 def test_rank_normalize(loss, ranks):
     assert rank_normalize(torch.tensor(loss)).tolist() == ranks

@@ -22,7 +22,7 @@ def test_all_features_of_any_shape(shape):
     stacked = draw(4, *shape) + 0.5
     features = weight_statistics(stacked)
     assert features.shape == (4, 6)
-    for row, weight in zip(features, stacked):
+    for row, weight in zip(features, stacked, strict=True):
         flat = weight.flatten() if weight.numel() else torch.zeros(1)
         sigma = torch.linalg.svdvals(weight.flatten(1) if weight.dim() > 1 else flat[None])
         sigma = torch.cat([sigma, torch.zeros(3)])[:3]

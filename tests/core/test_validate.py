@@ -103,10 +103,10 @@ def test_empty_base():
 
 
 def test_thousands_of_problems_stay_readable():
-    base = {f"blocks.{i}.weight": torch.ones(1) for i in range(3000)}
-    other = {f"layers.{i}.weight": torch.ones(1) for i in range(3000)}
-    text = message(base, {f"task{k}": other for k in range(20)})
-    assert "120000 problems" in text
-    assert text.count("3000 missing, 3000 not in the base") == 20
-    assert "... and 2995 more" in text
+    base = {f"blocks.{i}.weight": torch.ones(1) for i in range(1000)}
+    other = {f"layers.{i}.weight": torch.ones(1) for i in range(1000)}
+    text = message(base, {f"task{k}": other for k in range(12)})
+    assert "24000 problems" in text
+    assert text.count("1000 missing, 1000 not in the base") == 12
+    assert "... and 995 more" in text
     assert len(text.splitlines()) < 200

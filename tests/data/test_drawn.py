@@ -63,7 +63,7 @@ def test_bytes_do_not_depend_on_the_machine():
             digest.update(part.numpy().tobytes())
     for part in draw_pretraining(48, size=16):
         digest.update(part.numpy().tobytes())
-    assert digest.hexdigest()[:16] == "DIGEST"
+    assert digest.hexdigest()[:16] == "554b461cf4c3462d"
 
 
 def test_global_random_state_is_neither_read_nor_changed():
@@ -131,7 +131,8 @@ def test_stroke_distance_agrees_with_sampling_the_stroke():
     points = start + np.linspace(0, 1, 4001)[:, None] * (end - start)
     gaps = np.hypot(canvas.x[..., None] - points[:, 0], canvas.y[..., None] - points[:, 1])
     distance = stroke_distance(canvas.x, canvas.y, start, end)
-    np.testing.assert_allclose(distance, gaps.min(-1), atol=1e-6)
+    half_a_step = 1.3 / 4000 / 2
+    np.testing.assert_allclose(distance, gaps.min(-1), atol=half_a_step)
 
 
 def test_hsv_agrees_with_the_standard_library():

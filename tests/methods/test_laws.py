@@ -9,9 +9,7 @@ from lightning_merge.methods import MergeMethod, Transform, registered
 
 METHODS = registered(MergeMethod)
 TRANSFORMS = registered(Transform)
-COMBINATIONS = [
-    pytest.param(lambda m=m: m(), id=m.__name__) for m in METHODS.values()
-] + [
+COMBINATIONS = [pytest.param(lambda m=m: m(), id=m.__name__) for m in METHODS.values()] + [
     pytest.param(lambda m=m, t=t: m(transforms=[t()]), id=f"{t.__name__}-{m.__name__}")
     for m in METHODS.values()
     for t in TRANSFORMS.values()
@@ -30,7 +28,9 @@ every_method = pytest.mark.parametrize("make", COMBINATIONS)
 def assert_equal(got, want, **tolerance):
     assert list(got) == list(want)
     for name in want:
-        torch.testing.assert_close(got[name], want[name], msg=lambda m, n=name: f"{n}: {m}", **tolerance)
+        torch.testing.assert_close(
+            got[name], want[name], msg=lambda m, n=name: f"{n}: {m}", **tolerance
+        )
 
 
 @every_method

@@ -23,7 +23,9 @@ def test_scores_and_masks_match_the_reference(score, key, zoo, expected):
             assert torch.equal(transform.shared_mask(masks), want[f"shared_{ratio}"])
 
 
-@pytest.mark.parametrize(("ratio", "kept"), [(0.0, 4), (0.1, 3), (0.5, 1), (0.76, 0), (1.0, 0), (3.0, 0)])
+@pytest.mark.parametrize(
+    ("ratio", "kept"), [(0.0, 4), (0.1, 3), (0.5, 1), (0.76, 0), (1.0, 0), (3.0, 0)]
+)
 def test_number_of_kept_layers(ratio, kept):
     scores = torch.tensor([[3.0, 1.0, 2.0, 4.0]], dtype=torch.float64)
     assert LwPTV(prune_ratio=ratio).task_masks(scores).sum() == kept
@@ -41,7 +43,9 @@ def test_masks_are_shared_or_per_task(shared, base, make_experts):
             assert torch.equal(masked[name][task], vectors[name][task] * keep)
 
 
-@pytest.mark.parametrize("options", [{"prune_ratio": -0.1}, {"prune_ratio": float("nan")}, {"score": "x"}])
+@pytest.mark.parametrize(
+    "options", [{"prune_ratio": -0.1}, {"prune_ratio": float("nan")}, {"score": "x"}]
+)
 def test_bad_options(options):
     with pytest.raises(InputError, match=next(iter(options))):
         LwPTV(**options)

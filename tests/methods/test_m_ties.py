@@ -115,7 +115,9 @@ def algorithm_1(model, base, experts, images, layers, keep, spread):
         for j in range(len(loss)):
             ratio = keep - spread * (order.index(j) / (len(loss) - 1))
             count = math.floor(ratio * x.shape[1])
-            update.append(elect_and_average([trim_row((e[name] - base[name])[j], count) for e in experts]))
+            update.append(
+                elect_and_average([trim_row((e[name] - base[name])[j], count) for e in experts])
+            )
         base[name] = base[name] + torch.stack(update)
         for weights in experts:
             weights[name] = base[name]

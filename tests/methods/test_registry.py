@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from lightning_merge.methods import MergeMethod, Resources, Transform, registered
 from lightning_merge.core.errors import InputError
+from lightning_merge.methods import MergeMethod, Resources, Transform, registered
 
 
 def test_abstract_classes_are_left_out():

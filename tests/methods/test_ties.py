@@ -11,8 +11,14 @@ ZERO = {"w": torch.zeros(4), "v": torch.zeros(2)}
 
 @pytest.mark.parametrize(
     "options",
-    [{"density": 1.1}, {"density": -0.1}, {"density": float("nan")}, {"scale": float("inf")},
-     {"combine": "max"}, {"trim": "layer"}],
+    [
+        {"density": 1.1},
+        {"density": -0.1},
+        {"density": float("nan")},
+        {"scale": float("inf")},
+        {"combine": "max"},
+        {"trim": "layer"},
+    ],
 )
 def test_bad_options_name_argument_and_value(options):
     ((argument, value),) = options.items()

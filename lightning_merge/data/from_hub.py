@@ -1,0 +1,117 @@
+"""Data sets of the Hugging Face Hub, from its cache, the Hub itself, or files saved by a user."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lightning_merge.core.errors import InputError
+from lightning_merge.data.examples import Examples, encoded_examples
+from lightning_merge.data.source import Source
+from lightning_merge.data.tasks import HubLayout, task_spec
+
+
+class HubData(Source):
+    """Tasks as Hugging Face data sets.
+
+    `<root>/<task>` may be what `save_to_disk` wrote (a DatasetDict, or one Dataset per split) or
+    a folder of parquet files whose names start with the split. Else the repository of the
+    task table is loaded, with root as the cache ("" is the library's own), and fetched when
+    it is not there. Splits are the repository's.
+    """
+
+    name = "huggingface"
+    layout = "<task>/ as save_to_disk writes it, <task>/**/{train,test}*.parquet, or a cache"
+
+    def tasks(self) -> list[str]:
+        """Return the saved data sets below root."""
+        found = (p for p in self.folder().iterdir() if p.is_dir())
+        return sorted(p.name for p in found if _saved(p, "train") or _parquet(p, "train"))
+
+    def load(self, task: str, split: str) -> Examples:
+        """Return one split; images stay encoded."""
+        library, layout = _library(), task_spec(task).hub
+        wanted = layout.train if split == "train" else layout.test
+        dataset = self._open(library, task, layout, wanted)
+        for column in (layout.image, layout.label):
+            if column not in dataset.column_names:
+                raise InputError(
+                    f"task {task!r}: {split} has the columns {dataset.column_names}, "
+                    f"not {column!r}; rename one"
+                )
+        names = _class_names(dataset, layout.label)
+        values = dataset[layout.label][:]
+        if isinstance(values[0], str):
+            number = {name: i for i, name in enumerate(names)}
+            values = [number[value] for value in values]
+        images = dataset.select_columns(layout.image).cast_column(
+            layout.image, library.Image(decode=False)
+        )
+        return encoded_examples(
+            names,
+            values,
+            read=partial(_encoded, images, layout.image),
+            where=partial(_name, task, split),
+        )
+
+    def _open(self, library: Any, task: str, layout: HubLayout, split: str) -> Any:
+        if self.root:
+            folder = self.folder() / task
+            if saved := _saved(folder, split):
+                return library.load_from_disk(str(saved))
+            if files := _parquet(folder, split):
+                return library.Dataset.from_parquet([str(file) for file in files])
+            if folder.is_dir():
+                raise self.missing(task, f"{folder} has no split {split!r}")
+        if not layout.path:
+            raise self.missing(task, "the task table has no repository for it")
+        try:
+            return library.load_dataset(
+                layout.path, layout.config, split=split, cache_dir=self.root or None
+            )
+        except Exception as error:  # offline, gone, gated, ...: many kinds
+            raise self.missing(task, f"{layout.path} cannot be loaded ({error})") from None
+
+
+def _library() -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise InputError(
+            "data.source='huggingface' needs the package datasets; "
+            'run: pip install "lightning-merge[hub]"'
+        ) from None
+    return datasets
+
+
+def _saved(folder: Path, split: str) -> Path | None:
+    """Return the folder of one saved split; a DatasetDict keeps its splits the same way."""
+    return folder / split if (folder / split / "state.json").is_file() else None
+
+
+def _parquet(folder: Path, split: str) -> list[Path]:
+    return sorted(folder.rglob(f"{split}*.parquet"))
+
+
+def _class_names(dataset: Any, column: str) -> list[str]:
+    """Return the names of a ClassLabel, the sorted strings, or the numbers up to the largest."""
+    names = getattr(dataset.features[column], "names", None)
+    if names is not None:
+        return list(names)
+    values = dataset.unique(column)
+    if all(isinstance(value, str) for value in values):
+        return sorted(values)
+    return [str(number) for number in range(max(values) + 1)]
+
+
+def _encoded(images: Any, column: str, i: int) -> bytes:
+    cell = images[i][column]
+    if cell["bytes"] is not None:
+        return bytes(cell["bytes"])
+    try:
+        return Path(cell["path"]).read_bytes()
+    except OSError as error:
+        raise InputError(f"{cell['path']} cannot be read: {error.strerror or error}") from None
+
+
+def _name(task: str, split: str, i: int) -> str:
+    return f"image {i} of {task} {split}"

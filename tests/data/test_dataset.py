@@ -1,0 +1,73 @@
+import pytest
+import torch
+
+from lightning_merge.core.errors import InputError
+from lightning_merge.data.dataset import SeededOrder, TaskImages, loader
+from lightning_merge.data.folders import ImageFolders
+
+
+@pytest.fixture
+def images(root, preprocess):
+    examples = ImageFolders(str(root)).load("two", "train")
+    rows = torch.arange(1, 60, 2)
+
+    def make(cache):
+        return TaskImages(examples, rows, preprocess, cache=cache)
+
+    return make
+
+
+def test_in_memory_or_not_the_images_are_the_same(images):
+    kept, read = images(True), images(False)
+    for positions in ([3, 0, 3], [29], list(range(30))):
+        for one, other in zip(kept.__getitems__(positions), read.__getitems__(positions), strict=True):
+            assert torch.equal(one, other)
+    batch = kept[4]
+    assert batch.images.shape == (1, 3, 8, 8)
+    assert batch.images.dtype == torch.uint8
+    assert (batch.labels.item(), batch.index.item()) == (0, 4)
+    assert kept.labels.tolist() == kept.examples.labels[kept.rows].tolist()
+
+
+def test_only_what_is_asked_for_is_decoded_and_once(images, monkeypatch):
+    kept, decoded = images(True), []
+    original = TaskImages._decode
+    monkeypatch.setattr(
+        TaskImages, "_decode", lambda self, p: decoded.append(p) or original(self, p)
+    )
+    kept.__getitems__([5, 2, 5])
+    assert sorted(decoded) == [2, 5]
+    kept.prepare()
+    kept.__getitems__([1, 2])
+    assert sorted(decoded) == list(range(30))
+
+
+def test_a_broken_middle_shows_in_prepare(images):
+    kept = images(True)
+    path = kept.examples.content.args[0].args[0][1]
+    data = path.read_bytes()
+    path.write_bytes(data[:40] + data[-4:])
+    with pytest.raises(InputError, match=f"{path} is not a readable image"):
+        kept.prepare()
+
+
+def test_orders_are_new_every_round_and_follow_the_epoch():
+    order = SeededOrder(20, seed=3, name="one")
+    first, second = list(order), list(order)
+    assert sorted(first) == sorted(second) == list(range(20))
+    assert first != second
+    order.set_epoch(1)
+    third = list(order)
+    assert third not in (first, second)
+    again = SeededOrder(20, seed=3, name="one")
+    again.set_epoch(1)
+    torch.rand(5)
+    assert list(again) == third
+    assert list(SeededOrder(20, 4, "one")) != first != list(SeededOrder(20, 3, "two"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_image_once(images, workers):
+    batches = list(loader(images(False), 7, num_workers=workers))
+    assert [len(batch.labels) for batch in batches] == [7, 7, 7, 7, 2]
+    assert torch.cat([batch.index for batch in batches]).tolist() == list(range(30))
