@@ -1,4 +1,4 @@
-"""Callbacks that merge after training: any method, M-TIES and LwPTV; and a coefficient map; predictions."""
+"""Callbacks: merging after training, a map of the coefficients, predictions as a file."""
 
 if __name__ == "callbacks":
     raise ImportError("import lightning_merge.callbacks, not callbacks: one class, one name")

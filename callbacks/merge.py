@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_merge.core.checkpoint import save_checkpoint
 from lightning_merge.core.errors import InputError
-from lightning_merge.evaluation.candidates import Candidate
+from lightning_merge.evaluation.candidates import BOUNDS, Candidate
 from lightning_merge.methods.base import MergeMethod
 from lightning_merge.modules.coefficients import CoefficientModule
 
@@ -29,7 +29,8 @@ class MergeCallback(Callback):
             reported number is measured on images that nothing was chosen on.
 
     Raises:
-        InputError: the grid names something that the method does not have.
+        InputError: the grid names something that the method does not have, a value of it is out
+            of bounds, or (when fit begins) the run has no experts or the name is taken.
     """
 
     def __init__(
@@ -46,12 +47,24 @@ class MergeCallback(Callback):
                 f"grid of {self.name!r}: {type(method).__name__} has no {unknown}; "
                 f"it has {sorted(known)}"
             )
-        self.variants()
+        self.variants()  # a value out of bounds shows now
 
-    @property
-    def state_key(self) -> str:
-        """Key under which Lightning tells several of these apart."""
-        return self._generate_state_key(name=self.name)
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Check, before training, that there will be experts to merge and a free name."""
+        if stage != "fit":
+            return
+        if not isinstance(pl_module, CoefficientModule):
+            raise InputError(
+                f"trainer.callbacks: {type(pl_module).__name__} has no experts to merge; use "
+                "merge callbacks with a module that learns coefficients, such as StatsMerging"
+            )
+        others: list[Any] = [c for c in trainer.callbacks if c is not self]  # type: ignore[attr-defined]
+        names = [c.name for c in others if isinstance(c, MergeCallback)]
+        if self.name in (*names, pl_module.name, *BOUNDS):
+            raise InputError(
+                f"trainer.callbacks: the name {self.name!r} of {type(self).__name__} is taken; "
+                "give every candidate its own"
+            )
 
     def variants(self) -> dict[str, MergeMethod]:
         """Return the method for every point of the grid, by what distinguishes it."""
@@ -66,7 +79,7 @@ class MergeCallback(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Merge and register the candidate."""
-        module = _coefficient_module(pl_module)
+        module: CoefficientModule = pl_module
         folder = module.run_folder / "merged"
         paths = {
             what: folder / f"{self.name}{f'@{i}' if what else ''}.safetensors"
@@ -88,7 +101,11 @@ class MergeCallback(Callback):
     @torch.no_grad()
     def _save(self, module: CoefficientModule, method: MergeMethod, path: Path) -> None:
         merged = self.merge(module, method)
-        metadata = {"method": type(method).__name__, "hyperparameters": repr(method)}
+        metadata = {
+            "method": type(method).__name__,
+            "hyperparameters": repr(method),
+            **module.zoo.hashes(module.data.tasks),
+        }
         save_checkpoint(merged, path, metadata=metadata)
 
     def merge(self, module: CoefficientModule, method: MergeMethod) -> Mapping[str, Tensor]:
@@ -105,25 +122,19 @@ def resources(module: CoefficientModule, method: MergeMethod) -> dict[str, Any]:
     return {"model": module.encoder.backbone, "batches": images}
 
 
-def _seeded(method: MergeMethod) -> MergeMethod:
-    """Add the run's seed to a random method's own, so that runs of other seeds differ."""
-    if not hasattr(method, "seed"):
-        return method
-    return replace(method, seed=method.seed + run_seed())  # type: ignore[type-var]
+def _seeded(method: Any) -> Any:
+    """Add the run's seed to a method's and its transforms' own, so that runs of others differ."""
+    changes: dict[str, Any] = {}
+    if hasattr(method, "seed"):
+        changes["seed"] = method.seed + run_seed()
+    if transforms := getattr(method, "transforms", ()):
+        changes["transforms"] = tuple(_seeded(transform) for transform in transforms)
+    return replace(method, **changes)
 
 
 def run_seed() -> int:
     """Return the seed of the run, as lightning's seed_everything leaves it."""
     return int(os.environ.get("PL_GLOBAL_SEED", 0))
-
-
-def _coefficient_module(module: Any) -> CoefficientModule:
-    if not isinstance(module, CoefficientModule):
-        raise InputError(
-            f"trainer.callbacks: {type(module).__name__} has no experts to merge; "
-            "use merge callbacks with a module that learns coefficients, such as StatsMerging"
-        )
-    return module
 
 
 def prepend(method: MergeMethod, transform: Any) -> MergeMethod:

@@ -27,10 +27,10 @@ class WritePredictions(BasePredictionWriter):
         """Write one line per test image, tasks in their order."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         per_task = [predictions] if len(data.tasks) == 1 else predictions
-        with atomic_write(Path(trainer.default_root_dir) / "predictions.csv") as temporary:
-            with temporary.open("w", newline="") as file:
-                writer = csv.writer(file)
-                writer.writerow(["task", "index", "class"])
-                for task, batches in zip(data.tasks, per_task, strict=True):
-                    classes = [data.classes[task][i] for batch in batches for i in batch.tolist()]
-                    writer.writerows([task, i, name] for i, name in enumerate(classes))
+        path = Path(trainer.default_root_dir) / "predictions.csv"
+        with atomic_write(path) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["task", "index", "class"])
+            for task, batches in zip(data.tasks, per_task, strict=True):
+                classes = [data.classes[task][i] for batch in batches for i in batch.tolist()]
+                writer.writerows([task, i, name] for i, name in enumerate(classes))

@@ -9,7 +9,9 @@ if __name__ == "__main__":
         print(USAGE)
         sys.exit(0 if len(sys.argv) > 1 else 2)
     if sys.argv[1] not in COMMANDS and not sys.argv[1].startswith("-"):
-        sys.exit(f"error: {sys.argv[1]!r} is not a command; choose one of {', '.join(COMMANDS)}")
+        commands = ", ".join(COMMANDS)
+        print(f"error: {sys.argv[1]!r} is no command; choose one of {commands}", file=sys.stderr)
+        sys.exit(2)
     from lightning_merge.cli.main import main
 
     sys.exit(main(sys.argv[1:]))

@@ -1,8 +1,6 @@
 """LightningCLI with a run folder: where things go, and how a stopped run goes on."""
 
-import importlib
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +18,14 @@ from lightning_merge.core.errors import InputError
 from lightning_merge.core.files import atomic_write
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.evaluation.tables import rich_table
-from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.base import TaskModule
-from lightning_merge.modules.coefficients import CoefficientModule
+from lightning_merge.modules.coefficients import CoefficientModule, check_run
 from lightning_merge.modules.compare import compare
 from lightning_merge.modules.evaluate import Evaluate
-from lightning_merge.modules.zoo import TextTower, Zoo
 
-DATA_OF_A_TASK = ("root", "source", "validation_fraction", "split_seed", "num_workers", "cache_gib")
+DATA_OF_A_TASK = (
+    "root", "source", "validation_fraction", "duplicates", "split_seed", "num_workers", "cache_gib"
+)  # fmt: skip
 
 
 class MergeCLI(LightningCLI):
@@ -35,14 +33,15 @@ class MergeCLI(LightningCLI):
 
     The run folder is `trainer.default_root_dir`. It receives config.yaml, splits.json,
     metrics.csv and checkpoints/last.ckpt; `fit` with the same configuration and inputs goes on
-    from the latter. Before `fit`, what the module's zoo lacks is made; after it, every
-    candidate is measured.
+    from the latter. Before `fit`, when all options have proved right, what the module's zoo
+    lacks is made; after it, every candidate is measured.
 
     Args:
-        args: the words after the program's name, or nothing to take them from the shell.
+        args: the words after the program's name.
     """
 
-    def __init__(self, args: list[str] | None = None) -> None:
+    def __init__(self, args: list[str]) -> None:
+        self.command = shlex.join(["python", "-m", "lightning_merge", *args])
         super().__init__(
             TaskModule,
             MergeDataModule,
@@ -63,24 +62,6 @@ class MergeCLI(LightningCLI):
         """The seed of the run."""
         return int(self._get(self.config, "seed_everything") or 0)
 
-    def before_instantiate_classes(self) -> None:
-        """Make what the zoo lacks before anything of this run is built."""
-        model = self._get(self.config, "model")
-        zoo = model.init_args.get("zoo")
-        if self.subcommand != "fit" or zoo is None:
-            return
-        encoder = plain(model.init_args.encoder)
-        options = plain(self._get(self.config, "data"))
-        prepare(
-            _zoo(plain(zoo)),
-            _build(encoder),
-            encoder,
-            MergeDataModule(**options),
-            {key: options[key] for key in DATA_OF_A_TASK},
-            fit=lambda arguments: MergeCLI(["fit", *arguments]) and None,
-        )
-        self._set_seed()
-
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the run folder's logger and its resumable checkpoint."""
         config = self._get(self.config_init, "trainer")
@@ -90,7 +71,13 @@ class MergeCLI(LightningCLI):
         given = config.get("callbacks") or []
         kwargs["callbacks"] = [
             *(given if isinstance(given, list) else [given]),
-            ModelCheckpoint(self.folder / "checkpoints", save_top_k=0, save_last=True),
+            ModelCheckpoint(
+                self.folder / "checkpoints",
+                save_top_k=0,
+                save_last=True,
+                save_on_train_epoch_end=True,
+                enable_version_counter=False,  # a run folder that has moved keeps one last.ckpt
+            ),
         ]
         if self.subcommand == "predict":
             kwargs["callbacks"].append(WritePredictions())
@@ -98,6 +85,7 @@ class MergeCLI(LightningCLI):
 
     def before_validate(self) -> None:
         """Measure the coefficients that `fit` learned in this run folder."""
+        self._keep_metrics()
         config = self.config_init[self.subcommand]
         if not isinstance(self.model, CoefficientModule) or config.get("ckpt_path") is not None:
             return
@@ -113,9 +101,13 @@ class MergeCLI(LightningCLI):
     before_predict = before_validate
 
     def before_fit(self) -> None:
-        """Go on from the last checkpoint of the same run; record the splits."""
+        """Make what the zoo lacks; record the splits; go on from the same run's checkpoint."""
+        if isinstance(self.model, CoefficientModule):
+            check_run(self.trainer, self.datamodule.tasks)
+            self._prepare(self.model)
         self.datamodule.load(test=isinstance(self.model, CoefficientModule))
-        self.datamodule.write_splits(self.folder / "splits.json")
+        if self.trainer.is_global_zero:
+            self.datamodule.write_splits(self.folder / "splits.json")
         mark, record = self._mark(), self.folder / "run.fingerprint"
         last = self.folder / "checkpoints" / "last.ckpt"
         config = self.config_init[self.subcommand]
@@ -123,13 +115,40 @@ class MergeCLI(LightningCLI):
             if record.exists() and record.read_text() == mark:
                 rank_zero_info(f"going on from {last}")
                 config.ckpt_path = str(last)
+                self._keep_metrics()
             else:
                 rank_zero_info(f"{last} is of another configuration or other inputs: starting anew")
-                last.unlink()
+                if self.trainer.is_global_zero:
+                    for stale in (last, self.folder / "results.json", self.folder / "results.md"):
+                        stale.unlink(missing_ok=True)
+        if not self.trainer.is_global_zero:
+            return
         with atomic_write(record) as temporary:
             temporary.write_text(mark)
 
+    def _prepare(self, model: CoefficientModule) -> None:
+        options = plain(self._get(self.config, "data"))
+        prepare(
+            model.zoo,
+            model.encoder,
+            plain(self._get(self.config, "model").init_args.encoder),
+            self.datamodule,
+            {key: options[key] for key in DATA_OF_A_TASK},
+            fit=lambda arguments: MergeCLI(["fit", *arguments]),
+        )
+        self.datamodule.preprocess = None  # forget the decoded train images
+        self._set_seed()
+
+    def _keep_metrics(self) -> None:
+        """Let the run add to its metrics.csv, which Lightning's logger would delete."""
+        path = self.folder / "metrics.csv"
+        if isinstance(self.trainer.logger, CSVLogger) and path.exists():
+            rows = path.read_text()
+            self.trainer.logger.experiment.metrics_keys = rows.partition("\n")[0].split(",")
+            path.write_text(rows)
+
     def _mark(self) -> str:
+        """Return a digest of all that the checkpoint of this run depends on."""
         config = plain(self.config[self.subcommand])
         config["trainer"] = {
             key: value
@@ -145,7 +164,7 @@ class MergeCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Measure every candidate and show the table."""
-        if not isinstance(self.model, CoefficientModule) or self.trainer.interrupted:
+        if not isinstance(self.model, CoefficientModule):
             return
         results = compare(
             self.trainer,
@@ -154,20 +173,9 @@ class MergeCLI(LightningCLI):
             self.model.candidates,
             self.folder,
             seed=self.seed,
-            command=shlex.join(["python", "-m", "lightning_merge", *sys.argv[1:]]),
+            command=self.command,
         )
         if self.trainer.is_global_zero:
             console = Console()
             console.print(rich_table(results, width=console.width))
             console.print(f"run folder: {self.folder}")
-
-
-def _build(config: dict[str, Any]) -> Encoder:
-    """Return the encoder that a class_path and init_args describe."""
-    module, name = config["class_path"].rsplit(".", 1)
-    encoder: Encoder = getattr(importlib.import_module(module), name)(**config.get("init_args", {}))
-    return encoder
-
-
-def _zoo(values: dict[str, Any]) -> Zoo:
-    return Zoo(**{**values, "text": TextTower(**values["text"])})

@@ -1,7 +1,7 @@
 """The list command: what there is, one line each."""
 
 import inspect
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -11,7 +11,7 @@ from lightning_merge.methods.base import MergeMethod, Transform, registered
 from lightning_merge.models import encoders
 
 
-def show(what: str = "all") -> None:
+def show(what: Literal["all", "methods", "transforms", "tasks", "encoders"] = "all") -> None:
     """Show methods, transforms, tasks and encoders, one line each.
 
     Args:

@@ -3,6 +3,9 @@
 import logging
 import sys
 import warnings
+from pathlib import Path
+
+import yaml
 
 from lightning_merge.core.errors import InputError
 
@@ -17,6 +20,8 @@ NOISE = (
     r"Found .* module\(s\) in eval mode",
     "Experiment logs directory .* exists",
     "Checkpoint directory .* exists",
+    "Total length of `list` across ranks is zero",
+    "Total length of `list` across ranks is zero",  # no validation while coefficients are fitted
 )
 """Warnings that come with every run and that no user can act upon."""
 
@@ -28,7 +33,7 @@ def main(arguments: list[str]) -> int:
         arguments: the command and its options.
 
     Returns:
-        The exit code: 0, or 2 for input that the user can mend.
+        The exit code: 0, 2 for input that the user can mend, or 130 after Ctrl-C.
     """
     for message in NOISE:
         warnings.filterwarnings("ignore", message)
@@ -36,11 +41,40 @@ def main(arguments: list[str]) -> int:
         lambda record: "litlogger" not in record.getMessage()
     )
     try:
+        _check_configs(arguments)
         _run(arguments)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        message = _message(error)
+        if message is None:  # a fault of the program's: keep the traceback
+            raise
+        print(f"error: {message}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
     return 0
+
+
+def _check_configs(arguments: list[str]) -> None:
+    """Name the config that is no YAML; jsonargparse says what is wrong with it, but not where."""
+    for option, value in zip(arguments, arguments[1:], strict=False):
+        if option in ("-c", "--config") and Path(value).is_file():
+            try:
+                yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+            except (yaml.YAMLError, UnicodeError) as error:
+                raise InputError(f"{option} {value} is not YAML: {error}") from None
+
+
+def _message(error: BaseException) -> str | None:
+    """Return what to tell the user; nothing if it is not the user's input that is wrong.
+
+    jsonargparse wraps what a constructor raises into a ValueError about all types tried.
+    """
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return None if error.__cause__ is None else _message(error.__cause__)
 
 
 def _run(arguments: list[str]) -> None:

@@ -14,11 +14,11 @@ from lightning_merge.core.checkpoint import file_hash, open_checkpoint
 from lightning_merge.core.errors import InputError
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.models.encoder import Encoder
-from lightning_merge.models.heads import save_heads
+from lightning_merge.models.heads import Head, load_heads, save_heads
 from lightning_merge.modules.make_heads import make_heads
 from lightning_merge.modules.zoo import Zoo
 
-Fit = Callable[[list[str]], None]
+Fit = Callable[[list[str]], object]
 
 
 def prepare(
@@ -41,25 +41,40 @@ def prepare(
         InputError: a file is missing and no recipe makes it.
     """
     shared = ["--model.encoder", json.dumps(encoder_config)]
-    stage = Stage("base", Path(zoo.base), zoo.base_recipe, "zoo.base_recipe")
-    stage.make(fit, shared, {"encoder": encoder_config})
+    base_stage = Stage("base", Path(zoo.base), zoo.base_recipe, "zoo.base_recipe")
+    stages = {
+        task: Stage(
+            f"expert of {task}", Path(zoo.expert(task)), zoo.expert_recipe, "zoo.expert_recipe"
+        )
+        for task in data.tasks
+    }
+    for stage in (base_stage, *stages.values()):
+        stage.check()
     data.preprocess = encoder.preprocess
     data.load()
     digests = {task: data.digest(task) for task in data.tasks}
+    base_stage.make(fit, shared, {"encoder": encoder_config})
+    encoder.load(zoo.base)
     base = file_hash(zoo.base)
     _prepare_heads(zoo, encoder, data, {"base": base, **digests})
     heads, known = file_hash(zoo.heads), open_checkpoint(zoo.heads).metadata
-    for task in data.tasks:
-        path = Path(zoo.expert(task))
-        stage = Stage(f"expert of {task}", path, zoo.expert_recipe, "zoo.expert_recipe")
+    inputs = {
+        task: {
+            "base": base,
+            "head": known.get(f"fingerprint/{task}", heads),
+            "data": digests[task],
+        }
+        for task in data.tasks
+    }
+    zoo.check(encoder, [task for task in data.tasks if stages[task].is_made(inputs[task])])
+    for task, stage in stages.items():
         options = [
             *shared,
             *("--model.base", zoo.base, "--model.heads", zoo.heads),
             *("--data.tasks", json.dumps([task])),
             *(word for k, v in data_config.items() for word in (f"--data.{k}", str(v))),
         ]
-        head = known.get(f"fingerprint/{task}", heads)
-        stage.make(fit, options, {"base": base, "head": head, "data": digests[task]})
+        stage.make(fit, options, inputs[task])
 
 
 class Stage:
@@ -75,36 +90,62 @@ class Stage:
     def __init__(self, what: str, path: Path, recipe: str | None, option: str) -> None:
         self.what, self.path, self.recipe, self.option = what, path, recipe, option
 
-    def make(self, fit: Fit, options: list[str], inputs: dict[str, Any]) -> None:
-        """Run the recipe unless the file is there and was made from the same inputs."""
-        if self.recipe is None:
-            if not self.path.exists():
-                raise InputError(
-                    f"the {self.what} is missing: {self.path} is no file and {self.option} is not "
-                    "set; give the file or a recipe that makes it"
-                )
-            return
-        if not Path(self.recipe).is_file():
-            raise InputError(f"{self.option}={self.recipe!r} is not a file; give a config")
-        recipe = yaml.safe_load(Path(self.recipe).read_text())
-        mark = fingerprint({"recipe": recipe, **inputs})
+    def check(self) -> None:
+        """Check that the file is there and readable, or a recipe for it.
+
+        Raises:
+            InputError: neither is.
+        """
         if self.path.exists():
-            known = open_checkpoint(self.path).metadata.get("fingerprint", mark)
-            if known == mark:
-                return
-            rank_zero_info(f"{self.what}: inputs changed, making {self.path} again")
-        rank_zero_info(f"{self.what}: making {self.path}")
+            open_checkpoint(self.path)
+        elif self.recipe is None:
+            raise InputError(
+                f"the {self.what} is missing: {self.path} is no file and {self.option} is not "
+                "set; give the file or a recipe that makes it"
+            )
+        self._read_recipe()
+
+    def is_made(self, inputs: dict[str, Any]) -> bool:
+        """Whether the file is there and was made from these inputs, or by the user."""
+        if not self.path.exists():
+            return False
+        mark = self._mark(inputs)
+        return (
+            self.recipe is None
+            or open_checkpoint(self.path).metadata.get("fingerprint", mark) == mark
+        )
+
+    def make(self, fit: Fit, options: list[str], inputs: dict[str, Any]) -> None:
+        """Run the recipe unless the file is made already."""
+        if self.is_made(inputs):
+            return
+        assert self.recipe is not None  # `check` has seen the file otherwise
+        again = " again, as its inputs changed" if self.path.exists() else ""
+        rank_zero_info(f"{self.what}: making {self.path}{again}")
         folder = self.path.with_suffix("")
         fit(
             [
                 *("--config", self.recipe, *options),
-                *("--model.output", str(self.path)),
-                *("--model.metadata", json.dumps({"fingerprint": mark})),
+                *("--model.output", str(self.path), "--model.overwrite", "true"),
+                *("--model.metadata", json.dumps({"fingerprint": self._mark(inputs)})),
                 *("--trainer.default_root_dir", str(folder)),
             ]
         )
         if not self.path.exists():
             raise InputError(f"{self.what}: the run of {self.recipe} ended without {self.path}")
+
+    def _mark(self, inputs: dict[str, Any]) -> str:
+        return fingerprint({"recipe": self._read_recipe(), **inputs})
+
+    def _read_recipe(self) -> Any:
+        if self.recipe is None:
+            return None
+        try:
+            return yaml.safe_load(Path(self.recipe).read_text())
+        except (OSError, UnicodeError, yaml.YAMLError) as fault:
+            raise InputError(
+                f"{self.option}={self.recipe!r} is no readable config: {fault}"
+            ) from None
 
 
 def fingerprint(value: Any) -> str:
@@ -116,7 +157,7 @@ def fingerprint(value: Any) -> str:
 def _prepare_heads(
     zoo: Zoo, encoder: Encoder, data: MergeDataModule, inputs: dict[str, str]
 ) -> None:
-    """Make the file of heads unless every task's head in it has the same inputs."""
+    """Make the heads whose inputs are not those of the file's; keep those of other tasks."""
     marks = {
         f"fingerprint/{task}": fingerprint(
             [inputs["base"], inputs[task], zoo.make_heads, zoo.head_scale, str(zoo.text)]
@@ -124,13 +165,22 @@ def _prepare_heads(
         for task in data.tasks
     }
     path = Path(zoo.heads)
+    heads: dict[str, Head] = {}
+    known: dict[str, str] = {}
     if path.exists():
-        known = open_checkpoint(path).metadata
-        own = any(key.startswith("fingerprint/") for key in known)
-        if not own or marks.items() <= known.items():
+        heads, metadata = load_heads(path), open_checkpoint(path).metadata
+        known = {key: mark for key, mark in metadata.items() if key.startswith("fingerprint/")}
+        if not known:
             return
-        rank_zero_info(f"heads: inputs changed, making {path} again")
-    save_heads(make_heads(zoo, encoder, data), path, metadata=marks)
+    lacking = [
+        task
+        for task in data.tasks
+        if known.get(f"fingerprint/{task}") != marks[f"fingerprint/{task}"]
+    ]
+    if lacking:
+        rank_zero_info(f"heads: making those of {', '.join(lacking)} in {path}")
+        heads |= make_heads(zoo, encoder, data, lacking)
+        save_heads(heads, path, metadata=known | marks)
 
 
 def plain(value: Any) -> Any:

@@ -10,12 +10,15 @@ COMMANDS = {
     "list": "show methods, tasks and encoders, one line each",
 }
 
-USAGE = """usage: python -m lightning_merge COMMAND [--config FILE] [options]
+USAGE = (
+    """usage: python -m lightning_merge COMMAND [--config FILE] [options]
 
 Merge fine-tuned experts of one pretrained network into a single network.
 
 commands:
-""" + "\n".join(f"  {name:<9} {what}" for name, what in COMMANDS.items()) + """
+"""
+    + "\n".join(f"  {name:<9} {what}" for name, what in COMMANDS.items())
+    + """
 
 Every command answers to --help; fit, validate, test and predict take Lightning's grammar
 (--config FILE, --print_config, --trainer.max_epochs 5, --model.init_args.learning_rate 1e-3).
@@ -25,3 +28,4 @@ examples:
   python -m lightning_merge merge --base base.safetensors --experts.mnist mnist.safetensors \\
       --experts.cars cars.safetensors --method Ties --method.density 0.2 --output merged.safetensors
 """
+)

@@ -190,8 +190,9 @@ class _Machine:
 def _names_third_party_class(symbol: Symbol) -> bool:
     """Whether a call of `symbol` makes an object, as far as a name can tell.
 
-    Enumerations, paths, settings and the like are pickled as calls of their class. The
-    standard library, where every dangerous class and function lives, is held apart.
+    Enumerations, settings and the like are pickled as calls of their class, and become
+    records. Refusing the rest protects from nothing (no call is ever made), it tells the user
+    that the file is hostile; of the standard library, only `_MAKERS` pass.
     """
     root = symbol.module.partition(".")[0]
     return root not in sys.stdlib_module_names and symbol.name.rpartition(".")[2][:1].isupper()

@@ -3,7 +3,7 @@
 State dicts, Lightning checkpoints and pickled whole modules, in torch's zip format and in the
 older one, are read by one restricted reader. It is stricter than
 `torch.load(weights_only=True)`: it imports no class, so a module whose class is long gone
-still gives its tensors; it calls nothing but the four functions below that describe a dense
+still gives its tensors; it honours no call but those, listed below, that describe a dense
 tensor; and tensors stay in the memory-mapped file until they are used.
 """
 

@@ -153,18 +153,18 @@ LIT = ("012345", "12", "01346", "01236", "1256", "02356", "023456", "012", "0123
 
 def draw_shapes(canvas: Canvas, labels: Labels) -> Array:
     """One filled figure of any colour, place, size and slight turn."""
-    x, y = canvas.frame(turn=0.4, scale=(0.6, 0.9), shift=0.25)
+    x, y = canvas.frame(turn=0.4, scale=(0.5, 0.85), shift=0.3)
     return canvas.paint(canvas.cover(0.6 * by_class(labels, tuple(SHAPES.values()), x, y)))
 
 
 def draw_stripes(canvas: Canvas, labels: Labels) -> Array:
     """Parallel stripes whose direction is the class, crossed by fainter ones of any direction."""
-    own = (labels[:, None, None] + canvas.uniform(-0.3, 0.3)) * np.pi / len(ANGLES)
+    own = (labels[:, None, None] + canvas.uniform(-0.2, 0.2)) * np.pi / len(ANGLES)
     waves = []
     for angle in (own, canvas.uniform(0, np.pi)):
         across = canvas.x * np.sin(angle) + canvas.y * np.cos(angle)
         waves.append(np.sin(canvas.uniform(5, 11) * across + canvas.uniform(0, 2 * np.pi)))
-    return canvas.paint(0.5 + 0.35 * waves[0] + 0.15 * waves[1])
+    return canvas.paint(0.5 + 0.3 * waves[0] + 0.2 * waves[1])
 
 
 def draw_segments(canvas: Canvas, labels: Labels) -> Array:
@@ -177,7 +177,7 @@ def draw_segments(canvas: Canvas, labels: Labels) -> Array:
     for i, stroke in enumerate(STROKES):
         inside = canvas.cover(stroke_distance(x, y, stroke[None, :2], stroke[None, 2:]) - width)
         mask = np.maximum(mask, inside * np.where(lit[:, i, None, None], 1, faint))
-    return canvas.paint(mask, dark_ink=0)
+    return canvas.paint(mask)
 
 
 def draw_hues(canvas: Canvas, labels: Labels) -> Array:
@@ -198,9 +198,9 @@ def draw_counts(canvas: Canvas, labels: Labels) -> Array:
         row, column = (part[:, None, None] * 0.62 - 0.62 for part in divmod(cells[:, i], 3))
         x = canvas.x - column - canvas.uniform(-0.08, 0.08)
         y = canvas.y - row - canvas.uniform(-0.08, 0.08)
-        blob = canvas.cover(np.hypot(x, y) - canvas.uniform(0.14, 0.24))
+        blob = canvas.cover(np.hypot(x, y) - canvas.uniform(0.15, 0.23))
         mask = np.maximum(mask, blob * (i <= labels)[:, None, None])
-    return canvas.paint(mask)
+    return canvas.paint(mask, dark_ink=0)
 
 
 def draw_textures(canvas: Canvas, labels: Labels) -> Array:
@@ -212,13 +212,13 @@ def draw_textures(canvas: Canvas, labels: Labels) -> Array:
 def draw_arrows(canvas: Canvas, labels: Labels) -> Array:
     """A round board with an arrow in one of eight directions."""
     board = canvas.cover(np.hypot(canvas.x, canvas.y) - canvas.uniform(0.85, 1.0))
-    x, y = canvas.frame(turn=0.1, scale=(0.7, 0.9), shift=0.1)
+    x, y = canvas.frame(turn=0.2, scale=(0.45, 0.7), shift=0.25)
     angle = labels[:, None, None] * np.pi / 4
     x, y = x * np.cos(angle) + y * np.sin(angle), abs(y * np.cos(angle) - x * np.sin(angle))
     shaft = stroke_distance(x, y, np.array([[-0.8, 0.0]]), np.array([[0.8, 0.0]]))
-    tip = stroke_distance(x, y, np.array([[0.8, 0.0]]), np.array([[0.1, 0.7]]))
+    tip = stroke_distance(x, y, np.array([[0.8, 0.0]]), np.array([[0.2, 0.55]]))
     arrow = canvas.cover(np.minimum(shaft, tip) - canvas.uniform(0.1, 0.18))
-    return canvas.paint(0.3 * (1 - board) + arrow)
+    return canvas.paint(0.4 * (1 - board) + arrow)
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,13 @@ class Candidate:
         return self.weights if isinstance(self.weights, Path) else self.weights[task]
 
 
+BOUNDS = ("base", "individual")
+
+
 def bounds(base: Path, experts: Mapping[str, Path]) -> Sequence[Candidate]:
     """Return the rows that enclose every merged network: the base and the experts."""
+    names = iter(BOUNDS)
     return (
-        Candidate("base", base, note="pretrained, not merged", bound=True),
-        Candidate("individual", experts, note="each task by its own expert", bound=True),
+        Candidate(next(names), base, note="pretrained, not merged", bound=True),
+        Candidate(next(names), experts, note="each task by its own expert", bound=True),
     )

@@ -12,6 +12,7 @@ from lightning_merge.core.errors import InputError
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.data.dataset import Batch
 from lightning_merge.models.encoder import Encoder
+from lightning_merge.models.heads import load_heads
 from lightning_merge.models.preprocess import Preprocess
 
 
@@ -79,6 +80,28 @@ class TaskModule(LightningModule):
                 key = f"{part}/{task}"
                 if key not in self.metrics:
                     self.metrics[key] = MulticlassStatScores(classes, average="micro")
+
+    def open_heads(self, file: str) -> None:
+        """Take the frozen heads of the tasks from a file.
+
+        Raises:
+            InputError: the file cannot be read, or a head is missing or does not fit.
+        """
+        heads = load_heads(file)
+        for task in self.data.tasks:
+            if task not in heads:
+                raise InputError(
+                    f"heads={file!r} has no head for {task!r}, only for {', '.join(heads)}; "
+                    "add it, or remove the file where heads are made from the base"
+                )
+            found = (heads[task].num_classes, heads[task].dim)
+            wanted = (len(self.data.classes[task]), self.encoder.dim)
+            if found != wanted:
+                raise InputError(
+                    f"heads={file!r}: the head of {task!r} has (classes, width) {found}, the data "
+                    f"and the encoder {wanted}; give heads that fit"
+                )
+            self.heads[task] = heads[task]
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Normalise the uint8 images of a batch, or of a batch per task, on the device."""

@@ -49,6 +49,10 @@ class CoefficientModule(TaskModule):
         zoo: files of base, experts and heads.
         name: of the merged network in tables and files.
         transforms: applied to the task vectors before learning.
+
+    Attributes:
+        candidates: what the run compares, by name; merging callbacks add theirs.
+        seconds: time spent learning.
     """
 
     learner: nn.Module
@@ -62,14 +66,13 @@ class CoefficientModule(TaskModule):
         self.requires_grad_(False)
         self.candidates: dict[str, Candidate] = {}
         self._merged: dict[str, Tensor] | None = None
-        self._started = time.perf_counter()
-        self._seconds_before = 0.0
+        self.seconds = 0.0
 
     # What a subclass defines
 
     @abstractmethod
-    def make_learner(self, vectors: TaskVectors) -> nn.Module:
-        """Return the module whose call gives the coefficients [K, L] of the task vectors."""
+    def make_learner(self, base: Mapping[str, Tensor], experts: Mapping[str, Any]) -> nn.Module:
+        """Return the module whose call gives the coefficients [K, L]."""
 
     @abstractmethod
     def task_loss(self, task: str, logits: Tensor, batch: Batch) -> Tensor:
@@ -97,10 +100,9 @@ class CoefficientModule(TaskModule):
         for transform in self.transforms:
             vectors = transform(vectors)
         self.stacked = StackedTaskVectors(vectors)
-        self.learner = self.make_learner(vectors)
+        self.learner = self.make_learner(base, experts)
         self.encoder.load(base)
-        for task, head in self.zoo.open_heads(tasks).items():
-            self.heads[task] = head.requires_grad_(False)
+        self.open_heads(self.zoo.heads)
         self.base, self.experts = base, experts
         paths = {task: Path(self.zoo.expert(task)) for task in tasks}
         for candidate in bounds(Path(self.zoo.base), paths):
@@ -117,23 +119,24 @@ class CoefficientModule(TaskModule):
             {name.removeprefix("learner."): value for name, value in state_dict.items()}
         )
 
-    @property
-    def seconds(self) -> float:
-        """Time spent learning, that of interrupted sessions up to their checkpoint included."""
-        return self._seconds_before + time.perf_counter() - self._started
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the time spent."""
         checkpoint["seconds"] = self.seconds
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on counting the time."""
-        self._seconds_before = checkpoint["seconds"]
+        self.seconds = checkpoint["seconds"]
 
     def on_fit_start(self) -> None:
         """Move the task vectors, which are no module state, to the device; start the clock."""
         self._started = time.perf_counter()
         self.stacked.to(self.device)
+
+    def on_train_epoch_end(self) -> None:
+        """Add the epoch's time to what earlier epochs, and interrupted sessions, took."""
+        now = time.perf_counter()
+        self.seconds += now - self._started
+        self._started = now
 
     # The merged network
 
@@ -171,10 +174,6 @@ class CoefficientModule(TaskModule):
 
     # Results
 
-    def on_train_end(self) -> None:
-        """Stop the clock: merging callbacks have their own."""
-        self._learned_in = self.seconds
-
     @torch.no_grad()
     def on_fit_end(self) -> None:
         """Save coefficients.safetensors and the merged network, a candidate of its own.
@@ -183,7 +182,7 @@ class CoefficientModule(TaskModule):
             InputError: learning has diverged.
         """
         path = self.run_folder / "merged" / f"{self.name}.safetensors"
-        self.candidates[self.name] = Candidate(self.name, path, self._learned_in, self.note)
+        self.candidates[self.name] = Candidate(self.name, path, self.seconds, self.note)
         self._merged = None
         values = self.coefficients().cpu()
         if not values.isfinite().all():

@@ -45,6 +45,7 @@ def compare(
         The accuracies.
     """
     trainer.strategy.barrier()  # rank zero has written the weights
+    trainer.loggers = []  # metrics.csv is about the training
     chosen = {
         name: _choose(trainer, evaluate, data, candidate) if candidate.options else candidate
         for name, candidate in candidates.items()

@@ -3,11 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from lightning_merge.core.errors import InputError
 from lightning_merge.data.dataset import Batch
 from lightning_merge.evaluation.candidates import Candidate
 from lightning_merge.models.encoder import Encoder
-from lightning_merge.models.heads import load_heads
 from lightning_merge.modules.base import TaskModule
 
 
@@ -35,11 +33,7 @@ class Evaluate(TaskModule):
     def setup(self, stage: str) -> None:
         """Load the heads of the tasks."""
         super().setup(stage)
-        heads = load_heads(self.heads_file)
-        if missing := [task for task in self.data.tasks if task not in heads]:
-            raise InputError(f"heads={self.heads_file!r} has no head for {missing}")
-        for task in self.data.tasks:
-            self.heads[task] = heads[task]
+        self.open_heads(self.heads_file)
 
     def show(self, candidate: Candidate) -> None:
         """Measure another candidate from now on."""

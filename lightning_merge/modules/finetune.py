@@ -15,7 +15,6 @@ from lightning_merge.data.augment import Augment
 from lightning_merge.data.dataset import Batch
 from lightning_merge.data.tasks import task_spec
 from lightning_merge.models.encoder import Encoder
-from lightning_merge.models.heads import load_heads
 from lightning_merge.modules.base import TaskModule
 
 
@@ -38,9 +37,10 @@ class FineTune(TaskModule):
         augment: random changes of the training images.
         storage: "float32", "float16" or "bfloat16" of the output file.
         metadata: written into the output file.
+        overwrite: replace the output if it exists.
 
     Raises:
-        InputError: an unknown storage, or heads that lack a task.
+        InputError: an unknown storage, heads that lack a task, or an output that exists.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class FineTune(TaskModule):
         augment: Augment | None = None,
         storage: str = "float32",
         metadata: dict[str, str] | None = None,
+        overwrite: bool = False,
     ) -> None:
         super().__init__(encoder)
         if storage not in ("float32", "float16", "bfloat16"):
@@ -65,11 +66,15 @@ class FineTune(TaskModule):
         self.output, self.heads_file, self.storage = output, heads, storage
         self.learning_rate, self.weight_decay, self.warmup = learning_rate, weight_decay, warmup
         self.label_smoothing, self.augment = label_smoothing, augment
-        self.metadata = metadata or {}
+        self.metadata, self.overwrite = metadata or {}, overwrite
 
     def setup(self, stage: str) -> None:
         """Load the frozen heads, or make one trainable linear head per task."""
         super().setup(stage)
+        if stage == "fit" and Path(self.output).exists() and not self.overwrite:
+            raise InputError(
+                f"model.output={self.output!r} exists: give another path or --model.overwrite true"
+            )
         self.train(stage == "fit")
         if self.heads:
             return
@@ -77,11 +82,7 @@ class FineTune(TaskModule):
             for task, classes in self.data.classes.items():
                 self.heads[task] = nn.Linear(self.encoder.dim, len(classes))
             return
-        heads = load_heads(self.heads_file)
-        if missing := set(self.data.tasks) - set(heads):
-            raise InputError(f"heads={self.heads_file!r} lacks the tasks {sorted(missing)}")
-        for task in self.data.tasks:
-            self.heads[task] = heads[task].requires_grad_(False)
+        self.open_heads(self.heads_file)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Augment training images before they are normalised."""
@@ -102,14 +103,14 @@ class FineTune(TaskModule):
                 logits, labels, reduction="sum", label_smoothing=self.label_smoothing
             )
             images += len(labels)
-            self.metrics[f"train/{task}"].update(logits, labels)
+            self.metrics[f"train/{task}"].update(logits.detach(), labels)
         loss = total / images
         self.log("train/loss", loss, prog_bar=True, batch_size=images)
         return loss
 
     def on_train_epoch_end(self) -> None:
         """Log the accuracy on the augmented training images."""
-        self._log_accuracies("train")
+        self.close("train")
 
     def configure_optimizers(self) -> Any:
         """Return AdamW with a linear warm-up and a cosine decay over all steps."""
@@ -134,11 +135,14 @@ class FineTune(TaskModule):
         }
 
     def on_fit_end(self) -> None:
-        """Write the trained backbone when training ran to its end."""
-        if self.trainer.is_global_zero and not self.trainer.interrupted:
+        """Write the trained backbone; an interrupted run never comes here."""
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
             dtype = getattr(torch, self.storage)
             state = {
-                name: tensor.detach().cpu().to(dtype if tensor.is_floating_point() else tensor.dtype)
+                name: tensor.detach()
+                .cpu()
+                .to(dtype if tensor.is_floating_point() else tensor.dtype)
                 for name, tensor in self.encoder.backbone.state_dict().items()
             }
             save_checkpoint(state, Path(self.output), metadata=self.metadata)
+        self.trainer.strategy.barrier()

@@ -1,15 +1,18 @@
 """StatsMergeLearner: from statistics of weights to merging coefficients."""
 
+from itertools import pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from lightning_merge.core.errors import InputError
+from lightning_merge.methods.checks import require_finite
 
 Kind = Literal["mlp2", "mlp4", "transformer2", "free"]
 Level = Literal["layer", "task"]
 Normalize = Literal["none", "softmax"]
+ATTENTION_HEADS = 4
 
 
 class StatsMergeLearner(nn.Module):
@@ -26,6 +29,9 @@ class StatsMergeLearner(nn.Module):
         normalize: "softmax" makes the coefficients of a layer sum to 1 (Eq. 10).
         prior: coefficient at the start; with softmax it is 1 / K.
         hidden: width of the hidden layers.
+
+    Raises:
+        InputError: a width that does not work, or a prior that is no number.
     """
 
     features: Tensor
@@ -40,8 +46,12 @@ class StatsMergeLearner(nn.Module):
         hidden: int = 64,
     ) -> None:
         super().__init__()
-        if hidden < 1:
-            raise InputError(f"hidden={hidden} must be at least 1")
+        if hidden < 1 or (kind == "transformer2" and hidden % ATTENTION_HEADS):
+            raise InputError(
+                f"hidden={hidden} must be at least 1, and a multiple of {ATTENTION_HEADS} for "
+                "learner='transformer2'"
+            )
+        require_finite(prior=prior)
         self.normalize, self.prior = normalize, prior
         self.num_layers = features.shape[1]
         if level == "task":
@@ -75,7 +85,9 @@ def _network(kind: Kind, features: Tensor, hidden: int) -> nn.Module:
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
     if kind == "transformer2":
-        block = nn.TransformerEncoderLayer(hidden, 4, 2 * hidden, dropout=0.0, batch_first=True)
+        block = nn.TransformerEncoderLayer(
+            hidden, ATTENTION_HEADS, 2 * hidden, dropout=0.0, batch_first=True
+        )
         return nn.Sequential(
             nn.Linear(inputs, hidden),
             nn.TransformerEncoder(block, 2, enable_nested_tensor=False),
@@ -84,6 +96,6 @@ def _network(kind: Kind, features: Tensor, hidden: int) -> nn.Module:
     depth = {"mlp2": 2, "mlp4": 4}[kind]
     widths = [inputs] + [hidden] * (depth - 1)
     steps: list[nn.Module] = []
-    for before, after in zip(widths, widths[1:], strict=False):
+    for before, after in pairwise(widths):
         steps += [nn.Linear(before, after), nn.ReLU()]
     return nn.Sequential(*steps, last)

@@ -1,5 +1,7 @@
 """Make the frozen heads of a zoo from its base, or from prompts."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -10,25 +12,28 @@ from lightning_merge.models.heads import Head, class_mean_head, linear_probe_hea
 from lightning_merge.modules.zoo import Zoo
 
 
-def make_heads(zoo: Zoo, encoder: Encoder, data: MergeDataModule) -> dict[str, Head]:
-    """Return one head per task, as `zoo.make_heads` says.
+def make_heads(
+    zoo: Zoo, encoder: Encoder, data: MergeDataModule, tasks: Sequence[str]
+) -> dict[str, Head]:
+    """Return one head for each of some tasks, as `zoo.make_heads` says.
 
     Heads from features see the base's features of the train part alone.
 
     Args:
         zoo: names the base, the kind of head and the text tower.
         encoder: architecture of the base; its weights are replaced by the base's.
-        data: the tasks, with `preprocess` set.
+        data: where the tasks are, with `preprocess` set.
+        tasks: those to make heads for.
     """
     if zoo.make_heads == "zero_shot":
         from lightning_merge.models.text_heads import zero_shot_heads
 
-        prompts = {task: task_spec(task).prompts(data.classes[task]) for task in data.tasks}
+        prompts = {task: task_spec(task).prompts(data.classes[task]) for task in tasks}
         text = zoo.text
         return dict(zero_shot_heads(prompts, text.name, text.pretrained, text.weights))
     encoder.load(zoo.base)
     heads: dict[str, Head] = {}
-    for task in data.tasks:
+    for task in tasks:
         features, labels = base_features(encoder, data, task)
         classes = len(data.classes[task])
         if zoo.make_heads == "linear_probe":

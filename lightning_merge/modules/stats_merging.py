@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.statistics import FEATURES, Feature, layer_statistics, standardize
-from lightning_merge.core.task_vectors import TaskVectors
+from lightning_merge.core.task_vectors import TaskVectors, wide
 from lightning_merge.data.dataset import Batch
 from lightning_merge.methods.base import Transform
 from lightning_merge.models.encoder import Encoder
@@ -76,10 +76,20 @@ class StatsMerging(CoefficientModule):
             "kind": learner, "level": level, "normalize": normalize, "prior": prior,
             "hidden": hidden,
         }  # fmt: skip
+        if step_size < 1:
+            raise InputError(f"step_size={step_size} must be 1 or more epochs")
+        # An option out of range shows now, not after experts were made.
+        StatsMergeLearner(torch.zeros(2, 1, 1), **self.learner_options)
         self.loss, self.learning_rate = loss, learning_rate
         self.step_size, self.gamma = step_size, gamma
         self.note = "fitted on true labels of held-out images" if loss == "labels" else ""
         self.teacher_logits: dict[str, Tensor] = {}
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Return what the learning depended on, for the metadata of its files."""
+        own = ("statistics_of", "statistics", "rank", "loss", "learning_rate", "step_size", "gamma")
+        options = {name: getattr(self, name) for name in own}
+        return {**self.learner_options, **options, **super().hyperparameters()}
 
     def make_learner(
         self, base: Mapping[str, Tensor], experts: Mapping[str, Any]
@@ -100,7 +110,10 @@ class StatsMerging(CoefficientModule):
     def _teach(self, task: str) -> Tensor:
         """Return the logits [n, C] of a task's expert for its coefficient images."""
         images = self.data.images(task, "coefficients")
-        expert = {name: tensor.to(self.device) for name, tensor in self.experts[task].items()}
+        expert = {
+            name: (wide(tensor) if tensor.is_floating_point() else tensor).to(self.device)
+            for name, tensor in self.experts[task].items()
+        }
         logits = []
         for start in range(0, len(images), self.data.eval_batch_size):
             stop = min(start + self.data.eval_batch_size, len(images))

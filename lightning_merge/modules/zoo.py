@@ -2,16 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from torch import Tensor
 
 from lightning_merge.core.checkpoint import open_checkpoint, select
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.files import file_hash
 from lightning_merge.core.validate import check_experts
 from lightning_merge.models.encoder import Encoder
-from lightning_merge.models.heads import Head, load_heads
 
 
 @dataclass(frozen=True)
@@ -82,13 +81,17 @@ class Zoo:
         check_experts(base, experts)
         return base, experts
 
-    def open_heads(self, tasks: Sequence[str]) -> dict[str, Head]:
-        """Return the heads of the tasks.
+    def check(self, encoder: Encoder, tasks: Sequence[str]) -> None:
+        """Check the experts that are there already, before others are made.
 
         Raises:
-            InputError: a task has no head in the file.
+            InputError: one does not fit the base; all problems are listed.
         """
-        heads = load_heads(self.heads)
-        if missing := [task for task in tasks if task not in heads]:
-            raise InputError(f"zoo.heads={self.heads!r} has no head for {missing}; remove the file")
-        return {task: heads[task] for task in tasks}
+        names = list(encoder.backbone.state_dict())
+        experts = {task: select(open_checkpoint(self.expert(task)), names) for task in tasks}
+        check_experts(select(open_checkpoint(self.base), names), experts, minimum=0)
+
+    def hashes(self, tasks: Sequence[str]) -> dict[str, str]:
+        """Return the SHA-256 of base and experts, for the metadata of what is merged from them."""
+        experts = {f"expert/{task}": file_hash(self.expert(task)) for task in tasks}
+        return {"base": file_hash(self.base), **experts}

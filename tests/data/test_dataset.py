@@ -20,7 +20,9 @@ def images(root, preprocess):
 def test_in_memory_or_not_the_images_are_the_same(images):
     kept, read = images(True), images(False)
     for positions in ([3, 0, 3], [29], list(range(30))):
-        for one, other in zip(kept.__getitems__(positions), read.__getitems__(positions), strict=True):
+        for one, other in zip(
+            kept.__getitems__(positions), read.__getitems__(positions), strict=True
+        ):
             assert torch.equal(one, other)
     batch = kept[4]
     assert batch.images.shape == (1, 3, 8, 8)

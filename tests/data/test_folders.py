@@ -85,7 +85,7 @@ def test_bad_folders_say_what_and_where(root, damage, message):
 
 
 def test_a_known_task_without_data_says_how_to_get_it(root):
-    with pytest.raises(InputError, match="'sun397' has no data.*no longer be fetched"):
+    with pytest.raises(InputError, match=r"'sun397' has no data.*no longer be fetched"):
         ImageFolders(str(root)).load("sun397", "train")
 
 
@@ -99,7 +99,7 @@ def test_a_missing_root(root):
 
 def test_an_unknown_source():
     assert source_names() == ["drawn", "folders", "huggingface", "pool", "torchvision"]
-    with pytest.raises(InputError, match="data.source='zip' is not known; choose one of"):
+    with pytest.raises(InputError, match=r"data\.source='zip' is not known; choose one of"):
         open_source("zip", "")
 
 

@@ -45,7 +45,9 @@ def test_the_pool_gives_its_sources_as_tasks(pool, picture, preprocess):
     data = MergeDataModule(str(pool), source="pool", fit_on="train")
     data.preprocess = preprocess
     data.setup("fit")
-    assert data.record["even"]["train"]["images"] + data.record["even"]["validation"]["images"] == 20
+    assert (
+        data.record["even"]["train"]["images"] + data.record["even"]["validation"]["images"] == 20
+    )
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def test_every_row_is_whole(spec):
         ("svhn", "0", "0"),
         ("gtsrb", "14", "red octagon: stop"),
         ("gtsrb", "00", "red and white circle with 20: speed limit 20 km/h"),
-        ("gtsrb", "00042", "white circle with a grey truck crossed out: end of no overtaking by trucks"),
+        ("gtsrb", "00041", "white circle with grey cars crossed out: end of no overtaking"),
         ("gtsrb", "stop", "stop"),
         ("eurosat", "AnnualCrop", "annual crop land"),
         ("eurosat", "Forest", "forest"),

@@ -1,0 +1,119 @@
+"""The table: every candidate's accuracy against an independent count."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_zoo import ENCODER, TASKS
+
+from lightning_merge.core.errors import InputError
+from lightning_merge.evaluation.candidates import Candidate, bounds
+from lightning_merge.evaluation.results import Results
+from lightning_merge.models.heads import load_heads
+from lightning_merge.models.mini_vit import MiniViT
+from lightning_merge.modules import Evaluate
+from lightning_merge.modules.compare import compare
+
+
+def counted(files, data, task, weights, part):
+    """Accuracy of weights on a task, image by image."""
+    network, head = MiniViT(**ENCODER).load(weights), load_heads(files.heads)[task]
+    images = data.images(task, part)
+    right = 0
+    for i in range(len(images)):
+        batch = images[i]
+        with torch.no_grad():
+            logits = head(network(network.preprocess.normalize(batch.images)))
+        right += int(logits.argmax()) == int(batch.labels)
+    return right / len(images)
+
+
+@pytest.fixture
+def evaluate(encoder, files):
+    return Evaluate(encoder, files.heads, files.base)
+
+
+@pytest.fixture
+def candidates(files):
+    experts = {task: Path(file) for task, file in files.expert.items()}
+    return {c.name: c for c in bounds(Path(files.base), experts)}
+
+
+def test_every_row_is_right_and_the_file_as_promised(
+    trainer, evaluate, candidates, data, files, tmp_path, root
+):
+    data.eval_batch_size = 4
+    results = compare(trainer(), evaluate, data, candidates, tmp_path, seed=5, command="c")
+    for task in TASKS:
+        own = counted(files, data, task, files.expert[task], "test")
+        base = counted(files, data, task, files.base, "test")
+        assert results.candidates["individual"].accuracy[task] == own
+        assert results.candidates["base"].accuracy[task] == base
+        assert own != base
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert set(content) >= {"tasks", "candidates", "seed", "versions"}
+    assert (content["tasks"], content["seed"]) == (list(TASKS), 5)
+    assert list(content["candidates"]) == ["base", "individual"]
+    for row in content["candidates"].values():
+        assert set(row) >= {"accuracy", "average", "samples", "seconds"}
+        assert row["average"] == pytest.approx(sum(row["accuracy"].values()) / len(TASKS))
+        on_disk = {task: len(list(root.glob(f"{task}/test/*/*.png"))) for task in TASKS}
+        assert row["samples"] == on_disk
+    assert Results.from_json(tmp_path / "results.json") == results
+    assert "individual" in (tmp_path / "results.md").read_text()
+
+
+def test_the_best_on_held_out_images_is_chosen(trainer, evaluate, data, files, tmp_path):
+    data.preprocess = evaluate.preprocess
+
+    def option(name, weights):
+        return shutil.copy(weights, tmp_path / name)
+
+    options = {"bad": option("0", files.expert["reds"]), "good": option("1", files.base)}
+    scores = {
+        what: [counted(files, data, task, path, "validation") for task in TASKS]
+        for what, path in options.items()
+    }
+    assert sum(scores["good"]) > sum(scores["bad"])
+    asked = []
+    real = data.test_dataloader
+
+    def watched():
+        asked.append("test")
+        assert not (tmp_path / "0").exists()  # the choice is made
+        return real()
+
+    data.test_dataloader = watched
+    target = tmp_path / "tuned.safetensors"
+    paths = {what: tmp_path / str(i) for i, what in enumerate(options)}
+    candidate = Candidate("tuned", target, options=paths)
+    results = compare(trainer(), evaluate, data, {"tuned": candidate}, tmp_path, seed=0)
+    assert asked == ["test"]
+    assert target.read_bytes() == Path(files.base).read_bytes()
+    assert not any(path.exists() for path in paths.values())
+    row = results.candidates["tuned"]
+    assert row.note == "good of 2 chosen on the held-out images"
+    assert row.accuracy == {t: counted(files, data, t, files.base, "test") for t in TASKS}
+
+
+def test_samples_are_those_really_looked_at(trainer, evaluate, candidates, data, tmp_path):
+    data.eval_batch_size = 4
+    limited = trainer(limit_test_batches=2)
+    results = compare(limited, evaluate, data, candidates, tmp_path, seed=0)
+    assert results.candidates["base"].samples == dict.fromkeys(TASKS, 8)
+
+
+def test_predictions_are_the_experts_own(trainer, encoder, data, files):
+    module = Evaluate(encoder, files.heads, files.expert)
+    predicted = trainer().predict(module, datamodule=data)
+    for task, batches in zip(TASKS, predicted, strict=True):
+        right = (torch.cat(batches) == data.images(task, "test").labels).float().mean()
+        assert float(right) == pytest.approx(counted(files, data, task, files.expert[task], "test"))
+
+
+def test_weights_of_another_architecture_are_refused(trainer, data, files):
+    other = MiniViT(**{**ENCODER, "width": 32, "num_heads": 4})
+    with pytest.raises(InputError, match="reds"):
+        trainer().test(Evaluate(other, files.heads, files.base), datamodule=data)

@@ -1,0 +1,104 @@
+"""FineTune: what is trained, what is frozen, what is written and when."""
+
+import pytest
+import torch
+from tiny_zoo import TASKS
+
+from lightning_merge.core.checkpoint import open_checkpoint
+from lightning_merge.core.errors import InputError
+from lightning_merge.data.augment import Augment
+from lightning_merge.data.datamodule import MergeDataModule
+from lightning_merge.models.heads import load_heads
+from lightning_merge.modules import FineTune
+
+
+@pytest.fixture
+def data(root):
+    return MergeDataModule(root=str(root), tasks=["reds"], fit_on="train", batch_size=8)
+
+
+@pytest.fixture
+def output(tmp_path):
+    return tmp_path / "out" / "expert.safetensors"
+
+
+def test_an_expert_is_trained_with_its_head_frozen(
+    trainer, encoder, data, files, output, monkeypatch
+):
+    module = FineTune(
+        encoder, str(output), files.base, files.heads, metadata={"made": "here"}, augment=Augment()
+    )
+    trainer(max_epochs=1).fit(module, datamodule=data)
+    written, base = open_checkpoint(output), open_checkpoint(files.base)
+    assert set(written) == set(base)
+    assert any(not torch.equal(written[name], base[name]) for name in base)
+    assert written.metadata["made"] == "here"
+    head = load_heads(files.heads)["reds"].state_dict()
+    found = module.heads["reds"].state_dict()
+    assert all(torch.equal(found[name], head[name]) for name in head)
+    assert 0 <= module.measured["val"].average <= 1
+
+
+def test_training_learns(trainer, encoder, data, output):
+    module = FineTune(encoder, str(output), learning_rate=0.01)
+    trainer(max_epochs=15).fit(module, datamodule=data)
+    assert module.measured["val"].accuracy["reds"] > 0.9
+
+
+def test_without_heads_one_is_trained_per_task_and_dropped(trainer, encoder, root, output):
+    data = MergeDataModule(root=str(root), tasks=list(TASKS), fit_on="train", batch_size=8)
+    module = FineTune(encoder, str(output))
+    trainer(max_epochs=1).fit(module, datamodule=data)
+    assert {task: head.out_features for task, head in module.heads.items()} == {
+        task: len(classes) for task, classes in TASKS.items()
+    }
+    assert set(open_checkpoint(output)) == set(encoder.backbone.state_dict())
+
+
+@pytest.mark.parametrize("storage", ["float32", "float16", "bfloat16"])
+def test_weights_are_stored_as_asked(trainer, encoder, data, output, storage):
+    trainer(max_epochs=1).fit(FineTune(encoder, str(output), storage=storage), datamodule=data)
+    stored = open_checkpoint(output)
+    state = encoder.backbone.state_dict()
+    for name, tensor in stored.items():
+        assert tensor.dtype == getattr(torch, storage)
+        assert torch.equal(tensor, state[name].to(tensor.dtype))
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_run_writes_no_output(trainer, encoder, data, output, fault):
+    class Stopped(FineTune):
+        def on_train_epoch_end(self):
+            raise fault
+
+    with pytest.raises((SystemExit, fault)):
+        trainer().fit(Stopped(encoder, str(output)), datamodule=data)
+    assert not output.exists()
+
+
+def test_a_trial_run_writes_no_output(trainer, encoder, data, output):
+    trainer(fast_dev_run=True).fit(FineTune(encoder, str(output)), datamodule=data)
+    assert not output.exists()
+
+
+def test_an_output_that_exists_is_kept_unless_told_otherwise(trainer, encoder, data, output):
+    output.parent.mkdir()
+    output.write_text("precious")
+    with pytest.raises(InputError, match="exists"):
+        trainer().fit(FineTune(encoder, str(output)), datamodule=data)
+    assert output.read_text() == "precious"
+    trainer().fit(FineTune(encoder, str(output), overwrite=True), datamodule=data)
+    assert len(open_checkpoint(output))
+
+
+def test_unknown_storage(encoder):
+    with pytest.raises(InputError, match="storage='int8'"):
+        FineTune(encoder, "x", storage="int8")
+
+
+def test_a_task_of_one_class_is_refused(trainer, encoder, tmp_path, own_root, output):
+    for split in ("train", "test"):
+        (own_root / "reds" / split / "bright").rename(tmp_path / split)
+    data = MergeDataModule(root=str(own_root), tasks=["reds"], fit_on="train")
+    with pytest.raises(InputError, match="one class"):
+        trainer().fit(FineTune(encoder, str(output)), datamodule=data)

@@ -1,0 +1,108 @@
+"""Every shipped config: accepted by the classes it names, and clear about files that lack."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import yaml
+from lightning.pytorch.cli import LightningCLI
+from open_clip.transform import PreprocessCfg
+from torch import nn
+
+from lightning_merge.cli.main import main
+from lightning_merge.data import MergeDataModule
+from lightning_merge.models import Encoder
+from lightning_merge.modules import TaskModule
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def read(name: str) -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "configs" / name).read_text(encoding="utf-8"))
+
+
+CONFIGS = sorted(
+    f.relative_to(ROOT / "configs").as_posix() for f in ROOT.rglob("configs/**/*.yaml")
+)
+FITS = [name for name in CONFIGS if "trainer" in read(name)]
+MERGES = [name for name in CONFIGS if "method" in read(name)]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    """A folder without the files that configs name, and a shell without arguments."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lightning_merge"])
+
+
+@pytest.fixture(autouse=True)
+def _tiny_towers(monkeypatch):
+    """No test waits for a hundred million random numbers: towers of open_clip have two."""
+    tower = nn.Linear(1, 1)
+    tower.preprocess_cfg = asdict(PreprocessCfg())
+    monkeypatch.setattr(
+        open_clip, "create_model", lambda *_, **__: nn.ModuleDict({"visual": tower})
+    )
+
+
+def test_every_config_belongs_to_one_command():
+    assert sorted(FITS + MERGES) == CONFIGS
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_fit_accepts(name, monkeypatch):
+    monkeypatch.setattr(Encoder, "load", lambda self, source: self)
+    options = ["--trainer.logger=false", "--trainer.accelerator=cpu", "--data.source=drawn"]
+    cli = LightningCLI(
+        TaskModule,
+        MergeDataModule,
+        args=["--config", str(ROOT / "configs" / name), *options],
+        subclass_mode_model=True,
+        auto_configure_optimizers=False,
+        save_config_callback=None,
+        run=False,
+    )
+    assert cli.trainer.max_epochs == read(name)["trainer"]["max_epochs"]
+
+
+@pytest.mark.parametrize("name", [n for n in FITS if read(n)["data"].get("source") != "drawn"])
+def test_fit_names_a_missing_file(name, tmp_path, capsys):
+    options = []
+    if read(name)["data"].get("source") == "pool":
+        options = ["--data.root", "data/pool.safetensors"]
+    assert main(["fit", "--config", str(ROOT / "configs" / name), *options]) == 2
+    _names_one_of([*files(read(name)), *options], capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", MERGES)
+def test_merge_names_a_missing_file(name, tmp_path, capsys):
+    assert main(["merge", "--config", str(ROOT / "configs" / name)]) == 2
+    _names_one_of([read(name)["base"]], capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())
+
+
+def _names_one_of(paths: list[str], message: str) -> None:
+    assert message.startswith("error: ")
+    assert any(path in message for path in paths if "/" in path), message
+
+
+def files(value: Any) -> Iterator[str]:
+    """Every text of a config that is a path."""
+    if isinstance(value, str) and "/" in value:
+        yield value
+    for part in value.values() if isinstance(value, dict) else ():
+        yield from files(part)
+
+
+def test_published_m_ties_differs_from_the_paper_as_its_code_does():
+    for suite in ("vit_b32", "vit_l14"):
+        paper, published = (read(f"{suite}/{n}.yaml") for n in ("m_ties", "m_ties_published"))
+        assert paper["method"]["init_args"].keys() == {"keep", "spread"}
+        assert published["method"]["init_args"].keys() >= {"layer_inputs", "reduce", "activation"}
+        for part in ("base", "experts", "encoder", "data"):
+            assert paper[part] == published[part]
