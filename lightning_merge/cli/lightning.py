@@ -105,7 +105,7 @@ class MergeCLI(LightningCLI):
         if isinstance(self.model, CoefficientModule):
             check_run(self.trainer, self.datamodule.tasks)
             self._prepare(self.model)
-        self.datamodule.load(test=isinstance(self.model, CoefficientModule))
+        self.datamodule.load(test=None)
         if self.trainer.is_global_zero:
             self.datamodule.write_splits(self.folder / "splits.json")
         mark, record = self._mark(), self.folder / "run.fingerprint"

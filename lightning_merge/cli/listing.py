@@ -20,7 +20,7 @@ def show(what: Literal["all", "methods", "transforms", "tasks", "encoders"] = "a
     tables = {
         "methods": _registered("methods", registered(MergeMethod)),  # type: ignore[type-abstract]
         "transforms": _registered("transforms", registered(Transform)),  # type: ignore[type-abstract]
-        "tasks": _table("tasks", {name: (spec.describe(),) for name, spec in TASKS.items()}),
+        "tasks": _table("tasks", {name: (spec.summary,) for name, spec in TASKS.items()}),
         "encoders": _table("encoders", {name: (line,) for name, line in encoders().items()}),
     }
     console = Console()

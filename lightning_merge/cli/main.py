@@ -3,6 +3,7 @@
 import logging
 import sys
 import warnings
+from itertools import pairwise
 from pathlib import Path
 
 import yaml
@@ -57,7 +58,7 @@ def main(arguments: list[str]) -> int:
 
 def _check_configs(arguments: list[str]) -> None:
     """Name the config that is no YAML; jsonargparse says what is wrong with it, but not where."""
-    for option, value in zip(arguments, arguments[1:], strict=False):
+    for option, value in pairwise(arguments):
         if option in ("-c", "--config") and Path(value).is_file():
             try:
                 yaml.safe_load(Path(value).read_text(encoding="utf-8"))

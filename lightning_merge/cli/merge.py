@@ -32,7 +32,8 @@ def merge(
         method: how to merge, as in --method Ties --method.density 0.2.
         output: .safetensors file to write.
         overwrite: replace the output if it exists.
-        encoder: network of the weights, for methods that run it.
+        encoder: network of the weights, for methods that run it; what else the files hold, such
+            as a text tower, then takes no part.
         data: tasks whose held-out images methods that need images may see.
 
     Raises:
@@ -43,8 +44,11 @@ def merge(
     if target.exists() and not overwrite:
         raise InputError(f"output={output!r} exists: give another path or --overwrite true")
     started = time.perf_counter()
-    weights = open_checkpoint(base)
-    sources = {task: _like(weights, open_checkpoint(file)) for task, file in experts.items()}
+    names = None if encoder is None else encoder.backbone.state_dict()
+    weights = open_checkpoint(base, keys=names)
+    sources = {
+        task: _like(weights, open_checkpoint(file, keys=names)) for task, file in experts.items()
+    }
     check_experts(weights, sources, finite=False)  # values are checked as they stream by
     images = None
     if method.needs != "nothing":

@@ -66,7 +66,9 @@ def prepare(
         }
         for task in data.tasks
     }
-    zoo.check(encoder, [task for task in data.tasks if stages[task].is_made(inputs[task])])
+    # Those that are there already are checked before others are made.
+    made = [task for task, stage in stages.items() if stage.is_made(inputs[task])]
+    zoo.open(encoder, made, minimum=0)
     for task, stage in stages.items():
         options = [
             *shared,

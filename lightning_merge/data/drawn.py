@@ -153,7 +153,7 @@ LIT = ("012345", "12", "01346", "01236", "1256", "02356", "023456", "012", "0123
 
 def draw_shapes(canvas: Canvas, labels: Labels) -> Array:
     """One filled figure of any colour, place, size and slight turn."""
-    x, y = canvas.frame(turn=0.4, scale=(0.5, 0.85), shift=0.3)
+    x, y = canvas.frame(turn=0.4, scale=(0.55, 0.85), shift=0.25)
     return canvas.paint(canvas.cover(0.6 * by_class(labels, tuple(SHAPES.values()), x, y)))
 
 
@@ -164,7 +164,7 @@ def draw_stripes(canvas: Canvas, labels: Labels) -> Array:
     for angle in (own, canvas.uniform(0, np.pi)):
         across = canvas.x * np.sin(angle) + canvas.y * np.cos(angle)
         waves.append(np.sin(canvas.uniform(5, 11) * across + canvas.uniform(0, 2 * np.pi)))
-    return canvas.paint(0.5 + 0.3 * waves[0] + 0.2 * waves[1])
+    return canvas.paint(0.5 + 0.34 * waves[0] + 0.16 * waves[1])
 
 
 def draw_segments(canvas: Canvas, labels: Labels) -> Array:

@@ -11,7 +11,7 @@ from lightning_merge.data.examples import Examples, array_examples
 from lightning_merge.data.source import Source
 
 PRETRAINING = "drawn_pretraining"
-PRETRAINING_IMAGES = 6000
+PRETRAINING_IMAGES = 14400
 
 
 class EmbeddedTasks(Source):

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lightning_merge.core.checkpoint import open_checkpoint
 from lightning_merge.core.errors import InputError
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.models.loading import unknown_name
@@ -40,6 +41,8 @@ class OpenClipEncoder(Encoder):
     ) -> None:
         import open_clip
 
+        if weights is not None:
+            open_checkpoint(weights)  # a missing file shows before a large tower is built
         visual = create_clip(name, pretrained, download=weights is None).visual
         if getattr(visual, "output_tokens", False):  # CoCa returns its tokens as well
             visual.output_tokens = False

@@ -101,7 +101,6 @@ class CoefficientModule(TaskModule):
             vectors = transform(vectors)
         self.stacked = StackedTaskVectors(vectors)
         self.learner = self.make_learner(base, experts)
-        self.encoder.load(base)
         self.open_heads(self.zoo.heads)
         self.base, self.experts = base, experts
         paths = {task: Path(self.zoo.expert(task)) for task in tasks}
@@ -150,12 +149,13 @@ class CoefficientModule(TaskModule):
 
     def merged(self) -> dict[str, Tensor]:
         """Return the merged weights; outside of training they are merged once and kept."""
-        if torch.is_grad_enabled():
-            self._merged = None
-            return self.stacked.merge(self.coefficients())
-        if self._merged is None:
-            self._merged = self.stacked.to(self.device).merge(self.coefficients())
-        return self._merged
+        with torch.autocast(self.device.type, enabled=False):  # mixed precision rounds no weight
+            if torch.is_grad_enabled():
+                self._merged = None
+                return self.stacked.merge(self.coefficients())
+            if self._merged is None:
+                self._merged = self.stacked.to(self.device).merge(self.coefficients())
+            return self._merged
 
     def features(self, images: Tensor) -> Tensor:
         """Map normalised images to features by the merged network."""

@@ -1,6 +1,6 @@
 """The experts to merge: a base, its experts and their heads, by file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -68,30 +68,39 @@ class Zoo:
         return self.experts[task]
 
     def open(
-        self, encoder: Encoder, tasks: Sequence[str]
+        self, encoder: Encoder, tasks: Sequence[str], *, minimum: int = 2
     ) -> tuple[Mapping[str, Tensor], dict[str, Mapping[str, Tensor]]]:
         """Return base and experts under the names of the encoder's backbone, checked.
 
+        Args:
+            encoder: their architecture; it is left with the base's weights.
+            tasks: whose experts to open.
+            minimum: the least number of experts.
+
         Raises:
-            InputError: a file is missing, or an expert does not fit the base.
+            InputError: a file is missing, is of another architecture, or an expert does not fit
+                the base; all problems are listed.
         """
+        files = {f"expert of {task}": self.expert(task) for task in tasks} | {"base": self.base}
+        if problems := [
+            text for what, file in files.items() for text in _misfit(encoder, what, file)
+        ]:
+            raise InputError("\n".join(problems))
         names = list(encoder.backbone.state_dict())
         base = select(open_checkpoint(self.base), names)
         experts = {task: select(open_checkpoint(self.expert(task)), names) for task in tasks}
-        check_experts(base, experts)
+        check_experts(base, experts, minimum=minimum)
         return base, experts
-
-    def check(self, encoder: Encoder, tasks: Sequence[str]) -> None:
-        """Check the experts that are there already, before others are made.
-
-        Raises:
-            InputError: one does not fit the base; all problems are listed.
-        """
-        names = list(encoder.backbone.state_dict())
-        experts = {task: select(open_checkpoint(self.expert(task)), names) for task in tasks}
-        check_experts(select(open_checkpoint(self.base), names), experts, minimum=0)
 
     def hashes(self, tasks: Sequence[str]) -> dict[str, str]:
         """Return the SHA-256 of base and experts, for the metadata of what is merged from them."""
         experts = {f"expert/{task}": file_hash(self.expert(task)) for task in tasks}
         return {"base": file_hash(self.base), **experts}
+
+
+def _misfit(encoder: Encoder, what: str, file: str) -> Iterator[str]:
+    """Describe why a file's weights are not the encoder's, tensors left over included."""
+    try:
+        encoder.load(file)
+    except InputError as fault:
+        yield f"{what}: {fault}"

@@ -1,0 +1,130 @@
+"""Which of base, heads and experts `fit` makes, and which it leaves alone."""
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny_zoo import ENCODER, TASKS, picture
+
+from lightning_merge.core.checkpoint import file_hash, open_checkpoint, save_checkpoint
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """Write the config of an expert; returns it and a function that changes it."""
+    path = tmp_path / "expert.yaml"
+
+    def write(learning_rate=0.001):
+        config = {
+            "model": {
+                "class_path": "lightning_merge.modules.FineTune",
+                "init_args": {
+                    "encoder": {"class_path": "lightning_merge.models.MiniViT"},
+                    "output": "set by the stage",
+                    "learning_rate": learning_rate,
+                },
+            },
+            "data": {"fit_on": "train", "batch_size": 20},
+            "trainer": {
+                "accelerator": "cpu",
+                "devices": 1,
+                "max_epochs": 1,
+                "enable_progress_bar": False,
+                "enable_model_summary": False,
+                "log_every_n_steps": 1,
+            },
+        }
+        path.write_text(yaml.safe_dump(config))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def fit(run, config, own_files, own_root, recipe):
+    """Run the tiny pipeline, making what is missing; report what was (re)made."""
+    recipe()
+
+    def call(**changes):
+        files = {task: Path(own_files.expert[task]) for task in TASKS}
+        files |= {"heads": Path(own_files.heads), "base": Path(own_files.base)}
+        before = {n: f.stat().st_mtime_ns if f.exists() else None for n, f in files.items()}
+        changes = {
+            "model__init_args__zoo__expert_recipe": str(recipe_path),
+            "trainer__max_epochs": 1,
+            **changes,
+        }
+        result = run("fit", "--config", config(own_files, own_root, **changes))
+        assert result.code == 0, result.err
+        return {name for name, file in files.items() if file.stat().st_mtime_ns != before[name]}
+
+    recipe_path = recipe()
+    return call
+
+
+def test_a_users_own_files_are_used_untouched(fit):
+    assert fit() == set()
+
+
+def test_what_is_missing_is_made_once(fit, own_files):
+    os.remove(own_files.expert["shapes"])
+    os.remove(own_files.heads)
+    assert fit() == {"shapes", "heads"}
+    made = open_checkpoint(own_files.expert["shapes"])
+    assert "fingerprint" in made.metadata
+    assert set(made) == set(open_checkpoint(own_files.base))
+    assert fit() == set()
+
+
+def test_what_was_made_is_made_again_when_its_inputs_change(fit, own_files, own_root, recipe):
+    for task in TASKS:
+        os.remove(own_files.expert[task])
+    os.remove(own_files.heads)
+    assert fit() == {*TASKS, "heads"}
+    recipe(learning_rate=0.002)
+    assert fit() == set(TASKS)
+    generator = __import__("numpy").random.default_rng(99)
+    picture("reds", 0, generator).save(own_root / "reds" / "train" / "dark" / "new.png")
+    shapes = file_hash(own_files.expert["shapes"])
+    assert fit() == {"reds", "heads"}  # the file of heads, with the head of shapes as it was
+    assert file_hash(own_files.expert["shapes"]) == shapes
+
+
+def test_heads_of_other_tasks_are_kept(fit, own_files):
+    os.remove(own_files.heads)
+    fit()
+    metadata = open_checkpoint(own_files.heads).metadata
+    assert {f"fingerprint/{task}" for task in TASKS} <= set(metadata)
+
+
+def test_a_base_is_made_by_its_recipe(fit, own_files, recipe, own_root, tmp_path):
+    os.remove(own_files.base)
+    config = yaml.safe_load(recipe().read_text())
+    config["data"] |= {"root": str(own_root), "tasks": list(TASKS)}
+    path = tmp_path / "base.yaml"
+    path.write_text(yaml.safe_dump(config))
+    assert fit(model__init_args__zoo__base_recipe=str(path)) == {"base"}
+    assert ENCODER["width"] in next(iter(open_checkpoint(own_files.base).values())).shape
+
+
+def test_options_of_the_data_reach_the_recipe(fit, own_files, own_root):
+    """A copy of a test image in train is dropped in both, or the expert's run would fail."""
+    source = next((own_root / "reds" / "test" / "dark").iterdir())
+    (own_root / "reds" / "train" / "dark" / "copy.png").write_bytes(source.read_bytes())
+    os.remove(own_files.expert["reds"])
+    assert fit(data__duplicates="drop") == {"reds"}
+
+
+def test_those_that_are_there_are_checked_before_others_are_made(
+    run, config, own_files, own_root, recipe
+):
+    os.remove(own_files.expert["reds"])
+    weights = dict(open_checkpoint(own_files.expert["shapes"]))
+    weights.pop(next(iter(weights)))
+    save_checkpoint(weights, own_files.expert["shapes"])
+    options = {"model__init_args__zoo__expert_recipe": str(recipe())}
+    result = run("fit", "--config", config(own_files, own_root, **options))
+    assert result.code == 2
+    assert "expert of shapes" in result.err
+    assert not Path(own_files.expert["reds"]).exists()
