@@ -29,7 +29,7 @@ def show(what: Literal["all", "methods", "transforms", "tasks", "encoders"] = "a
 
 
 def _registered(title: str, kinds: dict[str, Any]) -> Table:
-    rows = {
+    rows: dict[str, tuple[str, ...]] = {
         name: (inspect.getdoc(kind).partition("\n")[0], kind.needs, kind.reference)  # type: ignore[union-attr]
         for name, kind in kinds.items()
     }

@@ -45,10 +45,10 @@ def main(arguments: list[str]) -> int:
         _check_configs(arguments)
         _run(arguments)
     except (ValueError, OSError) as error:
-        message = _message(error)
-        if message is None:  # a fault of the program's: keep the traceback
+        text = _message(error)
+        if text is None:  # a fault of the program's: keep the traceback
             raise
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {text}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)

@@ -1,7 +1,7 @@
 """What every training and evaluation module shares: encoder, heads, metrics, logging."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -121,11 +121,15 @@ class TaskModule(LightningModule):
         features = self.features(torch.cat([batch.images for batch in batches.values()]))
         return dict(zip(batches, features.split(sizes), strict=True))
 
+    def counts(self, part: str, task: str) -> MulticlassStatScores:
+        """Return the counts of right predictions of a task in a part of the data."""
+        return cast(MulticlassStatScores, self.metrics[f"{part}/{task}"])
+
     def evaluate(self, part: str, batch: Batch, dataloader_idx: int) -> None:
         """Count the right predictions of one batch of one task."""
         task = self.data.tasks[dataloader_idx]
         logits = self.heads[task](self.features(batch.images))
-        self.metrics[f"{part}/{task}"].update(logits, batch.labels)
+        self.counts(part, task).update(logits, batch.labels)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count right predictions on held-out images."""
@@ -143,7 +147,7 @@ class TaskModule(LightningModule):
         """Keep and log what a pass over a part found, and get ready for the next one."""
         found = Measured({}, {})
         for task in self.data.tasks:
-            metric = self.metrics[f"{part}/{task}"]
+            metric = self.counts(part, task)
             right, *_, images = metric.compute().tolist()
             metric.reset()
             found.accuracy[task], found.samples[task] = right / max(images, 1), images

@@ -107,7 +107,7 @@ class CoefficientModule(TaskModule):
         for candidate in bounds(Path(self.zoo.base), paths):
             self.candidates[candidate.name] = candidate
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Return the learner's state alone."""
         return self.learner.state_dict(prefix="learner.")
 

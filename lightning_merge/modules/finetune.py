@@ -103,7 +103,7 @@ class FineTune(TaskModule):
                 logits, labels, reduction="sum", label_smoothing=self.label_smoothing
             )
             images += len(labels)
-            self.metrics[f"train/{task}"].update(logits.detach(), labels)
+            self.counts("train", task).update(logits.detach(), labels)
         loss = total / images
         self.log("train/loss", loss, prog_bar=True, batch_size=images)
         return loss
@@ -136,7 +136,7 @@ class FineTune(TaskModule):
 
     def on_fit_end(self) -> None:
         """Write the trained backbone; an interrupted run never comes here."""
-        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             dtype = getattr(torch, self.storage)
             state = {
                 name: tensor.detach()

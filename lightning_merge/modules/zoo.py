@@ -88,7 +88,9 @@ class Zoo:
             raise InputError("\n".join(problems))
         names = list(encoder.backbone.state_dict())
         base = select(open_checkpoint(self.base), names)
-        experts = {task: select(open_checkpoint(self.expert(task)), names) for task in tasks}
+        experts: dict[str, Mapping[str, Tensor]] = {
+            task: select(open_checkpoint(self.expert(task)), names) for task in tasks
+        }
         check_experts(base, experts, minimum=minimum)
         return base, experts
 

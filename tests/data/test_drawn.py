@@ -63,7 +63,7 @@ def test_bytes_do_not_depend_on_the_machine():
             digest.update(part.numpy().tobytes())
     for part in draw_pretraining(48, size=16):
         digest.update(part.numpy().tobytes())
-    assert digest.hexdigest()[:16] == "554b461cf4c3462d"
+    assert digest.hexdigest()[:16] == "d8a4b9bb7ab528f1"
 
 
 def test_global_random_state_is_neither_read_nor_changed():
