@@ -23,9 +23,9 @@ __all__ = ["DRAWN_TASKS", "PRETRAINING_CLASSES", "DrawnTask", "draw", "draw_pret
 Array = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
-SPLITS = {"train": 1200, "test": 400}  # images per task unless `count` says otherwise
+SPLITS = {"train": 1760, "test": 400}  # images per task unless `count` says otherwise
 DIGITS = "digits8x8"
-DIGITS_TEST = 500  # of scikit-learn's 1797 images; the rest are train
+DIGITS_SPLITS = {"train": 1297, "test": 500}  # all of scikit-learn's images
 
 
 class Canvas:
@@ -264,8 +264,8 @@ def draw(
         split: "train" or "test".
         size: Side of the images in pixels, at least 16.
         seed: Another seed draws other images (of the digits: another selection and order).
-        count: Number of images n; the classes of drawn images are balanced. Default: 1200 for
-            train, 400 for test.
+        count: Number of images n; the classes of drawn images are balanced. Default: 1760 for
+            train (digits: all 1297), 400 for test.
 
     Returns:
         Images, uint8 [n, 3, size, size], and labels, int64 [n].
@@ -278,9 +278,10 @@ def draw(
         raise InputError(f"task: no embedded task {task!r}; choose from {', '.join(DRAWN_TASKS)}")
     if split not in SPLITS:
         raise InputError(f"split: {split!r} is neither 'train' nor 'test'")
-    count = SPLITS[split] if count is None else count
-    rng = _rng(f"{task}/{split}", seed, count, size)
     painter = DRAWN_TASKS[task].painter
+    if count is None:
+        count = SPLITS[split] if painter else min(SPLITS[split], DIGITS_SPLITS[split])
+    rng = _rng(f"{task}/{split}", seed, count, size)
     if painter is None:
         return _digits(rng, split, count, size)
     labels = rng.permutation(np.arange(count) % len(DRAWN_TASKS[task].classes))
@@ -344,7 +345,7 @@ def _digits(rng: np.random.RandomState, split: str, count: int, size: int) -> tu
 
     images, labels = load_digits(return_X_y=True)
     order = np.random.RandomState(0).permutation(len(labels))
-    pool = order[:DIGITS_TEST] if split == "test" else order[DIGITS_TEST:]
+    pool = order[: DIGITS_SPLITS["test"]] if split == "test" else order[DIGITS_SPLITS["test"] :]
     if count > len(pool):
         raise InputError(f"count: {count} images asked, {DIGITS} has {len(pool)} for {split}")
     chosen = rng.permutation(pool)[:count]

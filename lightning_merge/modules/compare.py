@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_merge.core.files import atomic_write
 from lightning_merge.data.datamodule import MergeDataModule
@@ -46,6 +47,8 @@ def compare(
     """
     trainer.strategy.barrier()  # rank zero has written the weights
     trainer.loggers = []  # metrics.csv is about the training
+    if trainer.progress_bar_callback is not None:
+        trainer.progress_bar_callback.disable()  # one line per candidate says enough
     chosen = {
         name: _choose(trainer, evaluate, data, candidate) if candidate.options else candidate
         for name, candidate in candidates.items()
@@ -85,6 +88,7 @@ def _choose(
                 path.unlink()
     trainer.strategy.barrier()
     note = f"{best} of {len(scores)} chosen on the held-out images"
+    rank_zero_info(f"{candidate.name}: {note}")
     return replace(candidate, note="; ".join(filter(None, [candidate.note, note])), options=None)
 
 
@@ -93,10 +97,12 @@ def _measure(
 ) -> CandidateResult:
     evaluate.show(candidate)
     trainer.test(evaluate, datamodule=data, verbose=False)
+    found = evaluate.measured["test"]
+    rank_zero_info(f"{candidate.name}: {100 * found.average:.1f} % on the test images")
     return CandidateResult(
         name=candidate.name,
-        accuracy=evaluate.measured["test"].accuracy,
-        samples=evaluate.measured["test"].samples,
+        accuracy=found.accuracy,
+        samples=found.samples,
         seconds=candidate.seconds,
         note=candidate.note,
         bound=candidate.bound,
