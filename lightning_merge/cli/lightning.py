@@ -71,12 +71,11 @@ class MergeCLI(LightningCLI):
         given = config.get("callbacks") or []
         kwargs["callbacks"] = [
             *(given if isinstance(given, list) else [given]),
-            ModelCheckpoint(
+            ModelCheckpoint(  # `save_last` with no other checkpoint would save at the end alone
                 self.folder / "checkpoints",
-                save_top_k=0,
-                save_last=True,
+                filename="last",
                 save_on_train_epoch_end=True,
-                enable_version_counter=False,  # a run folder that has moved keeps one last.ckpt
+                enable_version_counter=False,
             ),
         ]
         if self.subcommand == "predict":

@@ -127,7 +127,7 @@ def kill(run, path):
     search = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
     done = subprocess.run(
         [sys.executable, "-c", script, str(path)],
-        env={**os.environ, "PYTHONPATH": search},
+        env={**os.environ, "PYTHONPATH": search, "OMP_NUM_THREADS": "1"},
         capture_output=True,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
