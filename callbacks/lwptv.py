@@ -1,8 +1,6 @@
 """LwPTV at the end of fit, in front of any method."""
 
-from collections.abc import Mapping
-
-from torch import Tensor
+from pathlib import Path
 
 from lightning_merge.callbacks.merge import MergeCallback, prepend
 from lightning_merge.core.task_vectors import TaskVectors
@@ -32,12 +30,10 @@ class LwPTVMerge(MergeCallback):
         self.prune = prune or LwPTV()
         super().__init__(prepend(method or TaskArithmetic(), self.prune), name, grid)
 
-    def merge(self, module: CoefficientModule, method: MergeMethod) -> Mapping[str, Tensor]:
-        """Return the merged weights and write figures/<name>.png."""
+    def draw(self, module: CoefficientModule, path: Path) -> None:
+        """Draw the scores of every task and layer, and the masks they give."""
         vectors = TaskVectors(module.base, module.experts)
         scores = self.prune.scores(vectors)
         masks = self.prune.task_masks(scores)
-        path = module.run_folder / "figures" / f"{self.name}.png"
         shared = self.prune.shared_mask(masks)
         lwptv_figure(scores.float(), masks, shared, vectors.tasks, vectors.names, path)
-        return super().merge(module, method)

@@ -1,6 +1,7 @@
 """M-TIES at the end of fit."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from torch import Tensor
 
@@ -29,8 +30,12 @@ class MTiesMerge(MergeCallback):
         super().__init__(method or MTies(), name, grid)
 
     def merge(self, module: CoefficientModule, method: MergeMethod) -> Mapping[str, Tensor]:
-        """Return the merged weights and write figures/<name>.png."""
+        """Return the merged weights and remember the node losses."""
         assert isinstance(method, MTies)
         analysis = method.analyse(module.base, module.experts, **resources(module, method))
-        m_loss_map(analysis.losses, module.run_folder / "figures" / f"{self.name}.png")
+        self.losses = analysis.losses
         return analysis.merged
+
+    def draw(self, module: CoefficientModule, path: Path) -> None:
+        """Draw the map of node M-Loss."""
+        m_loss_map(self.losses, path)

@@ -91,6 +91,8 @@ class MergeCallback(Callback):
             for what, method in self.variants().items():
                 self._save(module, _seeded(method), paths[what])
         seconds = time.perf_counter() - started
+        if trainer.is_global_zero:
+            self.draw(module, module.run_folder / "figures" / f"{self.name}.png")
         module.candidates[self.name] = Candidate(
             self.name,
             folder / f"{self.name}.safetensors",
@@ -109,8 +111,11 @@ class MergeCallback(Callback):
         save_checkpoint(merged, path, metadata=metadata)
 
     def merge(self, module: CoefficientModule, method: MergeMethod) -> Mapping[str, Tensor]:
-        """Return the merged weights; a subclass may draw figures on the way."""
+        """Return the merged weights."""
         return method(module.base, module.experts, **resources(module, method))
+
+    def draw(self, module: CoefficientModule, path: Path) -> None:
+        """Draw what the method saw, once all merges are done; a subclass says what."""
 
 
 def resources(module: CoefficientModule, method: MergeMethod) -> dict[str, Any]:

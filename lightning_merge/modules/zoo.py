@@ -9,6 +9,7 @@ from torch import Tensor
 from lightning_merge.core.checkpoint import open_checkpoint, select
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.files import file_hash
+from lightning_merge.core.task_vectors import wide
 from lightning_merge.core.validate import check_experts
 from lightning_merge.models.encoder import Encoder
 
@@ -72,6 +73,9 @@ class Zoo:
     ) -> tuple[Mapping[str, Tensor], dict[str, Mapping[str, Tensor]]]:
         """Return base and experts under the names of the encoder's backbone, checked.
 
+        A base in half precision is widened, so that every network merged from it is as exact as
+        a learned one, whatever it is stored in.
+
         Args:
             encoder: their architecture; it is left with the base's weights.
             tasks: whose experts to open.
@@ -87,7 +91,8 @@ class Zoo:
         ]:
             raise InputError("\n".join(problems))
         names = list(encoder.backbone.state_dict())
-        base = select(open_checkpoint(self.base), names)
+        stored = select(open_checkpoint(self.base), names)
+        base = {name: wide(t) if t.is_floating_point() else t for name, t in stored.items()}
         experts: dict[str, Mapping[str, Tensor]] = {
             task: select(open_checkpoint(self.expert(task)), names) for task in tasks
         }
