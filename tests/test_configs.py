@@ -15,7 +15,7 @@ from torch import nn
 
 from lightning_merge.cli.main import main
 from lightning_merge.data import MergeDataModule
-from lightning_merge.models import Encoder
+from lightning_merge.models import Encoder, from_open_clip
 from lightning_merge.modules import TaskModule
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,6 +56,7 @@ def test_every_config_belongs_to_one_command():
 @pytest.mark.parametrize("name", FITS)
 def test_fit_accepts(name, monkeypatch):
     monkeypatch.setattr(Encoder, "load", lambda self, source: self)
+    monkeypatch.setattr(from_open_clip, "open_checkpoint", lambda path: None)
     options = ["--trainer.logger=false", "--trainer.accelerator=cpu", "--data.source=drawn"]
     cli = LightningCLI(
         TaskModule,
