@@ -289,6 +289,7 @@ def draw(
 
 
 PRETRAINING_CLASSES = 48
+CHUNK = 1200  # pictures drawn at a time, in float64
 
 
 def draw_pretraining(count: int, *, size: int = 32, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -311,10 +312,13 @@ def draw_pretraining(count: int, *, size: int = 32, seed: int = 0) -> tuple[Tens
     rng = _rng("pretraining", seed, count, size)
     labels = rng.permutation(np.arange(count) % PRETRAINING_CLASSES)
     half = PRETRAINING_CLASSES // 2
-    images = np.empty((count, 3, size, size))
-    for rows, paint in ((labels < half, _scribbles), (labels >= half, _blots)):
-        images[rows] = paint(Canvas(rng, int(rows.sum()), size), labels[rows] % half)
-    return _tensors(images, labels)
+    images = np.empty((count, 3, size, size), dtype=np.uint8)
+    for chosen, paint in ((labels < half, _scribbles), (labels >= half, _blots)):
+        places = np.flatnonzero(chosen)
+        for rows in np.split(places, range(CHUNK, len(places), CHUNK)):
+            pictures = paint(Canvas(rng, len(rows), size), labels[rows] % half)
+            images[rows] = _bytes(pictures)
+    return torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64))
 
 
 def _scribbles(canvas: Canvas, labels: Labels) -> Array:
@@ -364,6 +368,9 @@ def _rng(stream: str, seed: int, count: int, size: int) -> np.random.RandomState
     return np.random.RandomState([zlib.crc32(stream.encode()), seed])
 
 
+def _bytes(images: Array) -> NDArray[np.uint8]:
+    return np.rint(np.clip(images, 0, 1) * 255).astype(np.uint8)
+
+
 def _tensors(images: Array, labels: Labels) -> tuple[Tensor, Tensor]:
-    pixels = np.rint(np.clip(images, 0, 1) * 255).astype(np.uint8)
-    return torch.from_numpy(pixels), torch.from_numpy(labels.astype(np.int64))
+    return torch.from_numpy(_bytes(images)), torch.from_numpy(labels.astype(np.int64))
