@@ -1,8 +1,10 @@
 """Send each command to what runs it, and turn bad input into one clear message."""
 
 import logging
+import re
 import sys
 import warnings
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -86,8 +88,26 @@ def _run(arguments: list[str]) -> None:
         return
     from jsonargparse import auto_cli
 
-    from lightning_merge.cli.listing import show
-    from lightning_merge.cli.merge import merge
-    from lightning_merge.cli.report import report
+    command = _command(arguments)
+    arguments = [re.sub("^--max-shard-size", "--max_shard_size", a) for a in arguments]
+    auto_cli({arguments[0]: command}, args=arguments, as_positional=False)
 
-    auto_cli({"merge": merge, "list": show, "report": report}, args=arguments, as_positional=False)
+
+def _command(arguments: list[str]) -> Callable[..., None]:
+    """Import what a command runs, and no more: merging weights wants no Lightning."""
+    if arguments[0] == "list":
+        from lightning_merge.cli.listing import show
+
+        return show
+    if arguments[0] == "report":
+        from lightning_merge.cli.report import report
+
+        return report
+    images = ("--encoder", "--data", "--config", "--help", "--print_config", "-h")
+    if any(argument.startswith(images) for argument in arguments):
+        from lightning_merge.cli.merge_images import merge as merge_images
+
+        return merge_images
+    from lightning_merge.cli.merge import merge
+
+    return merge

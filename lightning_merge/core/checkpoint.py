@@ -1,22 +1,26 @@
 """Checkpoints as lazy, read-only mappings from names to tensors, and how they are written."""
 
-import json
+import math
 import os
+import re
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Protocol
+from typing import Protocol
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.files import atomic_write, file_hash
+from lightning_merge.core.files import atomic_write, claim, file_hash
+from lightning_merge.core.flat import flat_part
 from lightning_merge.core.names import enumerate_names, match_names
-from lightning_merge.core.unpickle import read_torch_file, reading
+from lightning_merge.core.safetensors_file import parse_json, read_header
+from lightning_merge.core.source import Source, reading
+from lightning_merge.core.unpickle import find_tensors
+from lightning_merge.core.writer import CheckpointWriter
 
 __all__ = [
     "Checkpoint",
@@ -29,31 +33,13 @@ __all__ = [
     "select",
 ]
 
-_DTYPES = {
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "U16": torch.uint16,
-    "I16": torch.int16,
-    "U32": torch.uint32,
-    "I32": torch.int32,
-    "U64": torch.uint64,
-    "I64": torch.int64,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
-    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-    "C64": torch.complex64,
-}
-_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-
 
 class Entry(Protocol):
     """Where one tensor of a checkpoint is to be had."""
+
+    @property
+    def source(self) -> Source | None:
+        """The file it is in; None in memory."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -70,15 +56,8 @@ class Entry(Protocol):
     def read(self) -> Tensor:
         """The tensor."""
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _FileEntry:
-    """A tensor in a safetensors file, which keeps tied tensors apart."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    read: Callable[[], Tensor]
-    identity: None = None
+    def read_into(self, start: int, out: Tensor) -> None:
+        """Fill `out` ([n]) with elements start..start+n, converted to its dtype."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,6 +69,13 @@ class _MappingEntry:
 
     def read(self) -> Tensor:
         return self.mapping[self.name]
+
+    def read_into(self, start: int, out: Tensor) -> None:
+        out.copy_(flat_part(self.read().detach(), start, start + out.numel()))
+
+    @property
+    def source(self) -> None:
+        return None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -111,9 +97,8 @@ class _MappingEntry:
 class Checkpoint(Mapping[str, Tensor]):
     """A lazy, read-only mapping from names to tensors in their stored dtype.
 
-    Names, shapes and dtypes are known at once; a tensor is read, as a memory map where the
-    file allows it, each time it is asked for, and nothing is kept. Names come in the order of
-    the file.
+    Names, shapes and dtypes are known at once; a tensor is read each time it is asked for, and
+    nothing is kept. Names come in the order of the file. Several threads may read at once.
 
     Attributes:
         path: the file or folder, None for a view of tensors in memory.
@@ -132,11 +117,48 @@ class Checkpoint(Mapping[str, Tensor]):
         self.metadata = dict(metadata or {})
 
     def __getitem__(self, name: str) -> Tensor:
+        with self._reading(name) as entry:
+            return entry.read()
+
+    def read_into(self, name: str, start: int, out: Tensor) -> None:
+        """Fill `out` with elements start..start+n of the flattened tensor, in the dtype of `out`.
+
+        Where the file has that dtype and `out` is on the CPU, the bytes go straight into its
+        memory.
+
+        Args:
+            name: the tensor.
+            start: first element.
+            out: [n], contiguous, of any dtype and device; its values are replaced.
+
+        Raises:
+            IndexError: the tensor has fewer elements.
+            InputError: the file cannot be read, or was cut meanwhile.
+        """
+        stop = start + out.numel()
+        if out.ndim != 1 or not 0 <= start <= stop <= math.prod(self.shape(name)):
+            raise IndexError(f"'{name}' {self.shape(name)} has no run of elements {start}..{stop}")
+        with self._reading(name) as entry:
+            entry.read_into(start, out)
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[Entry]:
         entry = self._entries[name]
-        if self.path is None:
-            return entry.read()
-        with reading(self.path):
-            return entry.read()
+        if entry.source is None:
+            yield entry
+        else:
+            with reading(f"{entry.source.path}: tensor '{name}'"):
+                yield entry
+
+    def check_unchanged(self) -> None:
+        """Check that the files behind this checkpoint are those that were opened.
+
+        Raises:
+            InputError: one was changed, replaced or removed; values read may be from either.
+        """
+        for source in {entry.source for entry in self._entries.values()}:
+            if source is not None:
+                source.check_unchanged()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -197,7 +219,7 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Open a checkpoint of any kind; its content decides, not its suffix.
 
-    * safetensors, memory-mapped; in shards: their index `*.index.json`, or the folder with it;
+    * safetensors; in shards: their index `*.index.json`, or the folder with it;
     * what torch.save writes, through the restricted reader of `lightning_merge.core.unpickle`:
       state dicts, Lightning checkpoints (their `state_dict`), whole modules;
     * a folder, as the Hub has it, with one of these.
@@ -241,6 +263,11 @@ def _checkpoint_in(folder: Path) -> Path:
         if len(files) > 1:
             names = enumerate_names([file.name for file in files])
             raise InputError(f"{folder} holds several checkpoints: {names}. Give the file's path")
+        if files and re.search(r"-\d{5}-of-\d{5}\.", files[0].name):
+            raise InputError(
+                f"{folder} holds {files[0].name}, a shard, without the index *.index.json: copy "
+                "or download the folder again"
+            )
         if files:
             return files[0]
     raise InputError(
@@ -252,11 +279,13 @@ def _checkpoint_in(folder: Path) -> Path:
 def _open_index(path: Path) -> Checkpoint:
     """A checkpoint in shards, as transformers writes it: {"weight_map": {name: file}}."""
     with reading(path):
-        index = json.loads(path.read_text(encoding="utf-8"))
+        source = Source(path)
+        index = parse_json(source.read(0, source.size))
         files = index["weight_map"]
+        metadata = {key: str(value) for key, value in (index.get("metadata") or {}).items()}
         for file in set(files.values()):
             if PurePosixPath(file).name != file or not (path.parent / file).is_file():
-                raise InputError(f"names the shard '{file}', which is not beside it: get it, too")
+                raise InputError(f"names the shard {file!r}, which is not beside it: get it, too")
     shards = {file: _open_file(path.parent / file) for file in dict.fromkeys(files.values())}
     missing = [name for name, file in files.items() if name not in shards[file]]
     if missing or not files:
@@ -264,35 +293,20 @@ def _open_index(path: Path) -> Checkpoint:
             f"{path} names tensors that are not in their shards: {enumerate_names(missing)}. "
             "Copy or download the folder again"
         )
-    metadata = {k: str(v) for k, v in (index.get("metadata") or {}).items()}
     entries = {name: shards[file]._entries[name] for name, file in files.items()}
     return Checkpoint(entries, path=path, metadata=metadata)
 
 
 def _open_file(path: Path) -> Checkpoint:
-    with reading(path), path.open("rb") as file:
-        start = file.read(64)
+    with reading(path):
+        source = Source(path)
+        start = source.read(0, 64)
         if start.startswith(b"version https://git-lfs"):
             raise InputError("is a pointer of git-lfs, not the file itself: run 'git lfs pull'")
         if start[8:9] == b"{" or (path.suffix == ".safetensors" and start[:2] != b"PK"):
-            return _open_safetensors(path)
-    return Checkpoint(read_torch_file(path), path=path)
-
-
-def _open_safetensors(path: Path) -> Checkpoint:
-    file = safe_open(path, framework="pt")
-    entries = {}
-    for name in file.offset_keys():
-        header = file.get_slice(name)
-        dtype = _DTYPES.get(header.get_dtype())
-        if dtype is None:
-            raise InputError(
-                f"stores '{name}' as {header.get_dtype()}, which torch has no type for"
-            )
-        entries[name] = _FileEntry(dtype, tuple(header.get_shape()), partial(file.get_tensor, name))
-    if not entries:
-        raise InputError("holds no tensors: check the path")
-    return Checkpoint(entries, path=path, metadata=file.metadata())
+            tensors, metadata = read_header(source)
+            return Checkpoint(tensors, path=path, metadata=metadata)
+        return Checkpoint(find_tensors(source), path=path)
 
 
 def save_checkpoint(
@@ -301,8 +315,9 @@ def save_checkpoint(
     *,
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = True,
+    max_shard_size: int | None = None,
 ) -> Path:
-    """Write tensors as one safetensors file that appears whole or not at all.
+    """Write tensors as one safetensors file, or in shards, that appears whole or not at all.
 
     Tensors keep their dtype and order (wider dtypes first, so that all are aligned); views are
     written contiguously, tied tensors in full under each name. The same input gives the same
@@ -310,9 +325,10 @@ def save_checkpoint(
 
     Args:
         tensors: mapping, or pairs of name and tensor.
-        path: the file; its folder is made.
+        path: the file, or the folder of the shards; its parent is made.
         metadata: text by name; `format: pt`, which transformers asks for, is added.
         overwrite: whether an existing file may be replaced.
+        max_shard_size: see `CheckpointWriter`.
 
     Returns:
         The path.
@@ -322,50 +338,25 @@ def save_checkpoint(
             not a dense tensor, a name is given twice or is not text.
     """
     path = Path(path)
-    with atomic_write(path, overwrite=overwrite) as temporary:
-        content = _checked(tensors, path)
-        with temporary.open("wb") as file:
-            try:
-                _write(content, {"format": "pt", **(metadata or {})}, file)
-            except OSError as fault:
-                raise InputError(f"{path} cannot be written: {fault.strerror}") from fault
+    if max_shard_size is None:
+        claim(path, overwrite=overwrite).unlink()  # told before the pairs are made
+    content = tensors if isinstance(tensors, Mapping) else _without_repeats(tensors, path)
+    for name, tensor in content.items():
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+            raise InputError(f"{path}: '{name}' is no dense tensor: leave it out or densify it")
+    layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in content.items()}
+    with CheckpointWriter(
+        path, layout, metadata=metadata, overwrite=overwrite, max_shard_size=max_shard_size
+    ) as writer:
+        for name, tensor in content.items():
+            writer.write(name, 0, tensor)
     return path
 
 
-def _checked(
-    tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]], path: Path
-) -> dict[str, Tensor]:
+def _without_repeats(pairs: Iterable[tuple[str, Tensor]], path: Path) -> dict[str, Tensor]:
     content: dict[str, Tensor] = {}
-    for name, tensor in tensors.items() if isinstance(tensors, Mapping) else tensors:
-        if not isinstance(name, str) or name == "__metadata__" or name in content:
-            raise InputError(f"{path}: the name {name!r} is taken twice, reserved or not text")
-        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
-            raise InputError(f"{path}: '{name}' is no dense tensor: leave it out or densify it")
-        if tensor.dtype not in _DTYPE_NAMES:
-            raise InputError(f"{path}: '{name}' is {tensor.dtype}, not storable: convert it")
-        content[name] = tensor.detach()
-    if not content:
-        raise InputError(f"{path}: there are no tensors to save")
-    return dict(sorted(content.items(), key=lambda item: -item[1].dtype.itemsize))
-
-
-def _write(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], file: BinaryIO) -> None:
-    """The safetensors format: length of header, header in JSON, then the tensors' bytes."""
-    wrong = [key for key, value in metadata.items() if not isinstance(value, str)]
-    if wrong:
-        raise InputError(f"metadata must be text by name: convert {enumerate_names(wrong)}")
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    end = 0
-    for name, tensor in tensors.items():
-        begin, end = end, end + tensor.numel() * tensor.dtype.itemsize
-        header[name] = {
-            "dtype": _DTYPE_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [begin, end],
-        }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    file.write(len(text).to_bytes(8, "little") + text)
-    for tensor in tensors.values():
-        flat = tensor.resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
-        file.write(flat.view(torch.uint8).numpy().data)
+    for name, tensor in pairs:
+        if name in content:
+            raise InputError(f"{path}: the name {name!r} is taken twice")
+        content[name] = tensor
+    return content

@@ -2,10 +2,9 @@
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
-from lightning_merge.core.task_vectors import TaskVectors
+from lightning_merge.core.task_vectors import TaskVectors, sum_tasks
 
 Combine = Literal["mean", "sum"]
 
@@ -20,8 +19,9 @@ def elect_signs(task_vectors: Tensor, zero_sign: float = 1.0) -> Tensor:
     Returns:
         Signs, [*shape].
     """
-    mass = task_vectors.sum(0)
-    return torch.where(mass == 0, zero_sign, mass.sign())
+    mass = sum_tasks(task_vectors)
+    signs = mass.sign()
+    return signs if zero_sign == 0 else signs.masked_fill_(mass == 0, zero_sign)
 
 
 def disjoint_merge(task_vectors: Tensor, signs: Tensor, combine: Combine = "mean") -> Tensor:
@@ -35,9 +35,9 @@ def disjoint_merge(task_vectors: Tensor, signs: Tensor, combine: Combine = "mean
     Returns:
         The merged update, [*shape]; zero where no expert agrees.
     """
-    agree = task_vectors * signs > 0
-    total = torch.where(agree, task_vectors, 0.0).sum(0)
-    return total if combine == "sum" else total / agree.sum(0).clamp(min=1)
+    agreeing = (task_vectors * signs).relu_()  # arithmetic is several times faster than masks
+    total = sum_tasks(agreeing).mul_(signs)
+    return total if combine == "sum" else total.div_(sum_tasks(agreeing.sign_()).clamp_(min=1))
 
 
 def majority_sign(vectors: TaskVectors) -> float:
@@ -45,5 +45,9 @@ def majority_sign(vectors: TaskVectors) -> float:
 
     TIES gives it to the entries whose mass is exactly zero. Reads every tensor once.
     """
-    signs = (vectors[name].sum(0).sign() for name in vectors.names)
-    return -1.0 if sum(sign.sum(dtype=torch.float64).item() for sign in signs) < 0 else 1.0
+
+    def balance(name: str) -> int:
+        sums = (sum_tasks(vectors.read(span)) for span in vectors.spans(name))
+        return sum(int((mass > 0).sum()) - int((mass < 0).sum()) for mass in sums)
+
+    return -1.0 if sum(vectors.each(vectors.names, balance)) < 0 else 1.0

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lightning_merge.core.errors import InputError
+
 Activation = Callable[[Tensor], Tensor]
 Reduce = Literal["abs", "square"]
 
@@ -32,6 +34,10 @@ def _merged_and_discrepancy(
     pre_activations: Tensor, activation: Activation, weights: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """The merged output act(sum_k a_k h_k) and D, both [n, d]."""
+    if weights is not None and weights.shape != pre_activations.shape[:1]:
+        raise InputError(
+            f"weights of shape {list(weights.shape)}: give one per expert, [{len(pre_activations)}]"
+        )
     if weights is None:
         merged = activation(pre_activations.mean(0))
         return merged, merged - activation(pre_activations).mean(0)
@@ -140,5 +146,12 @@ def row_keep_ratios(loss: Tensor, keep: float, spread: float) -> Tensor:
     """Fraction of its inputs that each node keeps, keep - spread * rank, [d], in float64.
 
     The node with the highest loss keeps the least (M-TIES, Algorithm 1, line 15).
+
+    Raises:
+        InputError: `keep` is outside [0, 1], `spread` outside [0, keep], or a loss is NaN.
     """
+    if not 0 <= spread <= keep <= 1:
+        raise InputError(f"keep={keep}, spread={spread}: choose 0 <= spread <= keep <= 1")
+    if bool(loss.isnan().any()):
+        raise InputError("loss has NaN values, which have no rank: look for them in the inputs")
     return keep - spread * rank_normalize(loss)

@@ -13,12 +13,12 @@ import sys
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING  # Python 2's names, used up to protocol 2
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from mmap import mmap
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 from lightning_merge.core.errors import InputError
 
 _MARK = object()
+_MOST_STEPS = 5_000_000  # of one pickle; a tensor takes some forty
 
 # Makers of plain values which `_names_third_party_class` would not let pass. They become
 # records, like any other object.
@@ -74,14 +74,14 @@ Rebuild = Mapping[str, Callable[..., Any]]
 
 
 def read_pickle(
-    file: BinaryIO | mmap,
+    file: BinaryIO,
     rebuild: Rebuild | None = None,
     persistent: Callable[[Any], Any] | None = None,
 ) -> Any:
     """Read one pickle from where `file` stands, up to its end, and run nothing.
 
     Args:
-        file: a file or memory map that is open for reading in binary.
+        file: a file that is open for reading in binary.
         rebuild: the calls to be honoured, by dotted name of the callee.
         persistent: what a persistent id (torch's storages) stands for.
 
@@ -93,8 +93,10 @@ def read_pickle(
         Exception: of many kinds where the file is damaged; for the caller to translate.
     """
     machine = _Machine(rebuild or {}, persistent or _no_persistent)
-    for opcode, argument, _ in pickletools.genops(cast(BinaryIO, file)):
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
         machine.step(opcode.name, argument)
+        if count > _MOST_STEPS:  # an empty dictionary takes one byte there, and 64 here
+            raise ValueError("more objects than a checkpoint has")
     return machine.stack[-1]
 
 
@@ -171,7 +173,7 @@ class _Machine:
         target = self.stack[-1]
         entries = target.entries if isinstance(target, Record) else target
         for key, value in zip(values[::2], values[1::2], strict=True):
-            if isinstance(key, (str, int, float, bytes, Symbol)):
+            if isinstance(key, (str, float, bytes, Symbol)) or _is_small(key):
                 entries[key] = value
 
     def make_dict(self) -> None:
@@ -198,9 +200,16 @@ def _names_third_party_class(symbol: Symbol) -> bool:
     return root not in sys.stdlib_module_names and symbol.name.rpartition(".")[2][:1].isupper()
 
 
+def _is_small(value: Any) -> bool:
+    """Whether a value is an integer that is hashed in no time."""
+    return isinstance(value, int) and value.bit_length() < 64
+
+
 def _symbol(module: Any, name: Any) -> Symbol:
     if not isinstance(module, str) or not isinstance(name, str):
         raise ValueError("pickle with a name that is no text")
+    if not module.isprintable() or not name.isprintable():  # it may become part of a message
+        raise ValueError("pickle with a name that is not printable")
     module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
     return Symbol(module, name)
 

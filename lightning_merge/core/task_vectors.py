@@ -1,7 +1,8 @@
-"""Task vectors of several experts, stacked per tensor and computed when asked for."""
+"""Task vectors of several experts, stacked and computed a tile at a time."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,19 +10,33 @@ from torch import Tensor
 from lightning_merge.core.checkpoint import as_checkpoint
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.names import is_statistic
+from lightning_merge.core.parallel import Result, run_each
+from lightning_merge.core.safetensors_file import Layout
 
-StackMap = Callable[[str, Tensor], Tensor]
-"""Maps a tensor's name and its stack [K, *shape] to another stack of the same shape."""
+TILE = 2**19
+"""Entries of all experts together that are read at a time: 2 MiB, so that they stay in cache."""
+
+
+class Span(NamedTuple):
+    """The entries [start, stop) of a tensor, flattened."""
+
+    name: str
+    start: int
+    stop: int
+
+
+TileMap = Callable[[Span, Tensor], Tensor]
+"""Maps a span and its stack [K, n] to another stack [K, n]; it may change its input."""
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The precision of all sums: float32, or float64 for what is stored so."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """The tensor in the precision of all sums: float32, or float64 where it is stored so."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def per_task(values: Tensor, stacked: Tensor) -> Tensor:
-    """Reshape one value per task, [K], so that it broadcasts over a stack [K, *shape]."""
-    return values.to(stacked.device).view(-1, *[1] * (stacked.dim() - 1))
+    """The tensor in the precision of all sums."""
+    return tensor.to(wide_dtype(tensor.dtype))
 
 
 def flatten_tasks(stacked: Tensor) -> Tensor:
@@ -29,36 +44,53 @@ def flatten_tasks(stacked: Tensor) -> Tensor:
     return stacked.reshape(len(stacked), stacked[0].numel())
 
 
-def is_merged(name: str, tensor: Tensor | torch.dtype) -> bool:
-    """Whether a tensor has a task vector: a floating-point one, no BatchNorm statistic.
+def sum_tasks(stacked: Tensor) -> Tensor:
+    """Sum of a stack [K, ...] over the experts, one after the other, [...].
 
-    Args:
-        name: The tensor's name.
-        tensor: The tensor, or its type where reading it can be avoided.
+    Unlike `Tensor.sum` it gives the same bits however the entries are divided into tiles.
     """
-    dtype = tensor if isinstance(tensor, torch.dtype) else tensor.dtype
+    total = stacked[0].clone()
+    for row in stacked[1:]:
+        total += row
+    return total
+
+
+def is_merged(name: str, dtype: torch.dtype) -> bool:
+    """Whether a tensor has a task vector: a floating-point one, no BatchNorm statistic."""
     return dtype.is_floating_point and not is_statistic(name)
 
 
 class TaskVectors:
-    """Task vectors tau_k = theta_k - theta_0 of K experts, one stacked tensor at a time.
+    """Task vectors tau_k = theta_k - theta_0 of K experts, computed when they are asked for.
 
-    `vectors[name]` reads the named tensor of the base and of every expert and returns the
-    stack [K, *shape] in float32 (float64 for tensors stored so). Nothing is cached, so the
-    memory in use is one stack, whatever the size of the mappings.
+    `read(span)` gives a tile [K, n] of one tensor's task vectors in float32 (float64 for tensors
+    stored so), `vectors[name]` the whole stack [K, *shape]. Nothing is cached, so the memory in
+    use is that of what was asked for, whatever the size of the mappings.
 
     Args:
         base: Pretrained weights by name.
         experts: Task to fine-tuned weights by name; `check_experts` has accepted them.
+        jobs: Number of threads that work on tensors at once; torch's number by default.
+
+    Attributes:
+        tasks: The experts' names.
+        names: The tensors that have task vectors, in the base's order.
     """
 
     def __init__(
-        self, base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]]
+        self,
+        base: Mapping[str, Tensor],
+        experts: Mapping[str, Mapping[str, Tensor]],
+        jobs: int | None = None,
     ) -> None:
-        self.base, self.experts = as_checkpoint(base), experts
-        self.tasks = tuple(experts)
-        self.names = tuple(name for name in base if is_merged(name, self.base.dtype(name)))
-        self._maps: tuple[StackMap, ...] = ()
+        self.base = as_checkpoint(base)
+        self.experts = {task: as_checkpoint(expert) for task, expert in experts.items()}
+        self.tasks, self.jobs = tuple(experts), jobs
+        self.names = tuple(name for name in self.base if is_merged(name, self.base.dtype(name)))
+        in_memory = self.base.path is None and len(self.base) > 0
+        self.device = next(iter(base.values())).device if in_memory else torch.device("cpu")
+        self._maps: tuple[TileMap, ...] = ()
+        self._zero: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         """Number of experts, K."""
@@ -70,39 +102,121 @@ class TaskVectors:
         Raises:
             InputError: The base's or an expert's tensor has a NaN or infinite value.
         """
-        stacked = self.stack(name).sub_(wide(self.base[name]))
-        self._check_finite(name, stacked)
+        whole = self.read(Span(name, 0, self.numel(name)))
+        return whole.view(len(self), *self.base.shape(name))
+
+    def numel(self, name: str) -> int:
+        """Number of entries of a tensor."""
+        return torch.Size(self.base.shape(name)).numel()
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The type of a merged tensor.
+
+        It is the one that base and experts are stored in; where their floating types differ, the
+        one that holds them all, so that nothing that an expert has learned is rounded away.
+        """
+        dtype = self.base.dtype(name)
+        if dtype.is_floating_point:
+            for expert in self.experts.values():
+                dtype = torch.promote_types(dtype, expert.dtype(name))
+        return dtype
+
+    def layout(self) -> Layout:
+        """Type and shape of every merged tensor by name."""
+        return {name: (self.dtype(name), self.base.shape(name)) for name in self.base}
+
+    def spans(self, name: str) -> Iterator[Span]:
+        """The tiles of a tensor: about `TILE` / K entries, whole rows of the last dimension."""
+        shape = self.base.shape(name)
+        row = max(1, shape[-1]) if len(shape) > 1 else 1
+        size, step = self.numel(name), max(1, TILE // len(self) // row) * row
+        for start in range(0, size, step):
+            yield Span(name, start, min(start + step, size))
+
+    def read_base(self, span: Span) -> Tensor:
+        """The base's entries in the precision of sums, a new tensor [n]."""
+        entries = self._empty(span)
+        self.base.read_into(span.name, span.start, entries)
+        return entries
+
+    def read(self, span: Span, base: Tensor | None = None) -> Tensor:
+        """The task vectors' entries after every map, a new tensor [K, n].
+
+        Args:
+            span: Which entries.
+            base: What `read_base(span)` has returned, to save reading it again.
+
+        Raises:
+            InputError: The base's or an expert's entries have a NaN or infinite value.
+        """
+        if self.is_zero(span.name):
+            return self._empty(span, len(self)).zero_()
+        base = self.read_base(span) if base is None else base
+        tile = self._read_stack(span).sub_(base)
+        self._check_finite(span, tile, base)
         for function in self._maps:
-            stacked = function(name, stacked)
-        return stacked
+            tile = function(span, tile)
+        return tile
 
     def stack(self, name: str) -> Tensor:
-        """The experts' stored tensors of that name, statistics included, [K, *shape]."""
-        base = self.base[name]
-        dtype = torch.promote_types(base.dtype, torch.float32)
-        stacked = torch.empty((len(self), *base.shape), dtype=dtype, device=base.device)
-        for row, expert in zip(stacked, self.experts.values(), strict=True):
-            row.copy_(expert[name])
-        return stacked
+        """The experts' stored tensors of that name, statistics included, [K, *shape].
+
+        Raises:
+            InputError: The base's or an expert's tensor has a NaN or infinite value.
+        """
+        span = Span(name, 0, self.numel(name))
+        tile = self._read_stack(span)
+        self._check_finite(span, tile, self.read_base(span))
+        return tile.view(len(self), *self.base.shape(name))
 
     def weights(self, name: str) -> Tensor:
         """The weights theta_0 + tau_k that the mapped task vectors stand for, [K, *shape]."""
         return self[name] + wide(self.base[name])
 
-    def map(self, function: StackMap) -> "TaskVectors":
-        """A lazy view in which every stack has also passed through `function(name, stack)`."""
+    def map(self, function: TileMap) -> "TaskVectors":
+        """A lazy view in which every tile has also passed through `function(span, tile)`."""
         view = copy(self)
         view._maps = (*self._maps, function)
         return view
 
-    def _check_finite(self, name: str, stacked: Tensor) -> None:
-        if torch.isfinite(stacked.sum()):
+    def zeroed(self, names: Iterable[str]) -> "TaskVectors":
+        """A lazy view in which the named tensors' task vectors are zero.
+
+        The experts' tensors are then not read, and later maps, which must take zeros to zeros,
+        are not called on them.
+        """
+        view = copy(self)
+        view._zero = self._zero | frozenset(names)
+        return view
+
+    def is_zero(self, name: str) -> bool:
+        """Whether the named tensor's task vectors are known to be zero."""
+        return name in self._zero
+
+    def each(self, names: Iterable[str], function: Callable[[str], Result]) -> list[Result]:
+        """Call a function on every name, `jobs` at a time; results in the names' order."""
+        return run_each(function, names, self.jobs if self.device.type == "cpu" else 1)
+
+    def _empty(self, span: Span, *rows: int) -> Tensor:
+        dtype = wide_dtype(self.base.dtype(span.name))
+        return torch.empty((*rows, span.stop - span.start), dtype=dtype, device=self.device)
+
+    def _read_stack(self, span: Span) -> Tensor:
+        tile = self._empty(span, len(self))
+        for row, expert in zip(tile, self.experts.values(), strict=True):
+            expert.read_into(span.name, span.start, row)
+        return tile
+
+    def _check_finite(self, span: Span, tile: Tensor, base: Tensor) -> None:
+        if torch.isfinite(tile.sum()):
             return
-        if not torch.isfinite(self.base[name]).all():
-            raise InputError(f"base: {name} has NaN or infinite values; save the checkpoint again")
-        broken = [t for t, row in zip(self.tasks, stacked, strict=True) if not row.isfinite().all()]
+        if not torch.isfinite(base).all():
+            raise InputError(
+                f"base: {span.name} has NaN or infinite values; save the checkpoint again"
+            )
+        broken = [t for t, row in zip(self.tasks, tile, strict=True) if not row.isfinite().all()]
         if broken:
             raise InputError(
-                f"experts: {name} of {', '.join(broken)} has NaN or infinite values; "
+                f"experts: {span.name} of {', '.join(broken)} has NaN or infinite values; "
                 "leave such an expert out or save its checkpoint again"
             )

@@ -1,13 +1,15 @@
-"""Trimming: zero all but the largest entries of task vectors.
+"""Trimming task vectors to their largest magnitudes: per row, per tensor, or globally."""
 
-Functions take a stack [K, *shape] of task vectors (or one of them) and return a new tensor
-of the same shape; the magnitudes decide, every expert is trimmed on its own.
-"""
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_merge.core.task_vectors import StackMap, TaskVectors, flatten_tasks, per_task
+from lightning_merge.core.errors import InputError
+from lightning_merge.core.selection import kth_smallest_magnitude
+from lightning_merge.core.task_vectors import Span, TaskVectors, TileMap
 
 
 def keep_largest(values: Tensor, counts: Tensor) -> Tensor:
@@ -41,18 +43,6 @@ def _count_th_largest(magnitude: Tensor, counts: Tensor, most: int) -> Tensor:
     return torch.where(counts > 0, threshold, torch.inf)
 
 
-def trim_tensor(task_vector: Tensor, density: float) -> Tensor:
-    """Keep the floor(numel * density) largest magnitudes of every expert's tensor.
-
-    Args:
-        task_vector: Stack [K, *shape].
-        density: Fraction kept, in [0, 1].
-    """
-    flat = flatten_tasks(task_vector)
-    counts = torch.tensor(int(flat.shape[1] * density))
-    return keep_largest(flat, counts).view_as(task_vector)
-
-
 def trim_rows(task_vector: Tensor, keep_ratios: Tensor) -> Tensor:
     """Keep in row j the floor(in_features * keep_ratios[j]) largest magnitudes.
 
@@ -61,9 +51,47 @@ def trim_rows(task_vector: Tensor, keep_ratios: Tensor) -> Tensor:
     Args:
         task_vector: One task vector [out, in], or a stack [K, out, in].
         keep_ratios: Fraction kept per row, [out], in [0, 1]; [K, out] for one per expert.
+
+    Raises:
+        InputError: A ratio is no fraction.
     """
+    if not bool(((keep_ratios >= 0) & (keep_ratios <= 1)).all()):
+        raise InputError("keep_ratios has values outside [0, 1]: they are fractions of a row")
     counts = (keep_ratios.double() * task_vector.shape[-1]).floor().long()
     return keep_largest(task_vector, counts)
+
+
+class Cut(NamedTuple):
+    """What a trim keeps of one tensor, per expert.
+
+    Attributes:
+        thresholds: The smallest magnitude that stays, K numbers.
+        ends: Entries that equal the threshold stay before this position; None for all of them.
+    """
+
+    thresholds: list[float]
+    ends: list[int] | None = None
+
+    def __call__(self, tile: Tensor, start: int) -> Tensor:
+        """Trim a tile [K, n] in place whose first entry is at position `start`."""
+        for k, (row, threshold) in enumerate(zip(tile, self.thresholds, strict=True)):
+            if self.ends is not None and (first := self.ends[k] - start) < len(row):
+                tail = row[max(first, 0) :]
+                tail.masked_fill_(tail.abs() == threshold, 0.0)
+            torch.hardshrink(row, _just_below(threshold, row.dtype), out=row)
+        return tile
+
+
+def _just_below(threshold: float, dtype: torch.dtype) -> float:
+    """The number under a threshold: hardshrink keeps what is larger than its bound."""
+    number = torch.tensor(threshold, dtype=dtype)
+    return float(torch.nextafter(number, torch.zeros_like(number)))
+
+
+def global_trim(vectors: TaskVectors, density: float) -> TileMap:
+    """The map that trims every expert at its own `magnitude_thresholds`."""
+    cut = Cut(magnitude_thresholds(vectors, density).tolist())
+    return lambda span, tile: cut(tile, span.start)
 
 
 def magnitude_thresholds(vectors: TaskVectors, density: float) -> Tensor:
@@ -73,29 +101,55 @@ def magnitude_thresholds(vectors: TaskVectors, density: float) -> Tensor:
     in the code published with TIES (Yadav et al. 2023): floor(d * density) + 1 entries reach
     it. Density 0 keeps nothing (an infinite threshold), density 1 everything (zero).
     """
-    total = sum(vectors.base[name].numel() for name in vectors.names)
+    total = sum(vectors.numel(name) for name in vectors.names)
     rank = total - int(total * density)
     if density == 0 or rank == 0:
         return torch.full((len(vectors),), torch.inf if density == 0 else 0.0)
-    return _kth_smallest_magnitudes(vectors, rank)
+    return kth_smallest_magnitude(vectors, vectors.names, rank).value
 
 
-def _kth_smallest_magnitudes(vectors: TaskVectors, rank: int) -> Tensor:
-    """Exact selection over every expert's concatenated magnitudes, [K]."""
-    magnitudes = torch.cat([flatten_tasks(vectors[name]).abs() for name in vectors.names], dim=1)
-    return magnitudes.kthvalue(rank, dim=1).values
+def tensor_trim(vectors: TaskVectors, density: float) -> TileMap:
+    """The map that keeps the floor(numel * density) largest magnitudes of every tensor.
+
+    Among equal magnitudes the first ones are kept, so exactly that many stay (but for zeros).
+    """
+    cuts: Callable[[str], Cut] = cache(lambda name: _tensor_cut(vectors, name, density))
+    return lambda span, tile: cuts(span.name)(tile, span.start)
 
 
-def global_trim(vectors: TaskVectors, density: float) -> StackMap:
-    """The map that trims every expert at its own `magnitude_thresholds`."""
-    thresholds = magnitude_thresholds(vectors, density)
+def _tensor_cut(vectors: TaskVectors, name: str, density: float) -> Cut:
+    total = vectors.numel(name)
+    count = int(total * density)
+    if count in (0, total):
+        return Cut([0.0 if count else torch.inf] * len(vectors))
+    rank = total - count + 1
+    thresholds, less = kth_smallest_magnitude(vectors, (name,), rank)
+    values = thresholds.tolist()
+    excess = [rank - 1 - n if value else 0 for n, value in zip(less.tolist(), values, strict=True)]
+    return Cut(values, _ends(vectors, name, values, excess) if any(excess) else None)
 
-    def trim(name: str, stacked: Tensor) -> Tensor:
-        return torch.where(stacked.abs() >= per_task(thresholds, stacked), stacked, 0.0)
+
+def _ends(vectors: TaskVectors, name: str, thresholds: list[float], excess: list[int]) -> list[int]:
+    """Positions from which entries equal to the threshold are dropped, `excess` of them."""
+    ends, left = [vectors.numel(name)] * len(vectors), list(excess)
+    for span in reversed([*vectors.spans(name)]):
+        if not any(left):
+            break
+        for k, row in enumerate(vectors.read(span)):
+            equal = (row.abs() == thresholds[k]).nonzero().flatten()
+            if taken := min(left[k], len(equal)):
+                ends[k], left[k] = span.start + int(equal[-taken]), left[k] - taken
+    return ends
+
+
+def row_trim(vectors: TaskVectors, keep_ratios: dict[str, Tensor], other: TileMap) -> TileMap:
+    """The map that trims rows where a tensor has ratios [out], and does `other` elsewhere."""
+
+    def trim(span: Span, tile: Tensor) -> Tensor:
+        if span.name not in keep_ratios:
+            return other(span, tile)
+        inputs = vectors.base.shape(span.name)[-1]
+        rows = keep_ratios[span.name][span.start // inputs : span.stop // inputs]
+        return trim_rows(tile.view(len(tile), -1, inputs), rows).flatten(1)
 
     return trim
-
-
-def tensor_trim(density: float) -> StackMap:
-    """The map that trims every tensor of every expert to the same density."""
-    return lambda name, stacked: trim_tensor(stacked, density)

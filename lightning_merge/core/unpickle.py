@@ -4,14 +4,12 @@ State dicts, Lightning checkpoints and pickled whole modules, in torch's zip for
 older one, are read by one restricted reader. It is stricter than
 `torch.load(weights_only=True)`: it imports no class, so a module whose class is long gone
 still gives its tensors; it honours no call but those, listed below, that describe a dense
-tensor; and tensors stay in the memory-mapped file until they are used.
+tensor; and tensors stay in the file until they are used.
 """
 
 import math
-import mmap
 import zipfile
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -21,13 +19,15 @@ import torch
 from torch import Tensor
 
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.flat import flat_part
 from lightning_merge.core.pickle_machine import Record, Symbol, read_pickle
+from lightning_merge.core.source import Source, reading
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
-_MOST_OBJECTS = 1_000_000  # visited at most: objects may contain each other
-_LONGEST_NAME = 1024
+_MOST_STEPS = 1 << 24
+_MOST_DIMENSIONS = 64  # as in torch
 
 _STORAGE_DTYPES = {
     "FloatStorage": torch.float32,
@@ -50,7 +50,7 @@ _STORAGE_DTYPES = {
 class _Storage:
     """A run of bytes in the file: where torch keeps the values of one or more tensors."""
 
-    buffer: mmap.mmap
+    source: Source
     dtype: torch.dtype
     size: int  # bytes
     start: int | None = None  # unknown until the legacy format's end is read
@@ -58,7 +58,7 @@ class _Storage:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredTensor:
-    """A tensor that lies in a memory-mapped file of torch.save."""
+    """A tensor that lies in a file of torch.save."""
 
     storage: _Storage
     dtype: torch.dtype
@@ -67,23 +67,41 @@ class StoredTensor:
     offset: int  # elements
 
     @property
+    def source(self) -> Source:
+        """The file that it lies in."""
+        return self.storage.source
+
+    @property
     def identity(self) -> Hashable:
         """Equal for two names exactly when they denote the same values in the file."""
         return (self.storage.start, self.offset, self.dtype, self.shape, self.stride)
 
     def read(self) -> Tensor:
-        """The tensor, as a private view of the file: writing to it never reaches the file."""
-        if self.storage.start is None:
-            raise InputError("lacks the values of a tensor: copy or download it again")
-        if math.prod(self.shape) == 0:
-            return torch.empty(self.shape, dtype=self.dtype)
-        begin = self.storage.start + self.offset * self.dtype.itemsize
-        count = _extent(self.shape, self.stride)
-        buffer: Any = self.storage.buffer
-        if begin % self.dtype.itemsize:  # the legacy format aligns nothing
-            buffer, begin = bytearray(buffer[begin : begin + count * self.dtype.itemsize]), 0
-        flat = torch.frombuffer(buffer, dtype=self.dtype, count=count, offset=begin)
+        """The tensor, in memory of its own."""
+        count = _extent(self.shape, self.stride) if math.prod(self.shape) else 0
+        flat = torch.empty(count, dtype=self.dtype)
+        self._fill(flat, self.offset)
         return flat.as_strided(self.shape, self.stride)
+
+    def read_into(self, start: int, out: Tensor) -> None:
+        """Fill `out` ([n]) with elements start..start+n.
+
+        Of a tensor that is not contiguous, all that lies between the rows' ends is read: of a
+        transposed one, everything.
+        """
+        if _contiguous(self.shape, self.stride):
+            return self._fill(out, self.offset + start)
+        row = math.prod(self.shape[1:])
+        first, last = start // row, -(-(start + out.numel()) // row)
+        offset, shape = self.offset + first * self.stride[0], (last - first, *self.shape[1:])
+        rows = StoredTensor(self.storage, self.dtype, shape, self.stride, offset).read()
+        start -= first * row
+        out.copy_(flat_part(rows, start, start + out.numel()))
+
+    def _fill(self, out: Tensor, offset: int) -> None:
+        """Fill `out` with what follows element `offset` of the storage."""
+        assert self.storage.start is not None, "checked when the file was opened"
+        self.source.fill(out, self.storage.start + offset * self.dtype.itemsize, self.dtype)
 
 
 def load_published_pickle(path: str | Path) -> dict[str, Tensor]:
@@ -94,97 +112,80 @@ def load_published_pickle(path: str | Path) -> dict[str, Tensor]:
             vectors published theirs.
 
     Returns:
-        Name -> tensor in its stored dtype, mapped from the file. Names are the state dict's: a
-        module's parameters and persistent buffers by their path.
+        Name -> tensor in its stored dtype. Names are the state dict's: a module's parameters and
+        persistent buffers by their path.
 
     Raises:
         InputError: the file is missing, damaged, holds no tensors, or asks for any other call
             than those which rebuild tensors.
     """
-    return {name: tensor.read() for name, tensor in read_torch_file(path).items()}
-
-
-def read_torch_file(path: str | Path) -> dict[str, StoredTensor]:
-    """Where the named tensors of a torch file lie; see `load_published_pickle`."""
     path = Path(path)
     with reading(path):
-        buffer = _map_file(path)
-        is_zip = buffer[:4] == _ZIP_MAGIC
-        root = _read_zip(path, buffer) if is_zip else _read_legacy(buffer)
-        tensors = dict(_walk(_state(root)))
-        if "" in tensors or not tensors:
-            raise InputError("holds no named tensors: save model.state_dict()")
-        return tensors
+        return {name: tensor.read() for name, tensor in find_tensors(Source(path)).items()}
 
 
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turn whatever goes wrong while `path` is read into one InputError that names it."""
-    try:
-        yield
-    except FileNotFoundError as fault:
-        raise InputError(f"{path} does not exist: check the path") from fault
-    except InputError as fault:
-        raise InputError(f"{path} {fault}") from fault
-    except OSError as fault:
-        raise InputError(f"{path} cannot be read: {fault.strerror or fault}") from fault
-    except Exception as fault:  # a damaged file can break any step of reading it
-        raise InputError(
-            f"{path} is truncated or damaged, or no checkpoint: copy or download it again "
-            f"({type(fault).__name__}: {str(fault)[:200]})"
-        ) from fault
+def find_tensors(source: Source) -> dict[str, StoredTensor]:
+    """Where the named tensors of a torch file lie; see `load_published_pickle`.
+
+    Raises:
+        InputError: without the path, see `reading`.
+        Exception: of many kinds where the file is damaged; for the caller to translate.
+    """
+    is_zip = source.read(0, 4) == _ZIP_MAGIC
+    root = _read_zip(source) if is_zip else _read_legacy(source)
+    patience = _Patience(min(source.size, _MOST_STEPS) + (1 << 16))
+    tensors = dict(_walk(_state(root, patience), patience))
+    if "" in tensors or not tensors:
+        raise InputError("holds no named tensors: save model.state_dict()")
+    "".join(tensors).encode()  # half a surrogate pair is no text
+    if any(tensor.storage.start is None for tensor in tensors.values()):
+        raise InputError("lacks the values of a tensor: copy or download it again")
+    return tensors
 
 
-def _map_file(path: Path) -> mmap.mmap:
-    """Map a file into memory, privately: what is written to the map stays in memory."""
-    with path.open("rb") as file:
-        if not file.seek(0, 2):
-            raise InputError("is empty: copy or download it again")
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-
-
-def _read_zip(path: Path, buffer: mmap.mmap) -> Any:
+def _read_zip(source: Source) -> Any:
     """Torch's format since 1.6: data.pkl and one uncompressed member per storage."""
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(source.stream()) as archive:
         members = {member.filename: member for member in archive.infolist()}
     roots = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(roots) != 1:
         raise InputError("is a zip archive, but not one that torch.save wrote")
     folder = roots[0].removesuffix("data.pkl")
     order = members.get(f"{folder}byteorder")
-    if order and buffer[_member_span(buffer, order)] != b"little":
+    if order and source.read(*_member_span(source, order)) != b"little":
         raise InputError("was written on a big-endian machine: save it again on another")
 
     def persistent(key: Any) -> _Storage:
-        storage = _described_storage(key, buffer)
-        span = _member_span(buffer, members[f"{folder}data/{key[2]}"])
-        if storage.size > span.stop - span.start:
+        storage = _described_storage(key, source)
+        storage.start, size = _member_span(source, members[f"{folder}data/{key[2]}"])
+        if storage.size > size:
             raise ValueError("a storage is larger than its record")
-        storage.start = span.start
         return storage
 
-    pickled = buffer[_member_span(buffer, members[roots[0]])]
+    pickled = source.read(*_member_span(source, members[roots[0]]))
     return read_pickle(BytesIO(pickled), _REBUILD, persistent)
 
 
-def _member_span(buffer: mmap.mmap, member: zipfile.ZipInfo) -> slice:
-    """Where the bytes of an uncompressed member of a zip file lie."""
-    header = member.header_offset
-    if member.compress_type != zipfile.ZIP_STORED or buffer[header : header + 4] != _ZIP_MAGIC:
+def _member_span(source: Source, member: zipfile.ZipInfo) -> tuple[int, int]:
+    """Where the bytes of an uncompressed member of a zip file begin, and how many they are."""
+    begin = member.header_offset
+    header = source.read(begin, 30)
+    if member.compress_type != zipfile.ZIP_STORED or header[:4] != _ZIP_MAGIC:
         raise InputError("is a compressed or damaged archive: write it with torch.save")
-    name = int.from_bytes(buffer[header + 26 : header + 28], "little")
-    extra = int.from_bytes(buffer[header + 28 : header + 30], "little")
-    start = header + 30 + name + extra
-    if start + member.file_size > len(buffer):
+    name = int.from_bytes(header[26:28], "little")
+    extra = int.from_bytes(header[28:30], "little")
+    start = begin + 30 + name + extra
+    if start + member.file_size > source.size:
         raise ValueError("an archive member reaches beyond the end of the file")
-    return slice(start, start + member.file_size)
+    return start, member.file_size
 
 
-def _read_legacy(buffer: mmap.mmap) -> Any:
+def _read_legacy(source: Source) -> Any:
     """Torch's format before 1.6: five pickles in a row, then the storages' values."""
-    if read_pickle(buffer) != _LEGACY_MAGIC or read_pickle(buffer) != _LEGACY_PROTOCOL:
+    stream = source.stream()
+    if read_pickle(stream) != _LEGACY_MAGIC or read_pickle(stream) != _LEGACY_PROTOCOL:
         raise InputError("is a pickle, but not one that torch.save wrote")
-    if read_pickle(buffer).get("little_endian") is not True:
+    if read_pickle(stream).get("little_endian") is not True:
         raise InputError("was written on a big-endian machine: save it again on another")
     storages: dict[Any, _Storage] = {}
 
@@ -193,29 +194,29 @@ def _read_legacy(buffer: mmap.mmap) -> Any:
             return key[1]
         if len(key) > 5 and key[5] is not None:
             raise InputError("holds views of storages as before torch 0.4: save it again")
-        return storages.setdefault(key[2], _described_storage(key, buffer))
+        return storages.setdefault(key[2], _described_storage(key, source))
 
-    root = read_pickle(buffer, _REBUILD, persistent)
-    keys = read_pickle(buffer)
-    position = buffer.tell()
+    root = read_pickle(stream, _REBUILD, persistent)
+    keys = read_pickle(stream)
+    position = stream.tell()
     for key in keys:
         storage, start = storages[key], position + 8
-        count = int.from_bytes(buffer[position:start], "little")
-        if count * storage.dtype.itemsize != storage.size or start + storage.size > len(buffer):
+        count = int.from_bytes(source.read(position, 8), "little")
+        if count * storage.dtype.itemsize != storage.size or start + storage.size > source.size:
             raise ValueError("a storage reaches beyond the end of the file")
         storage.start, position = start, start + storage.size
     return root
 
 
-def _described_storage(key: Any, buffer: mmap.mmap) -> _Storage:
+def _described_storage(key: Any, source: Source) -> _Storage:
     """The storage of a persistent id ('storage', type, key, device, number of elements)."""
     if key[0] != "storage" or not isinstance(key[1], Symbol) or not isinstance(key[2], (str, int)):
         raise ValueError("an unknown kind of persistent id")
     dtype = _STORAGE_DTYPES[key[1].name]
     size = _natural(key[4]) * dtype.itemsize
-    if size > len(buffer):
+    if size > source.size:
         raise ValueError("a storage is larger than the file")
-    return _Storage(buffer, dtype, size)
+    return _Storage(source, dtype, size)
 
 
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> StoredTensor:
@@ -251,7 +252,9 @@ def _stored(
 ) -> StoredTensor:
     """A tensor whose every element is known to lie within its storage."""
     offset, shape, stride = _natural(offset), _naturals(shape), _naturals(stride)
-    if len(shape) != len(stride) or math.prod(size or 1 for size in shape) >= 2**62:
+    if len(shape) != len(stride) or len(shape) > _MOST_DIMENSIONS:
+        raise ValueError("a tensor of impossible dimensions")
+    if math.prod(size or 1 for size in shape) >= 2**62:
         raise ValueError("a tensor of impossible shape")
     numel = math.prod(shape)
     end = (offset + _extent(shape, stride)) * dtype.itemsize if numel else 0
@@ -260,6 +263,16 @@ def _stored(
     if numel * dtype.itemsize > storage.size:
         raise InputError("holds an expanded tensor: save it again after .contiguous()")
     return StoredTensor(storage, dtype, shape, stride, offset)
+
+
+def _contiguous(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
+    """Whether a tensor's elements lie one after the other."""
+    step = 1
+    for size, found in zip(reversed(shape), reversed(stride), strict=True):
+        if size > 1 and found != step:
+            return False
+        step *= size
+    return True
 
 
 def _extent(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
@@ -279,7 +292,22 @@ def _naturals(values: Any) -> tuple[int, ...]:
     return tuple(_natural(value) for value in values)
 
 
-def _state(root: Any) -> Any:
+@dataclass(slots=True)
+class _Patience:
+    """How many steps and letters may be spent on a file's objects, which may hold each other.
+
+    An honest file spells out what it holds, so that its size is enough.
+    """
+
+    left: int
+
+    def spend(self, amount: int) -> None:
+        self.left -= amount
+        if self.left < 0:
+            raise ValueError("more objects than a checkpoint has, or one within itself")
+
+
+def _state(root: Any, patience: _Patience) -> Any:
     """The part of a checkpoint that holds the model: `state_dict`, or the only part with tensors.
 
     Where several parts hold named tensors (model and EMA, teacher and student), all stay, and
@@ -288,7 +316,7 @@ def _state(root: Any) -> Any:
     for _ in range(8):
         if not isinstance(root, dict):
             break
-        parts = {key: part for key, part in root.items() if next(_walk(part), None)}
+        parts = {key: part for key, part in root.items() if next(_walk(part, patience), None)}
         if "state_dict" in parts:
             root = root["state_dict"]
         elif len(parts) == 1 and not any(isinstance(v, StoredTensor) for v in parts.values()):
@@ -298,57 +326,58 @@ def _state(root: Any) -> Any:
     return root
 
 
-def _walk(root: Any) -> Iterator[tuple[str, StoredTensor]]:
+def _walk(root: Any, patience: _Patience) -> Iterator[tuple[str, StoredTensor]]:
     """Names and tensors in a state dict or module, in the order of `state_dict()`."""
     if isinstance(root, StoredTensor):
         yield "", root
-    levels = [("", _children(root))]
-    for _ in range(_MOST_OBJECTS):
-        if not levels:
-            return
+    levels = [("", _children(root, patience))]
+    while levels:
         prefix, children = levels[-1]
         key, child = next(children, (None, None))
+        patience.spend(1)
         if key is None:
             levels.pop()
-        elif isinstance(key, str):
-            if len(prefix) + len(key) > _LONGEST_NAME:
-                break
+        elif isinstance(key, str) and isinstance(child, (StoredTensor, dict, Record)):
+            patience.spend(len(prefix) + len(key))
             if isinstance(child, StoredTensor):
                 yield prefix + key, child
-            elif isinstance(child, (dict, Record)):
-                levels.append((f"{prefix}{key}.", _children(child)))
-    raise ValueError("more objects than a checkpoint has, or one within itself")
+            else:
+                levels.append((f"{prefix}{key}.", _children(child, patience)))
 
 
-def _children(value: Any) -> Iterator[tuple[Any, Any]]:
+def _children(value: Any, patience: _Patience) -> Iterator[tuple[Any, Any]]:
     """What a state dict would name in a container: parameters, then buffers, then modules."""
     if isinstance(value, dict):
         yield from value.items()
     elif isinstance(value, Record):
         state = value.state if isinstance(value.state, dict) else {}
         if "_parameters" in state:
-            passing = _members(state.get("_non_persistent_buffers_set"))
-            yield from _items(state["_parameters"])
-            yield from ((k, v) for k, v in _items(state.get("_buffers")) if k not in passing)
-            yield from _items(state.get("_modules"))
+            passing = _members(state.get("_non_persistent_buffers_set"), patience)
+            buffers = _items(state.get("_buffers"), patience)
+            yield from _items(state["_parameters"], patience)
+            yield from ((k, v) for k, v in buffers if k not in passing)
+            yield from _items(state.get("_modules"), patience)
         elif isinstance(value.kind, Symbol) and value.kind.module.startswith("__torch__"):
             yield from state.items()  # TorchScript keeps parameters as attributes
         else:
-            yield from _items(value)
+            yield from _items(value, patience)
 
 
-def _items(value: Any) -> Iterator[tuple[Any, Any]]:
+def _items(value: Any, patience: _Patience) -> Iterator[tuple[Any, Any]]:
     """Pairs of a dict, or of a record of one (an OrderedDict made from pairs, a subclass)."""
     if isinstance(value, Record):
         pairs = value.args[0] if value.args and isinstance(value.args[0], list) else []
+        patience.spend(len(pairs))
         yield from ((k, v) for k, v in (pair for pair in pairs if isinstance(pair, (list, tuple))))
         yield from value.entries.items()
     elif isinstance(value, dict):
         yield from value.items()
 
 
-def _members(value: Any) -> list[Any]:
-    """Members of a set, which older pickles write as a call of `set`."""
+def _members(value: Any, patience: _Patience) -> set[str]:
+    """Members of a set of names, which older pickles write as a call of `set`."""
     if isinstance(value, Record):
         value = value.args[0] if value.args else []
-    return value if isinstance(value, list) else []
+    members = value if isinstance(value, list) else []
+    patience.spend(len(members))
+    return {member for member in members if isinstance(member, str)}

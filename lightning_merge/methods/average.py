@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lightning_merge.core.task_vectors import TaskVectors
+from lightning_merge.core.task_vectors import TaskVectors, sum_tasks
 from lightning_merge.methods.base import MergeMethod, Resources, Transform, Update
 
 
@@ -23,4 +23,4 @@ class Average(MergeMethod):
 
     def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
         """Average every tensor."""
-        return lambda name, stacked: stacked.mean(0)
+        return lambda span, tile: sum_tasks(tile).div_(len(tile))

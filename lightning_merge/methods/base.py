@@ -4,20 +4,51 @@ import importlib
 import inspect
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import ClassVar, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
+from typing import ClassVar, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.task_vectors import TaskVectors, is_merged, wide
+from lightning_merge.core.safetensors_file import Layout
+from lightning_merge.core.task_vectors import Span, TaskVectors, is_merged
 from lightning_merge.core.validate import check_experts
 
 Weights = Mapping[str, Tensor]
 Batches = Tensor | Iterable[Tensor]
-Update = Callable[[str, Tensor], Tensor]
-"""From a tensor's name and task vectors [K, *shape] to the merged update [*shape]."""
+Update = Callable[[Span, Tensor], Tensor]
+"""From a span of a tensor and its task vectors [K, n] to the merged update [n]."""
+
+
+class Sink(Protocol):
+    """Where merged tensors go, a run of entries at a time, from several threads at once."""
+
+    def write(self, name: str, start: int, values: Tensor) -> None:
+        """Take the flattened tensor's entries from `start` on, [n], in any floating type."""
+
+
+class InMemory:
+    """A sink of tensors in memory.
+
+    Args:
+        layout: Type and shape by name.
+        device: Where to keep the tensors.
+
+    Attributes:
+        tensors: The result.
+    """
+
+    def __init__(self, layout: Layout, device: torch.device | None = None) -> None:
+        self.tensors = {
+            name: torch.empty(shape, dtype=dtype, device=device)
+            for name, (dtype, shape) in layout.items()
+        }
+
+    def write(self, name: str, start: int, values: Tensor) -> None:
+        """See `Sink`."""
+        self.tensors[name].view(-1)[start : start + len(values)].copy_(values)
 
 
 class Resources(NamedTuple):
@@ -45,6 +76,8 @@ class Resources(NamedTuple):
         if not sum(len(batch) for batch in given):
             raise InputError(f"batches: {method} got no inputs; pass batches=images, e.g. 128")
         inputs = torch.cat(given)
+        if not bool(inputs.isfinite().all()):
+            raise InputError(f"batches: {method} got NaN or infinite inputs; leave them out")
         parameter = next(self.network(method).parameters(), inputs)
         return inputs.to(parameter if inputs.is_floating_point() else parameter.device)
 
@@ -67,11 +100,11 @@ class MergeMethod(ABC):
     """Merges experts of one base; subclasses are frozen dataclasses with the hyperparameters.
 
     A subclass defines `plan`, which may read the task vectors once or more (a global
-    threshold, a ranking of layers) and returns the function that merges one tensor. The
-    loop in `stream` does the rest, for every method, so that merging in memory and out of
-    core give the same bits. Integer tensors are copied from the base, BatchNorm's running
-    statistics averaged over the experts; all sums are in float32 or wider, and every merged
-    tensor has the base's type.
+    threshold, a ranking of layers) and returns the function that merges one tile. The
+    loop in `merge_to` does the rest, for every method, so that merging in memory and out of
+    core, on one thread or more, give the same bits. Integer tensors are copied from the base,
+    BatchNorm's running statistics averaged over the experts; all sums are in float32 or wider,
+    and the result has the types of `TaskVectors.layout`.
     """
 
     transforms: Sequence[Transform]
@@ -80,11 +113,13 @@ class MergeMethod(ABC):
 
     @abstractmethod
     def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
-        """Return the function from (name, task vectors [K, *shape]) to the update [*shape].
+        """Return the function from a span and its task vectors [K, n] to the update [n].
 
-        It must not change the stack it is given.
+        It may change the tile it is given, and is called from several threads, all tiles of
+        one tensor in order from the same one.
         """
 
+    @torch.no_grad()
     def __call__(
         self,
         base: Weights,
@@ -92,6 +127,7 @@ class MergeMethod(ABC):
         *,
         model: nn.Module | None = None,
         batches: Batches | None = None,
+        jobs: int | None = None,
     ) -> dict[str, Tensor]:
         """Merge the experts into one set of weights.
 
@@ -100,58 +136,85 @@ class MergeMethod(ABC):
             experts: Task to fine-tuned weights, of the base's names and shapes.
             model: The network, for methods that run it; it comes back unchanged.
             batches: Unlabelled inputs of the model, for methods that need them.
+            jobs: Number of threads, by default as many as torch uses; of no influence on the
+                result.
 
         Returns:
-            Merged weights under the base's names, in its types. Inputs are not changed.
+            Merged weights under the base's names, typed as `TaskVectors.layout` says. Inputs are
+            not changed.
 
         Raises:
             InputError: Base and experts do not fit, have NaN or infinite values, or
                 something that the method needs is missing.
         """
-        return dict(self.stream(base, experts, model=model, batches=batches))
+        vectors = self.task_vectors(base, experts, jobs)
+        sink = InMemory(vectors.layout(), vectors.device)
+        merge_each(vectors, self.plan(vectors, Resources(model, batches)), sink)
+        return sink.tensors
 
     @torch.no_grad()
-    def stream(
+    def merge_to(
         self,
+        sink: Sink,
         base: Weights,
         experts: Mapping[str, Weights],
         *,
         model: nn.Module | None = None,
         batches: Batches | None = None,
-    ) -> Iterator[tuple[str, Tensor]]:
-        """Yield (name, merged tensor) in the base's order, the same as `__call__` returns.
+        jobs: int | None = None,
+    ) -> None:
+        """Merge out of core: give the merged tensors to a sink, tile by tile.
 
-        Input is checked and the plan made before this returns; from then on one tensor of
-        every expert is in memory at a time.
+        The tiles of one tensor come in order, the tensors in any. In memory at a time are some
+        tiles of every expert and what the method's plan holds. See `__call__` for the rest.
         """
-        vectors = self.task_vectors(base, experts)
-        return merge_each(vectors, self.plan(vectors, Resources(model, batches)))
+        vectors = self.task_vectors(base, experts, jobs)
+        merge_each(vectors, self.plan(vectors, Resources(model, batches)), sink)
+
+    def described(self) -> str:
+        """The method and its hyperparameters as they are written into files."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        plain = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in plain.items())})"
 
     @torch.no_grad()
-    def task_vectors(self, base: Weights, experts: Mapping[str, Weights]) -> TaskVectors:
+    def task_vectors(
+        self, base: Weights, experts: Mapping[str, Weights], jobs: int | None = None
+    ) -> TaskVectors:
         """Check the input and return its task vectors after this method's transforms."""
         check_experts(base, experts, minimum=1, finite=False)  # values: when they are read
-        vectors = TaskVectors(base, experts)
+        vectors = TaskVectors(base, experts, jobs)
         for transform in self.transforms:
             vectors = transform(vectors)
         return vectors
 
 
-@torch.no_grad()
-def merge_each(vectors: TaskVectors, update: Update) -> Iterator[tuple[str, Tensor]]:
-    """Yield every tensor of the base merged, in its type: read one stack, merge, forget."""
-    for name, stored in vectors.base.items():
-        yield name, merge_one(vectors, name, update).to(stored.dtype)
+def merge_each(vectors: TaskVectors, update: Update, sink: Sink) -> None:
+    """Merge every tensor of the base into a sink, several at a time."""
+    vectors.each(vectors.base, lambda name: merge_one(vectors, name, update, sink))
 
 
-def merge_one(vectors: TaskVectors, name: str, update: Update) -> Tensor:
-    """One tensor updated, averaged or copied as its kind asks; not yet rounded to its type."""
-    stored = vectors.base[name]
-    if is_merged(name, stored.dtype):
-        return wide(stored) + update(name, vectors[name])
-    if stored.is_floating_point():  # a running statistic
-        return vectors.stack(name).mean(0)
-    return stored.clone()
+def merge_one(vectors: TaskVectors, name: str, update: Update, sink: Sink) -> None:
+    """Write one tensor updated, averaged or copied as its kind asks.
+
+    Raises:
+        InputError: A value is not finite, or gets too large.
+    """
+    dtype = vectors.base.dtype(name)
+    if not is_merged(name, dtype):
+        stored = vectors.stack(name).mean(0) if dtype.is_floating_point else vectors.base[name]
+        sink.write(name, 0, stored.reshape(-1))
+        return
+    for span in vectors.spans(name):
+        merged = vectors.read_base(span)
+        if not vectors.is_zero(name):
+            merged.add_(update(span, vectors.read(span, merged)))
+        rounded = merged.to(vectors.dtype(name))
+        if not bool(rounded.isfinite().all()):
+            raise InputError(
+                f"the merged {name} is too large for {rounded.dtype}: choose a smaller scale"
+            )
+        sink.write(name, span.start, rounded)
 
 
 Kind = TypeVar("Kind")

@@ -3,12 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.seeding import generator_for
-from lightning_merge.core.task_vectors import TaskVectors
+from lightning_merge.core.seeding import uniform_numbers
+from lightning_merge.core.task_vectors import Span, TaskVectors
 from lightning_merge.methods.base import Transform
 
 
@@ -40,10 +39,10 @@ class Dare(Transform):
     def __call__(self, vectors: TaskVectors) -> TaskVectors:
         """Return the task vectors with entries dropped."""
 
-        def drop(name: str, stacked: Tensor) -> Tensor:
-            generators = (generator_for(self.seed, task, name) for task in vectors.tasks)
-            uniform = torch.stack([torch.rand(stacked.shape[1:], generator=g) for g in generators])
-            kept = (uniform >= self.drop).to(stacked.device)
-            return torch.where(kept, stacked / (1 - self.drop), 0.0)
+        def drop(span: Span, tile: Tensor) -> Tensor:
+            for task, row in zip(vectors.tasks, tile, strict=True):
+                numbers = uniform_numbers(span.start, span.stop, self.seed, task, span.name)
+                row.masked_fill_((numbers < self.drop).to(row.device), 0.0)
+            return tile.div_(1 - self.drop)
 
         return vectors.map(drop)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.task_vectors import TaskVectors, flatten_tasks, per_task
+from lightning_merge.core.task_vectors import Span, TaskVectors, sum_tasks
 from lightning_merge.methods.base import Transform
 from lightning_merge.methods.checks import require_choice
 
@@ -50,19 +50,31 @@ class LwPTV(Transform):
         masks = self.task_masks(self.scores(vectors))
         if self.shared:
             masks = self.shared_mask(masks).expand_as(masks)
-        kept = dict(zip(vectors.names, masks.T, strict=True))
-        return vectors.map(
-            lambda name, stacked: torch.where(per_task(kept[name], stacked), stacked, 0.0)
-        )
+        kept = dict(zip(vectors.names, masks.T.tolist(), strict=True))
+
+        def prune(span: Span, tile: Tensor) -> Tensor:
+            for keep, row in zip(kept[span.name], tile, strict=True):
+                if not keep:
+                    row.zero_()
+            return tile
+
+        return vectors.map(prune).zeroed(name for name, keep in kept.items() if not any(keep))
 
     def scores(self, vectors: TaskVectors) -> Tensor:
         """Saliency s_kl of every task and layer, [K, L] in float64; reads every tensor once."""
-        return torch.stack([self._score(vectors[name]) for name in vectors.names], dim=1)
 
-    def _score(self, stacked: Tensor) -> Tensor:
-        centre = stacked.mean(0) if self.score == "diversity" else 0.0
-        deviation = flatten_tasks((stacked - centre).abs_())
-        return deviation.sum(1, dtype=torch.float64) / max(deviation.shape[1], 1)
+        def score(name: str) -> Tensor:
+            parts = (self._deviation(vectors.read(span)) for span in vectors.spans(name))
+            total = sum(parts, torch.zeros(len(vectors), dtype=torch.float64))
+            return total / max(vectors.numel(name), 1)
+
+        return torch.stack(vectors.each(vectors.names, score), dim=1)
+
+    def _deviation(self, tile: Tensor) -> Tensor:
+        """The sum over a tile's entries that `scores` averages, [K] in float64 on the CPU."""
+        if self.score == "diversity":
+            tile.sub_(sum_tasks(tile).div_(len(tile)))
+        return tile.abs_().sum(1, dtype=torch.float64).cpu()
 
     def task_masks(self, scores: Tensor) -> Tensor:
         """The layers that each task keeps by itself, bool [K, L], from scores [K, L]."""

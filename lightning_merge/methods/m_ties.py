@@ -1,6 +1,6 @@
 """M-TIES: TIES in which the nodes where averaging weights fails most keep the least."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar, Literal, get_args
@@ -19,11 +19,12 @@ from lightning_merge.core.m_loss import (
 )
 from lightning_merge.core.names import match_names
 from lightning_merge.core.seeding import generator_for
-from lightning_merge.core.task_vectors import TaskVectors, wide
+from lightning_merge.core.task_vectors import Span, TaskVectors, TileMap, wide
 from lightning_merge.core.tracing import activated_linears, run_visiting
-from lightning_merge.core.trim import trim_rows
+from lightning_merge.core.trim import row_trim
 from lightning_merge.methods.base import (
     Batches,
+    InMemory,
     MergeMethod,
     Resources,
     Transform,
@@ -109,6 +110,8 @@ class MTies(MergeMethod):
         require_between(0, 1, keep=self.keep)
         require_between(0, self.keep, spread=self.spread)
         require_finite(scale=self.scale)
+        if isinstance(self.layers, str) or self.layers == []:
+            raise InputError(f"layers={self.layers!r}: give a list of names or positions, or none")
         require_choice(get_args(LayerInputs), layer_inputs=self.layer_inputs)
         require_choice(get_args(Reduce), reduce=self.reduce)
         require_choice(get_args(NodeOrder), node_order=self.node_order)
@@ -133,8 +136,9 @@ class MTies(MergeMethod):
         """Merge as a call does, and return the node losses and keep ratios with the result."""
         vectors = self.task_vectors(base, experts)
         ranking = self._rank(vectors, Resources(model, batches))
-        merged = dict(merge_each(vectors, ranking.update))
-        return MTiesAnalysis(merged, ranking.losses, ranking.keep_ratios)
+        sink = InMemory(vectors.layout(), vectors.device)
+        merge_each(vectors, ranking.update, sink)
+        return MTiesAnalysis(sink.tensors, ranking.losses, ranking.keep_ratios)
 
     def _rank(self, vectors: TaskVectors, resources: Resources) -> "_Ranking":
         model, images = resources.network("M-TIES"), resources.inputs("M-TIES")
@@ -181,14 +185,12 @@ class _Ranking:
     keep_ratios: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._plain_trim = trimming(self.vectors, self.method.keep, self.method.trim)
+        plain = trimming(self.vectors, self.method.keep, self.method.trim)
+        self._trim: TileMap = row_trim(self.vectors, self.keep_ratios, plain)
 
-    def update(self, name: str, stacked: Tensor) -> Tensor:
+    def update(self, span: Span, tile: Tensor) -> Tensor:
         """Trim by row where a layer is ranked, plainly elsewhere; elect and merge."""
-        if name in self.keep_ratios:
-            trimmed = trim_rows(stacked, self.keep_ratios[name])
-        else:
-            trimmed = self._plain_trim(name, stacked)
+        trimmed = self._trim(span, tile)
         merged = disjoint_merge(trimmed, elect_signs(trimmed), self.method.combine)
         return merged.mul_(self.method.scale)
 
@@ -196,32 +198,29 @@ class _Ranking:
         """Pass the images through the network once, ranking each layer on the way."""
         own = {name: t for name, t in model.state_dict().items() if t.is_floating_point()}
         stored = match_names(own, self.vectors.base)
-        weights = {f"{layer}.weight" for layer in layers}
-        state = {
-            name: torch.empty_like(tensor).copy_(self._prefix(stored[name], name in weights))
-            for name, tensor in own.items()
-        }
+        layout = {stored[name]: (t.dtype, tuple(t.shape)) for name, t in own.items()}
+        self._running = InMemory(layout, next(iter(own.values())).device)
+        ranked = {stored[f"{layer}.weight"] for layer in layers}
+        ready = set(stored.values()) - ranked if self.method.layer_inputs == "merged" else set()
+        for name in set(stored.values()) - ready:
+            self._running.write(name, 0, self.vectors.base[name].reshape(-1))
+        self._merge(ready)
         visitors = {
             layer: partial(
-                self._visit,
-                stored[f"{layer}.weight"],
-                stored.get(f"{layer}.bias"),
-                activation,
-                state[f"{layer}.weight"],
+                self._visit, stored[f"{layer}.weight"], stored.get(f"{layer}.bias"), activation
             )
             for layer, activation in layers.items()
         }
+        state = {name: self._running.tensors[stored[name]] for name in own}
         run_visiting(model, state, images, visitors)
 
-    def _prefix(self, name: str, ranked: bool) -> Tensor:
-        """A tensor as the pass begins: merged already, unless its own layer is to be ranked."""
-        if ranked or self.method.layer_inputs == "base":
-            return self.vectors.base[name]
-        return merge_one(self.vectors, name, self.update)
+    def _merge(self, names: Iterable[str]) -> None:
+        """Merge tensors into the running network."""
+        self.vectors.each(
+            names, lambda name: merge_one(self.vectors, name, self.update, self._running)
+        )
 
-    def _visit(
-        self, weight: str, bias: str | None, activation: Activation, running: Tensor, inputs: Tensor
-    ) -> None:
+    def _visit(self, weight: str, bias: str | None, activation: Activation, inputs: Tensor) -> None:
         """Rank the nodes of one layer at its inputs [n, in]; then merge it in place."""
         biases = None if bias is None else self.vectors.weights(bias).to(inputs.device)
         weights = self.vectors.weights(weight).to(inputs.device)
@@ -229,7 +228,7 @@ class _Ranking:
         self.losses[weight] = loss.cpu()
         self.keep_ratios[weight] = self._ratios(weight, self.losses[weight])
         if self.method.layer_inputs == "merged":
-            running.copy_(merge_one(self.vectors, weight, self.update))
+            self._merge([weight])
 
     def _ratios(self, weight: str, loss: Tensor) -> Tensor:
         keep, spread, order = self.method.keep, self.method.spread, self.method.node_order

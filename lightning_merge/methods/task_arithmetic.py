@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lightning_merge.core.task_vectors import TaskVectors
+from lightning_merge.core.task_vectors import TaskVectors, sum_tasks
 from lightning_merge.methods.base import MergeMethod, Resources, Transform, Update
 from lightning_merge.methods.checks import require_finite
 
@@ -32,4 +32,4 @@ class TaskArithmetic(MergeMethod):
 
     def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
         """Sum every tensor's task vectors."""
-        return lambda name, stacked: stacked.sum(0).mul_(self.scale)
+        return lambda span, tile: sum_tasks(tile).mul_(self.scale)

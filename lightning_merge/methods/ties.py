@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from lightning_merge.core.elect import Combine, disjoint_merge, elect_signs, majority_sign
-from lightning_merge.core.task_vectors import StackMap, TaskVectors
+from lightning_merge.core.task_vectors import Span, TaskVectors, TileMap
 from lightning_merge.core.trim import global_trim, tensor_trim
 from lightning_merge.methods.base import MergeMethod, Resources, Transform, Update
 from lightning_merge.methods.checks import require_between, require_choice, require_finite
@@ -55,10 +55,10 @@ class Ties(MergeMethod):
         trim = trimming(vectors, self.density, self.trim)
         majority = cache(lambda: majority_sign(vectors.map(trim)))
 
-        def update(name: str, stacked: Tensor) -> Tensor:
-            trimmed = trim(name, stacked)
+        def update(span: Span, tile: Tensor) -> Tensor:
+            trimmed = trim(span, tile)
             signs = elect_signs(trimmed, zero_sign=0.0)
-            cancelled = (signs == 0) & trimmed.any(0)
+            cancelled = (signs == 0) & (trimmed.abs().sum(0) > 0)
             if cancelled.any():
                 signs[cancelled] = majority()
             return disjoint_merge(trimmed, signs, self.combine).mul_(self.scale)
@@ -66,6 +66,6 @@ class Ties(MergeMethod):
         return update
 
 
-def trimming(vectors: TaskVectors, density: float, scope: TrimScope) -> StackMap:
+def trimming(vectors: TaskVectors, density: float, scope: TrimScope) -> TileMap:
     """The trim of one scope: a global one reads all task vectors to find its thresholds."""
-    return global_trim(vectors, density) if scope == "global" else tensor_trim(density)
+    return (global_trim if scope == "global" else tensor_trim)(vectors, density)

@@ -1,10 +1,14 @@
 """The merge and list commands against the Python they stand for."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from tiny_zoo import ENCODER, TASKS
 
-from lightning_merge.core.checkpoint import file_hash, open_checkpoint
+from lightning_merge.core.checkpoint import open_checkpoint
+from lightning_merge.core.files import file_fingerprint
 from lightning_merge.data.tasks import TASKS as KNOWN_TASKS
 from lightning_merge.methods import Average, LwPTV, MTies, TaskArithmetic, Ties
 from lightning_merge.methods.base import MergeMethod, Transform, registered
@@ -44,11 +48,76 @@ def test_merge_is_the_python_call(merge, files, name):
     assert set(written) == set(expected)
     assert all(torch.equal(written[tensor], expected[tensor]) for tensor in expected)
     assert written.metadata["method"] == type(method).__name__
-    stated = written.metadata["hyperparameters"].replace("transforms=[]", "transforms=()")
-    assert stated == repr(method)
-    assert written.metadata["base"] == file_hash(files.base)
+    assert written.metadata["hyperparameters"] == method.described()
+    assert written.metadata["base"] == file_fingerprint(files.base)
     for task in TASKS:
-        assert written.metadata[f"expert/{task}"] == file_hash(files.expert[task])
+        assert written.metadata[f"expert/{task}"] == file_fingerprint(files.expert[task])
+
+
+def test_jobs_shards_and_dtype_change_nothing_else(merge, files, run, tmp_path):
+    whole = merge("--method", "Ties", "--jobs", "1")
+    chosen = [word for task in TASKS for word in (f"--experts.{task}", files.expert[task])]
+    result = run(
+        "merge", "--base", files.base, *chosen, "--output", tmp_path / "folder", "--method", "Ties",
+        "--jobs", "3", "--max-shard-size", "2KB", "--dtype", "bfloat16",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    shards = open_checkpoint(tmp_path / "folder")
+    assert len([*(tmp_path / "folder").glob("*.safetensors")]) > 1
+    assert set(shards) == set(whole)
+    for name, tensor in whole.items():
+        assert torch.equal(shards[name], tensor.bfloat16()), name
+
+
+def test_ignored_tensors_are_the_bases(merge, files):
+    written = merge("--method", "Average", "--ignore", "[blocks.0.*]")
+    base, whole = open_checkpoint(files.base), merge("--method", "Average", "--overwrite", "true")
+    ignored = {name for name in base if name.startswith("blocks.0.")}
+    assert ignored
+    for name in base:
+        assert torch.equal(written[name], base[name] if name in ignored else whole[name])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--ignore", "[nothing.like.it]"], "nothing.like.it"),
+        (["--jobs", "0"], "jobs=0"),
+        (["--max-shard-size", "big"], "max_shard_size='big'"),
+        (["--output", "merged.pt"], "merged.safetensors"),
+        (["--method.scale", "1e39"], "choose a smaller scale"),
+    ],
+)
+def test_merge_names_what_is_wrong(run, files, tmp_path, options, message, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    chosen = [word for task in TASKS for word in (f"--experts.{task}", files.expert[task])]
+    before = ["merge", "--base", files.base, *chosen, "--output", tmp_path / "m.safetensors"]
+    result = run(*before, "--method", "TaskArithmetic", *options)
+    assert result.code == 2
+    assert message in result.err
+    assert not [*tmp_path.glob("*m*.safetensors"), *tmp_path.glob(".*")]
+
+
+def test_merge_never_replaces_its_input(run, files):
+    chosen = [word for task in TASKS for word in (f"--experts.{task}", files.expert[task])]
+    options = ["--output", files.base, "--method", "Average", "--overwrite", "true"]
+    result = run("merge", "--base", files.base, *chosen, *options)
+    assert result.code == 2
+    assert "is the base itself" in result.err
+
+
+def test_merging_weights_imports_no_lightning(files, tmp_path):
+    chosen = [word for task in TASKS for word in (f"--experts.{task}", str(files.expert[task]))]
+    arguments = ["merge", "--base", str(files.base), *chosen, "--method", "Ties"]
+    arguments += ["--output", str(tmp_path / "m.safetensors")]
+    code = (
+        "import sys; from lightning_merge.cli.main import main; "
+        f"assert main({arguments!r}) == 0; "
+        "heavy = {'lightning', 'torchvision', 'transformers', 'timm', 'sklearn', 'matplotlib'}; "
+        "sys.exit(', '.join(heavy & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_merge_by_a_config_and_with_images(merge, files, root, tmp_path, data):

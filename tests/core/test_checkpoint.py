@@ -1,6 +1,8 @@
+import gc
 import json
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -8,9 +10,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lightning_merge.core import checkpoint as checkpoint_module
 from lightning_merge.core.checkpoint import (
     Checkpoint,
+    as_checkpoint,
     file_hash,
     match_names,
     open_checkpoint,
@@ -18,7 +20,8 @@ from lightning_merge.core.checkpoint import (
     select,
 )
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.files import atomic_write
+from lightning_merge.core.files import atomic_write, file_fingerprint
+from lightning_merge.core.flat import BLOCK
 from lightning_merge.core.names import is_statistic
 
 
@@ -41,6 +44,17 @@ def assert_same(found, wanted):
     for name, tensor in wanted.items():
         assert found[name].dtype == tensor.dtype
         assert torch.equal(found[name], tensor)
+
+
+B = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+
+
+def with_header(folder, header, content=bytes(8)):
+    """A safetensors file with any header."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path = folder / "x.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content)
+    return path
 
 
 class TestSave:
@@ -107,15 +121,6 @@ class TestSave:
             save_checkpoint(interrupted(), path)
         assert os.listdir(tmp_path) == ["x.safetensors"]
         assert open_checkpoint(path)["a"] == 1
-
-    def test_full_disk(self, tmp_path, monkeypatch):
-        def full(*_):
-            raise OSError(28, "No space left on device")
-
-        monkeypatch.setattr(checkpoint_module, "_write", full)
-        with pytest.raises(InputError, match="No space left"):
-            save_checkpoint({"a": torch.ones(1)}, tmp_path / "x.safetensors")
-        assert os.listdir(tmp_path) == []
 
 
 class TestAtomicWrite:
@@ -195,12 +200,14 @@ class TestOpen:
         [
             ("x.pt", None, "does not exist"),
             ("x.pt", b"", "empty"),
-            ("x.safetensors", b"", "damaged"),
+            ("x.safetensors", b"", "empty"),
+            ("x.safetensors", b"{", "damaged"),
             ("x.safetensors", b"<html>not found</html>", "damaged"),
             ("x.bin", b"<html>not found</html>", "damaged"),
             ("x.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
             ("x.safetensors", (2**60).to_bytes(8, "little") + b"{}", "damaged"),
             ("x.safetensors", (2).to_bytes(8, "little") + b"{}", "no tensors"),
+            ("x.safetensors", (2).to_bytes(8, "little") + b"[]", "damaged"),
         ],
     )
     def test_unreadable(self, name, content, message, tmp_path):
@@ -210,15 +217,76 @@ class TestOpen:
             open_checkpoint(tmp_path / name)
         assert str(tmp_path / name) in str(fault.value)
 
+    @pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
+    def test_files_are_closed(self, kind, tmp_path):
+        gc.collect()
+        before = len(os.listdir("/dev/fd"))
+        checkpoint = stored_as(kind, {"a": torch.ones(2)}, tmp_path)
+        view = checkpoint.renamed({"b": "a"})
+        del checkpoint
+        assert view["b"].sum() == 2
+        assert len(os.listdir("/dev/fd")) == before + 1
+        del view
+        assert len(os.listdir("/dev/fd")) == before
+
+    def test_pipes_do_not_block(self, tmp_path):
+        for name in ("x.safetensors", "x.json", "x"):
+            os.mkfifo(tmp_path / name)
+            with pytest.raises(InputError, match="no regular file"):
+                open_checkpoint(tmp_path / name)
+
     @pytest.mark.parametrize("offsets", [[0, 4], [0, 2**50], [4, 8], [8, 0], [-8, 0], [0]])
     @pytest.mark.parametrize("shape", [[2], [2**40, 2**40], [-2], ["2"]])
     def test_lying_headers(self, offsets, shape, tmp_path):
-        header = {"a": {"dtype": "F32", "shape": shape, "data_offsets": offsets}}
-        header["b"] = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}  # overlaps
-        text = json.dumps(header).encode()
-        path = tmp_path / "x.safetensors"
-        path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
+        path = with_header(
+            tmp_path, {"a": {"dtype": "F32", "shape": shape, "data_offsets": offsets}, "b": B}
+        )
         with pytest.raises(InputError, match=r"x\.safetensors"):
+            open_checkpoint(path)
+
+    @pytest.mark.parametrize(
+        "entry",
+        [
+            {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},  # the place of b
+            {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]},
+            {"dtype": "F32", "shape": [1], "data_offsets": [8, 12]},  # beyond the end
+            {"dtype": "F32", "shape": [0], "data_offsets": [4, 4]},  # within b
+            {"dtype": "F32", "shape": [0, 2**63], "data_offsets": [8, 8]},
+            {"dtype": "F32", "shape": [0] * 65, "data_offsets": [8, 8]},
+            {"dtype": "F32", "shape": [False], "data_offsets": [8, 8]},
+            {"dtype": "F32", "shape": [0.0], "data_offsets": [8, 8]},
+            {"dtype": "F32", "shape": [0], "data_offsets": [8, 8, 8]},
+            {"dtype": "F4", "shape": [0], "data_offsets": [8, 8]},
+            {"dtype": ["F32"], "shape": [0], "data_offsets": [8, 8]},
+            {"dtype": "F32", "shape": [0]},
+            [],
+            None,
+        ],
+    )
+    def test_one_false_entry(self, entry, tmp_path):
+        honest = {"dtype": "F32", "shape": [0, 3], "data_offsets": [8, 8]}
+        found = open_checkpoint(with_header(tmp_path, {"b": B, "a": honest}))
+        assert list(found) == ["b", "a"]
+        with pytest.raises(InputError, match=r"x\.safetensors"):
+            open_checkpoint(with_header(tmp_path, {"b": B, "a": entry}))
+
+    @pytest.mark.parametrize(
+        "header",
+        [
+            b'{"b":%s,"b":%s}',
+            b'{"b":%s,"\\ud800":%s}',
+            b'{"b":%s,"__metadata__":{"a":1}}',
+            b'{"b":%s,"__metadata__":[1]}',
+            b'{"b":%s,"__metadata__":{"a":"\\ud800"}}',
+            b'{"b":%s}x',
+            b'{"b":%s,"\xff":%s}',
+            b"[" * 100_000,
+            b'{"a":' * 100_000,
+        ],
+    )
+    def test_headers_that_are_none(self, header, tmp_path):
+        path = with_header(tmp_path, header.replace(b"%s", json.dumps(B).encode()))
+        with pytest.raises(InputError, match=r"x\.safetensors is truncated or damaged"):
             open_checkpoint(path)
 
     def test_lightning_checkpoint_by_prefix(self, tmp_path):
@@ -231,6 +299,154 @@ class TestOpen:
         assert_same(open_checkpoint(tmp_path / "x.ckpt", keys=list(state)), state)
         with pytest.raises(InputError, match="begin with: encoder, heads"):
             open_checkpoint(tmp_path / "x.ckpt", prefix="model")
+
+
+DTYPES = [
+    *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64),
+    *(torch.float8_e4m3fn, torch.uint16, torch.uint32),
+]
+
+
+def stored_as(kind, tensors, folder):
+    """A checkpoint of the tensors in one of the ways in which they can be had."""
+    if kind == "memory":
+        return as_checkpoint(tensors)
+    path = folder / kind
+    if kind == "safetensors":
+        save_checkpoint(tensors, path)
+    elif kind == "shards":
+        save_checkpoint(tensors, path, max_shard_size=1)
+    else:
+        torch.save(tensors, path, _use_new_zipfile_serialization=kind == "zip")
+    return open_checkpoint(path)
+
+
+class TestReadInto:
+    @pytest.mark.parametrize("kind", ["memory", "safetensors", "shards", "zip", "legacy"])
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    def test_equals_slicing(self, kind, dtype, tmp_path):
+        values = torch.arange(120).remainder(100).to(dtype)
+        tensors = {
+            "odd": torch.ones(3, dtype=torch.int8),
+            "flat": values,
+            "scalar": values[5],
+            "empty": values[:0].view(0, 3),
+            "rows": values.view(2, 3, 20)[:, 1:],
+            "columns": values.view(10, 12)[:, 3:7],
+            "transposed": values.view(4, 6, 5).permute(2, 0, 1),
+            "stepped": values[1::3],
+        }
+        checkpoint = stored_as(kind, tensors, tmp_path)
+        wide = torch.complex128 if dtype.is_complex else torch.float64
+        for name, tensor in tensors.items():
+            flat = tensor.to(wide).reshape(-1)  # equal() knows neither float8 nor uint16
+            size = len(flat)
+            for start, stop in ((0, size), (0, size // 2), (size // 3, size), (size, size)):
+                for kind_of_out in (tensor.dtype, wide):
+                    out = torch.zeros(stop - start, dtype=kind_of_out)
+                    checkpoint.read_into(name, start, out)
+                    assert torch.equal(out.to(wide), flat[start:stop])
+
+    @pytest.mark.parametrize("kind", ["memory", "safetensors", "zip"])
+    def test_blocks_and_strided_memory(self, kind, tmp_path):
+        values = torch.randn(3, BLOCK)
+        checkpoint = stored_as(kind, {"a": values, "b": values.T}, tmp_path).renamed(
+            {"x": "a", "y": "b"}
+        )
+        for name, tensor in (("x", values), ("y", values.T)):
+            flat = tensor.reshape(-1)[5:-7]
+            for dtype in (torch.float32, torch.float64, torch.bfloat16):
+                out = torch.empty(len(flat) + 9, dtype=dtype)[9:]
+                checkpoint.read_into(name, 5, out)
+                assert torch.equal(out, flat.to(dtype))
+
+    @pytest.mark.gpu
+    def test_to_a_gpu(self, tmp_path):
+        values = torch.randn(BLOCK + 3)
+        for kind in ("memory", "safetensors", "zip"):
+            out = torch.empty(BLOCK + 1, device="cuda", dtype=torch.bfloat16)
+            stored_as(kind, {"a": values}, tmp_path).read_into("a", 2, out)
+            assert torch.equal(out.cpu(), values[2:].bfloat16())
+
+    @pytest.mark.parametrize("kind", ["memory", "safetensors"])
+    def test_runs_that_are_not_there(self, kind, tmp_path):
+        checkpoint = stored_as(kind, {"a": torch.ones(2, 2)}, tmp_path)
+        for start, size in ((0, 5), (3, 2), (-1, 2), (5, 0)):
+            with pytest.raises(IndexError, match=r"'a' \(2, 2\)"):
+                checkpoint.read_into("a", start, torch.empty(size))
+        with pytest.raises(IndexError):
+            checkpoint.read_into("a", 0, torch.empty(2, 2))
+        with pytest.raises(KeyError):
+            checkpoint.read_into("b", 0, torch.empty(1))
+
+    @pytest.mark.parametrize("kind", ["safetensors", "shards", "zip"])
+    def test_many_threads(self, kind, tmp_path):
+        tensors = {f"{i}": torch.randn(1000) for i in range(8)}
+        checkpoint = stored_as(kind, tensors, tmp_path)
+
+        def read(i):
+            out = torch.empty(500)
+            checkpoint.read_into(str(i % 8), i, out)
+            return torch.equal(out, tensors[str(i % 8)][i : i + 500])
+
+        with ThreadPoolExecutor(8) as pool:
+            assert all(pool.map(read, range(200)))
+
+
+class TestChangedFiles:
+    @pytest.fixture(params=["safetensors", "shards", "zip", "legacy"])
+    def opened(self, request, tmp_path):
+        """A checkpoint and the file that it reads tensor 'a' from."""
+        checkpoint = stored_as(request.param, {"a": torch.arange(5000.0)}, tmp_path)
+        path = tmp_path / request.param
+        (path,) = path.glob("model-*") if path.is_dir() else [path]
+        return checkpoint, path
+
+    def test_cut_off(self, opened):
+        checkpoint, path = opened
+        os.truncate(path, path.stat().st_size // 2)
+        checkpoint.read_into("a", 0, torch.empty(9))
+        for read in (
+            lambda: checkpoint["a"],
+            lambda: checkpoint.read_into("a", 0, torch.ones(5000)),
+        ):
+            with pytest.raises(InputError, match="tensor 'a' is truncated") as fault:
+                read()
+            assert str(path) in str(fault.value)
+        with pytest.raises(InputError, match=f"{path} changed"):
+            checkpoint.check_unchanged()
+
+    def test_replaced_or_removed(self, opened):
+        checkpoint, path = opened
+        checkpoint.check_unchanged()
+        save_checkpoint({"a": torch.zeros(5000)}, path)
+        assert torch.equal(checkpoint["a"], torch.arange(5000.0))  # the file that was opened
+        with pytest.raises(InputError, match=f"{path} changed"):
+            checkpoint.check_unchanged()
+        path.unlink()
+        with pytest.raises(InputError, match=f"{path} changed"):
+            checkpoint.renamed({"b": "a"}).check_unchanged()
+        assert checkpoint["a"].sum() > 0
+
+    def test_written_to(self, opened):
+        checkpoint, path = opened
+        with path.open("r+b") as file:
+            file.write(file.read(1))
+        os.utime(path, ns=(0, 0))
+        with pytest.raises(InputError, match=f"{path} changed"):
+            checkpoint.check_unchanged()
+
+    def test_a_disk_that_fails(self, opened, tmp_path):
+        checkpoint, path = opened
+        other = os.open(tmp_path, os.O_RDONLY)  # a folder, which gives an error when it is read
+        os.dup2(other, checkpoint._entries["a"].source._descriptor)
+        os.close(other)
+        with pytest.raises(InputError, match=f"{path}: tensor 'a' cannot be read: Is a directory"):
+            checkpoint.read_into("a", 0, torch.empty(5))
+
+    def test_memory_never_changes(self):
+        as_checkpoint({"a": torch.ones(1)}).check_unchanged()
 
 
 class TestNames:
@@ -332,3 +548,32 @@ def test_file_hash(tmp_path):
     assert file_hash(tmp_path) != folder
     with pytest.raises(InputError, match="missing"):
         file_hash(tmp_path / "missing")
+
+
+def test_file_fingerprint(tmp_path):
+    path, size, head = tmp_path / "x", 1 << 23, 1 << 20
+    content = bytearray(os.urandom(size))
+
+    def fingerprint():
+        path.write_bytes(content)
+        return file_fingerprint(path)
+
+    first, folder = fingerprint(), file_fingerprint(tmp_path)
+    assert first == file_fingerprint(path) != file_hash(path)
+    for position in (0, head - 1, head, head + (size - head - (1 << 14)) // 2, size - 1):
+        content[position] ^= 1
+        assert fingerprint() != first
+        assert file_fingerprint(tmp_path) != folder
+        content[position] ^= 1
+        assert fingerprint() == first
+    for size in (0, 1, 1 << 14, head, head + 1, head + (1 << 20)):  # small ones are read whole
+        content = bytearray(size)
+        first = fingerprint()
+        for position in {0, size // 2, size * 7 // 8, size - 1} if size else ():
+            content[position] = 1
+            assert fingerprint() != first
+            content[position] = 0
+        content.append(0)
+        assert fingerprint() != first
+    with pytest.raises(InputError, match="missing"):
+        file_fingerprint(tmp_path / "missing")

@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional
 
+from lightning_merge.core.errors import InputError
 from lightning_merge.core.m_loss import (
     ACTIVATIONS,
     layer_m_loss,
@@ -133,3 +134,17 @@ def test_published_ranks_and_ratios(shared):
 )
 def test_rank_normalize(loss, ranks):
     assert rank_normalize(torch.tensor(loss)).tolist() == ranks
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda h: node_m_loss(h, torch.tanh, torch.ones(2)), r"weights of shape \[2\]"),
+        (lambda h: row_keep_ratios(h[0, 0], 0.1, 0.2), "spread=0.2"),
+        (lambda h: row_keep_ratios(h[0, 0], 1.2, 0.2), "keep=1.2"),
+        (lambda h: row_keep_ratios(h[0, 0] * torch.nan, 0.2, 0.1), "NaN"),
+    ],
+)
+def test_bad_arguments(call, message):
+    with pytest.raises(InputError, match=message):
+        call(torch.ones(3, 4, 5))

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from lightning_merge.core import task_vectors
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.task_vectors import TaskVectors
+from lightning_merge.core.task_vectors import Span, TaskVectors, flatten_tasks
 
 
 @pytest.fixture
@@ -40,11 +41,11 @@ def test_names_tasks_and_stacks(vectors):
 def test_maps_are_lazy_and_leave_the_original_alone(vectors):
     read = []
 
-    def double(name, stacked):
-        read.append(name)
-        return 2 * stacked
+    def double(span, tile):
+        read.append(span.name)
+        return 2 * tile
 
-    mapped = vectors.map(double).map(lambda name, stacked: stacked + 1)
+    mapped = vectors.map(double).map(lambda span, tile: tile + 1)
     assert not read
     assert mapped["scalar"].tolist() == [3.0, 1.0]
     assert mapped.weights("scalar").tolist() == [5.0, 3.0]
@@ -64,3 +65,28 @@ def test_broken_values_name_who_and_what(value, base):
 def test_large_finite_values_are_no_error(base):
     large = base | {"double": torch.full((2,), 1e308, dtype=torch.float64)}
     assert TaskVectors(base, {"a": large})["double"].isfinite().all()
+
+
+@pytest.mark.parametrize("entries", [1, 7, 8, 64, 10**6])
+def test_tiles_cover_every_tensor_by_whole_rows(entries, vectors, monkeypatch):
+    monkeypatch.setattr(task_vectors, "TILE", entries)
+    for name in vectors.names:
+        spans, whole = [*vectors.spans(name)], flatten_tasks(vectors[name])
+        assert [s.start for s in spans[1:]] == [s.stop for s in spans[:-1]]
+        row = 3 if name == "half" else 1
+        for span in spans:
+            assert span.start % row == 0
+            assert span.stop - span.start <= max(row, entries // 2)
+            assert torch.equal(vectors.read(span), whole[:, span.start : span.stop])
+            assert torch.equal(vectors.read(span, vectors.read_base(span)), vectors.read(span))
+        assert sum(s.stop - s.start for s in spans) == vectors.numel(name)
+
+
+def test_zeroed_tensors_are_not_read(base):
+    broken = base | {"half": torch.full((2, 3), float("nan"))}
+    view = TaskVectors(base, {"a": broken}).zeroed(["half"])
+    assert not view["half"].any()
+    assert view.is_zero("half")
+    assert not view.is_zero("double")
+    with pytest.raises(InputError, match="half"):
+        TaskVectors(base, {"a": broken}).read(Span("half", 0, 2))

@@ -6,13 +6,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lightning_merge.core import task_vectors
 from lightning_merge.core.task_vectors import TaskVectors
 from lightning_merge.core.trim import (
     global_trim,
     keep_largest,
     magnitude_thresholds,
+    row_trim,
+    tensor_trim,
     trim_rows,
-    trim_tensor,
 )
 
 
@@ -42,10 +44,10 @@ def test_keep_largest_keeps_exactly_the_counts(values, counts):
 
 @pytest.mark.parametrize("shape", [(), (1,), (0,), (0, 3), (7,), (4, 5), (3, 2, 2, 2)])
 @pytest.mark.parametrize("density", [0.0, 0.2, 0.5, 1.0])
-def test_trim_tensor_of_any_shape(shape, density):
-    vectors = make_vectors(shape)["t0"]
-    trimmed = trim_tensor(vectors, density)
-    assert trimmed.shape == vectors.shape
+def test_tensor_trim_of_any_shape(shape, density):
+    vectors = make_vectors(shape)
+    trimmed = vectors.map(tensor_trim(vectors, density))["t0"]
+    assert trimmed.shape == (3, *shape)
     kept = (trimmed != 0).sum(tuple(range(1, trimmed.dim()))) if shape else trimmed != 0
     assert kept.tolist() == [int(math.prod(shape) * density)] * 3
 
@@ -87,11 +89,37 @@ def test_global_threshold_is_the_one_that_sorting_finds(density):
         for k in range(3):
             vector = vectors[name][k]
             want = torch.where(vector.abs() >= thresholds[k], vector, 0)
-            assert torch.equal(trim(name, vectors[name])[k], want)
+            assert torch.equal(vectors.map(trim)[name][k], want)
 
 
 def test_trimming_is_scale_equivariant_and_idempotent():
-    stack = make_vectors((6, 10))["t0"]
-    trimmed = trim_tensor(stack, 0.3)
-    assert torch.equal(trim_tensor(4 * stack, 0.3), 4 * trimmed)
-    assert torch.equal(trim_tensor(trimmed, 0.3), trimmed)
+    vectors = make_vectors((6, 10))
+    trimmed = vectors.map(tensor_trim(vectors, 0.3))
+    larger = vectors.map(lambda span, tile: 4 * tile)
+    assert torch.equal(larger.map(tensor_trim(larger, 0.3))["t0"], 4 * trimmed["t0"])
+    assert torch.equal(trimmed.map(tensor_trim(trimmed, 0.3))["t0"], trimmed["t0"])
+
+
+@pytest.mark.parametrize("entries", [1, 100, 10**6])
+@pytest.mark.parametrize("values", ["distinct", "tied", "zero"])
+def test_tensor_trim_keeps_what_sorting_keeps_whatever_the_tiles(values, entries, monkeypatch):
+    monkeypatch.setattr(task_vectors, "TILE", entries)
+    drawn = make_vectors((50, 4), seed=5)
+    change = {"distinct": torch.clone, "tied": torch.round, "zero": torch.zeros_like}[values]
+    vectors = drawn.map(lambda span, tile: change(tile))
+    want = keep_largest(vectors["t0"].flatten(1), torch.tensor(60)).view(3, 50, 4)
+    trimmed = vectors.map(tensor_trim(vectors, 0.3))
+    tiles = [trimmed.read(span) for span in trimmed.spans("t0")]
+    assert torch.equal(torch.cat(tiles, 1).view(3, 50, 4), want)
+
+
+@pytest.mark.parametrize("entries", [1, 30, 10**6])
+def test_row_trim_is_that_of_whole_matrices(entries, monkeypatch):
+    monkeypatch.setattr(task_vectors, "TILE", entries)
+    vectors = make_vectors((6, 10), (8,))
+    ratios = {"t0": torch.linspace(0, 1, 6)}
+    trimmed = vectors.map(row_trim(vectors, ratios, lambda span, tile: 0 * tile))
+    tiles = [trimmed.read(span) for span in trimmed.spans("t0")]
+    want = trim_rows(vectors["t0"], ratios["t0"])
+    assert torch.equal(torch.cat(tiles, 1).view(3, 6, 10), want)
+    assert not trimmed["t1"].any()

@@ -10,6 +10,7 @@ import sys
 import types
 import warnings
 import zipfile
+from io import BytesIO
 
 import pytest
 import torch
@@ -252,6 +253,47 @@ def test_hashing_cannot_crash(tmp_path):
         assert read_pickle(file) == {}
 
 
+@pytest.mark.parametrize(
+    "program",
+    [
+        b"\x80\x04\x8c\x03\xed\xa0\x80\x8c\x01a\x93.",  # half a surrogate pair
+        b"\x80\x04\x8c\x02os\x8c\x04\x1b[2J\x93.",  # clears the terminal
+        b"\x80\x02" + b"}" * 6_000_000 + b".",  # 64 bytes of memory for each
+        b"\x80\x04B\xff\xff\xff\x7f.",
+        b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\x7f.",
+    ],
+    ids=["surrogate", "escape", "objects", "bytes", "text"],
+)
+def test_programs_that_are_refused(program):
+    with pytest.raises((ValueError, OverflowError, MemoryError)):
+        read_pickle(BytesIO(program))
+
+
+def test_keys_that_are_slow_to_hash_are_left_out():
+    assert read_pickle(BytesIO(pickle.dumps({2**62: 0, -(2**62): 1, 2**64: 2}))) == {
+        2**62: 0,
+        -(2**62): 1,
+    }
+
+
+@FORMATS
+def test_names_that_are_no_text(zipped, tmp_path):
+    path = save({"a\ud800": torch.ones(2)}, tmp_path / "x.pt", zipped=zipped)
+    with pytest.raises(InputError, match="is truncated or damaged") as fault:
+        open_checkpoint(path)
+    str(fault.value).encode()
+
+
+@FORMATS
+def test_parts_that_share_all_they_have_take_no_longer(zipped, tmp_path):
+    """Without a bound, the time would grow with the product of parts and what they share."""
+    barren = {str(i): {} for i in range(2000)}
+    content = {f"part{i}": {"x": barren} for i in range(2000)}
+    path = save({**content, "a": torch.ones(1)}, tmp_path / "x.pt", zipped=zipped)
+    with pytest.raises(InputError, match="more objects"):
+        open_checkpoint(path)
+
+
 def rebuilt(tmp_path, shape, stride, offset=0, numel=4):
     """A zip checkpoint whose one tensor claims the given place in a storage of 4 floats."""
     path = save({"a": torch.arange(4.0)}, tmp_path / "good.pt")
@@ -287,6 +329,7 @@ def test_honest_claim(tmp_path):
         {"shape": (4,), "stride": (1,), "numel": 2**60},
         {"shape": (True,), "stride": (1,)},
         {"shape": ("4",), "stride": (1,)},
+        {"shape": (1,) * 65, "stride": (1,) * 65},
     ],
 )
 def test_false_claims(claim, tmp_path):

@@ -3,8 +3,11 @@
 import pytest
 import torch
 
+from lightning_merge.core import task_vectors
+from lightning_merge.core.checkpoint import open_checkpoint, save_checkpoint
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.task_vectors import is_merged
+from lightning_merge.core.writer import CheckpointWriter
 from lightning_merge.methods import MergeMethod, Transform, registered
 
 METHODS = registered(MergeMethod)
@@ -63,11 +66,21 @@ def test_order_of_experts_changes_nothing(make, base, make_experts, resources):
 
 @every_method
 @pytest.mark.parametrize("number", [1, 2, 20])
-def test_stream_equals_call_bit_for_bit(make, number, base, make_experts, resources):
+def test_out_of_core_equals_in_memory_bit_for_bit(
+    make, number, base, make_experts, resources, tmp_path, monkeypatch
+):
     experts = make_experts(number)
-    merged = make()(base, experts, **resources)
-    assert_equal(dict(make().stream(base, experts, **resources)), merged, rtol=0, atol=0)
+    merged = make()(base, experts, jobs=1, **resources)
     assert all(t.isfinite().all() for t in merged.values())
+    stored = {n: open_checkpoint(save_checkpoint(w, tmp_path / n)) for n, w in experts.items()}
+    stored_base = open_checkpoint(save_checkpoint(base, tmp_path / "base"))
+    for jobs, entries in ((1, 1), (3, 100)):
+        monkeypatch.setattr(task_vectors, "TILE", entries)
+        layout = {name: (t.dtype, tuple(t.shape)) for name, t in base.items()}
+        with CheckpointWriter(tmp_path / "merged", layout) as sink:
+            make().merge_to(sink, stored_base, stored, jobs=jobs, **resources)
+        result = open_checkpoint(tmp_path / "merged")
+        assert_equal({name: result[name] for name in merged}, merged, rtol=0, atol=0)
 
 
 @every_method
@@ -121,7 +134,7 @@ def test_broken_value_names_expert_and_tensor(make, value, base, make_experts, r
 @every_method
 def test_no_expert_is_an_error(make, base, resources):
     with pytest.raises(InputError, match="expert"):
-        make().stream(base, {}, **resources)
+        make()(base, {}, **resources)
 
 
 @pytest.mark.parametrize(("name", "factor"), [("Average", 1.0), ("TaskArithmetic", 0.3 * 4)])
@@ -141,3 +154,34 @@ def test_every_method_says_what_it_is():
         assert cls.needs, cls
     assert {"Average", "MTies", "TaskArithmetic", "Ties"} <= set(METHODS)
     assert {"Dare", "LwPTV"} <= set(TRANSFORMS)
+
+
+@pytest.mark.parametrize("name", ["norm.running_var", "norm.running_mean"])
+def test_broken_statistic_names_expert_and_tensor(name, base, make_experts):
+    experts = make_experts(3)
+    experts["task1"][name][2] = torch.nan
+    with pytest.raises(InputError, match=rf"(?s)(?=.*task1)(?=.*{name})"):
+        METHODS["Average"]()(base, experts)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_result_too_large_for_its_type_is_an_error(dtype, base, make_experts):
+    base = {n: t.to(dtype) if t.is_floating_point() else t for n, t in base.items()}
+    scale = {torch.float16: 1e7, torch.float32: 1e39}[dtype]
+    with pytest.raises(InputError, match="choose a smaller scale"):
+        METHODS["TaskArithmetic"](scale=scale)(base, make_experts(2, base))
+
+
+def test_what_wide_experts_learned_on_a_narrow_base_is_kept(base, make_experts):
+    narrow = {n: t.half() if t.is_floating_point() else t for n, t in base.items()}
+    experts = {"x": {n: t + 1e-4 if t.is_floating_point() else t for n, t in base.items()}}
+    merged = METHODS["TaskArithmetic"](scale=1.0)(narrow, experts)
+    assert merged["fc1.weight"].dtype == torch.float32
+    torch.testing.assert_close(merged["fc1.weight"], experts["x"]["fc1.weight"], rtol=0, atol=1e-8)
+
+
+def test_unusable_inputs_of_the_network(base, make_experts, resources):
+    with pytest.raises(InputError, match="NaN"):
+        METHODS["MTies"]()(
+            base, make_experts(2), model=resources["model"], batches=torch.nan * torch.ones(3, 6)
+        )

@@ -1,0 +1,34 @@
+"""The merge command for methods that run the network on images; it imports far more."""
+
+from typing import Any
+
+from lightning_merge.cli.merge import merge_files
+from lightning_merge.core.errors import InputError
+from lightning_merge.data.datamodule import MergeDataModule
+from lightning_merge.methods.base import MergeMethod, Resources
+from lightning_merge.models.encoder import Encoder
+
+
+def merge(
+    encoder: Encoder | None = None, data: MergeDataModule | None = None, **options: Any
+) -> None:
+    """Merge fine-tuned experts of one base into one checkpoint.
+
+    Args:
+        encoder: network of the weights, for methods that run it.
+        data: tasks whose held-out images methods that need images may see.
+        options: see `merge_files`.
+    """
+
+    def resources(method: MergeMethod) -> Resources:
+        if method.needs == "nothing":
+            return Resources()
+        if encoder is None or data is None:
+            raise InputError(
+                f"method {type(method).__name__} needs {method.needs}: give --encoder and --data"
+            )
+        data.preprocess = encoder.preprocess
+        data.load(test=False)
+        return Resources(encoder.backbone, encoder.preprocess.normalize(data.unlabelled()))
+
+    merge_files(resources=resources, **options)

@@ -1,0 +1,111 @@
+"""What the processes of one run do once, and what they agree upon."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeVar
+
+from torch import distributed
+
+from lightning_merge.core.errors import InputError
+
+Result = TypeVar("Result")
+
+PATIENCE = timedelta(days=30)
+"""How long processes wait for one that trains or merges; the default would be 30 minutes."""
+
+
+class AgreedError(InputError):
+    """Bad input that every process of the run has been told of: one of them tells the user."""
+
+
+class Ranks(NamedTuple):
+    """The processes of one run; one that is alone needs no process group.
+
+    Attributes:
+        rank: number of this process.
+        size: number of all processes.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def of(cls, trainer: Any) -> "Ranks":
+        """Return the processes that a Lightning trainer runs on; alone without a trainer."""
+        if trainer is None or trainer.world_size == 1:
+            return cls()
+        return cls(trainer.global_rank, trainer.world_size)
+
+    def once(self, work: Callable[[], Result]) -> Result:
+        """Let process zero work while the others wait, and return its result to all.
+
+        Raises:
+            AgreedError: process zero found bad input.
+            SystemExit: in the others, where process zero failed in any other way.
+        """
+        if self.size == 1:
+            return work()
+        fault: BaseException | None = None
+        outcome: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                outcome = [work(), None]
+            except (Exception, SystemExit) as error:
+                fault, known = error, isinstance(error, InputError)
+                outcome = [None, str(error) if known else SystemExit(1)]
+        distributed.broadcast_object_list(outcome, 0, group=_patient())
+        result, failure = outcome
+        if isinstance(failure, str):
+            raise AgreedError(failure) from fault
+        if failure is not None:
+            raise fault or failure
+        return result
+
+    def gather(self, value: Result) -> list[Result]:
+        """Return the values of all processes, in their order, to each of them."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        distributed.all_gather_object(values, value, group=_patient())
+        return values
+
+    @contextmanager
+    def agreed(self) -> Iterator[None]:
+        """End all processes where one finds bad input in the block, which all of them run.
+
+        Blocks may be nested.
+
+        Raises:
+            AgreedError: with the message of the first process that found some.
+        """
+        if self.size == 1:
+            yield
+            return
+        fault: InputError | None = None
+        try:
+            yield
+        except AgreedError:
+            raise
+        except InputError as error:
+            fault = error
+        found = self.gather(None if fault is None else str(fault))
+        for rank, message in enumerate(found):
+            if message is not None:
+                where = "" if all(found) else f"process {rank} of {self.size}: "
+                raise AgreedError(where + message) from fault
+
+
+ALONE = Ranks()
+
+
+def _patient() -> Any:
+    """Return the group of all processes whose collectives wait as long as the work may take."""
+    return _group_beside(distributed.group.WORLD)
+
+
+@lru_cache(maxsize=1)
+def _group_beside(world: Any) -> Any:
+    """Make it when it is first needed, which all processes do at the same point."""
+    return distributed.new_group(backend="gloo", timeout=PATIENCE)

@@ -1,0 +1,172 @@
+"""Exact order statistics of magnitudes that are never in memory together."""
+
+from collections.abc import Sequence
+from threading import Lock
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_merge.core.task_vectors import Span, TaskVectors
+
+_SMALL = 2**15  # entries per expert that are simply read and partitioned
+_BINS = 2**22  # of all histograms together: 32 MiB
+_WAITING = 2**22  # entries in memory, before they become a histogram: 16 MiB
+_BLOCK = 256  # entries that are sampled together
+_SAMPLE = (2**13, 2**18)  # entries per expert, at least and at most
+
+
+class Order(NamedTuple):
+    """The rank-th smallest magnitude of every expert.
+
+    Attributes:
+        value: The magnitude, [K].
+        less: How many magnitudes are smaller, int64 [K]; rank - 1 unless several are equal.
+    """
+
+    value: Tensor
+    less: Tensor
+
+
+def kth_smallest_magnitude(vectors: TaskVectors, names: Sequence[str], rank: int) -> Order:
+    """The rank-th smallest |entry| of every expert over the named tensors together.
+
+    Read as integers, the bits of magnitudes are ordered as the magnitudes are. A sample gives a
+    narrow range of bits; one pass counts what lies below it and keeps what lies in it or, if
+    that is much, its histogram. Where the range proves wrong, or a bin holds several values,
+    another pass follows. So the result is exact, the memory bounded, and the data are usually
+    read once.
+
+    Args:
+        vectors: Task vectors, read in tiles.
+        names: Tensors that are ranked together.
+        rank: 1 for the smallest, up to the number of entries.
+    """
+    dtype = torch.float32
+    for name in names:
+        dtype = torch.promote_types(dtype, vectors.base.dtype(name))
+    total = sum(vectors.numel(name) for name in names)
+    if total <= _SMALL:
+        tiles = [vectors.read(span).to(dtype) for name in names for span in vectors.spans(name)]
+        magnitudes = torch.cat(tiles, dim=1).abs_()
+        value = magnitudes.kthvalue(rank, dim=1).values
+        return Order(value, (magnitudes < value[:, None]).sum(1))
+    return _Search(vectors, names, rank, total, dtype).run()
+
+
+class _Search:
+    """Per expert, a range of bits [low, high) that narrows to the one value searched for."""
+
+    def __init__(
+        self,
+        vectors: TaskVectors,
+        names: Sequence[str],
+        rank: int,
+        total: int,
+        dtype: torch.dtype,
+    ) -> None:
+        self.vectors, self.names, self.rank, self.total = vectors, names, rank, total
+        self.dtype = dtype
+        self.integer = np.dtype(np.int64 if dtype == torch.float64 else np.int32)
+        experts = len(vectors)
+        self.top = int(self._bits(torch.full((1, 1), torch.inf, dtype=dtype))[0, 0])
+        self.low, self.high = [0] * experts, [self.top] * experts
+        self.less = [0] * experts
+        self.bins = max(2**16, _BINS // experts)
+        self.no_bits = np.zeros(0, self.integer)
+        self.lock = Lock()
+
+    def run(self) -> Order:
+        self._guess()
+        self._narrow()
+        while any(high - low > 1 for low, high in zip(self.low, self.high, strict=True)):
+            self._narrow()
+        value = torch.from_numpy(np.array(self.low, self.integer)).view(self.dtype)
+        device = self.vectors.device
+        return Order(value.to(device), torch.tensor(self.less, device=device))
+
+    def _bits(self, tile: Tensor) -> np.ndarray:
+        return tile.to(self.dtype).abs_().cpu().numpy().view(self.integer)
+
+    def _guess(self) -> None:
+        """Start from the ranks that a sample of evenly spaced blocks makes likely."""
+        wanted = min(max(self.total // 128, _SAMPLE[0]), _SAMPLE[1])
+        step = max(_BLOCK, self.total * _BLOCK // wanted)
+        blocks, offset = [], 0
+        for name in self.names:
+            size = self.vectors.numel(name)
+            for start in range(-offset % step, size - _BLOCK + 1, step):
+                blocks.append(self._bits(self.vectors.read(Span(name, start, start + _BLOCK))))
+            offset += size
+        if len(blocks) < 16:
+            return
+        sample, share = np.stack(blocks, axis=1), self.rank / self.total  # [K, blocks, block]
+        for k, row in enumerate(sample):
+            ordered = np.sort(row, axis=None)
+            middle = ordered[int(share * (len(ordered) - 1))]
+            below = (row < middle).mean(1)  # neighbours differ by chance, distant ones by kind
+            error = np.sqrt(np.square(np.diff(below)).mean() / 2 / len(below))
+            margin = 4 * error + 16 / len(ordered)
+            ends = np.clip([share - margin, share + margin], 0, 1) * (len(ordered) - 1)
+            self.low[k], self.high[k] = (int(v) for v in ordered[ends.astype(int)] + [0, 1])
+
+    def _narrow(self) -> None:
+        """One pass over the data, after which every range is one bin, or known to be wrong."""
+        width = max(high - low for low, high in zip(self.low, self.high, strict=True))
+        self.shift = max(0, (width - 1).bit_length() - (self.bins.bit_length() - 1))
+        self.below = np.zeros(len(self.low), np.int64)
+        self.inside: list[list[np.ndarray]] = [[] for _ in self.low]
+        self.waiting = 0
+        self.counts: np.ndarray | None = None
+        self.vectors.each(self.names, self._count)
+        if self.counts is not None:
+            self._flush()
+        for k in range(len(self.low)):
+            self._settle(k, None if self.counts is None else self.counts[k].cumsum())
+
+    def _count(self, name: str) -> None:
+        """Look at one tensor's entries; sums of integers do not depend on the tensors' order."""
+        for span in self.vectors.spans(name):
+            rows = self._bits(self.vectors.read(span))
+            masks = [(bits < self.low[k], bits < self.high[k]) for k, bits in enumerate(rows)]
+            below = [np.count_nonzero(under) for under, _ in masks]
+            inside = [bits[under ^ upto] for bits, (under, upto) in zip(rows, masks, strict=True)]
+            with self.lock:
+                self.below += below
+                for part, bits in zip(self.inside, inside, strict=True):
+                    part.append(bits)
+                self.waiting += sum(map(len, inside))
+                if self.waiting > _WAITING:
+                    self._flush()
+
+    def _flush(self) -> None:
+        """Move the entries inside the ranges from memory to the histograms."""
+        if self.counts is None:
+            width = max(high - low for low, high in zip(self.low, self.high, strict=True))
+            self.counts = np.zeros((len(self.low), ((width - 1) >> self.shift) + 1), np.int64)
+        for k, parts in enumerate(self.inside):
+            bins = np.concatenate([*parts, self.no_bits])
+            bins -= self.integer.type(self.low[k])
+            counts = np.bincount(bins >> self.shift)
+            self.counts[k, : len(counts)] += counts
+            parts.clear()
+        self.waiting = 0
+
+    def _settle(self, k: int, filled: np.ndarray | None) -> None:
+        """Narrow the range of one expert by its entries inside, or their histogram's sums."""
+        below, low, high = int(self.below[k]), self.low[k], self.high[k]
+        target, inside = self.rank - below, np.concatenate([*self.inside[k], self.no_bits])
+        if target <= 0:
+            self.low[k], self.high[k] = 0, low
+        elif target > (len(inside) if filled is None else filled[-1]):
+            self.low[k], self.high[k] = high, self.top
+        elif filled is None:
+            value = int(np.partition(inside, target - 1)[target - 1])
+            self.less[k] = below + int(np.count_nonzero(inside < value))
+            self.low[k], self.high[k] = value, value + 1
+        else:
+            found = int(np.searchsorted(filled, target))
+            self.less[k] = below + (int(filled[found - 1]) if found else 0)
+            self.low[k] = low + (found << self.shift)
+            self.high[k] = min(self.low[k] + (1 << self.shift), high)
