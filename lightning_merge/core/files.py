@@ -148,8 +148,7 @@ def remove_leftovers(folder: Path, pattern: str, keep: Iterable[str] = ()) -> No
 
     Args:
         folder: where to look.
-        pattern: regular expression of a `PendingFile`'s name, without a leading dot and before
-            the suffix; both its hidden names and its own go, unless they are being written.
+        pattern: regular expression of the names that go, unless a `PendingFile` has them open.
         keep: names that stay.
     """
     name = re.compile(pattern)

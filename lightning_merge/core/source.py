@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader, FileIO
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -43,6 +44,10 @@ class Source:
             raise InputError("is empty: copy or download it again")
         self.size = status.st_size
         self._stamp = _stamp(status)
+
+    def __reduce__(self) -> NoReturn:
+        """A copy, or another process, would not own the descriptor."""
+        raise TypeError(f"{self.path} is open here: open the checkpoint again where it is needed")
 
     def stream(self) -> "BoundedReader":
         """The content from its beginning, for parsers; for one thread."""

@@ -58,7 +58,8 @@ class CheckpointWriter:
     same input gives the same bytes; of shards, under new names.
 
     Example:
-        >>> with CheckpointWriter(path, {"a": (torch.float32, (2, 3))}) as writer:
+        >>> layout = {"a": (torch.float32, (2, 3))}
+        >>> with CheckpointWriter("x.safetensors", layout) as writer:  # doctest: +SKIP
         ...     writer.write("a", 0, torch.ones(4))
         ...     writer.write("a", 4, torch.ones(2))
 

@@ -1,6 +1,8 @@
+import copy
 import gc
 import json
 import os
+import pickle
 import stat
 from concurrent.futures import ThreadPoolExecutor
 
@@ -159,7 +161,7 @@ class TestOpen:
         with pytest.raises(TypeError):
             checkpoint["b.bias"] = torch.ones(5)
         before = path.read_bytes()
-        checkpoint["b.weight"].zero_()  # a private copy of the page, not the file
+        checkpoint["b.weight"].zero_()  # a copy in memory
         assert path.read_bytes() == before
 
     @pytest.mark.parametrize("index", [True, False])
@@ -228,6 +230,12 @@ class TestOpen:
         assert len(os.listdir("/dev/fd")) == before + 1
         del view
         assert len(os.listdir("/dev/fd")) == before
+
+    def test_open_files_are_not_copied(self, tmp_path):
+        checkpoint = stored_as("safetensors", {"a": torch.ones(2)}, tmp_path)
+        for duplicate in (copy.deepcopy, pickle.dumps):
+            with pytest.raises(TypeError, match="open the checkpoint again"):
+                duplicate(checkpoint)
 
     def test_pipes_do_not_block(self, tmp_path):
         for name in ("x.safetensors", "x.json", "x"):

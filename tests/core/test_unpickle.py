@@ -4,7 +4,6 @@ import enum
 import os
 import pathlib
 import pickle
-import random
 import subprocess
 import sys
 import types
@@ -16,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_merge.core.checkpoint import open_checkpoint, save_checkpoint
+from lightning_merge.core.checkpoint import open_checkpoint
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.pickle_machine import Record, Symbol, read_pickle
 from lightning_merge.core.unpickle import load_published_pickle
@@ -349,27 +348,3 @@ def test_foreign_archives(tmp_path):
     path.write_bytes(pickle.dumps({"a": 1}))
     with pytest.raises(InputError, match=r"not one that torch\.save wrote"):
         load_published_pickle(path)
-
-
-@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
-def test_damaged_files_are_input_errors(kind, gone, tmp_path):
-    path = tmp_path / "x.pt"
-    if kind == "safetensors":
-        save_checkpoint(gone.state_dict(), path)
-    else:
-        save(gone, path, zipped=kind == "zip")
-    content = path.read_bytes()
-    choose = random.Random(0)
-    for trial in range(60):
-        damaged = bytearray(content)
-        if trial % 3 == 0:
-            del damaged[choose.randrange(len(damaged)) :]
-        else:
-            for _ in range(choose.choice([1, 1, 8])):
-                damaged[choose.randrange(len(damaged))] ^= 1 << choose.randrange(8)
-        path.write_bytes(damaged)
-        try:
-            checkpoint = open_checkpoint(path)
-            assert sum(tensor.numel() for tensor in checkpoint.values()) <= len(content)
-        except InputError as fault:
-            assert str(path) in str(fault)  # noqa: PT017
