@@ -88,9 +88,11 @@ def _run(arguments: list[str]) -> None:
         return
     from jsonargparse import auto_cli
 
+    from lightning_merge.cli.parser import Parser
+
     command = _command(arguments)
     arguments = [re.sub("^--max-shard-size", "--max_shard_size", a) for a in arguments]
-    auto_cli({arguments[0]: command}, args=arguments, as_positional=False)
+    auto_cli({arguments[0]: command}, args=arguments, as_positional=False, parser_class=Parser)
 
 
 def _command(arguments: list[str]) -> Callable[..., None]:

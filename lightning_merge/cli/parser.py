@@ -1,0 +1,39 @@
+"""A parser whose errors are one message."""
+
+import difflib
+import re
+from typing import NoReturn
+
+from jsonargparse import ArgumentParser
+
+from lightning_merge.core.errors import InputError
+from lightning_merge.methods.base import MergeMethod, Transform, registered
+
+
+class Parser(ArgumentParser):
+    """Says what is wrong with the options, and not how all of them are used."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise the message as an InputError.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(explained(message)) from ex
+
+
+def explained(message: str) -> str:
+    """Return jsonargparse's message, in our words where a method's name is misspelt."""
+    misspelt = re.search(r"Expected a dot import path string: (\w+)", message)
+    if misspelt is None or "method" not in message:
+        return message
+    name = misspelt[1]
+    if name in registered(Transform):  # type: ignore[type-abstract]
+        return (
+            f"method {name!r} is a transform: give a method, and "
+            f"--method.transforms '[{{class_path: {name}}}]'"
+        )
+    methods = list(registered(MergeMethod))  # type: ignore[type-abstract]
+    near = difflib.get_close_matches(name, methods, 1, 0.4)
+    meant = f"did you mean {near[0]}? " if near else ""
+    return f"method {name!r} is unknown: {meant}There are {', '.join(methods)}"
