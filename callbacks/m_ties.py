@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from lightning_merge.callbacks.merge import MergeCallback, resources
+from lightning_merge.callbacks.merge import MergeCallback
 from lightning_merge.evaluation.figures import m_loss_map
 from lightning_merge.methods import MTies
 from lightning_merge.methods.base import MergeMethod
@@ -29,10 +30,12 @@ class MTiesMerge(MergeCallback):
     ) -> None:
         super().__init__(method or MTies(), name, grid)
 
-    def merge(self, module: CoefficientModule, method: MergeMethod) -> Mapping[str, Tensor]:
+    def merge(
+        self, module: CoefficientModule, method: MergeMethod, given: Mapping[str, Any]
+    ) -> Mapping[str, Tensor]:
         """Return the merged weights and remember the node losses."""
         assert isinstance(method, MTies)
-        analysis = method.analyse(module.base, module.experts, **resources(module, method))
+        analysis = method.analyse(module.base, module.experts, **given)
         self.losses = analysis.losses
         return analysis.merged
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_merge.core.checkpoint import save_checkpoint
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.ranks import Ranks
 from lightning_merge.evaluation.candidates import BOUNDS, Candidate
 from lightning_merge.methods.base import MergeMethod
 from lightning_merge.modules.coefficients import CoefficientModule
@@ -21,6 +22,10 @@ from lightning_merge.modules.coefficients import CoefficientModule
 
 class MergeCallback(Callback):
     """Merge at the end of fit, save the weights, and hand them to the comparison.
+
+    Of several processes the first one merges, and the others wait. The time reported is that of
+    the merge by the hyperparameters that are chosen: without the search for them, drawing
+    images, writing files and figures.
 
     Args:
         method: a merge method with its hyperparameters.
@@ -51,16 +56,19 @@ class MergeCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Check, before training, that there will be experts to merge and a free name."""
-        if stage != "fit":
-            return
-        if not isinstance(pl_module, CoefficientModule):
+        if stage == "fit":
+            with Ranks.of(trainer).agreed():
+                self._check(trainer, pl_module)
+
+    def _check(self, trainer: Trainer, module: Any) -> None:
+        if not isinstance(module, CoefficientModule):
             raise InputError(
-                f"trainer.callbacks: {type(pl_module).__name__} has no experts to merge; use "
+                f"trainer.callbacks: {type(module).__name__} has no experts to merge; use "
                 "merge callbacks with a module that learns coefficients, such as StatsMerging"
             )
         others: list[Any] = [c for c in trainer.callbacks if c is not self]  # type: ignore[attr-defined]
         names = [c.name for c in others if isinstance(c, MergeCallback)]
-        if self.name in (*names, pl_module.name, *BOUNDS):
+        if self.name in (*names, module.name, *BOUNDS):
             raise InputError(
                 f"trainer.callbacks: the name {self.name!r} of {type(self).__name__} is taken; "
                 "give every candidate its own"
@@ -80,39 +88,54 @@ class MergeCallback(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Merge and register the candidate."""
         module: CoefficientModule = pl_module
-        folder = module.run_folder / "merged"
-        paths = {
-            what: folder / f"{self.name}{f'@{i}' if what else ''}.safetensors"
-            for i, what in enumerate(self.variants())
+        seconds = Ranks.of(trainer).once(lambda: self._merge_all(module))
+        options = {
+            what: Candidate(self.name, self._path(module, what), spent)
+            for what, spent in seconds.items()
         }
-        started = time.perf_counter()
-        if trainer.is_global_zero:
-            module.to(trainer.strategy.root_device)
-            for what, method in self.variants().items():
-                self._save(module, _seeded(method), paths[what])
-        seconds = time.perf_counter() - started
-        if trainer.is_global_zero:
-            self.draw(module, module.run_folder / "figures" / f"{self.name}.png")
-        module.candidates[self.name] = Candidate(
-            self.name,
-            folder / f"{self.name}.safetensors",
-            seconds,
-            options=paths if self.grid else None,
+        module.candidates[self.name] = (
+            Candidate(self.name, self._path(module), options=options)
+            if self.grid
+            else next(iter(options.values()))
         )
 
-    @torch.no_grad()
-    def _save(self, module: CoefficientModule, method: MergeMethod, path: Path) -> None:
-        merged = self.merge(module, method)
-        metadata = {
-            "method": type(method).__name__,
-            "hyperparameters": repr(method),
-            **module.zoo.hashes(module.data.tasks),
-        }
-        save_checkpoint(merged, path, metadata=metadata)
+    def _path(self, module: CoefficientModule, what: str = "") -> Path:
+        """Return the file of the candidate, or of one of its variants."""
+        number = f"@{list(self.variants()).index(what)}" if what else ""
+        return module.run_folder / "merged" / f"{self.name}{number}.safetensors"
 
-    def merge(self, module: CoefficientModule, method: MergeMethod) -> Mapping[str, Tensor]:
-        """Return the merged weights."""
-        return method(module.base, module.experts, **resources(module, method))
+    @torch.no_grad()
+    def _merge_all(self, module: CoefficientModule) -> dict[str, float]:
+        """Write every variant, and the figure; return the seconds that each merge took."""
+        seconds = {}
+        module.to(module.trainer.strategy.root_device)
+        given = resources(module, self.method)
+        hashes = module.zoo.hashes(module.data.tasks)
+        for what, variant in self.variants().items():
+            method = _seeded(variant)
+            started = time.perf_counter()
+            merged = self.merge(module, method, given)
+            seconds[what] = time.perf_counter() - started
+            metadata = {
+                "method": type(method).__name__,
+                "hyperparameters": method.described(),
+                **hashes,
+            }
+            save_checkpoint(merged, self._path(module, what), metadata=metadata)
+        self.draw(module, module.run_folder / "figures" / f"{self.name}.png")
+        return seconds
+
+    def merge(
+        self, module: CoefficientModule, method: MergeMethod, given: Mapping[str, Any]
+    ) -> Mapping[str, Tensor]:
+        """Return the merged weights.
+
+        Args:
+            module: the run's, with base and experts.
+            method: what merges them.
+            given: what the method needs beside the weights, see `resources`.
+        """
+        return method(module.base, module.experts, **given)
 
     def draw(self, module: CoefficientModule, path: Path) -> None:
         """Draw what the method saw, once all merges are done; a subclass says what."""

@@ -1,36 +1,56 @@
 """Predictions as a file."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor
 
 from lightning_merge.core.files import atomic_write
+from lightning_merge.core.ranks import Ranks
 
 
-class WritePredictions(BasePredictionWriter):
-    """Write predictions.csv into the run folder: task, index of the test image, class."""
+class WritePredictions(Callback):
+    """Write predictions.csv into the run folder: task, index of the test image, class.
 
-    def __init__(self) -> None:
-        super().__init__("epoch")
+    Several processes hand what they predicted to the first one, which writes it in the order
+    that one process would.
+    """
 
-    def write_on_epoch_end(
+    def on_predict_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Forget what an earlier pass predicted."""
+        self.batches: list[list[Tensor]] = [[] for _ in pl_module.data.tasks]
+
+    def on_predict_batch_end(
         self,
         trainer: Trainer,
-        pl_module: LightningModule,
-        predictions: Sequence[Any],
-        batch_indices: Sequence[Any],
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
+        """Keep the classes of one batch."""
+        self.batches[dataloader_idx].append(outputs.cpu())
+
+    def on_predict_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Write one line per test image, tasks in their order."""
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        per_task = [predictions] if len(data.tasks) == 1 else predictions
-        path = Path(trainer.default_root_dir) / "predictions.csv"
-        with atomic_write(path) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["task", "index", "class"])
-            for task, batches in zip(data.tasks, per_task, strict=True):
-                classes = [data.classes[task][i] for batch in batches for i in batch.tolist()]
-                writer.writerows([task, i, name] for i, name in enumerate(classes))
+        ranks = Ranks.of(trainer)
+        found = ranks.gather(self.batches)
+        if ranks.rank == 0:
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            path = Path(trainer.default_root_dir) / "predictions.csv"
+            with atomic_write(path) as temporary, temporary.open("w", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow(["task", "index", "class"])
+                for task, *shares in zip(data.tasks, *found, strict=True):
+                    classes = [data.classes[task][i] for i in _in_order(shares)]
+                    writer.writerows([task, i, name] for i, name in enumerate(classes))
+
+
+def _in_order(shares: Iterable[Iterable[Tensor]]) -> list[int]:
+    """Return the values of all batches, of which process r has every one from number r on."""
+    return [value for batch in chain(*zip(*shares, strict=True)) for value in batch.tolist()]

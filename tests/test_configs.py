@@ -58,6 +58,8 @@ def test_fit_accepts(name, monkeypatch):
     monkeypatch.setattr(Encoder, "load", lambda self, source: self)
     monkeypatch.setattr(from_open_clip, "open_checkpoint", lambda path: None)
     options = ["--trainer.logger=false", "--trainer.accelerator=cpu", "--data.source=drawn"]
+    if isinstance(read(name)["trainer"].get("strategy"), dict):  # FSDP is for GPUs
+        options += ["--trainer.strategy=auto"]
     cli = LightningCLI(
         TaskModule,
         MergeDataModule,

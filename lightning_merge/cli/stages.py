@@ -20,6 +20,13 @@ from lightning_merge.modules.zoo import Zoo
 
 Fit = Callable[[list[str]], object]
 
+ON_ONE_DEVICE: dict[str, tuple[Any, ...]] = {
+    "devices": (1, "1", [0]),
+    "num_nodes": (1,),
+    "strategy": ("auto",),
+}
+"""Options of a trainer that has one device, what stages run with in front."""
+
 
 def prepare(
     zoo: Zoo, encoder: Encoder, encoder_config: dict[str, Any], data: MergeDataModule,
@@ -27,7 +34,8 @@ def prepare(
 ) -> None:  # fmt: skip
     """Make base, heads and experts where they are missing or their inputs changed.
 
-    Files that this function did not make (they carry no fingerprint) are used as they are.
+    Files that this function did not make (they carry no fingerprint) are used as they are. It
+    runs in one process, on one device, however many the run has.
 
     Args:
         zoo: files and recipes.
@@ -38,7 +46,7 @@ def prepare(
         fit: runs `fit` with a list of arguments.
 
     Raises:
-        InputError: a file is missing and no recipe makes it.
+        InputError: a file is missing and no recipe makes it on one device.
     """
     shared = ["--model.encoder", json.dumps(encoder_config)]
     base_stage = Stage("base", Path(zoo.base), zoo.base_recipe, "zoo.base_recipe")
@@ -105,7 +113,21 @@ class Stage:
                 f"the {self.what} is missing: {self.path} is no file and {self.option} is not "
                 "set; give the file or a recipe that makes it"
             )
+        else:
+            self._check_alone()
         self._read_recipe()
+
+    def _check_alone(self) -> None:
+        """Raise InputError for a recipe of several devices: one has another batch size."""
+        trainer = (self._read_recipe() or {}).get("trainer") or {}
+        wanted = {key: trainer[key] for key in ON_ONE_DEVICE if key in trainer}
+        if many := {k: v for k, v in wanted.items() if v not in ("auto", *ON_ONE_DEVICE[k])}:
+            given = ", ".join(f"trainer.{key}={value!r}" for key, value in many.items())
+            raise InputError(
+                f"the {self.what} is missing: {self.path} is no file, and {self.option}="
+                f"{self.recipe!r} with {given} is no recipe for one device; make the file first "
+                f"by a run of its own: fit --config {self.recipe} --model.output {self.path}"
+            )
 
     def is_made(self, inputs: dict[str, Any]) -> bool:
         """Whether the file is there and was made from these inputs, or by the user."""
@@ -122,6 +144,7 @@ class Stage:
         if self.is_made(inputs):
             return
         assert self.recipe is not None  # `check` has seen the file otherwise
+        self._check_alone()
         again = " again, as its inputs changed" if self.path.exists() else ""
         rank_zero_info(f"{self.what}: making {self.path}{again}")
         folder = self.path.with_suffix("")
@@ -131,6 +154,7 @@ class Stage:
                 *("--model.output", str(self.path), "--model.overwrite", "true"),
                 *("--model.metadata", json.dumps({"fingerprint": self._mark(inputs)})),
                 *("--trainer.default_root_dir", str(folder)),
+                *(w for k, v in ON_ONE_DEVICE.items() for w in (f"--trainer.{k}", str(v[0]))),
             ]
         )
         if not self.path.exists():

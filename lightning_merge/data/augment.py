@@ -7,6 +7,32 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.ranks import ALONE, Ranks
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Uniform random numbers in [0, 1) for every image of a step.
+
+    They are drawn on the CPU for the images of all processes, of which each takes its own: two
+    processes change their images as one process would that had them all.
+
+    Args:
+        generator: of the step; torch's own without.
+        ranks: the processes that share the step.
+    """
+
+    generator: torch.Generator | None = None
+    ranks: Ranks = ALONE
+
+    def __call__(self, like: Tensor, *shape: int) -> Tensor:
+        """Return numbers [n, *shape] for n images, on their device."""
+        rank, size, n = *self.ranks, len(like)
+        numbers = torch.rand(size * n, *shape, generator=self.generator)
+        return numbers[rank * n : (rank + 1) * n].to(like.device)
+
+
+UNSEEDED = Draws()
 
 
 @dataclass(frozen=True)
@@ -43,43 +69,42 @@ class Augment:
         if self.rotate < 0:
             raise InputError(f"augment.rotate={self.rotate}: give degrees, at least 0")
 
-    def __call__(self, images: Tensor, *, mirror: bool) -> Tensor:
+    def __call__(self, images: Tensor, *, mirror: bool, draws: Draws = UNSEEDED) -> Tensor:
         """Return changed copies.
 
         Args:
             images: uint8 [n, 3, s, s].
             mirror: also mirror half of the images.
+            draws: random numbers.
 
         Returns:
             uint8 [n, 3, s, s].
         """
         x = images.float() / 255
         if mirror or self.shift or self.scale or self.rotate:
-            x = self._move(x, mirror)
+            x = self._move(x, mirror, draws)
         if self.color:
-            x = self._recolor(x)
+            x = self._recolor(x, draws)
         if self.invert:
-            x = torch.where(_chance(x, self.invert), 1 - x, x)
+            x = torch.where(draws(x, 1, 1, 1) < self.invert, 1 - x, x)
         if self.erase:
-            x = self._erase(x)
+            x = self._erase(x, draws)
         return (x.clamp(0, 1) * 255).round().to(torch.uint8)
 
-    def _move(self, x: Tensor, mirror: bool) -> Tensor:
-        n = len(x)
-
+    def _move(self, x: Tensor, mirror: bool, draws: Draws) -> Tensor:
         def draw(limit: float) -> Tensor:
-            return (torch.rand(n, device=x.device) * 2 - 1) * limit
+            return (draws(x) * 2 - 1) * limit
 
         angle, size = torch.deg2rad(draw(self.rotate)), 1 + draw(self.scale)
-        flip = torch.where(torch.rand(n, device=x.device) < 0.5, -1.0, 1.0) if mirror else 1.0
+        flip = torch.where(draws(x) < 0.5, -1.0, 1.0) if mirror else 1.0
         cos, sin = angle.cos() * size, angle.sin() * size
         rows = [cos * flip, -sin, draw(2 * self.shift), sin * flip, cos, draw(2 * self.shift)]
-        grid = F.affine_grid(torch.stack(rows, 1).view(n, 2, 3), list(x.shape), False)
+        grid = F.affine_grid(torch.stack(rows, 1).view(len(x), 2, 3), list(x.shape), False)
         return F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
 
-    def _recolor(self, x: Tensor) -> Tensor:
+    def _recolor(self, x: Tensor, draws: Draws) -> Tensor:
         def draw() -> Tensor:
-            return 1 + (torch.rand(len(x), 1, 1, 1, device=x.device) * 2 - 1) * self.color
+            return 1 + (draws(x, 1, 1, 1) * 2 - 1) * self.color
 
         x = x * draw()
         mean = x.mean((1, 2, 3), keepdim=True)
@@ -87,19 +112,15 @@ class Augment:
         grey = x.mean(1, keepdim=True)
         return grey + (x - grey) * draw()
 
-    def _erase(self, x: Tensor) -> Tensor:
-        n, _, _, side = x.shape
+    def _erase(self, x: Tensor, draws: Draws) -> Tensor:
+        side = x.shape[-1]
         at = torch.arange(side, device=x.device)
 
         def band() -> Tensor:
-            length = torch.rand(n, 1, device=x.device) * side / 2
-            start = torch.rand(n, 1, device=x.device) * (side - length)
+            length = draws(x, 1) * side / 2
+            start = draws(x, 1) * (side - length)
             return (at >= start) & (at < start + length)
 
         hole = (band()[:, :, None] & band()[:, None, :])[:, None]
-        return torch.where(hole & _chance(x, self.erase), torch.full_like(x, 0.5), x)
-
-
-def _chance(x: Tensor, probability: float) -> Tensor:
-    """Choose images of [n, 3, s, s], as bool [n, 1, 1, 1]."""
-    return torch.rand(len(x), 1, 1, 1, device=x.device) < probability
+        chosen = draws(x, 1, 1, 1) < self.erase
+        return torch.where(hole & chosen, torch.full_like(x, 0.5), x)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,16 +10,18 @@ import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import CombinedLoader
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.files import atomic_write
 from lightning_merge.core.names import enumerate_names
+from lightning_merge.core.ranks import ALONE, Ranks
 from lightning_merge.core.seeding import generator_for
 from lightning_merge.data import splits
 from lightning_merge.data.dataset import Batch, SeededOrder, TaskImages, loader
 from lightning_merge.data.examples import Examples
+from lightning_merge.data.options import at_least, checked_names, fraction, one_of
 from lightning_merge.data.source import open_source, same_classes
 from lightning_merge.models.preprocess import Preprocess
 
@@ -33,6 +36,10 @@ class MergeDataModule(LightningDataModule):
     serves to choose coefficients and hyperparameters; the rest trains experts. The division
     of a task depends on its own train split and the seed, not on the other tasks.
 
+    Several processes of one trainer share the batches of every loader, see `Shares`: a step of
+    `fit` on N of them is one of N times the batch size on one, and evaluation looks at every
+    image once. Each keeps its own decoded images in memory.
+
     Works without a Trainer: set `preprocess`, call `load` and ask for `images`.
 
     Args:
@@ -45,15 +52,15 @@ class MergeDataModule(LightningDataModule):
             "1%", "5%" or any other percentage, "all", or a number in (0, 1].
         duplicates: where a copy of a test image is in the train split: "error", or "drop" it
             from train. Copies are found by their bytes; an image encoded anew is another one.
-        batch_size: images per task and step of fit; in total, about, with sampling
-            "proportional".
+        batch_size: images per task, step and process of fit; of all tasks together, about, with
+            sampling "proportional".
         sampling: "equal" draws as many images of every task; "proportional" to its size.
-        eval_batch_size: images per step of evaluation.
+        eval_batch_size: images per step and process of evaluation.
         unlabelled_images: images, drawn evenly over tasks from the held-out ones, for
             methods that need unlabelled batches such as M-TIES.
         split_seed: seed of the division; part of what a number means, so keep it.
         num_workers: loader processes for images that are not kept in memory.
-        cache_gib: decoded images are kept in memory up to this size.
+        cache_gib: decoded images are kept in memory up to this size, by every process.
 
     Raises:
         InputError: a value is out of range, or `fit_on` asks for test images.
@@ -82,21 +89,21 @@ class MergeDataModule(LightningDataModule):
                 "data.fit_on='test': fitting on test images would make every reported number "
                 "meaningless; use 'train' or 'coefficients'"
             )
-        _one_of("fit_on", fit_on, ("train", "coefficients"))
-        _one_of("sampling", sampling, ("equal", "proportional"))
-        _one_of("duplicates", duplicates, ("error", "drop"))
+        one_of("fit_on", fit_on, ("train", "coefficients"))
+        one_of("sampling", sampling, ("equal", "proportional"))
+        one_of("duplicates", duplicates, ("error", "drop"))
         if not 0 < validation_fraction < 1:
             raise InputError(
                 f"data.validation_fraction={validation_fraction} must lie in (0, 1), e.g. 0.2"
             )
-        _at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
-        _at_least(1, unlabelled_images=unlabelled_images)
-        _at_least(0, num_workers=num_workers, cache_gib=cache_gib)
+        at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
+        at_least(1, unlabelled_images=unlabelled_images)
+        at_least(0, num_workers=num_workers, cache_gib=cache_gib)
         self.source = open_source(source, root)
-        self.tasks = _checked_names(tasks or self.source.tasks(), root)
+        self.tasks = checked_names(tasks or self.source.tasks(), root)
         self.fit_on, self.sampling, self.duplicates = fit_on, sampling, duplicates
         self.validation_fraction = validation_fraction
-        self.coefficient_fraction = _fraction(coefficient_fraction)
+        self.coefficient_fraction = fraction(coefficient_fraction)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.unlabelled_images = unlabelled_images
         self.split_seed, self.num_workers, self.cache_gib = split_seed, num_workers, cache_gib
@@ -234,8 +241,8 @@ class MergeDataModule(LightningDataModule):
         Raises:
             InputError: there is no such task or part.
         """
-        _one_of("tasks", task, self.tasks)
-        _one_of("part", part, PARTS)
+        one_of("tasks", task, self.tasks)
+        one_of("part", part, PARTS)
         if part == "coefficients" and self.coefficient_fraction == 1:
             part = "validation"  # the same rows: keep them in memory once
         if (task, part) not in self._images:
@@ -281,11 +288,16 @@ class MergeDataModule(LightningDataModule):
 
     # Lightning's interface
 
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that share the images."""
+        return Ranks.of(self.trainer)
+
     def setup(self, stage: str) -> None:
         """Divide the tasks' images and decode, of those the stage needs, all that fit in memory.
 
-        The preprocessing is that of the trainer's module. A broken image, or one on both sides
-        of a split, is found here, before long work.
+        The preprocessing is that of the trainer's module. A broken image, one on both sides of
+        a split, or one that not all processes see, is found here, before long work.
         """
         module = self.trainer.lightning_module if self.trainer is not None else None
         self.preprocess = getattr(module, "preprocess", None) or self.preprocess
@@ -294,38 +306,71 @@ class MergeDataModule(LightningDataModule):
         )
         if parts[0] == "coefficients":  # merged networks are measured right after they are fitted
             parts.append("test")
-        self.load(test="test" in parts or None)
-        for part in parts:
-            for task in self.tasks:
-                self.images(task, part).prepare()
+        with self.ranks.agreed():
+            self.load(test="test" in parts or None)
+            for part in parts:
+                for task in self.tasks:
+                    self._decode(task, part)
+        with self.ranks.agreed():
+            self._compare_splits()
+
+    def _decode(self, task: str, part: str) -> None:
+        """Decode what this process will look at."""
+        mine = None if part == self.fit_on else chain(*self.shares(task, part).sampler)
+        self.images(task, part).prepare(mine)
+
+    def _compare_splits(self) -> None:
+        """Raise InputError where this process found other images than the first one did."""
+        own = {
+            task: [found["digest"] for found in record.values() if isinstance(found, dict)]
+            for task, record in self.record.items()
+        }
+        first = self.ranks.gather(own)[0]
+        if differing := [task for task in self.tasks if own[task] != first[task]]:
+            raise InputError(
+                f"data.root={self.source.root!r} holds other images of {enumerate_names(differing)}"
+                " for this process than for the first one; let all see the same files"
+            )
 
     def train_dataloader(self) -> CombinedLoader:
         """Return one loader per task, shuffled by the run's seed, in step with each other.
 
-        An epoch ends with the task that takes longest; the others start over.
+        An epoch ends with the task that takes longest; the others start over. Processes divide
+        the images of an epoch; those of a task with fewer images than processes go to all.
         """
         images = {task: self.images(task, self.fit_on) for task in self.tasks}
         total = sum(map(len, images.values()))
+        seed = self.ranks.gather(torch.initial_seed())[0]
         loaders = {}
         for task, part in images.items():
             size = self.batch_size
             if self.sampling == "proportional":
                 size = max(1, round(self.batch_size * len(part) / total))
+            ranks, size = self.ranks, min(size, len(part) // self.ranks.size)
+            if size == 0:
+                ranks, size = ALONE, len(part)
             loaders[task] = loader(
                 part,
                 size,
                 num_workers=self.num_workers,
-                order=SeededOrder(len(part), torch.initial_seed(), task),
+                order=SeededOrder(len(part), seed, task),
                 drop_last=True,
+                ranks=ranks,
             )
         return CombinedLoader(loaders, "max_size_cycle")
 
     def evaluation_loaders(self, part: str) -> list[DataLoader[Batch]]:
-        """Return one loader per task over a part, in the order of `tasks`."""
-        return [
-            loader(self.images(task, part), self.eval_batch_size, num_workers=self.num_workers)
-            for task in self.tasks
-        ]
+        """Return one loader per task over a part, in the order of `tasks`; see `shares`."""
+        return [self.shares(task, part) for task in self.tasks]
+
+    def shares(self, task: str, part: str) -> DataLoader[Batch]:
+        """Return this process's batches of a pass over a part of a task.
+
+        Together the processes look at every image once, in the batches that one process would
+        have; where these do not go round, some get an empty batch.
+        """
+        images = self.images(task, part)
+        return loader(images, self.eval_batch_size, num_workers=self.num_workers, ranks=self.ranks)
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
         """Return one loader per task over the held-out images.
@@ -349,46 +394,3 @@ class MergeDataModule(LightningDataModule):
 def _split(part: str) -> str:
     """Return the source's split that a part belongs to."""
     return "test" if part == "test" else "train"
-
-
-def _one_of(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise InputError(f"data.{name}={value!r}: choose one of {', '.join(choices)}")
-
-
-def _at_least(least: int, **values: float) -> None:
-    for name, value in values.items():
-        if value < least:
-            raise InputError(f"data.{name}={value} must be at least {least}")
-
-
-def _checked_names(tasks: Sequence[str], root: str) -> tuple[str, ...]:
-    """Return the names of tasks, which name folders, modules and columns."""
-    if isinstance(tasks, str):
-        raise InputError(f"data.tasks={tasks!r} is one text; give a list: [{tasks}]")
-    if not tasks:
-        raise InputError(f"data.root={root!r} holds no tasks; name them in data.tasks")
-    if twice := sorted({task for task in tasks if list(tasks).count(task) > 1}):
-        raise InputError(f"data.tasks names {enumerate_names(twice)} twice; name each task once")
-    for task in tasks:
-        if not task or set(task) & set("/\\.") or hasattr(nn.ModuleDict(), task):
-            raise InputError(
-                f"data.tasks: {task!r} cannot name a task: it is empty, has one of / \\ . or is an "
-                "attribute of torch.nn.ModuleDict; rename its folder"
-            )
-    return tuple(tasks)
-
-
-def _fraction(value: float | str) -> float:
-    """Return a share given as a number, a percentage or "all"."""
-    text = {"all": "100%"}.get(str(value), str(value))
-    try:
-        number = float(text[:-1]) / 100 if text.endswith("%") else float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number <= 1:
-        raise InputError(
-            f"data.coefficient_fraction={value!r}: use a percentage such as '1%' or '5%', 'all', "
-            "or a number in (0, 1]"
-        )
-    return number

@@ -1,12 +1,14 @@
 """Decoded images of one task, kept in memory as bytes when they fit."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, Sampler
 
+from lightning_merge.core.ranks import ALONE, Ranks
 from lightning_merge.core.seeding import generator_for
 from lightning_merge.data.examples import Examples
 from lightning_merge.data.progress import progress
@@ -28,7 +30,7 @@ class Batch(NamedTuple):
 
 
 class TaskImages(Dataset[Batch]):
-    """Chosen examples of a task; an index gives a batch of one, `__getitems__` a batch.
+    """Chosen examples of a task; a position gives a batch of one, several give theirs.
 
     Args:
         examples: one split of a task.
@@ -62,25 +64,31 @@ class TaskImages(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, position: int) -> Batch:
-        return self.__getitems__([position])
+    def __getitem__(self, position: int | list[int]) -> Batch:
+        return self.__getitems__(position if isinstance(position, list) else [position])
 
     def __getitems__(self, positions: list[int]) -> Batch:
-        """Return the images at some positions as one batch."""
+        """Return the images at some positions, or at none, as one batch."""
         index = torch.as_tensor(positions, dtype=torch.long)
-        if not self.cache:
-            images = torch.stack([self._decode(position) for position in index.tolist()])
-            return Batch(images, self.labels[index], index)
-        return Batch(self._remember(index)[index], self.labels[index], index)
+        if self.cache:
+            return Batch(self._remember(index)[index], self.labels[index], index)
+        images = torch.empty(len(index), *self.shape, dtype=torch.uint8)
+        for image, position in zip(images, positions, strict=True):
+            image.copy_(self._decode(position))
+        return Batch(images, self.labels[index], index)
 
-    def prepare(self) -> None:
+    def prepare(self, positions: Iterable[int] | None = None) -> None:
         """Decode what is kept in memory, so that a broken image shows before long work.
+
+        Args:
+            positions: of the images to decode; all without.
 
         Raises:
             InputError: an image cannot be decoded; the message names it.
         """
         if self.cache:
-            self._remember(torch.arange(len(self)))
+            chosen = range(len(self)) if positions is None else positions
+            self._remember(torch.tensor([*chosen], dtype=torch.long))
 
     def _remember(self, index: Tensor) -> Tensor:
         if self._decoded is None:
@@ -124,6 +132,51 @@ class SeededOrder(Sampler[int]):
         yield from torch.randperm(self.size, generator=generator).tolist()
 
 
+class Shares(DistributedSampler[list[int]]):
+    """Batches of one process: batch j of an order belongs to process j modulo their number.
+
+    So N processes that take a batch each see, step by step, what one process would see with
+    batches N times as large; and a pass over all batches has the very batches of a single
+    process, whose results it repeats to the bit. It is a DistributedSampler in name, because
+    Lightning would replace any other by one that repeats images.
+
+    Args:
+        order: of all positions.
+        batch_size: positions per batch.
+        ranks: the processes.
+        drop_last: leave out what does not fill a batch of every process. Otherwise every
+            position occurs once, and processes whose batches have run out get an empty one, so
+            that all take as many steps.
+    """
+
+    def __init__(
+        self, order: Sampler[int] | range, batch_size: int, ranks: Ranks, *, drop_last: bool
+    ) -> None:
+        super().__init__(
+            range(len(order)),  # type: ignore[arg-type]
+            ranks.size,
+            ranks.rank,
+            shuffle=False,
+            drop_last=drop_last,
+        )
+        self.order = order
+        self.batches = BatchSampler(order, batch_size, drop_last)
+
+    def __len__(self) -> int:
+        total, processes = len(self.batches), self.num_replicas
+        return total // processes if self.drop_last else -(-total // processes)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        own = islice(self.batches, self.rank, None, self.num_replicas)
+        for _ in range(len(self)):
+            yield next(own, [])
+
+    def set_epoch(self, epoch: int) -> None:
+        """Start an epoch of the order."""
+        if isinstance(self.order, SeededOrder):
+            self.order.set_epoch(epoch)
+
+
 def already_collated(batch: Any) -> Any:
     """Return what TaskImages gives for a list of positions."""
     return batch
@@ -136,6 +189,7 @@ def loader(
     num_workers: int,
     order: Sampler[int] | None = None,
     drop_last: bool = False,
+    ranks: Ranks = ALONE,
 ) -> DataLoader[Batch]:
     """Return a loader of Batch tuples; images kept in memory need no worker processes.
 
@@ -144,16 +198,16 @@ def loader(
         batch_size: images per batch.
         num_workers: processes that decode images which are not kept in memory.
         order: of the positions; theirs without.
-        drop_last: leave out a last batch that is not full.
+        drop_last: leave out what is not a full batch for every process.
+        ranks: the processes that share the images, see `Shares`.
     """
     workers = 0 if images.cache else num_workers
     return DataLoader(
         images,
-        batch_size=min(batch_size, len(images)),
-        sampler=order,
+        batch_size=None,  # an item of the sampler is a batch
+        sampler=Shares(order or range(len(images)), batch_size, ranks, drop_last=drop_last),
         num_workers=workers,
         collate_fn=already_collated,
-        drop_last=drop_last,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
     )

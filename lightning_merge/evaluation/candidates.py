@@ -15,8 +15,8 @@ class Candidate:
         seconds: time that merging or learning took.
         note: what a reader of the number must know.
         bound: not a merged network: base, individual experts.
-        options: further files to choose from on the validation split, by what distinguishes
-            them; the best takes the place of `weights`.
+        options: candidates to choose from on the validation split, by what distinguishes them;
+            the best one's file takes the place of `weights`, and its time that of `seconds`.
     """
 
     name: str
@@ -24,7 +24,7 @@ class Candidate:
     seconds: float = 0.0
     note: str = ""
     bound: bool = False
-    options: Mapping[str, Path] | None = None
+    options: Mapping[str, "Candidate"] | None = None
 
     def file(self, task: str) -> Path:
         """Return the weights that answer for a task."""

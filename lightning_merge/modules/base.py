@@ -1,19 +1,24 @@
 """What every training and evaluation module shares: encoder, heads, metrics, logging."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassStatScores
 
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.ranks import Ranks
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.data.dataset import Batch
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.models.heads import load_heads
 from lightning_merge.models.preprocess import Preprocess
+
+NOT_COUNTED = -100
+"""The label of an image that takes no part."""
 
 
 class Measured(NamedTuple):
@@ -38,13 +43,17 @@ class TaskModule(LightningModule):
 
     Subclasses say how features are made (`features`) and what is trained. Images arrive as
     uint8 and are normalised on the device; every part of the data has one accuracy per task.
+    Processes count their own images; the counts are added up when a pass ends.
 
     Args:
         encoder: image encoder whose backbone is trained or merged.
 
     Attributes:
         measured: part of the data ("train", "val", "test") -> its last pass.
+        strategies: how the network may lie on several devices.
     """
+
+    strategies: ClassVar[tuple[type, ...]] = (SingleDeviceStrategy, DDPStrategy)
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
@@ -63,8 +72,35 @@ class TaskModule(LightningModule):
         """The trainer's data module."""
         return self.trainer.datamodule  # type: ignore[attr-defined, no-any-return]
 
+    @property
+    def ranks(self) -> Ranks:
+        """The processes of the run."""
+        return Ranks.of(self.trainer)
+
+    def check(self, trainer: Trainer, tasks: Sequence[str]) -> None:
+        """Check what can be told before any file is opened.
+
+        Raises:
+            InputError: the trainer would lay the network out as this module cannot use it.
+        """
+        if not isinstance(trainer.strategy, self.strategies):
+            raise InputError(
+                f"trainer.strategy={type(trainer.strategy).__name__}: {type(self).__name__} needs "
+                "the whole network on every device; use ddp, or one device"
+            )
+
     def setup(self, stage: str) -> None:
-        """Make one accuracy per task and part of the data.
+        """Check all that is needed, and get it, in every process or in none.
+
+        Raises:
+            InputError: see `check` and `prepare`.
+        """
+        with self.ranks.agreed():
+            self.check(self.trainer, self.data.tasks)
+            self.prepare(stage)
+
+    def prepare(self, stage: str) -> None:
+        """Make one accuracy per task and part of the data; a subclass adds what it needs.
 
         Raises:
             InputError: a task has a single class.
@@ -79,7 +115,9 @@ class TaskModule(LightningModule):
             for part in ("train", "val", "test"):
                 key = f"{part}/{task}"
                 if key not in self.metrics:
-                    self.metrics[key] = MulticlassStatScores(classes, average="micro")
+                    self.metrics[key] = MulticlassStatScores(
+                        classes, average="micro", ignore_index=NOT_COUNTED, sync_on_compute=False
+                    )
 
     def open_heads(self, file: str) -> None:
         """Take the frozen heads of the tasks from a file.
@@ -125,11 +163,22 @@ class TaskModule(LightningModule):
         """Return the counts of right predictions of a task in a part of the data."""
         return cast(MulticlassStatScores, self.metrics[f"{part}/{task}"])
 
+    def logits(self, batch: Batch, dataloader_idx: int) -> Tensor:
+        """Return the logits [n, C] of one batch of one task; [1, C] of a blank image for none.
+
+        A process whose batches have run out gets an empty one. Its part of the network runs all
+        the same, as others may need it.
+        """
+        images = batch.images
+        if not len(images):
+            images = images.new_zeros(1, *images.shape[1:])
+        return self.heads[self.data.tasks[dataloader_idx]](self.features(images))
+
     def evaluate(self, part: str, batch: Batch, dataloader_idx: int) -> None:
         """Count the right predictions of one batch of one task."""
-        task = self.data.tasks[dataloader_idx]
-        logits = self.heads[task](self.features(batch.images))
-        self.counts(part, task).update(logits, batch.labels)
+        logits = self.logits(batch, dataloader_idx)
+        labels = batch.labels if len(batch.labels) else batch.labels.new_tensor([NOT_COUNTED])
+        self.counts(part, self.data.tasks[dataloader_idx]).update(logits, labels)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count right predictions on held-out images."""
@@ -141,19 +190,23 @@ class TaskModule(LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Return the predicted class of every image."""
-        return self.heads[self.data.tasks[dataloader_idx]](self.features(batch.images)).argmax(1)
+        return self.logits(batch, dataloader_idx).argmax(1)[: len(batch.labels)]
 
     def close(self, part: str) -> None:
-        """Keep and log what a pass over a part found, and get ready for the next one."""
+        """Add up and log what a pass over a part found, and get ready for the next one."""
+        metrics = [self.counts(part, task) for task in self.data.tasks]
+        own = torch.stack([metric.compute() for metric in metrics])
+        counts = self.trainer.strategy.reduce(own, reduce_op="sum").tolist()
         found = Measured({}, {})
-        for task in self.data.tasks:
-            metric = self.counts(part, task)
-            right, *_, images = metric.compute().tolist()
-            metric.reset()
+        for task, (right, *_, images) in zip(self.data.tasks, counts, strict=True):
             found.accuracy[task], found.samples[task] = right / max(images, 1), images
+        for metric in metrics:
+            metric.reset()
         self.measured[part] = found
-        self.log_dict({f"{part}/{task}": value for task, value in found.accuracy.items()})
-        self.log(f"{part}/average", found.average, prog_bar=True)
+        values = {f"{part}/{task}": value for task, value in found.accuracy.items()}
+        # Equal in all processes; "max" keeps them to the bit, and Lightning from warning.
+        self.log_dict(values, sync_dist=True, reduce_fx="max")
+        self.log(f"{part}/average", found.average, prog_bar=True, sync_dist=True, reduce_fx="max")
 
     def on_validation_epoch_end(self) -> None:
         """Keep and log the accuracy of every task and their average."""

@@ -1,6 +1,7 @@
 """What all modules that learn merging coefficients share."""
 
 import json
+import os
 import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -23,19 +24,31 @@ from lightning_merge.modules.base import TaskModule
 from lightning_merge.modules.zoo import Zoo
 
 
-def check_run(trainer: Trainer, tasks: Sequence[str]) -> None:
-    """Check what can be told before any file is opened.
+def check_memory(vectors: TaskVectors, trainer: Trainer) -> None:
+    """Check that a step's weights fit into a device's memory, or all processes' into the host's.
+
+    They are the stacked task vectors, the base, the encoder's own weights, a merged network and
+    its gradient, in float32; activations come on top.
 
     Raises:
-        InputError: fewer than two tasks, or weights would be rounded to half precision.
+        InputError: they do not.
     """
-    if str(trainer.precision).endswith("16-true"):
+    entries = sum(map(vectors.numel, vectors.names))
+    needed = 4 * (len(vectors) + 4) * entries
+    device = trainer.strategy.root_device
+    if device.type == "cuda":
+        available = torch.cuda.get_device_properties(device).total_memory
+    elif hasattr(os, "sysconf"):
+        pages, processes = os.sysconf("SC_PHYS_PAGES"), trainer.num_devices
+        available = pages * os.sysconf("SC_PAGE_SIZE") // processes
+    else:  # Windows does not say
+        return
+    if needed > available:
         raise InputError(
-            f"trainer.precision={trainer.precision!r} would round the merged weights; "
-            "use bf16-mixed, 16-mixed or 32-true"
+            f"learning coefficients of {len(vectors)} experts of {entries} entries takes "
+            f"{needed / 1e9:.3g} GB on every device, and {device} has {available / 1e9:.3g} GB for "
+            "it; merge them in closed form (see docs/methods.md), or take fewer or smaller experts"
         )
-    if len(tasks) < 2:
-        raise InputError(f"data.tasks={list(tasks)}: merging takes two tasks or more")
 
 
 class CoefficientModule(TaskModule):
@@ -43,6 +56,8 @@ class CoefficientModule(TaskModule):
 
     The network is merged once per step, whatever the number of tasks, and all tasks' images go
     through it together. Only `learner` is in the state dict, so checkpoints are kilobytes.
+    Every process holds the stacked task vectors and one merged network; a step of N processes
+    is that of one with N times the batch size.
 
     Args:
         encoder: architecture of the base and the experts.
@@ -84,19 +99,35 @@ class CoefficientModule(TaskModule):
 
     # State
 
-    def setup(self, stage: str) -> None:
+    def check(self, trainer: Trainer, tasks: Sequence[str]) -> None:
+        """Check what can be told before any file is opened.
+
+        Raises:
+            InputError: fewer than two tasks, weights would be rounded to half precision, or
+                networks are sharded over devices.
+        """
+        super().check(trainer, tasks)
+        if str(trainer.precision).endswith("16-true"):
+            raise InputError(
+                f"trainer.precision={trainer.precision!r} would round the merged weights; "
+                "use bf16-mixed, 16-mixed or 32-true"
+            )
+        if len(tasks) < 2:
+            raise InputError(f"data.tasks={list(tasks)}: merging takes two tasks or more")
+
+    def prepare(self, stage: str) -> None:
         """Open the zoo, stack the task vectors and make the learner.
 
         Raises:
-            InputError: see `check_run`; or files are missing or do not fit.
+            InputError: files are missing or do not fit.
         """
-        super().setup(stage)
+        super().prepare(stage)
         tasks = self.data.tasks
-        check_run(self.trainer, tasks)
         if hasattr(self, "learner"):
             return
         base, experts = self.zoo.open(self.encoder, tasks)
         vectors = TaskVectors(base, experts)
+        check_memory(vectors, self.trainer)
         for transform in self.transforms:
             vectors = transform(vectors)
         self.stacked = StackedTaskVectors(vectors)
@@ -167,10 +198,12 @@ class CoefficientModule(TaskModule):
             task: self.task_loss(task, self.heads[task](features).float(), batch[task])
             for task, features in self.task_features(batch).items()
         }
-        loss = torch.stack(list(losses.values())).mean()
-        self.log("train/loss", loss, prog_bar=True, batch_size=1)
-        self.log_dict({f"train/loss/{task}": value for task, value in losses.items()}, batch_size=1)
-        return loss
+        every = torch.stack(list(losses.values()))
+        found = self.trainer.strategy.reduce(every.detach().clone(), reduce_op="mean")
+        self.log("train/loss", found.mean(), prog_bar=True, batch_size=1)
+        values = zip(losses, found, strict=True)
+        self.log_dict({f"train/loss/{task}": value for task, value in values}, batch_size=1)
+        return every.mean()
 
     # Results
 
@@ -182,13 +215,15 @@ class CoefficientModule(TaskModule):
             InputError: learning has diverged.
         """
         path = self.run_folder / "merged" / f"{self.name}.safetensors"
-        self.candidates[self.name] = Candidate(self.name, path, self.seconds, self.note)
         self._merged = None
         values = self.coefficients().cpu()
+        self.stacked.to("cpu")  # evaluation wants the device
+        self.ranks.once(lambda: self._save(values, path))
+        self.candidates[self.name] = Candidate(self.name, path, self.seconds, self.note)
+
+    def _save(self, values: Tensor, path: Path) -> None:
         if not values.isfinite().all():
             raise InputError(f"{self.name}: the coefficients are not finite; lower learning_rate")
-        if not self.trainer.is_global_zero:
-            return
         metadata = {
             "method": type(self).__name__,
             "hyperparameters": json.dumps(self.hyperparameters()),
@@ -198,7 +233,7 @@ class CoefficientModule(TaskModule):
         }
         file = self.run_folder / "coefficients.safetensors"
         save_checkpoint({"coefficients": values}, file, metadata=metadata)
-        save_checkpoint(self.stacked.to("cpu").merge(values), path, metadata=metadata)
+        save_checkpoint(self.stacked.merge(values), path, metadata=metadata)
 
     @property
     def run_folder(self) -> Path:

@@ -6,9 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_merge.core.files import atomic_write
+from lightning_merge.core.ranks import Ranks
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.evaluation.candidates import Candidate
 from lightning_merge.evaluation.results import CandidateResult, Results, versions
@@ -30,10 +32,11 @@ def compare(
     """Test every candidate; write results.json and results.md.
 
     Where a candidate has options, the one with the best average accuracy on the held-out
-    images is taken; test images are looked at once per candidate, after all choices.
+    images is taken; test images are looked at once per candidate, after all choices. The
+    accuracies do not depend on the number of processes.
 
     Args:
-        trainer: runs the evaluation; any number of devices.
+        trainer: runs the evaluation; any number of devices. It loses its loggers and its bar.
         evaluate: encoder and heads.
         data: the tasks.
         candidates: name -> what to measure.
@@ -45,10 +48,9 @@ def compare(
     Returns:
         The accuracies.
     """
-    trainer.strategy.barrier()  # rank zero has written the weights
     trainer.loggers = []  # metrics.csv is about the training
-    if trainer.progress_bar_callback is not None:
-        trainer.progress_bar_callback.disable()  # one line per candidate says enough
+    others = [c for c in trainer.callbacks if not isinstance(c, ProgressBar)]  # type: ignore[attr-defined]
+    trainer.callbacks = others  # type: ignore[attr-defined]  # one line per candidate says enough
     chosen = {
         name: _choose(trainer, evaluate, data, candidate) if candidate.options else candidate
         for name, candidate in candidates.items()
@@ -58,38 +60,55 @@ def compare(
         tasks=data.tasks,
         candidates=rows,
         seed=seed,
-        versions=versions(str(trainer.strategy.root_device)),
+        versions=versions(str(trainer.strategy.root_device)) | _processes(trainer),
         command=command,
         notes=notes,
     )
-    if trainer.is_global_zero:
-        results.to_json(folder / "results.json")
-        with atomic_write(folder / "results.md") as temporary:
-            temporary.write_text(markdown(results))
+    Ranks.of(trainer).once(lambda: _write(results, folder))
     return results
+
+
+def _write(results: Results, folder: Path) -> None:
+    results.to_json(folder / "results.json")
+    with atomic_write(folder / "results.md") as temporary:
+        temporary.write_text(markdown(results))
+
+
+def _processes(trainer: Trainer) -> dict[str, str]:
+    return {"processes": str(trainer.world_size)} if trainer.world_size > 1 else {}
 
 
 def _choose(
     trainer: Trainer, evaluate: Evaluate, data: MergeDataModule, candidate: Candidate
 ) -> Candidate:
     assert candidate.options is not None
-    assert isinstance(candidate.weights, Path)
     scores = {}
-    for what, path in candidate.options.items():
-        evaluate.show(replace(candidate, weights=path))
+    for what, option in candidate.options.items():
+        evaluate.show(option)
         trainer.validate(evaluate, datamodule=data, verbose=False)
         scores[what] = evaluate.measured["val"].average
     best = max(scores, key=scores.__getitem__)
-    trainer.strategy.barrier()
-    if trainer.is_global_zero:
-        shutil.move(candidate.options[best], candidate.weights)
-        for what, path in candidate.options.items():
-            if what != best:
-                path.unlink()
-    trainer.strategy.barrier()
+    Ranks.of(trainer).once(lambda: _keep(candidate, best))
     note = f"{best} of {len(scores)} chosen on the held-out images"
     rank_zero_info(f"{candidate.name}: {note}")
-    return replace(candidate, note="; ".join(filter(None, [candidate.note, note])), options=None)
+    return replace(
+        candidate,
+        seconds=candidate.options[best].seconds,
+        note="; ".join(filter(None, [candidate.note, note])),
+        options=None,
+    )
+
+
+def _keep(candidate: Candidate, best: str) -> None:
+    """Let the best option's file take the candidate's name, and remove the others."""
+    assert candidate.options is not None
+    for what, option in candidate.options.items():
+        assert isinstance(option.weights, Path)
+        assert isinstance(candidate.weights, Path)
+        if what == best:
+            shutil.move(option.weights, candidate.weights)
+        else:
+            option.weights.unlink()
 
 
 def _measure(

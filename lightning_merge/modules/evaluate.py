@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from lightning_merge.data.dataset import Batch
 from lightning_merge.evaluation.candidates import Candidate
 from lightning_merge.models.encoder import Encoder
@@ -30,9 +32,9 @@ class Evaluate(TaskModule):
         self._loaded: Path | None = None
         self.requires_grad_(False)
 
-    def setup(self, stage: str) -> None:
+    def prepare(self, stage: str) -> None:
         """Load the heads of the tasks."""
-        super().setup(stage)
+        super().prepare(stage)
         self.open_heads(self.heads_file)
 
     def show(self, candidate: Candidate) -> None:
@@ -40,15 +42,10 @@ class Evaluate(TaskModule):
         self.candidate = candidate
         self._loaded = None
 
-    def evaluate(self, part: str, batch: Batch, dataloader_idx: int) -> None:
-        """Load the weights that answer for the task and count right predictions."""
+    def logits(self, batch: Batch, dataloader_idx: int) -> Tensor:
+        """Load the weights that answer for the task and return the logits."""
         self._load(dataloader_idx)
-        super().evaluate(part, batch, dataloader_idx)
-
-    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Any:
-        """Load the weights that answer for the task and return the predicted classes."""
-        self._load(dataloader_idx)
-        return super().predict_step(batch, batch_idx, dataloader_idx)
+        return super().logits(batch, dataloader_idx)
 
     def _load(self, dataloader_idx: int) -> None:
         file = self.candidate.file(self.data.tasks[dataloader_idx])

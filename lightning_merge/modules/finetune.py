@@ -3,19 +3,25 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import torch
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.nn import functional as F
 
 from lightning_merge.core.checkpoint import save_checkpoint
 from lightning_merge.core.errors import InputError
-from lightning_merge.data.augment import Augment
+from lightning_merge.core.seeding import generator_for
+from lightning_merge.data.augment import Augment, Draws
 from lightning_merge.data.dataset import Batch
 from lightning_merge.data.tasks import task_spec
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.base import TaskModule
+
+SHARDED = "_fsdp_wrapped_module."
+"""What FSDP puts into the names of parameters."""
 
 
 class FineTune(TaskModule):
@@ -24,6 +30,11 @@ class FineTune(TaskModule):
     With `heads` the classifiers are loaded and stay frozen, as zero-shot heads do, so that all
     change is in the encoder and can be merged. Without, a linear head per task is trained
     along and dropped: the way to pretrain a base.
+
+    A run that goes on from a checkpoint of an epoch's end, on as many processes, ends with the
+    same weights to the bit as one without a break, if the encoder draws no random numbers
+    (dropout). N processes train as one does with N times the batch size. With FSDP the network
+    is sharded over them, and the output is whole.
 
     Args:
         encoder: network to train.
@@ -42,6 +53,8 @@ class FineTune(TaskModule):
     Raises:
         InputError: an unknown storage, heads that lack a task, or an output that exists.
     """
+
+    strategies: ClassVar[tuple[type, ...]] = (SingleDeviceStrategy, DDPStrategy, FSDPStrategy)
 
     def __init__(
         self,
@@ -68,33 +81,52 @@ class FineTune(TaskModule):
         self.label_smoothing, self.augment = label_smoothing, augment
         self.metadata, self.overwrite = metadata or {}, overwrite
 
-    def setup(self, stage: str) -> None:
+    def prepare(self, stage: str) -> None:
         """Load the frozen heads, or make one trainable linear head per task."""
-        super().setup(stage)
-        if stage == "fit" and Path(self.output).exists() and not self.overwrite:
+        super().prepare(stage)
+        if stage == "fit":
+            self.ranks.once(self._check_output)
+        self.train(stage == "fit")
+        self._seed = self.ranks.gather(torch.initial_seed())[0]
+        if not self.heads:
+            self._make_heads()
+        # Shards of parameters are vectors, so their shapes are noted before there are any.
+        self._matrices = {name for name, p in self.named_parameters() if p.ndim > 1}
+
+    def _make_heads(self) -> None:
+        if self.heads_file is not None:
+            self.open_heads(self.heads_file)
+            return
+        for task, classes in self.data.classes.items():
+            self.heads[task] = nn.Linear(self.encoder.dim, len(classes))
+
+    def _check_output(self) -> None:
+        if Path(self.output).exists() and not self.overwrite:
             raise InputError(
                 f"model.output={self.output!r} exists: give another path or --model.overwrite true"
             )
-        self.train(stage == "fit")
-        if self.heads:
-            return
-        if self.heads_file is None:
-            for task, classes in self.data.classes.items():
-                self.heads[task] = nn.Linear(self.encoder.dim, len(classes))
-            return
-        self.open_heads(self.heads_file)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Augment training images before they are normalised."""
-        if self.augment is not None and self.trainer.training and isinstance(batch, Mapping):
-            batch = {
-                task: b._replace(images=self.augment(b.images, mirror=task_spec(task).mirror))
-                for task, b in batch.items()
-            }
+        """Leave training images as they are: `training_step` augments and normalises them."""
+        if self.trainer.training:
+            return batch
         return super().on_after_batch_transfer(batch, dataloader_idx)
+
+    def augmented(self, task: str, batch: Batch, batch_idx: int) -> Batch:
+        """Return a task's training batch changed at random, and normalised.
+
+        The changes follow from the run's seed, the task, the epoch, the step and the process.
+        """
+        images = batch.images
+        if self.augment is not None:
+            when = (str(self.current_epoch), str(batch_idx))
+            draws = Draws(generator_for(self._seed, "augment", task, *when), self.ranks)
+            images = self.augment(images, mirror=task_spec(task).mirror, draws=draws)
+        return batch._replace(images=self.preprocess.normalize(images))
 
     def training_step(self, batch: Mapping[str, Batch], batch_idx: int) -> Tensor:
         """Return the mean cross-entropy over the images of all tasks."""
+        batch = {task: self.augmented(task, b, batch_idx) for task, b in batch.items()}
         total, images = torch.zeros((), device=self.device), 0
         for task, features in self.task_features(batch).items():
             labels = batch[task].labels
@@ -105,7 +137,7 @@ class FineTune(TaskModule):
             images += len(labels)
             self.counts("train", task).update(logits.detach(), labels)
         loss = total / images
-        self.log("train/loss", loss, prog_bar=True, batch_size=images)
+        self.log("train/loss", loss, prog_bar=True, batch_size=images, sync_dist=True)
         return loss
 
     def on_train_epoch_end(self) -> None:
@@ -114,10 +146,12 @@ class FineTune(TaskModule):
 
     def configure_optimizers(self) -> Any:
         """Return AdamW with a linear warm-up and a cosine decay over all steps."""
-        parameters = [p for p in self.parameters() if p.requires_grad]
+        parameters = [(n, p) for n, p in self.named_parameters() if p.requires_grad]
+        decayed = [p for n, p in parameters if n.replace(SHARDED, "") in self._matrices]
+        others = [p for n, p in parameters if n.replace(SHARDED, "") not in self._matrices]
         groups = [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": decayed, "weight_decay": self.weight_decay},
+            {"params": others, "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW(groups, self.learning_rate)
         total = int(self.trainer.estimated_stepping_batches)
@@ -136,13 +170,26 @@ class FineTune(TaskModule):
 
     def on_fit_end(self) -> None:
         """Write the trained backbone; an interrupted run never comes here."""
-        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            dtype = getattr(torch, self.storage)
-            state = {
-                name: tensor.detach()
-                .cpu()
-                .to(dtype if tensor.is_floating_point() else tensor.dtype)
-                for name, tensor in self.encoder.backbone.state_dict().items()
-            }
-            save_checkpoint(state, Path(self.output), metadata=self.metadata)
-        self.trainer.strategy.barrier()
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        state = self._whole_backbone()
+        self.ranks.once(lambda: self._save(state))
+
+    def _whole_backbone(self) -> dict[str, Tensor]:
+        """Return the backbone's tensors; of shards put together, in process zero alone."""
+        if not isinstance(self.trainer.strategy, FSDPStrategy):
+            return self.encoder.backbone.state_dict()
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        module = self.trainer.strategy.model
+        assert module is not None
+        prefix = "encoder.backbone."
+        whole = cast(dict[str, Tensor], get_model_state_dict(module, options=options))
+        return {n.removeprefix(prefix): t for n, t in whole.items() if n.startswith(prefix)}
+
+    def _save(self, state: Mapping[str, Tensor]) -> None:
+        dtype = getattr(torch, self.storage)
+        stored = {
+            name: tensor.detach().cpu().to(dtype if tensor.is_floating_point() else tensor.dtype)
+            for name, tensor in state.items()
+        }
+        save_checkpoint(stored, Path(self.output), metadata=self.metadata)

@@ -108,19 +108,25 @@ class StatsMerging(CoefficientModule):
 
     @torch.no_grad()
     def _teach(self, task: str) -> Tensor:
-        """Return the logits [n, C] of a task's expert for its coefficient images."""
-        images = self.data.images(task, "coefficients")
+        """Return the logits [n, C] of a task's expert for its coefficient images.
+
+        Each process labels its share of the batches; all get the labels that one would give.
+        """
+        logits = torch.zeros(
+            len(self.data.images(task, "coefficients")),
+            len(self.data.classes[task]),
+            device=self.device,
+        )
         expert = {
             name: (wide(tensor) if tensor.is_floating_point() else tensor).to(self.device)
             for name, tensor in self.experts[task].items()
         }
-        logits = []
-        for start in range(0, len(images), self.data.eval_batch_size):
-            stop = min(start + self.data.eval_batch_size, len(images))
-            batch = images.__getitems__(list(range(start, stop)))
-            normal = self.preprocess.normalize(batch.images.to(self.device))
-            logits.append(self.heads[task](self.encoder.functional(expert, normal)).float())
-        return torch.cat(logits)
+        for batch in self.data.shares(task, "coefficients"):
+            if len(batch.index):
+                normal = self.preprocess.normalize(batch.images.to(self.device))
+                found = self.heads[task](self.encoder.functional(expert, normal)).float()
+                logits[batch.index.to(self.device)] = found
+        return self.trainer.strategy.reduce(logits, reduce_op="sum")
 
     def task_loss(self, task: str, logits: Tensor, batch: Batch) -> Tensor:
         """Return the disagreement of the merged network with a task's teacher."""

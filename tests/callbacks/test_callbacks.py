@@ -87,10 +87,33 @@ def test_a_grid_writes_every_point(trainer, encoder, zoo, data, by_hand):
     module = fit(trainer, encoder, zoo, data, MergeCallback(Ties(), "tuned", grid))
     candidate = module.candidates["tuned"]
     assert list(candidate.options) == ["scale=0.2 density=0.5", "scale=0.6 density=0.5"]
-    for path, scale in zip(candidate.options.values(), grid["scale"], strict=True):
-        written, expected = open_checkpoint(path), by_hand(Ties(density=0.5, scale=scale))
+    for option, scale in zip(candidate.options.values(), grid["scale"], strict=True):
+        written, expected = open_checkpoint(option.weights), by_hand(Ties(density=0.5, scale=scale))
+        assert option.seconds > 0
         assert all(torch.equal(written[name], expected[name]) for name in expected)
     assert not candidate.weights.exists()  # the comparison chooses
+
+
+def test_the_time_is_that_of_the_merge_alone(trainer, encoder, zoo, data, monkeypatch):
+    """A clock that only merging moves: 2 s for the first point of the grid, 3 s for the next."""
+    now = [0.0]
+
+    class Timed(MergeCallback):
+        def merge(self, module, method, given):
+            now[0] += 2 + (method.scale > 0.3)
+            return super().merge(module, method, given)
+
+        def draw(self, module, path):
+            now[0] += 100
+
+    monkeypatch.setattr("lightning_merge.callbacks.merge.time.perf_counter", lambda: now[0])
+    callback = Timed(TaskArithmetic(), "tuned", {"scale": [0.2, 0.6]})
+    module = fit(trainer, encoder, zoo, data, callback)
+    options = module.candidates["tuned"].options
+    assert {what: option.seconds for what, option in options.items()} == {
+        "scale=0.2": 2,
+        "scale=0.6": 3,
+    }
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@ import pytest
 import torch
 
 from lightning_merge.core.errors import InputError
-from lightning_merge.data.augment import Augment
+from lightning_merge.core.ranks import Ranks
+from lightning_merge.core.seeding import generator_for
+from lightning_merge.data.augment import Augment, Draws
 
 OFF = dict.fromkeys(("shift", "scale", "rotate", "color", "invert", "erase"), 0.0)
 ALL = {"shift": 0.2, "scale": 0.2, "rotate": 20.0, "color": 0.3, "invert": 0.5, "erase": 0.5}
@@ -60,6 +62,21 @@ def test_images_are_changed_independently():
     assert torch.equal(results[0][3:], results[1][3:])
     same = augment(batch[:1].expand(8, -1, -1, -1), mirror=False)
     assert len({image.numpy().tobytes() for image in same}) == 8
+
+
+def test_draws_follow_from_their_seed_and_are_shared_by_processes():
+    augment, batch = Augment(**ALL), images(6)
+
+    def changed(part, *ranks, seed=0):
+        torch.rand(3)  # the state of torch's own generator is of no influence
+        draws = Draws(generator_for(seed, "step"), Ranks(*ranks))
+        return augment(part, mirror=True, draws=draws)
+
+    whole = changed(batch)
+    assert torch.equal(changed(batch), whole)
+    assert not torch.equal(changed(batch, seed=1), whole)
+    parts = [changed(part, rank, 3) for rank, part in enumerate(batch.split(2))]
+    assert torch.equal(torch.cat(parts), whole)
 
 
 def test_a_shift_moves_the_whole_image():

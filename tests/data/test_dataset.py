@@ -1,8 +1,11 @@
+from itertools import chain
+
 import pytest
 import torch
 
 from lightning_merge.core.errors import InputError
-from lightning_merge.data.dataset import SeededOrder, TaskImages, loader
+from lightning_merge.core.ranks import Ranks
+from lightning_merge.data.dataset import SeededOrder, Shares, TaskImages, loader
 from lightning_merge.data.folders import ImageFolders
 
 
@@ -73,3 +76,46 @@ def test_every_image_once(images, workers):
     batches = list(loader(images(False), 7, num_workers=workers))
     assert [len(batch.labels) for batch in batches] == [7, 7, 7, 7, 2]
     assert torch.cat([batch.index for batch in batches]).tolist() == list(range(30))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_empty_batch_is_a_batch(images, workers):
+    for cache in (True, False):
+        *_, last = loader(images(cache), 20, num_workers=workers, ranks=Ranks(2, 3))
+        assert last.images.shape == (0, 3, 8, 8)
+        assert last.images.dtype == torch.uint8
+        assert len(last.labels) == len(last.index) == 0
+
+
+SIZES = [(1, 4, 3), (10, 4, 1), (10, 4, 2), (10, 4, 3), (24, 4, 3), (25, 1, 8), (3, 50, 2)]
+
+
+@pytest.mark.parametrize(("images", "batch", "processes"), SIZES)
+def test_a_shared_pass_has_the_batches_of_a_lone_one(images, batch, processes):
+    def shares(rank, of):
+        return list(Shares(range(images), batch, Ranks(rank, of), drop_last=False))
+
+    alone = shares(0, 1)
+    assert list(chain(*alone)) == list(range(images))
+    every = [shares(rank, processes) for rank in range(processes)]
+    assert len({len(own) for own in every}) == 1  # all take as many steps
+    assert len(every[0]) == -(-len(alone) // processes)
+    in_turn = [own for step in zip(*every, strict=True) for own in step]
+    assert in_turn == alone + [[]] * (len(in_turn) - len(alone))
+
+
+@pytest.mark.parametrize(("images", "batch", "processes"), SIZES)
+def test_a_shared_step_is_one_of_a_larger_batch(images, batch, processes):
+    def steps(size, rank, of):
+        order = SeededOrder(images, seed=1, name="task")
+        shares = Shares(order, size, Ranks(rank, of), drop_last=True)
+        rounds = []
+        for epoch in (0, 3):
+            shares.set_epoch(epoch)
+            rounds += [list(shares), list(shares)]
+        assert all(len(found) == len(shares) for found in rounds)
+        return list(chain(*rounds))
+
+    union = steps(batch * processes, 0, 1)
+    every = [steps(batch, rank, processes) for rank in range(processes)]
+    assert [list(chain(*step)) for step in zip(*every, strict=True)] == union

@@ -88,13 +88,15 @@ def test_the_best_on_held_out_images_is_chosen(trainer, evaluate, data, files, t
     data.test_dataloader = watched
     target = tmp_path / "tuned.safetensors"
     paths = {what: tmp_path / str(i) for i, what in enumerate(options)}
-    candidate = Candidate("tuned", target, options=paths)
+    variants = {what: Candidate("tuned", path, len(what)) for what, path in paths.items()}
+    candidate = Candidate("tuned", target, seconds=9.0, options=variants)
     results = compare(trainer(), evaluate, data, {"tuned": candidate}, tmp_path, seed=0)
     assert asked == ["test"]
     assert target.read_bytes() == Path(files.base).read_bytes()
     assert not any(path.exists() for path in paths.values())
     row = results.candidates["tuned"]
     assert row.note == "good of 2 chosen on the held-out images"
+    assert row.seconds == len("good")  # the chosen one's own
     assert row.accuracy == {t: counted(files, data, t, files.base, "test") for t in TASKS}
 
 

@@ -9,10 +9,12 @@ from tiny_zoo import ENCODER, TASKS
 
 from lightning_merge.core.checkpoint import open_checkpoint, save_checkpoint
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.task_vectors import TaskVectors
 from lightning_merge.methods import LwPTV
 from lightning_merge.models.heads import load_heads, save_heads
 from lightning_merge.models.mini_vit import MiniViT
 from lightning_merge.modules import StatsMerging
+from lightning_merge.modules.coefficients import check_memory
 
 
 def fit(trainer, encoder, zoo, data, *, ckpt_path=None, options=None, **settings):
@@ -172,6 +174,15 @@ def test_bfloat16_experts_can_teach(trainer, encoder, zoo, data, files, tmp_path
 def test_half_precision_of_weights_is_refused(trainer, encoder, zoo, data, precision):
     with pytest.raises(InputError, match=precision):
         fit(trainer, encoder, zoo, data, options={"precision": precision})
+
+
+def test_experts_larger_than_memory_are_refused(trainer):
+    """A billion entries per expert cost nothing here: their memory is one that is expanded."""
+    base = {"w": torch.zeros(1).expand(10**9)}
+    experts = {str(k): base for k in range(4000)}
+    with pytest.raises(InputError, match=r"4000 experts of 1000000000 entries takes 1.6e\+04 GB"):
+        check_memory(TaskVectors(base, experts), trainer())
+    check_memory(TaskVectors({"w": torch.zeros(9)}, {"one": {"w": torch.zeros(9)}}), trainer())
 
 
 def test_one_task_is_refused(trainer, encoder, zoo, root):

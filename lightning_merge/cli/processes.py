@@ -1,0 +1,84 @@
+"""The processes of one command: how they start together and how they end."""
+
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from typing import NoReturn, TypeVar
+
+from lightning.fabric.plugins.environments import TorchElasticEnvironment
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from torch import distributed
+
+from lightning_merge.core.errors import InputError
+from lightning_merge.core.ranks import AgreedError, Ranks
+
+Result = TypeVar("Result")
+
+
+def start(trainer: Trainer, work: Callable[[], Result]) -> Result:
+    """Let process zero work, and have all processes of the run with its result.
+
+    Where Lightning starts the others, it does so when the work is done, so that bad input ends
+    the run before. Processes of torchrun or srun are there already, and wait.
+
+    Raises:
+        InputError: the work found bad input, or the trainer does not fit the processes.
+    """
+    _check(trainer)
+    if trainer.world_size == 1:
+        return work()
+    strategy = trainer.strategy
+    assert isinstance(strategy, ParallelStrategy)
+    environment, launcher = strategy.cluster_environment, strategy.launcher
+    assert environment is not None
+    if not environment.creates_processes_externally and trainer.num_nodes == 1:
+        result = work()
+        work = lambda: result  # noqa: E731
+    # A stage that runs in one of several processes is not distributed, whatever Lightning thinks.
+    warnings.filterwarnings("ignore", "It is recommended to use `self.log")
+    if launcher is None:
+        strategy.setup_environment()
+    else:
+        launcher.launch(strategy.setup_environment)
+    return Ranks.of(trainer).once(work)
+
+
+def _check(trainer: Trainer) -> None:
+    started = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+    if TorchElasticEnvironment.detect():
+        started = int(os.environ["WORLD_SIZE"])
+    if started > 1 and started != trainer.world_size:
+        nodes = trainer.num_nodes
+        raise InputError(
+            f"{started} processes were started, but trainer.devices={trainer.num_devices} and "
+            f"trainer.num_nodes={nodes} are {trainer.world_size}; give --trainer.strategy ddp "
+            f"--trainer.devices {started // nodes}, or start one process"
+        )
+    if trainer.num_nodes > 1 and started == 1 and "MASTER_ADDR" not in os.environ:
+        raise InputError(
+            f"trainer.num_nodes={trainer.num_nodes}, but this is one process; start one per "
+            "device by torchrun or srun, as configs/cluster shows"
+        )
+    launcher = trainer.strategy.launcher
+    if launcher is not None and not isinstance(launcher, _SubprocessScriptLauncher):
+        raise InputError(
+            f"trainer.strategy={type(trainer.strategy).__name__} of this start method keeps what "
+            "it learns in processes of its own; use ddp"
+        )
+
+
+def leave_together(error: AgreedError) -> NoReturn:
+    """Let process zero tell what all know, and end every process with exit code 2."""
+    ranks = Ranks(distributed.get_rank(), distributed.get_world_size())
+    if ranks.rank == 0:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    else:
+        # Whoever starts processes kills them all when one fails: the first to end is the one
+        # that has told, which breaks off this wait.
+        with suppress(RuntimeError):
+            ranks.gather(None)
+    sys.exit(2)

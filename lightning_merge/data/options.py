@@ -1,0 +1,61 @@
+"""Checks of the data module's options."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from lightning_merge.core.errors import InputError
+from lightning_merge.core.names import enumerate_names
+
+
+def one_of(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise InputError for a value that is none of the choices."""
+    if value not in choices:
+        raise InputError(f"data.{name}={value!r}: choose one of {', '.join(choices)}")
+
+
+def at_least(least: int, **values: float) -> None:
+    """Raise InputError for a value below the least."""
+    for name, value in values.items():
+        if value < least:
+            raise InputError(f"data.{name}={value} must be at least {least}")
+
+
+def checked_names(tasks: Sequence[str], root: str) -> tuple[str, ...]:
+    """Return the names of tasks, which name folders, modules and columns.
+
+    Raises:
+        InputError: there are none, one is given twice, or one cannot be a name.
+    """
+    if isinstance(tasks, str):
+        raise InputError(f"data.tasks={tasks!r} is one text; give a list: [{tasks}]")
+    if not tasks:
+        raise InputError(f"data.root={root!r} holds no tasks; name them in data.tasks")
+    if twice := sorted({task for task in tasks if list(tasks).count(task) > 1}):
+        raise InputError(f"data.tasks names {enumerate_names(twice)} twice; name each task once")
+    for task in tasks:
+        if not task or set(task) & set("/\\.") or hasattr(nn.ModuleDict(), task):
+            raise InputError(
+                f"data.tasks: {task!r} cannot name a task: it is empty, has one of / \\ . or is an "
+                "attribute of torch.nn.ModuleDict; rename its folder"
+            )
+    return tuple(tasks)
+
+
+def fraction(value: float | str) -> float:
+    """Return a share given as a number, a percentage or "all".
+
+    Raises:
+        InputError: the value is none of these, or out of (0, 1].
+    """
+    text = {"all": "100%"}.get(str(value), str(value))
+    try:
+        number = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number <= 1:
+        raise InputError(
+            f"data.coefficient_fraction={value!r}: use a percentage such as '1%' or '5%', 'all', "
+            "or a number in (0, 1]"
+        )
+    return number

@@ -1,0 +1,451 @@
+"""Several processes of one run: what they compute is what one would, and one of them writes.
+
+Processes are forked from the test, as torchrun would start them: the libraries are loaded once.
+"""
+
+import csv
+import json
+import multiprocessing
+import os
+import pickle
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.utilities import rank_zero_only
+from tiny_zoo import ENCODER, TASKS
+from torch.distributed.fsdp import FullyShardedDataParallel
+
+from lightning_merge.cli import stages
+from lightning_merge.cli.main import main
+from lightning_merge.core.checkpoint import open_checkpoint
+from lightning_merge.core.errors import InputError
+from lightning_merge.data import Augment, MergeDataModule
+from lightning_merge.models import MiniViT
+from lightning_merge.modules import Evaluate, FineTune, StatsMerging
+
+fork = multiprocessing.get_context("fork")
+
+
+def in_process(rank, size, port, work, answer):
+    """Be process `rank` of `size`, as torchrun would have it, and put down what comes of it."""
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    names |= {"GROUP_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    names |= {"TORCHELASTIC_RUN_ID": "test", "GLOO_SOCKET_IFNAME": "lo"}
+    os.environ.update({name: str(value) for name, value in names.items()})
+    rank_zero_only.rank = rank
+    try:
+        found = work(rank)
+    except SystemExit as stop:
+        found = stop.code
+    except BaseException:
+        found = traceback.format_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    answer.write_bytes(pickle.dumps(found))
+
+
+@pytest.fixture
+def together(tmp_path):
+    """Let processes work together: together(size, work) -> what each work(rank) has returned."""
+
+    def run(size, work):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        answers = [tmp_path / f"answer{rank}" for rank in range(size)]
+        processes = [
+            fork.Process(target=in_process, args=(rank, size, port, work, answer))
+            for rank, answer in enumerate(answers)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(120)
+            if process.is_alive():
+                process.kill()
+                pytest.fail("a process hangs")
+        found = [pickle.loads(a.read_bytes()) if a.exists() else None for a in answers]
+        for answer in answers:
+            answer.unlink(missing_ok=True)
+        return found
+
+    return run
+
+
+@pytest.fixture
+def command(together):
+    """Run a command in several processes: command(2, "fit", ...) -> their exit codes."""
+
+    def run(size, *arguments, at_rank=None):
+        def work(rank):
+            own = (at_rank or {}).get(rank, [])
+            return main([*map(str, arguments), *map(str, own)])
+
+        return together(size, work)
+
+    return run
+
+
+def on(size):
+    return ["--trainer.strategy", "ddp", "--trainer.devices", size]
+
+
+# Evaluation
+
+CANDIDATES = [
+    {
+        "class_path": "lightning_merge.callbacks.MergeCallback",
+        "init_args": {
+            "name": "tuned",
+            "method": {"class_path": "TaskArithmetic"},
+            "grid": {"scale": [0.2, 0.6]},
+        },
+    },
+    {"class_path": "lightning_merge.callbacks.MTiesMerge"},
+    {"class_path": "lightning_merge.callbacks.CoefficientMap"},
+]
+
+
+def test_the_results_are_the_same_from_one_two_and_three_processes(
+    command, config, tmp_path, capfd
+):
+    """Of 14 and 21 images in batches of 10, three processes get 1, 1, 0 and 1, 1, 1 batches."""
+    path = config(
+        trainer__callbacks=CANDIDATES,
+        trainer__max_epochs=1,
+        model__init_args__learning_rate=0.0,
+        data__eval_batch_size=10,
+        data__batch_size=2,
+    )
+    found = {}
+    for size in (1, 2, 3):
+        folder = tmp_path / f"run{size}"
+        place = ["--trainer.default_root_dir", folder]
+        capfd.readouterr()
+        assert command(size, "fit", "--config", path, *on(size), *place) == [0] * size
+        assert capfd.readouterr().out.count("run folder:") == 1
+        assert command(size, "predict", "--config", path, *on(size), *place) == [0] * size
+        results = json.loads((folder / "results.json").read_text())
+        assert results["versions"].get("processes", "1") == str(size)
+        found[size] = {
+            "rows": {
+                name: {key: row[key] for key in row if key != "seconds"}
+                for name, row in results["candidates"].items()
+            },
+            "predictions": (folder / "predictions.csv").read_text(),
+            "splits": (folder / "splits.json").read_text(),
+            "files": sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()),
+            "merged": {p.name: p.read_bytes() for p in folder.glob("merged/*")},
+        }
+    assert found[1] == found[2] == found[3]
+    rows = found[1]["rows"]
+    assert list(rows) == ["base", "individual", "tuned", "m_ties", "sml"]
+    assert rows["base"]["samples"] == {"reds": 14, "shapes": 21}
+    assert len(list(csv.DictReader(found[1]["predictions"].splitlines()))) == 14 + 21
+    assert len({tuple(row["accuracy"].values()) for row in rows.values()}) > 2
+
+
+# Training
+
+
+@pytest.fixture
+def learn(together, trainer, zoo, root):
+    """Fit StatsMerging on several processes; returns what every process has learned."""
+
+    def run(size, batch_size, root=root, **options):
+        def work(rank):
+            torch.manual_seed(11 if rank == 0 else 12)  # only the first one's counts
+            data = MergeDataModule(str(root), tasks=list(TASKS), batch_size=batch_size)
+            data.eval_batch_size = 5
+            module = StatsMerging(MiniViT(**ENCODER), zoo, hidden=8, learning_rate=0.03, **options)
+            strategy = "ddp" if size > 1 else "auto"
+            trainer(devices=size, strategy=strategy).fit(module, datamodule=data)
+            with torch.no_grad():
+                return module.coefficients(), module.teacher_logits
+
+        return together(size, work)
+
+    return run
+
+
+@pytest.mark.parametrize("loss", ["hard", "soft"])
+def test_a_step_of_two_is_one_of_the_union_of_their_batches(learn, loss):
+    (one, teacher), *_ = learn(1, 4, loss=loss)
+    both = learn(2, 2, loss=loss)
+    for values, logits in both:
+        torch.testing.assert_close(values, one, rtol=1e-4, atol=1e-5)
+        assert all(torch.equal(logits[task], teacher[task]) for task in TASKS)
+    assert torch.equal(both[0][0], both[1][0])
+    assert (one - 0.3).abs().max() > 0.02
+
+
+def test_a_task_with_fewer_images_than_processes_is_seen_by_all(learn, own_root):
+    for task in TASKS:
+        for split in own_root.glob(f"{task}/train/*"):
+            for image in sorted(split.iterdir())[5:]:
+                image.unlink()
+    (one, _), *_ = learn(1, 3, own_root)
+    for values, _ in learn(3, 1, own_root):
+        torch.testing.assert_close(values, one, rtol=1e-4, atol=1e-5)
+
+
+class CPUShards(FSDPStrategy):
+    """FSDP without a GPU, which Lightning does not offer."""
+
+    def _setup_model(self, model):
+        return FullyShardedDataParallel(model, device_id=torch.device("cpu"), **self.kwargs)
+
+
+@pytest.fixture
+def tune(together, trainer, files, root, tmp_path):
+    """Fine-tune on several processes; returns the weights of the file and what they measured."""
+
+    def run(size, strategy="auto"):
+        output = tmp_path / "expert.safetensors"
+
+        def work(rank):
+            torch.manual_seed(5)
+            data = MergeDataModule(
+                str(root), tasks=["shapes"], fit_on="train", batch_size=8 // size
+            )
+            data.eval_batch_size = 5  # 12 held-out images: three batches
+            module = FineTune(
+                MiniViT(**ENCODER), str(output), files.base, files.heads,
+                augment=Augment(erase=0.3), weight_decay=0.5, overwrite=True,
+            )  # fmt: skip
+            trainer(devices=size, strategy=strategy).fit(module, datamodule=data)
+            return module.measured["val"]
+
+        measured = together(size, work)
+        return dict(open_checkpoint(output)), measured
+
+    return run
+
+
+def test_two_processes_train_an_expert_as_one_does(tune, files):
+    one, [alone] = tune(1)
+    two, measured = tune(2, "ddp")
+    assert measured == [alone, alone]
+    assert alone.samples == {"shapes": 12}
+    base = open_checkpoint(files.base)
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=1e-3, atol=5e-5)
+    assert max(float((one[name] - base[name]).abs().max()) for name in base) > 5e-3
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_sharded_expert_is_trained_the_same_and_written_whole(tune):
+    from timm.models.vision_transformer import Block
+
+    two, measured = tune(2, "ddp")
+    shards = CPUShards(process_group_backend="gloo", auto_wrap_policy={Block})
+    sharded, also = tune(2, shards)
+    assert also == measured
+    assert list(sharded) == list(two)
+    for name, weight in two.items():
+        torch.testing.assert_close(sharded[name], weight, rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture
+def expert_config(files, root, tmp_path):
+    """Write the config of a FineTune run."""
+    path = tmp_path / "expert.yaml"
+    options = {
+        "encoder": {"class_path": "lightning_merge.models.MiniViT", "init_args": ENCODER},
+        "output": str(tmp_path / "expert.safetensors"),
+        "base": files.base,
+        "heads": files.heads,
+        "augment": {"erase": 0.3},
+        "overwrite": True,
+    }
+    config = {
+        "model": {"class_path": "lightning_merge.modules.FineTune", "init_args": options},
+        "data": {"root": str(root), "tasks": ["shapes"], "fit_on": "train", "batch_size": 6},
+        "trainer": {
+            "accelerator": "cpu",
+            "devices": 1,
+            "max_epochs": 4,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "log_every_n_steps": 1,
+        },
+    }
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_training_that_was_killed_goes_on_to_the_same_weights(
+    command, together, expert_config, tmp_path, size
+):
+    def arguments(name):
+        place = [f"--trainer.default_root_dir={tmp_path / name}"]
+        output = [f"--model.output={tmp_path / name}.safetensors"]
+        return ["fit", f"--config={expert_config}", *place, *output, *map(str, on(size))]
+
+    def killed(rank):
+        step = FineTune.training_step
+
+        def training_step(module, batch, batch_idx):
+            if module.current_epoch == 2 and batch_idx == 1 and rank == size - 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return step(module, batch, batch_idx)
+
+        FineTune.training_step = training_step
+        return main(arguments("broken"))
+
+    assert command(size, *arguments("whole")) == [0] * size
+    assert together(size, killed)[-1] is None
+    assert not (tmp_path / "broken.safetensors").exists()
+    assert command(size, *arguments("broken")) == [0] * size
+    assert (tmp_path / "broken" / "metrics.csv").read_text().count("\n3,") > 0
+    whole, broken = (tmp_path / f"{name}.safetensors" for name in ("whole", "broken"))
+    assert whole.read_bytes() == broken.read_bytes()
+
+
+# One of them makes and writes
+
+
+def test_what_a_zoo_lacks_is_made_by_one_process(together, config, own_files, root, expert_config):
+    for file in (own_files.expert["shapes"], own_files.heads):
+        Path(file).unlink()
+    path = config(own_files, root, model__init_args__zoo__expert_recipe=str(expert_config))
+
+    def fit(rank):
+        made = []
+        for owner, name in ((FineTune, "on_fit_end"), (stages, "save_heads")):
+            real = getattr(owner, name)
+            setattr(owner, name, lambda *a, real=real, **k: made.append(1) or real(*a, **k))
+        return main(["fit", "--config", str(path), *map(str, on(2))]), len(made)
+
+    assert together(2, fit) == [(0, 2), (0, 0)]
+    assert open_checkpoint(own_files.expert["shapes"]).metadata["fingerprint"]
+    assert together(2, fit) == [(0, 0), (0, 0)]
+
+
+# Bad input
+
+
+def end_with(capfd, message):
+    """Whether the processes have said one thing, once."""
+    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1, errors
+    assert message in errors[0]
+    return True
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda file: file.unlink(), "holds other images of reds for this process"),
+        (lambda file: file.write_bytes(b"no image"), "process 1 of 2: "),
+    ],
+)
+def test_bad_input_of_one_process_ends_all_with_one_message(
+    command, config, own_root, spoil, message, capfd
+):
+    spoil(next(own_root.glob("reds/test/bright/*")))
+    codes = command(2, "fit", "--config", config(), *on(2), at_rank={1: ["--data.root", own_root]})
+    assert codes == [2, 2]
+    assert end_with(capfd, message)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model__init_args__zoo__base": "nowhere.safetensors"}, "nowhere.safetensors is no file"),
+        ({"data__tasks": ["reds"]}, "two tasks"),
+        ({"model__init_args__learning_rate": 1e30}, "coefficients are not finite"),
+        ({"trainer__callbacks": CANDIDATES[1:2] * 2}, "'m_ties' of MTiesMerge is taken"),
+    ],
+)
+def test_bad_input_is_told_once(command, config, changes, message, capfd):
+    assert command(2, "fit", "--config", config(**changes), *on(2)) == [2, 2]
+    assert end_with(capfd, message)
+
+
+def test_processes_that_would_each_run_alone_are_refused(command, config, capfd, tmp_path):
+    assert command(2, "fit", "--config", config()) == [2, 2]
+    assert "give --trainer.strategy ddp --trainer.devices 2" in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", [StatsMerging, Evaluate])
+def test_a_sharded_network_is_refused_where_a_whole_one_is_needed(
+    kind, encoder, zoo, files, trainer
+):
+    module = (
+        StatsMerging(encoder, zoo)
+        if kind is StatsMerging
+        else Evaluate(encoder, files.heads, files.base)
+    )
+    with pytest.raises(InputError, match=f"CPUShards: {kind.__name__} needs the whole network"):
+        module.check(trainer(devices=2, strategy=CPUShards()), list(TASKS))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "message"), [("fsdp", "requires a GPU"), ("ddp_spawn", "use ddp")]
+)
+def test_strategies_that_cannot_work_are_refused(run, config, strategy, message):
+    done = run("fit", "--config", config(), "--trainer.strategy", strategy, "--trainer.devices=2")
+    assert done.code == 2
+    assert done.err.splitlines()[-1].startswith("error: trainer")
+    assert message in done.err
+
+
+def test_machines_without_their_processes_are_refused(run, config):
+    done = run("fit", "--config", config(), *on(2), "--trainer.num_nodes=2")
+    assert done.code == 2
+    assert "trainer.num_nodes=2, but this is one process" in done.err
+
+
+def test_a_recipe_of_many_devices_is_refused_by_a_stage(
+    run, config, own_files, root, expert_config
+):
+    text = expert_config.read_text().replace("devices: 1", "devices: 8")
+    expert_config.write_text(text)
+    Path(own_files.expert["shapes"]).unlink()
+    changes = {"model__init_args__zoo__expert_recipe": str(expert_config)}
+    done = run("fit", "--config", config(own_files, root, **changes))
+    assert done.code == 2
+    assert "trainer.devices=8" in done.err
+    assert own_files.expert["shapes"] in done.err
+
+
+# As users start them
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        ["-m", "lightning_merge"],
+        pytest.param(
+            ["-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "lightning_merge"],
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["lightning", "torchrun"],
+)
+def test_started_by_lightning_or_torchrun(config, tmp_path, start):
+    shutil.rmtree(tmp_path / "run", ignore_errors=True)
+    done = subprocess.run(
+        [sys.executable, *start, "fit", "--config", str(config()), *map(str, on(2))],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("run folder:") == 1
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["versions"]["processes"]
