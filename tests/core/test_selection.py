@@ -69,8 +69,6 @@ def test_reads_large_well_behaved_data_once(monkeypatch):
     vectors = TaskVectors({"a": torch.zeros(2**24)}, {"e": {"a": normal(2**24, generator)}})
     passes = []
     narrow = selection._Search._narrow
-    monkeypatch.setattr(
-        selection._Search, "_narrow", lambda self: (passes.append(1), narrow(self))
-    )
+    monkeypatch.setattr(selection._Search, "_narrow", lambda self: (passes.append(1), narrow(self)))
     kth_smallest_magnitude(vectors, ("a",), int(0.8 * 2**24))
     assert len(passes) == 1
