@@ -1,4 +1,4 @@
-"""How time and memory of learning, M-TIES and evaluation grow, on cases of seconds.
+"""How time and memory of merging, learning and evaluation grow, on cases of seconds.
 
     OMP_NUM_THREADS=1 python benchmarks/scale.py
 
@@ -22,7 +22,9 @@ import torch
 from lightning_merge.core.checkpoint import open_checkpoint, save_checkpoint
 from lightning_merge.core.coefficients import StackedTaskVectors
 from lightning_merge.core.task_vectors import TaskVectors
-from lightning_merge.methods import MTies
+from lightning_merge.core.writer import CheckpointWriter
+from lightning_merge.methods import MTies, TaskArithmetic, Ties
+from lightning_merge.methods.base import MergeMethod
 from lightning_merge.models import MiniViT
 
 REPEATS = 5
@@ -114,13 +116,27 @@ def learn(case: Case, folder: Path) -> Measured:
     return Measured(seconds, memory[-1])
 
 
+def merge(method: MergeMethod, case: Case, folder: Path) -> Measured:
+    """A tensor-wise method from files to a file."""
+    _, base, experts = case.open(folder)
+    layout = TaskVectors(base, experts).layout()
+
+    def run() -> None:
+        with CheckpointWriter(folder / "merged.safetensors", layout) as sink:
+            method.merge_to(sink, base, experts, jobs=1)
+
+    with peak() as memory:
+        seconds = fastest(run)
+    return Measured(seconds, memory[-1])
+
+
 def m_ties(case: Case, folder: Path) -> Measured:
     """M-TIES from files to weights in memory."""
     network, base, experts = case.open(folder)
     images = torch.randn(case.images, 3, 32, 32)
     with peak() as memory:
         seconds = fastest(
-            lambda: MTies()(base, experts, model=network.backbone, batches=images, jobs=1)
+            lambda: MTies()(base, experts, model=network.backbone, batches=images)
         )
     return Measured(seconds, memory[-1])
 
@@ -135,12 +151,19 @@ def evaluate(case: Case, folder: Path) -> Measured:
     return Measured(seconds, memory[-1])
 
 
+ties = partial(merge, Ties())
+ties.__name__ = "ties"  # type: ignore[attr-defined]
+arithmetic = partial(merge, TaskArithmetic())
+arithmetic.__name__ = "task arithmetic"  # type: ignore[attr-defined]
+
 SWEEPS = {
+    arithmetic: {"experts": (2, 4, 8), "depth": (4, 8, 16)},
+    ties: {"experts": (2, 4, 8), "depth": (4, 8, 16)},
     learn: {"experts": (2, 4, 8), "depth": (4, 8, 16), "images": (16, 64, 128)},
     m_ties: {"experts": (2, 4, 8), "depth": (4, 8, 16), "images": (16, 64, 128)},
     evaluate: {"depth": (4, 8, 16), "images": (256, 512, 1024)},
 }
-DEFAULTS = {learn: Case(), m_ties: Case(), evaluate: Case(images=512)}
+DEFAULTS = {evaluate: Case(images=512)}
 
 
 def apart(work: Callable[[Case, Path], Measured], case: Case) -> Measured:
@@ -158,7 +181,7 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for work, sweeps in SWEEPS.items():
         for name, values in sweeps.items():
-            cases = [replace(DEFAULTS[work], **{name: value}) for value in values]
+            cases = [replace(DEFAULTS.get(work, Case()), **{name: value}) for value in values]
             if name == "depth":
                 name, values = "million parameters", [c.parameters / 1e6 for c in cases]
             found = [apart(work, case) for case in cases]

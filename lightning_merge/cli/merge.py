@@ -42,7 +42,7 @@ def merge_files(
     output: str,
     overwrite: bool = False,
     ignore: Sequence[str] = (),
-    jobs: int | None = None,
+    jobs: int = 1,
     max_shard_size: str | int | None = None,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
 ) -> None:
@@ -58,8 +58,7 @@ def merge_files(
         overwrite: replace the output if it exists.
         ignore: names or patterns, such as 'text.*', of tensors that take no part: the base's
             are copied, the experts' left out.
-        jobs: number of tensors to work on at once, by default one per core; the result is the
-            same.
+        jobs: number of processes that work on tensors at once; the result is the same.
         max_shard_size: bytes per file, such as 5GB, of a folder with an index as on the Hub.
         dtype: type of the merged floating-point tensors; by default the one that holds all
             values of base and experts.
@@ -71,7 +70,7 @@ def merge_files(
     target, files = Path(output), {"base": base}
     files |= {f"expert/{task}": file for task, file in experts.items()}
     _check_output(target, files, overwrite, max_shard_size is not None)
-    if jobs is not None and jobs < 1:
+    if jobs < 1:
         raise InputError(f"jobs={jobs}: give 1 or more, or leave it out")
     shard_size = None if max_shard_size is None else _bytes(max_shard_size)
     started = time.perf_counter()

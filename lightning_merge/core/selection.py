@@ -1,7 +1,6 @@
 """Exact order statistics of magnitudes that are never in memory together."""
 
 from collections.abc import Sequence
-from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -74,8 +73,6 @@ class _Search:
         self.low, self.high = [0] * experts, [self.top] * experts
         self.less = [0] * experts
         self.bins = max(2**16, _BINS // experts)
-        self.no_bits = np.zeros(0, self.integer)
-        self.lock = Lock()
 
     def run(self) -> Order:
         self._guess()
@@ -115,48 +112,30 @@ class _Search:
         """One pass over the data, after which every range is one bin, or known to be wrong."""
         width = max(high - low for low, high in zip(self.low, self.high, strict=True))
         self.shift = max(0, (width - 1).bit_length() - (self.bins.bit_length() - 1))
-        self.below = np.zeros(len(self.low), np.int64)
-        self.inside: list[list[np.ndarray]] = [[] for _ in self.low]
-        self.waiting = 0
-        self.counts: np.ndarray | None = None
-        self.vectors.each(self.names, self._count)
-        if self.counts is not None:
-            self._flush()
+        self.width = ((width - 1) >> self.shift) + 1
+        tally, *others = self.vectors.each(self.vectors.groups(self.names), self._count)
+        for other in others:
+            tally.add(other)
+        if tally.counts is not None:
+            tally.flush()
         for k in range(len(self.low)):
-            self._settle(k, None if self.counts is None else self.counts[k].cumsum())
+            filled = None if tally.counts is None else tally.counts[k].cumsum()
+            self._settle(k, int(tally.below[k]), np.concatenate(tally.inside[k]), filled)
 
-    def _count(self, name: str) -> None:
-        """Look at one tensor's entries; sums of integers do not depend on the tensors' order."""
-        for span in self.vectors.spans(name):
-            rows = self._bits(self.vectors.read(span))
-            masks = [(bits < self.low[k], bits < self.high[k]) for k, bits in enumerate(rows)]
-            below = [np.count_nonzero(under) for under, _ in masks]
-            inside = [bits[under ^ upto] for bits, (under, upto) in zip(rows, masks, strict=True)]
-            with self.lock:
-                self.below += below
-                for part, bits in zip(self.inside, inside, strict=True):
-                    part.append(bits)
-                self.waiting += sum(map(len, inside))
-                if self.waiting > _WAITING:
-                    self._flush()
+    def _count(self, names: list[str]) -> "_Tally":
+        """Look at the entries of some tensors; the order of tensors changes nothing."""
+        low, high = (np.array(ends, self.integer)[:, None] for ends in (self.low, self.high))
+        tally = _Tally(low, self.shift, self.width)
+        for name in names:
+            for _, _, tile in self.vectors.tiles(name):
+                bits = self._bits(tile)
+                under = bits < low
+                tally.take(under, bits, under ^ (bits < high))
+        return tally
 
-    def _flush(self) -> None:
-        """Move the entries inside the ranges from memory to the histograms."""
-        if self.counts is None:
-            width = max(high - low for low, high in zip(self.low, self.high, strict=True))
-            self.counts = np.zeros((len(self.low), ((width - 1) >> self.shift) + 1), np.int64)
-        for k, parts in enumerate(self.inside):
-            bins = np.concatenate([*parts, self.no_bits])
-            bins -= self.integer.type(self.low[k])
-            counts = np.bincount(bins >> self.shift)
-            self.counts[k, : len(counts)] += counts
-            parts.clear()
-        self.waiting = 0
-
-    def _settle(self, k: int, filled: np.ndarray | None) -> None:
+    def _settle(self, k: int, below: int, inside: np.ndarray, filled: np.ndarray | None) -> None:
         """Narrow the range of one expert by its entries inside, or their histogram's sums."""
-        below, low, high = int(self.below[k]), self.low[k], self.high[k]
-        target, inside = self.rank - below, np.concatenate([*self.inside[k], self.no_bits])
+        low, high, target = self.low[k], self.high[k], self.rank - below
         if target <= 0:
             self.low[k], self.high[k] = 0, low
         elif target > (len(inside) if filled is None else filled[-1]):
@@ -170,3 +149,51 @@ class _Search:
             self.less[k] = below + (int(filled[found - 1]) if found else 0)
             self.low[k] = low + (found << self.shift)
             self.high[k] = min(self.low[k] + (1 << self.shift), high)
+
+
+class _Tally:
+    """What one pass has seen so far: entries below the ranges, and those inside them.
+
+    The latter are kept as they are, and counted in a histogram when they get too many.
+    """
+
+    def __init__(self, low: np.ndarray, shift: int, width: int) -> None:
+        self.low, self.shift, self.width = low, shift, width
+        self.below = np.zeros(len(low), np.int64)
+        self.inside = [[np.zeros(0, low.dtype)] for _ in low]
+        self.waiting = 0
+        self.counts: np.ndarray | None = None
+
+    def take(self, under: np.ndarray, bits: np.ndarray, between: np.ndarray) -> None:
+        """Take a tile of bits, given which are under and which inside the ranges, [K, n] each."""
+        self.below += [np.count_nonzero(row) for row in under]
+        sizes = [np.count_nonzero(row) for row in between]
+        for part, entries in zip(
+            self.inside, np.split(bits[between], np.cumsum(sizes)[:-1]), strict=True
+        ):
+            part.append(entries)
+        self.waiting += sum(sizes)
+        if self.waiting > _WAITING:
+            self.flush()
+
+    def flush(self) -> None:
+        """Move the entries inside from memory to the histograms."""
+        if self.counts is None:
+            self.counts = np.zeros((len(self.low), self.width), np.int64)
+        for row, low, parts in zip(self.counts, self.low, self.inside, strict=True):
+            counts = np.bincount((np.concatenate(parts) - low) >> self.shift)
+            row[: len(counts)] += counts
+            parts[1:] = []
+        self.waiting = 0
+
+    def add(self, other: "_Tally") -> None:
+        """Take what another pass over other tensors has seen."""
+        self.below += other.below
+        for part, entries in zip(self.inside, other.inside, strict=True):
+            part += entries
+        self.waiting += other.waiting
+        if other.counts is not None:
+            self.flush()
+            self.counts = other.counts if self.counts is None else self.counts + other.counts
+        elif self.waiting > _WAITING:
+            self.flush()

@@ -1,7 +1,9 @@
 """Task vectors of several experts, stacked and computed a tile at a time."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 from lightning_merge.core.checkpoint import as_checkpoint
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.names import is_statistic
-from lightning_merge.core.parallel import Result, run_each
+from lightning_merge.core.parallel import Item, Result, run_each
 from lightning_merge.core.safetensors_file import Layout
 
 TILE = 2**19
@@ -70,7 +72,7 @@ class TaskVectors:
     Args:
         base: Pretrained weights by name.
         experts: Task to fine-tuned weights by name; `check_experts` has accepted them.
-        jobs: Number of threads that work on tensors at once; torch's number by default.
+        jobs: Number of processes that work on tensors at once, see `run_each`.
 
     Attributes:
         tasks: The experts' names.
@@ -81,7 +83,7 @@ class TaskVectors:
         self,
         base: Mapping[str, Tensor],
         experts: Mapping[str, Mapping[str, Tensor]],
-        jobs: int | None = None,
+        jobs: int = 1,
     ) -> None:
         self.base = as_checkpoint(base)
         self.experts = {task: as_checkpoint(expert) for task, expert in experts.items()}
@@ -89,6 +91,8 @@ class TaskVectors:
         self.names = tuple(name for name in self.base if is_merged(name, self.base.dtype(name)))
         in_memory = self.base.path is None and len(self.base) > 0
         self.device = next(iter(base.values())).device if in_memory else torch.device("cpu")
+        if self.device.type != "cpu":  # a device cannot be used in forked processes
+            self.jobs = 1
         self._maps: tuple[TileMap, ...] = ()
         self._zero: frozenset[str] = frozenset()
 
@@ -133,30 +137,30 @@ class TaskVectors:
         for start in range(0, size, step):
             yield Span(name, start, min(start + step, size))
 
-    def read_base(self, span: Span) -> Tensor:
-        """The base's entries in the precision of sums, a new tensor [n]."""
-        entries = self._empty(span)
-        self.base.read_into(span.name, span.start, entries)
-        return entries
-
-    def read(self, span: Span, base: Tensor | None = None) -> Tensor:
+    def read(self, span: Span) -> Tensor:
         """The task vectors' entries after every map, a new tensor [K, n].
-
-        Args:
-            span: Which entries.
-            base: What `read_base(span)` has returned, to save reading it again.
 
         Raises:
             InputError: The base's or an expert's entries have a NaN or infinite value.
         """
-        if self.is_zero(span.name):
-            return self._empty(span, len(self)).zero_()
-        base = self.read_base(span) if base is None else base
-        tile = self._read_stack(span).sub_(base)
-        self._check_finite(span, tile, base)
-        for function in self._maps:
-            tile = function(span, tile)
-        return tile
+        return self._tile(span, *self._buffers(span))
+
+    def tiles(self, name: str) -> Iterator[tuple[Span, Tensor, Tensor]]:
+        """Every span of a tensor with the base's entries [n] and the task vectors' [K, n].
+
+        Their memory is used again for the next span, so that the system need not find new pages
+        for each; the caller may change them.
+
+        Raises:
+            InputError: The base's or an expert's entries have a NaN or infinite value.
+        """
+        buffers: tuple[Tensor, Tensor] | None = None
+        for span in self.spans(name):
+            buffers = buffers or self._buffers(span)
+            size = span.stop - span.start
+            base = buffers[0][:size]
+            tile = self._tile(span, base, buffers[1].view(-1)[: len(self) * size].view(-1, size))
+            yield span, base, tile
 
     def stack(self, name: str) -> Tensor:
         """The experts' stored tensors of that name, statistics included, [K, *shape].
@@ -165,8 +169,9 @@ class TaskVectors:
             InputError: The base's or an expert's tensor has a NaN or infinite value.
         """
         span = Span(name, 0, self.numel(name))
-        tile = self._read_stack(span)
-        self._check_finite(span, tile, self.read_base(span))
+        base, tile = self._buffers(span)
+        self._fill(span, base, tile)
+        self._check_finite(span, tile, base)
         return tile.view(len(self), *self.base.shape(name))
 
     def weights(self, name: str) -> Tensor:
@@ -193,22 +198,45 @@ class TaskVectors:
         """Whether the named tensor's task vectors are known to be zero."""
         return name in self._zero
 
-    def each(self, names: Iterable[str], function: Callable[[str], Result]) -> list[Result]:
-        """Call a function on every name, `jobs` at a time; results in the names' order."""
-        return run_each(function, names, self.jobs if self.device.type == "cpu" else 1)
+    def each(self, items: Iterable[Item], function: Callable[[Item], Result]) -> list[Result]:
+        """Call a function on names, or groups of them, see `run_each`; results in their order."""
+        return run_each(function, items, self.jobs)
 
-    def _empty(self, span: Span, *rows: int) -> Tensor:
-        dtype = wide_dtype(self.base.dtype(span.name))
-        return torch.empty((*rows, span.stop - span.start), dtype=dtype, device=self.device)
+    def groups(self, names: Iterable[str]) -> list[list[str]]:
+        """The names in `jobs` groups of about as many entries each."""
+        groups: list[list[str]] = [[] for _ in range(self.jobs)]
+        sizes = [0] * self.jobs
+        for name in sorted(names, key=self.numel, reverse=True):
+            smallest = sizes.index(min(sizes))
+            groups[smallest].append(name)
+            sizes[smallest] += self.numel(name)
+        return groups
 
-    def _read_stack(self, span: Span) -> Tensor:
-        tile = self._empty(span, len(self))
+    def _buffers(self, span: Span) -> tuple[Tensor, Tensor]:
+        """Memory for the base's entries [n] and the experts' [K, n], in the type of sums."""
+        dtype, size = wide_dtype(self.base.dtype(span.name)), span.stop - span.start
+        empty = partial(torch.empty, dtype=dtype, device=self.device)
+        return empty(size), empty(len(self), size)
+
+    def _fill(self, span: Span, base: Tensor, tile: Tensor) -> None:
+        self.base.read_into(span.name, span.start, base)
         for row, expert in zip(tile, self.experts.values(), strict=True):
             expert.read_into(span.name, span.start, row)
+
+    def _tile(self, span: Span, base: Tensor, tile: Tensor) -> Tensor:
+        """Read into the given memory, and return the mapped task vectors."""
+        if self.is_zero(span.name):
+            self.base.read_into(span.name, span.start, base)
+            return tile.zero_()
+        self._fill(span, base, tile)
+        tile.sub_(base)
+        self._check_finite(span, tile, base)
+        for function in self._maps:
+            tile = function(span, tile)
         return tile
 
     def _check_finite(self, span: Span, tile: Tensor, base: Tensor) -> None:
-        if torch.isfinite(tile.sum()):
+        if math.isfinite(tile.sum()):
             return
         if not torch.isfinite(base).all():
             raise InputError(

@@ -46,7 +46,7 @@ class _Place:
 
 
 class CheckpointWriter:
-    """Write a checkpoint of known layout, header first, in pieces and by any thread.
+    """Write a checkpoint of known layout, header first, in pieces, by any thread or fork.
 
     It is a context manager. The files are made, at their full size, under hidden names when the
     block is entered; they are flushed to the disk and renamed when it is left. Whatever happens
@@ -75,6 +75,8 @@ class CheckpointWriter:
         InputError: a name, dtype, metadata or size cannot be stored; on entering the block:
             `path` exists and must not be overwritten, or has no room.
     """
+
+    shared = True
 
     def __init__(
         self,
@@ -147,6 +149,14 @@ class CheckpointWriter:
             place.file.write(begin, flat_bytes(part))
         if start < stop:
             place.runs.append((start, stop))
+
+    def written(self, name: str, runs: list[tuple[int, int]]) -> None:
+        """Be told which elements [start, stop) of a tensor were written, by any process.
+
+        What a forked process writes through its copy of the writer is in the file, but only
+        this tells the writer itself.
+        """
+        self._places[name].runs = [run for run in runs if run[0] < run[1]]
 
     def _check_index(self) -> None:
         """Refuse a file in whose stead readers of its folder would take an older index."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.parallel import run_each
 from lightning_merge.core.safetensors_file import Layout
 from lightning_merge.core.task_vectors import Span, TaskVectors, is_merged
 from lightning_merge.core.validate import check_experts
@@ -23,10 +24,19 @@ Update = Callable[[Span, Tensor], Tensor]
 
 
 class Sink(Protocol):
-    """Where merged tensors go, a run of entries at a time, from several threads at once."""
+    """Where merged tensors go, a run of entries at a time.
+
+    Attributes:
+        shared: Whether it takes what other processes write, as a file does.
+    """
+
+    shared: bool
 
     def write(self, name: str, start: int, values: Tensor) -> None:
         """Take the flattened tensor's entries from `start` on, [n], in any floating type."""
+
+    def written(self, name: str, runs: list[tuple[int, int]]) -> None:
+        """Be told which entries [start, stop) of a tensor were written, by any process."""
 
 
 class InMemory:
@@ -40,6 +50,8 @@ class InMemory:
         tensors: The result.
     """
 
+    shared = False
+
     def __init__(self, layout: Layout, device: torch.device | None = None) -> None:
         self.tensors = {
             name: torch.empty(shape, dtype=dtype, device=device)
@@ -49,6 +61,9 @@ class InMemory:
     def write(self, name: str, start: int, values: Tensor) -> None:
         """See `Sink`."""
         self.tensors[name].view(-1)[start : start + len(values)].copy_(values)
+
+    def written(self, name: str, runs: list[tuple[int, int]]) -> None:
+        """See `Sink`."""
 
 
 class Resources(NamedTuple):
@@ -102,7 +117,7 @@ class MergeMethod(ABC):
     A subclass defines `plan`, which may read the task vectors once or more (a global
     threshold, a ranking of layers) and returns the function that merges one tile. The
     loop in `merge_to` does the rest, for every method, so that merging in memory and out of
-    core, on one thread or more, give the same bits. Integer tensors are copied from the base,
+    core, in one process or more, give the same bits. Integer tensors are copied from the base,
     BatchNorm's running statistics averaged over the experts; all sums are in float32 or wider,
     and the result has the types of `TaskVectors.layout`.
     """
@@ -115,8 +130,8 @@ class MergeMethod(ABC):
     def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
         """Return the function from a span and its task vectors [K, n] to the update [n].
 
-        It may change the tile it is given, and is called from several threads, all tiles of
-        one tensor in order from the same one.
+        It may change the tile it is given, and is called in several processes, for all tiles
+        of one tensor in order in the same one.
         """
 
     @torch.no_grad()
@@ -127,7 +142,6 @@ class MergeMethod(ABC):
         *,
         model: nn.Module | None = None,
         batches: Batches | None = None,
-        jobs: int | None = None,
     ) -> dict[str, Tensor]:
         """Merge the experts into one set of weights.
 
@@ -136,8 +150,6 @@ class MergeMethod(ABC):
             experts: Task to fine-tuned weights, of the base's names and shapes.
             model: The network, for methods that run it; it comes back unchanged.
             batches: Unlabelled inputs of the model, for methods that need them.
-            jobs: Number of threads, by default as many as torch uses; of no influence on the
-                result.
 
         Returns:
             Merged weights under the base's names, typed as `TaskVectors.layout` says. Inputs are
@@ -147,7 +159,7 @@ class MergeMethod(ABC):
             InputError: Base and experts do not fit, have NaN or infinite values, or
                 something that the method needs is missing.
         """
-        vectors = self.task_vectors(base, experts, jobs)
+        vectors = self.task_vectors(base, experts)
         sink = InMemory(vectors.layout(), vectors.device)
         merge_each(vectors, self.plan(vectors, Resources(model, batches)), sink)
         return sink.tensors
@@ -161,12 +173,13 @@ class MergeMethod(ABC):
         *,
         model: nn.Module | None = None,
         batches: Batches | None = None,
-        jobs: int | None = None,
+        jobs: int = 1,
     ) -> None:
         """Merge out of core: give the merged tensors to a sink, tile by tile.
 
         The tiles of one tensor come in order, the tensors in any. In memory at a time are some
-        tiles of every expert and what the method's plan holds. See `__call__` for the rest.
+        tiles of every expert and what the method's plan holds; with `jobs`, as many processes
+        work at once, of no influence on the result. See `__call__` for the rest.
         """
         vectors = self.task_vectors(base, experts, jobs)
         merge_each(vectors, self.plan(vectors, Resources(model, batches)), sink)
@@ -179,7 +192,7 @@ class MergeMethod(ABC):
 
     @torch.no_grad()
     def task_vectors(
-        self, base: Weights, experts: Mapping[str, Weights], jobs: int | None = None
+        self, base: Weights, experts: Mapping[str, Weights], jobs: int = 1
     ) -> TaskVectors:
         """Check the input and return its task vectors after this method's transforms."""
         check_experts(base, experts, minimum=1, finite=False)  # values: when they are read
@@ -190,12 +203,19 @@ class MergeMethod(ABC):
 
 
 def merge_each(vectors: TaskVectors, update: Update, sink: Sink) -> None:
-    """Merge every tensor of the base into a sink, several at a time."""
-    vectors.each(vectors.base, lambda name: merge_one(vectors, name, update, sink))
+    """Merge every tensor of the base into a sink, several at a time if it takes that."""
+    names = list(vectors.base)
+    runs = run_each(
+        lambda name: merge_one(vectors, name, update, sink),
+        names,
+        vectors.jobs if sink.shared else 1,
+    )
+    for name, written in zip(names, runs, strict=True):
+        sink.written(name, written)
 
 
-def merge_one(vectors: TaskVectors, name: str, update: Update, sink: Sink) -> None:
-    """Write one tensor updated, averaged or copied as its kind asks.
+def merge_one(vectors: TaskVectors, name: str, update: Update, sink: Sink) -> list[tuple[int, int]]:
+    """Write one tensor updated, averaged or copied as its kind asks; say which entries.
 
     Raises:
         InputError: A value is not finite, or gets too large.
@@ -204,17 +224,19 @@ def merge_one(vectors: TaskVectors, name: str, update: Update, sink: Sink) -> No
     if not is_merged(name, dtype):
         stored = vectors.stack(name).mean(0) if dtype.is_floating_point else vectors.base[name]
         sink.write(name, 0, stored.reshape(-1))
-        return
-    for span in vectors.spans(name):
-        merged = vectors.read_base(span)
+        return [(0, vectors.numel(name))]
+    runs = []
+    for span, merged, tile in vectors.tiles(name):
         if not vectors.is_zero(name):
-            merged.add_(update(span, vectors.read(span, merged)))
+            merged.add_(update(span, tile))
         rounded = merged.to(vectors.dtype(name))
         if not bool(rounded.isfinite().all()):
             raise InputError(
                 f"the merged {name} is too large for {rounded.dtype}: choose a smaller scale"
             )
         sink.write(name, span.start, rounded)
+        runs.append((span.start, span.stop))
+    return runs
 
 
 Kind = TypeVar("Kind")

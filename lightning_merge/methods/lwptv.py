@@ -64,7 +64,7 @@ class LwPTV(Transform):
         """Saliency s_kl of every task and layer, [K, L] in float64; reads every tensor once."""
 
         def score(name: str) -> Tensor:
-            parts = (self._deviation(vectors.read(span)) for span in vectors.spans(name))
+            parts = (self._deviation(tile) for _, _, tile in vectors.tiles(name))
             total = sum(parts, torch.zeros(len(vectors), dtype=torch.float64))
             return total / max(vectors.numel(name), 1)
 

@@ -216,9 +216,8 @@ class _Ranking:
 
     def _merge(self, names: Iterable[str]) -> None:
         """Merge tensors into the running network."""
-        self.vectors.each(
-            names, lambda name: merge_one(self.vectors, name, self.update, self._running)
-        )
+        for name in names:
+            merge_one(self.vectors, name, self.update, self._running)
 
     def _visit(self, weight: str, bias: str | None, activation: Activation, inputs: Tensor) -> None:
         """Rank the nodes of one layer at its inputs [n, in]; then merge it in place."""

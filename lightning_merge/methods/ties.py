@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from lightning_merge.core.elect import Combine, disjoint_merge, elect_signs, majority_sign
-from lightning_merge.core.task_vectors import Span, TaskVectors, TileMap
+from lightning_merge.core.task_vectors import Span, TaskVectors, TileMap, sum_tasks
 from lightning_merge.core.trim import global_trim, tensor_trim
 from lightning_merge.methods.base import MergeMethod, Resources, Transform, Update
 from lightning_merge.methods.checks import require_between, require_choice, require_finite
@@ -58,7 +58,7 @@ class Ties(MergeMethod):
         def update(span: Span, tile: Tensor) -> Tensor:
             trimmed = trim(span, tile)
             signs = elect_signs(trimmed, zero_sign=0.0)
-            cancelled = (signs == 0) & (trimmed.abs().sum(0) > 0)
+            cancelled = (signs == 0) & (sum_tasks(trimmed.abs()) > 0)
             if cancelled.any():
                 signs[cancelled] = majority()
             return disjoint_merge(trimmed, signs, self.combine).mul_(self.scale)

@@ -21,7 +21,7 @@ def merge_by_loop(column, combine, zero_sign):
 def test_agrees_with_a_loop_over_entries(combine, zero_sign, experts):
     generator = torch.Generator().manual_seed(experts)
     stack = torch.randint(-2, 3, (experts, 4, 6), generator=generator).float()
-    merged = disjoint_merge(stack, elect_signs(stack, zero_sign), combine)
+    merged = disjoint_merge(stack.clone(), elect_signs(stack, zero_sign), combine)
     for i in range(4):
         for j in range(6):
             want = merge_by_loop(stack[:, i, j].tolist(), combine, zero_sign)

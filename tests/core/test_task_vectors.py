@@ -78,8 +78,11 @@ def test_tiles_cover_every_tensor_by_whole_rows(entries, vectors, monkeypatch):
             assert span.start % row == 0
             assert span.stop - span.start <= max(row, entries // 2)
             assert torch.equal(vectors.read(span), whole[:, span.start : span.stop])
-            assert torch.equal(vectors.read(span, vectors.read_base(span)), vectors.read(span))
         assert sum(s.stop - s.start for s in spans) == vectors.numel(name)
+        stored = vectors.base[name].flatten()
+        for span, base, tile in vectors.tiles(name):
+            assert torch.equal(tile, vectors.read(span))
+            assert torch.equal(base, stored[span.start : span.stop].to(base.dtype))
 
 
 def test_zeroed_tensors_are_not_read(base):

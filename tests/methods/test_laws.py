@@ -70,7 +70,7 @@ def test_out_of_core_equals_in_memory_bit_for_bit(
     make, number, base, make_experts, resources, tmp_path, monkeypatch
 ):
     experts = make_experts(number)
-    merged = make()(base, experts, jobs=1, **resources)
+    merged = make()(base, experts, **resources)
     assert all(t.isfinite().all() for t in merged.values())
     stored = {n: open_checkpoint(save_checkpoint(w, tmp_path / n)) for n, w in experts.items()}
     stored_base = open_checkpoint(save_checkpoint(base, tmp_path / "base"))
