@@ -103,17 +103,21 @@ def _tree(pid: int) -> list[int]:
 
 
 def _memory(pid: int) -> tuple[int, int]:
-    """Peak resident bytes so far, and bytes now that no file backs; zeros for one that ended."""
+    """Peak resident bytes so far, and bytes now that no file backs; zeros for one that ended.
+
+    Of pages that forked processes share, each counts its part.
+    """
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        lines += Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     except OSError:
         return 0, 0
     kib = {
         key: int(rest.split()[0])
         for key, _, rest in (line.partition(":") for line in lines)
-        if key in ("VmHWM", "RssAnon", "RssShmem")
+        if key in ("VmHWM", "Pss_Anon", "Pss_Shmem")
     }
-    return 1024 * kib.get("VmHWM", 0), 1024 * (kib.get("RssAnon", 0) + kib.get("RssShmem", 0))
+    return 1024 * kib.get("VmHWM", 0), 1024 * (kib.get("Pss_Anon", 0) + kib.get("Pss_Shmem", 0))
 
 
 def memory_available() -> int:

@@ -135,9 +135,7 @@ def m_ties(case: Case, folder: Path) -> Measured:
     network, base, experts = case.open(folder)
     images = torch.randn(case.images, 3, 32, 32)
     with peak() as memory:
-        seconds = fastest(
-            lambda: MTies()(base, experts, model=network.backbone, batches=images)
-        )
+        seconds = fastest(lambda: MTies()(base, experts, model=network.backbone, batches=images))
     return Measured(seconds, memory[-1])
 
 

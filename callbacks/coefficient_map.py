@@ -3,24 +3,24 @@
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 
+from lightning_merge.callbacks.checked import CheckedCallback
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.ranks import Ranks
 from lightning_merge.evaluation.figures import coefficient_heatmap
 from lightning_merge.modules.coefficients import CoefficientModule
 
 
-class CoefficientMap(Callback):
+class CoefficientMap(CheckedCallback):
     """Draw the heat map [task x layer] of the coefficients when fit ends."""
 
-    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Check, before training, that there will be coefficients."""
-        with Ranks.of(trainer).agreed():
-            if stage == "fit" and not isinstance(pl_module, CoefficientModule):
-                raise InputError(
-                    f"trainer.callbacks: {type(pl_module).__name__} learns no coefficients to draw"
-                )
+    def check(self, trainer: Trainer, module: Any) -> None:
+        """Check that there will be coefficients."""
+        if not isinstance(module, CoefficientModule):
+            raise InputError(
+                f"trainer.callbacks: {type(module).__name__} learns no coefficients to draw"
+            )
 
     @torch.no_grad()
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:

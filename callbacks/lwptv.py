@@ -1,8 +1,12 @@
 """LwPTV at the end of fit, in front of any method."""
 
 from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
 
 from lightning_merge.callbacks.merge import MergeCallback, prepend
+from lightning_merge.core.ranks import Ranks
 from lightning_merge.core.task_vectors import TaskVectors
 from lightning_merge.evaluation.figures import lwptv_figure
 from lightning_merge.methods import LwPTV, TaskArithmetic
@@ -30,7 +34,13 @@ class LwPTVMerge(MergeCallback):
         self.prune = prune or LwPTV()
         super().__init__(prepend(method or TaskArithmetic(), self.prune), name, grid)
 
-    def draw(self, module: CoefficientModule, path: Path) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Merge, register the candidate, and draw what is the same for all points of the grid."""
+        super().on_fit_end(trainer, pl_module)
+        _, figure = self._paths(pl_module)
+        Ranks.of(trainer).once(lambda: self._draw_masks(pl_module, figure))
+
+    def _draw_masks(self, module: CoefficientModule, path: Path) -> None:
         """Draw the scores of every task and layer, and the masks they give."""
         vectors = TaskVectors(module.base, module.experts)
         scores = self.prune.scores(vectors)

@@ -40,5 +40,5 @@ class MTiesMerge(MergeCallback):
         return analysis.merged
 
     def draw(self, module: CoefficientModule, path: Path) -> None:
-        """Draw the map of node M-Loss."""
+        """Draw the map of node M-Loss of the last merge."""
         m_loss_map(self.losses, path)

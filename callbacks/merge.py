@@ -1,5 +1,7 @@
 """Any method as a callback: merge the run's experts when fit ends."""
 
+import hashlib
+import inspect
 import itertools
 import os
 import time
@@ -9,18 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from lightning_merge.core.checkpoint import save_checkpoint
+from lightning_merge import __version__
+from lightning_merge.callbacks.checked import CheckedCallback
+from lightning_merge.core.checkpoint import open_checkpoint, save_checkpoint
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.files import file_hash
 from lightning_merge.core.ranks import Ranks
 from lightning_merge.evaluation.candidates import BOUNDS, Candidate
 from lightning_merge.methods.base import MergeMethod
 from lightning_merge.modules.coefficients import CoefficientModule
 
 
-class MergeCallback(Callback):
+class MergeCallback(CheckedCallback):
     """Merge at the end of fit, save the weights, and hand them to the comparison.
 
     Of several processes the first one merges, and the others wait. The time reported is that of
@@ -54,13 +60,8 @@ class MergeCallback(Callback):
             )
         self.variants()  # a value out of bounds shows now
 
-    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Check, before training, that there will be experts to merge and a free name."""
-        if stage == "fit":
-            with Ranks.of(trainer).agreed():
-                self._check(trainer, pl_module)
-
-    def _check(self, trainer: Trainer, module: Any) -> None:
+    def check(self, trainer: Trainer, module: Any) -> None:
+        """Check that there will be experts to merge, and that the name is free."""
         if not isinstance(module, CoefficientModule):
             raise InputError(
                 f"trainer.callbacks: {type(module).__name__} has no experts to merge; use "
@@ -90,39 +91,42 @@ class MergeCallback(Callback):
         module: CoefficientModule = pl_module
         seconds = Ranks.of(trainer).once(lambda: self._merge_all(module))
         options = {
-            what: Candidate(self.name, self._path(module, what), spent)
+            what: Candidate(self.name, *self._paths(module, what), seconds=spent)
             for what, spent in seconds.items()
         }
         module.candidates[self.name] = (
-            Candidate(self.name, self._path(module), options=options)
+            Candidate(self.name, *self._paths(module), options=options)
             if self.grid
             else next(iter(options.values()))
         )
 
-    def _path(self, module: CoefficientModule, what: str = "") -> Path:
-        """Return the file of the candidate, or of one of its variants."""
-        number = f"@{list(self.variants()).index(what)}" if what else ""
-        return module.run_folder / "merged" / f"{self.name}{number}.safetensors"
+    def _paths(self, module: CoefficientModule, what: str = "") -> tuple[Path, Path]:
+        """Return the files of weights and figure of the candidate, or of one of its variants."""
+        name = f"{self.name}@{list(self.variants()).index(what)}" if what else self.name
+        folder = module.run_folder
+        return folder / "merged" / f"{name}.safetensors", folder / "figures" / f"{name}.png"
 
     @torch.no_grad()
     def _merge_all(self, module: CoefficientModule) -> dict[str, float]:
-        """Write every variant, and the figure; return the seconds that each merge took."""
-        seconds = {}
+        """Write every variant and its figure; return the seconds that each merge took.
+
+        A run that goes on takes what it has merged from the same files before.
+        """
         module.to(module.trainer.strategy.root_device)
         given = resources(module, self.method)
-        hashes = module.zoo.hashes(module.data.tasks)
+        inputs = {**module.zoo.hashes(module.data.tasks), **_hash_of_images(given)}
+        seconds = {}
         for what, variant in self.variants().items():
-            method = _seeded(variant)
-            started = time.perf_counter()
-            merged = self.merge(module, method, given)
-            seconds[what] = time.perf_counter() - started
-            metadata = {
-                "method": type(method).__name__,
-                "hyperparameters": method.described(),
-                **hashes,
-            }
-            save_checkpoint(merged, self._path(module, what), metadata=metadata)
-        self.draw(module, module.run_folder / "figures" / f"{self.name}.png")
+            method, (path, figure) = _seeded(variant), self._paths(module, what)
+            metadata = {**_described(method), **inputs}
+            spent = _already(path, metadata) if module.trainer.ckpt_path is not None else None
+            if spent is None:
+                started = time.perf_counter()
+                merged = self.merge(module, method, given)
+                spent = time.perf_counter() - started
+                self.draw(module, figure)
+                save_checkpoint(merged, path, metadata={**metadata, "seconds": repr(spent)})
+            seconds[what] = spent
         return seconds
 
     def merge(
@@ -138,7 +142,7 @@ class MergeCallback(Callback):
         return method(module.base, module.experts, **given)
 
     def draw(self, module: CoefficientModule, path: Path) -> None:
-        """Draw what the method saw, once all merges are done; a subclass says what."""
+        """Draw what the last merge saw; a subclass says what."""
 
 
 def resources(module: CoefficientModule, method: MergeMethod) -> dict[str, Any]:
@@ -148,6 +152,33 @@ def resources(module: CoefficientModule, method: MergeMethod) -> dict[str, Any]:
     drawn = module.data.unlabelled(seed=run_seed())
     images = module.preprocess.normalize(drawn.to(module.device))
     return {"model": module.encoder.backbone, "batches": images}
+
+
+def _described(method: MergeMethod) -> dict[str, str]:
+    """Return the method and its code, for the metadata of what it merges."""
+    return {
+        "method": type(method).__name__,
+        "hyperparameters": method.described(),
+        "version": __version__,
+        "code": file_hash(inspect.getfile(type(method))),
+    }
+
+
+def _hash_of_images(given: Mapping[str, Any]) -> dict[str, str]:
+    if not given:
+        return {}
+    return {"images": hashlib.sha256(given["batches"].cpu().numpy().tobytes()).hexdigest()}
+
+
+def _already(path: Path, metadata: Mapping[str, str]) -> float | None:
+    """Return the seconds that the merge of a file took, if it is there with this metadata."""
+    if not path.exists():
+        return None
+    found = open_checkpoint(path).metadata
+    if "seconds" not in found or not metadata.items() <= found.items():
+        return None
+    rank_zero_info(f"{path} is merged already")
+    return float(found["seconds"])
 
 
 def _seeded(method: Any) -> Any:

@@ -39,6 +39,12 @@ def quiet(monkeypatch):
         warnings.filterwarnings("ignore", message)
 
 
+@pytest.fixture(autouse=True)
+def no_seed(monkeypatch):
+    """Forget the seed of other tests' runs, which processes that are started would take."""
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
     torch.set_num_threads(1)

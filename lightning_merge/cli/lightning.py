@@ -6,22 +6,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
+import torch
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from lightning_merge.callbacks import WritePredictions
+from lightning_merge.callbacks.checked import CheckedCallback
+from lightning_merge.cli import record, stages
+from lightning_merge.cli.parser import Parser
 from lightning_merge.cli.processes import Result, leave_together, start
-from lightning_merge.cli.stages import fingerprint, plain, prepare
-from lightning_merge.core.checkpoint import file_hash
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.files import atomic_write
-from lightning_merge.core.ranks import AgreedError
+from lightning_merge.core.ranks import AgreedError, Ranks
 from lightning_merge.data.datamodule import MergeDataModule
+from lightning_merge.evaluation.results import Results
 from lightning_merge.evaluation.tables import rich_table
 from lightning_merge.modules.base import TaskModule
 from lightning_merge.modules.coefficients import CoefficientModule
@@ -33,14 +35,30 @@ DATA_OF_A_TASK = (
 )  # fmt: skip
 
 
+class _Parser(Parser, LightningArgumentParser):
+    """Lightning's parser, whose errors are one message."""
+
+
+class _AtStart(Callback):
+    """Runs some work once, when all is set up for fit and nothing can be refused any more."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self.work = work
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Run it."""
+        Ranks.of(trainer).once(self.work)
+
+
 class MergeCLI(LightningCLI):
     """Run a TaskModule on a MergeDataModule inside a run folder.
 
-    The run folder is `trainer.default_root_dir`. It receives config.yaml, splits.json,
-    metrics.csv and checkpoints/last.ckpt; `fit` with the same configuration and inputs goes on
-    from the latter. Before `fit`, when all options have proved right, what the module's zoo
-    lacks is made; after it, every candidate is measured. Of several processes the first one
-    makes, decides and writes.
+    The run folder is `trainer.default_root_dir`. It receives config.yaml, splits.json, run.json
+    (what the run depends on), metrics.csv and checkpoints/last.ckpt; `fit` with the same
+    configuration and inputs goes on from the latter, or shows the results if they are there.
+    Before `fit`, when all options have proved right, what the module's zoo lacks is made; after
+    it, every candidate is measured. Of several processes the first one makes, decides and
+    writes.
 
     Args:
         args: the words after the program's name.
@@ -57,7 +75,8 @@ class MergeCLI(LightningCLI):
                 args=args,
                 subclass_mode_model=True,
                 seed_everything_default=0,
-                save_config_kwargs={"overwrite": True},
+                save_config_callback=None,  # see `_take_folder`
+                parser_class=_Parser,
                 auto_configure_optimizers=False,
             )
         except AgreedError as error:
@@ -66,17 +85,31 @@ class MergeCLI(LightningCLI):
     @property
     def folder(self) -> Path:
         """The run folder."""
-        return Path(self._get(self.config, "trainer").default_root_dir or "runs/unnamed")
+        folder = Path(self._get(self.config, "trainer").default_root_dir or "runs/unnamed")
+        return folder / "trial" if self.trial else folder
+
+    @property
+    def trial(self) -> bool:
+        """Whether this is `fit` with `trainer.fast_dev_run`, which has a folder of its own."""
+        return self.subcommand == "fit" and bool(self._get(self.config, "trainer").fast_dev_run)
 
     @property
     def seed(self) -> int:
         """The seed of the run."""
         return int(self._get(self.config, "seed_everything") or 0)
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> Any:
+        """Give fit an option of its own."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "fit":
+            what = "replace results of another configuration in the run folder"
+            parser.add_argument("--overwrite", type=bool, default=False, help=what)
+        return parser
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the run folder's logger and its resumable checkpoint."""
         config = self._get(self.config_init, "trainer")
-        kwargs.setdefault("default_root_dir", str(self.folder))
+        kwargs["default_root_dir"] = str(self.folder)
         if config.get("logger") is None:
             kwargs["logger"] = CSVLogger(self.folder, name="", version="")
         given = config.get("callbacks") or []
@@ -91,12 +124,19 @@ class MergeCLI(LightningCLI):
         ]
         if self.subcommand == "predict":
             kwargs["callbacks"].append(WritePredictions())
+        elif self.subcommand == "fit":
+            kwargs["callbacks"].append(_AtStart(self._take_folder))
         try:
             return super().instantiate_trainer(**kwargs)
         except InputError:
             raise
         except (MisconfigurationException, ValueError) as fault:
             raise InputError(f"trainer: {fault}") from fault
+
+    def parse_arguments(self, parser: Any, args: Any) -> None:
+        """Parse, and look at the checkpoint before Lightning does."""
+        super().parse_arguments(parser, args)
+        _check_checkpoint(self.config[self.config.subcommand].get("ckpt_path"))
 
     def before_validate(self) -> None:
         """Measure the coefficients that `fit` learned in this run folder."""
@@ -106,10 +146,32 @@ class MergeCLI(LightningCLI):
     before_predict = before_validate
 
     def before_fit(self) -> None:
-        """Make what the zoo lacks; record the splits; go on from the same run's checkpoint."""
-        self._go_on_from(self._begin(self._prepare))
+        """Make what the zoo lacks; find out whether and where there is something to go on from."""
+        self.finished, checkpoint = self._begin(self._prepare)
+        self._go_on_from(checkpoint)
         if isinstance(self.model, CoefficientModule):
             self._set_seed()
+
+    def fit(self, **options: Any) -> None:
+        """Train, unless the results are there; LightningCLI runs this for the trainer's own."""
+        if not self.finished:
+            self.trainer.fit(**options)
+
+    def validate(self, **options: Any) -> None:
+        """Measure on held-out images; see `_show`."""
+        self._show("val", self.trainer.validate, options)
+
+    def test(self, **options: Any) -> None:
+        """Measure on test images; see `_show`."""
+        self._show("test", self.trainer.test, options)
+
+    def _show(self, part: str, measure: Callable[..., Any], options: dict[str, Any]) -> None:
+        """Measure, and print one line per task where Lightning has a column per loader."""
+        measure(**{**options, "verbose": False})
+        if options["verbose"] and self.trainer.is_global_zero:
+            found = self.model.measured[part]
+            for name, value in {**found.accuracy, "average": found.average}.items():
+                print(f"{part}/{name}: {100 * value:.1f} %")
 
     def _begin(self, work: Callable[[], Result]) -> Result:
         """Start the processes of the run; return what the first one's work gives."""
@@ -120,53 +182,133 @@ class MergeCLI(LightningCLI):
             self.config_init[self.subcommand].ckpt_path = checkpoint
 
     @property
+    def _given(self) -> str | None:
+        """The checkpoint that the user names."""
+        return self.config[self.subcommand].get("ckpt_path")  # type: ignore[no-any-return]
+
+    @property
     def _last(self) -> Path:
         return self.folder / "checkpoints" / "last.ckpt"
 
+    @property
+    def _record_file(self) -> Path:
+        return self.folder / "run.json"
+
+    def _check(self) -> None:
+        """Check what can be told before images are read."""
+        self.model.check(self.trainer, self.datamodule.tasks, self.subcommand)
+        if self.subcommand == "fit":
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, CheckedCallback):
+                    callback.check(self.trainer, self.model)
+            if isinstance(self.model, CoefficientModule):
+                stages.check(self.model.zoo, self.datamodule.tasks)
+
     def _find_learned(self) -> str | None:
         """Return the checkpoint of the learned coefficients, unless the user names one."""
-        self.model.check(self.trainer, self.datamodule.tasks)
+        self._check()
         self._keep_metrics()
-        given = self.config_init[self.subcommand].get("ckpt_path")
-        if not isinstance(self.model, CoefficientModule) or given is not None:
+        if not isinstance(self.model, CoefficientModule) or self._given is not None:
             return None
         if not self._last.exists():
             raise InputError(
                 f"nothing was fitted here: {self._last} is no file; run fit with the same config "
                 "first or give --ckpt_path"
             )
+        self.datamodule.load(test=None)
+        now = record.stored({**self._describe(), **self._describe_files()})
+        before = record.read(self._record_file)
+        if changed := record.differences(record.network(before), record.network(now)):
+            raise InputError(
+                f"{self._last} was fitted with another configuration or other inputs: {changed}. "
+                f"Take --config {self.folder / 'config.yaml'}, or give --ckpt_path"
+            )
         return str(self._last)
 
-    def _prepare(self) -> str | None:
-        """Make and record what fit needs; return this very run's checkpoint, if there is one."""
-        self.model.check(self.trainer, self.datamodule.tasks)
+    def _prepare(self) -> tuple[bool, str | None]:
+        """Make what fit needs; what earlier runs left in the run folder is not touched.
+
+        Returns:
+            Whether this very run is finished, and its checkpoint if there is one to go on from.
+        """
+        self._check()
+        self.datamodule.load(test=None)
+        before, now = record.read(self._record_file), record.stored(self._describe())
+        self._keep_results({name: before.get(name) for name in now}, now)
         if isinstance(self.model, CoefficientModule):
             self._fill_zoo(self.model)
-        self.datamodule.load(test=None)
-        self.datamodule.write_splits(self.folder / "splits.json")
-        mark, record = self._mark(), self.folder / "run.fingerprint"
+        self._record = now | record.stored(self._describe_files())
+        self._keep_results(before, self._record)
+        if before == self._record and self._is_complete():
+            return True, None
         found = None
-        if self.config_init[self.subcommand].get("ckpt_path") is None and self._last.exists():
-            if record.exists() and record.read_text() == mark:
+        if self._given is None and self._last.exists():
+            if record.learning(before) == record.learning(self._record):
                 rank_zero_info(f"going on from {self._last}")
                 found = str(self._last)
-                self._keep_metrics()
             else:
                 rank_zero_info(
                     f"{self._last} is of another configuration or other inputs: starting anew"
                 )
-                for name in ("checkpoints/last.ckpt", "results.json", "results.md"):
-                    _remove(self.folder / name)
-        with atomic_write(record) as temporary:
-            temporary.write_text(mark)
-        return found
+        self._keep_metrics()
+        self._anew = found is None
+        return False, found
+
+    def _describe(self) -> dict[str, Any]:
+        """Return what the run depends on, files apart; see `record`."""
+        return {
+            **record.describe_options(record.plain(self.config[self.subcommand])),
+            **record.describe_images(self.datamodule),
+            "processes": self.trainer.world_size,  # others see the images in another order
+        }
+
+    def _describe_files(self) -> dict[str, str]:
+        encoder = record.plain(self.config[self.subcommand].model).get("init_args", {})
+        options = (encoder.get("encoder") or {}).get("init_args") or {}
+        own = [v for v in options.values() if isinstance(v, str) and Path(v).exists()]
+        return record.describe_files([*self.model.input_files(self.datamodule.tasks), *own])
+
+    def _keep_results(self, before: record.Record, now: record.Record) -> None:
+        """Raise InputError where results would be lost that belong to another run than this."""
+        if self.trial or self.config.fit.overwrite or not (self.folder / "results.json").exists():
+            return
+        if changed := record.differences(before, now):
+            raise InputError(
+                f"{self.folder} holds the results of another configuration or other inputs: "
+                f"{changed}. Give another --trainer.default_root_dir, or --overwrite true to "
+                "replace them"
+            )
+
+    def _is_complete(self) -> bool:
+        """Whether the results are there, and the networks that they are of."""
+        path = self.folder / "results.json"
+        if self.trial or not path.exists():
+            return False
+        candidates = Results.from_json(path).candidates.items()
+        merged = [self.folder / "merged" / f"{n}.safetensors" for n, c in candidates if not c.bound]
+        return all(file.exists() for file in [self.folder / "coefficients.safetensors", *merged])
+
+    def _take_folder(self) -> None:
+        """Let what earlier runs left give way, now that nothing can be refused any more."""
+        for name in ("results.json", "results.md"):
+            _remove(self.folder / name)
+        if self._anew:
+            self._forget_metrics()
+            if self._given is None:
+                _remove(self._last)
+        self.datamodule.write_splits(self.folder / "splits.json")
+        config = self.config.fit.clone()
+        config.overwrite = False
+        file = str(self.folder / "config.yaml")
+        self._parser("fit").save(config, file, skip_none=False, overwrite=True, multifile=False)
+        record.write(self._record, self._record_file)
 
     def _fill_zoo(self, model: CoefficientModule) -> None:
-        options = plain(self._get(self.config, "data"))
-        prepare(
+        options = record.plain(self._get(self.config, "data"))
+        stages.prepare(
             model.zoo,
             model.encoder,
-            plain(self._get(self.config, "model").init_args.encoder),
+            record.plain(self._get(self.config, "model").init_args.encoder),
             self.datamodule,
             {key: options[key] for key in DATA_OF_A_TASK},
             fit=lambda arguments: MergeCLI(["fit", *arguments], alone=True),
@@ -181,28 +323,31 @@ class MergeCLI(LightningCLI):
             self.trainer.logger.experiment.metrics_keys = rows.partition("\n")[0].split(",")
             path.write_text(rows)
 
-    def _mark(self) -> str:
-        """Return a digest of all that the checkpoint of this run depends on."""
-        config = plain(self.config[self.subcommand])
-        config["trainer"] = {
-            key: value
-            for key, value in config["trainer"].items()
-            if key not in ("default_root_dir", "logger", "callbacks", "enable_progress_bar")
-        }
-        inputs = [self.datamodule.digest(task) for task in self.datamodule.tasks]
-        if isinstance(self.model, CoefficientModule):
-            zoo = self.model.zoo
-            files = [zoo.base, zoo.heads, *map(zoo.expert, self.datamodule.tasks)]
-            inputs += [file_hash(file) for file in files]
-        if self.trainer.world_size > 1:  # another number sees the images in another order
-            inputs.append(f"{self.trainer.world_size} processes")
-        return fingerprint([config, inputs])
+    def _forget_metrics(self) -> None:
+        if isinstance(self.trainer.logger, CSVLogger):
+            self.trainer.logger.experiment.metrics_keys = []
+            _remove(self.folder / "metrics.csv")
 
     def after_fit(self) -> None:
         """Measure every candidate and show the table."""
         if not isinstance(self.model, CoefficientModule):
             return
-        results = compare(
+        results = (
+            Results.from_json(self.folder / "results.json") if self.finished else self._measure()
+        )
+        if self.trainer.is_global_zero:
+            console = Console()
+            console.print(rich_table(results, width=console.width))
+            for note in results.notes:
+                console.print(note)
+            console.print(f"run folder: {self.folder}")
+            if self.finished:
+                console.print(
+                    "nothing has changed since; to measure again, remove its results.json"
+                )
+
+    def _measure(self) -> Results:
+        return compare(
             self.trainer,
             Evaluate(self.model.encoder, self.model.zoo.heads, self.model.zoo.base),
             self.datamodule,
@@ -211,10 +356,23 @@ class MergeCLI(LightningCLI):
             seed=self.seed,
             command=self.command,
         )
-        if self.trainer.is_global_zero:
-            console = Console()
-            console.print(rich_table(results, width=console.width))
-            console.print(f"run folder: {self.folder}")
+
+
+def _check_checkpoint(path: str | None) -> None:
+    """Raise InputError where a checkpoint is none of Lightning's."""
+    if path is None or path in ("best", "last", "hpc") or Path(path).is_dir():
+        return
+    if not Path(path).exists():
+        raise InputError(f"ckpt_path={path!r} is no file; give a checkpoint of a run")
+    try:
+        known = "pytorch-lightning_version" in torch.load(path, "cpu", weights_only=True)
+    except Exception:  # whatever reading something else may raise
+        known = False
+    if not known:
+        raise InputError(
+            f"ckpt_path={path!r} is no checkpoint of Lightning; give the checkpoints/last.ckpt of "
+            "a run folder"
+        )
 
 
 def _remove(path: Path) -> None:

@@ -1,11 +1,11 @@
 """The list command: what there is, one line each."""
 
 import inspect
+import shutil
+import textwrap
 from typing import Any, Literal
 
-from rich.console import Console
-from rich.table import Table
-
+from lightning_merge.data.source import open_source
 from lightning_merge.data.tasks import TASKS
 from lightning_merge.methods.base import MergeMethod, Transform, registered
 from lightning_merge.models import encoders
@@ -17,27 +17,27 @@ def show(what: Literal["all", "methods", "transforms", "tasks", "encoders"] = "a
     Args:
         what: all, methods, transforms, tasks or encoders.
     """
-    tables = {
-        "methods": _registered("methods", registered(MergeMethod)),  # type: ignore[type-abstract]
-        "transforms": _registered("transforms", registered(Transform)),  # type: ignore[type-abstract]
-        "tasks": _table("tasks", {name: (spec.summary,) for name, spec in TASKS.items()}),
-        "encoders": _table("encoders", {name: (line,) for name, line in encoders().items()}),
+    drawn = open_source("drawn", "").tasks()
+    lists = {
+        "methods": _registered(registered(MergeMethod)),  # type: ignore[type-abstract]
+        "transforms": _registered(registered(Transform)),  # type: ignore[type-abstract]
+        "tasks": dict.fromkeys(drawn, "made by the package itself: data.source: drawn")
+        | {name: spec.summary for name, spec in TASKS.items()},
+        "encoders": encoders(),
     }
-    console = Console()
-    for table in tables.values() if what == "all" else [tables[what]]:
-        console.print(table)
+    for title, lines in lists.items():
+        if what in ("all", title):
+            print(title)
+            width = max(map(len, lines))
+            room = shutil.get_terminal_size().columns - width - 4
+            for name, line in sorted(lines.items()):
+                print(f"  {name:<{width}}  {textwrap.shorten(line, room, placeholder='...')}")
 
 
-def _registered(title: str, kinds: dict[str, Any]) -> Table:
-    rows: dict[str, tuple[str, ...]] = {
-        name: (inspect.getdoc(kind).partition("\n")[0], kind.needs, kind.reference)  # type: ignore[union-attr]
+def _registered(kinds: dict[str, Any]) -> dict[str, str]:
+    """Return the first sentence of each, and what it needs beside weights."""
+    return {
+        name: (inspect.getdoc(kind) or "").partition("\n")[0].partition(". ")[0]
+        + ("" if kind.needs == "nothing" else f"; needs {kind.needs}")
         for name, kind in kinds.items()
     }
-    return _table(title, rows, "what", "needs", "reference")
-
-
-def _table(title: str, rows: dict[str, tuple[str, ...]], *columns: str) -> Table:
-    table = Table("name", *(columns or ("what",)), title=title, title_justify="left", box=None)
-    for name, cells in sorted(rows.items()):
-        table.add_row(name, *cells)
-    return table

@@ -23,8 +23,8 @@ NOISE = (
     r"Found .* module\(s\) in eval mode",
     "Experiment logs directory .* exists",
     "Checkpoint directory .* exists",
-    "Total length of `list` across ranks is zero",
     "Total length of `list` across ranks is zero",  # no validation while coefficients are fitted
+    r"The number of training batches \(\d+\) is smaller than the logging interval",
 )
 """Warnings that come with every run and that no user can act upon."""
 

@@ -2,19 +2,20 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import Namespace
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_merge.core.checkpoint import file_hash, open_checkpoint
 from lightning_merge.core.errors import InputError
 from lightning_merge.data.datamodule import MergeDataModule
+from lightning_merge.data.tasks import task_spec
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.models.heads import Head, load_heads, save_heads
+from lightning_merge.modules.base import fitting_heads
 from lightning_merge.modules.make_heads import make_heads
 from lightning_merge.modules.zoo import Zoo
 
@@ -28,14 +29,24 @@ ON_ONE_DEVICE: dict[str, tuple[Any, ...]] = {
 """Options of a trainer that has one device, what stages run with in front."""
 
 
+def check(zoo: Zoo, tasks: Sequence[str]) -> None:
+    """Check that base and experts are there and readable, or recipes for them.
+
+    Raises:
+        InputError: a file is missing and no recipe makes it on one device, or one is unreadable.
+    """
+    for stage in _stages(zoo, tasks):
+        stage.check()
+
+
 def prepare(
     zoo: Zoo, encoder: Encoder, encoder_config: dict[str, Any], data: MergeDataModule,
     data_config: dict[str, Any], fit: Fit,
 ) -> None:  # fmt: skip
     """Make base, heads and experts where they are missing or their inputs changed.
 
-    Files that this function did not make (they carry no fingerprint) are used as they are. It
-    runs in one process, on one device, however many the run has.
+    `check` has passed. Files that this function did not make (they carry no fingerprint) are
+    used as they are. It runs in one process, on one device, however many the run has.
 
     Args:
         zoo: files and recipes.
@@ -46,22 +57,19 @@ def prepare(
         fit: runs `fit` with a list of arguments.
 
     Raises:
-        InputError: a file is missing and no recipe makes it on one device.
+        InputError: files do not fit, or a recipe fails.
     """
     shared = ["--model.encoder", json.dumps(encoder_config)]
-    base_stage = Stage("base", Path(zoo.base), zoo.base_recipe, "zoo.base_recipe")
-    stages = {
-        task: Stage(
-            f"expert of {task}", Path(zoo.expert(task)), zoo.expert_recipe, "zoo.expert_recipe"
-        )
-        for task in data.tasks
-    }
-    for stage in (base_stage, *stages.values()):
-        stage.check()
+    base_stage, *others = _stages(zoo, data.tasks)
+    stages = dict(zip(data.tasks, others, strict=True))
     data.preprocess = encoder.preprocess
     data.load()
+    if Path(zoo.heads).exists() and not _marks(zoo.heads):  # a user's own
+        fitting_heads(zoo.heads, data, encoder)
     digests = {task: data.digest(task) for task in data.tasks}
-    base_stage.make(fit, shared, {"encoder": encoder_config})
+    images = base_stage.images()
+    if images is not None or not base_stage.path.exists():  # else there is nothing to remake it of
+        base_stage.make(fit, shared, {"encoder": encoder_config, **(images or {})})
     encoder.load(zoo.base)
     base = file_hash(zoo.base)
     _prepare_heads(zoo, encoder, data, {"base": base, **digests})
@@ -85,6 +93,15 @@ def prepare(
             *(word for k, v in data_config.items() for word in (f"--data.{k}", str(v))),
         ]
         stage.make(fit, options, inputs[task])
+
+
+def _stages(zoo: Zoo, tasks: Sequence[str]) -> "list[Stage]":
+    """Return the stage of the base and those of the experts."""
+    experts = [
+        Stage(f"expert of {t}", Path(zoo.expert(t)), zoo.expert_recipe, "zoo.expert_recipe")
+        for t in tasks
+    ]
+    return [Stage("base", Path(zoo.base), zoo.base_recipe, "zoo.base_recipe"), *experts]
 
 
 class Stage:
@@ -139,6 +156,24 @@ class Stage:
             or open_checkpoint(self.path).metadata.get("fingerprint", mark) == mark
         )
 
+    def images(self) -> dict[str, str] | None:
+        """Return the digests of the images that the recipe itself names; None if they are gone.
+
+        Raises:
+            InputError: the recipe's data cannot be read.
+        """
+        options = (self._read_recipe() or {}).get("data") or {}
+        if not options.get("root"):
+            return {}
+        if not Path(options["root"]).exists():
+            return None
+        try:
+            data = MergeDataModule(**options)
+        except TypeError as fault:
+            raise InputError(f"{self.option}={self.recipe!r}: data: {fault}") from None
+        data.load(test=None)
+        return {task: data.digest(task) for task in data.tasks}
+
     def make(self, fit: Fit, options: list[str], inputs: dict[str, Any]) -> None:
         """Run the recipe unless the file is made already."""
         if self.is_made(inputs):
@@ -184,18 +219,12 @@ def _prepare_heads(
     zoo: Zoo, encoder: Encoder, data: MergeDataModule, inputs: dict[str, str]
 ) -> None:
     """Make the heads whose inputs are not those of the file's; keep those of other tasks."""
-    marks = {
-        f"fingerprint/{task}": fingerprint(
-            [inputs["base"], inputs[task], zoo.make_heads, zoo.head_scale, str(zoo.text)]
-        )
-        for task in data.tasks
-    }
+    marks = {f"fingerprint/{task}": _head_mark(zoo, data, task, inputs) for task in data.tasks}
     path = Path(zoo.heads)
     heads: dict[str, Head] = {}
     known: dict[str, str] = {}
     if path.exists():
-        heads, metadata = load_heads(path), open_checkpoint(path).metadata
-        known = {key: mark for key, mark in metadata.items() if key.startswith("fingerprint/")}
+        heads, known = load_heads(path), _marks(path)
         if not known:
             return
     lacking = [
@@ -209,12 +238,17 @@ def _prepare_heads(
         save_heads(heads, path, metadata=known | marks)
 
 
-def plain(value: Any) -> Any:
-    """Return a config value as dicts, lists and scalars."""
-    if isinstance(value, Namespace):
-        return {k: plain(v) for k, v in value.as_dict().items()}
-    if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    return value
+def _head_mark(zoo: Zoo, data: MergeDataModule, task: str, inputs: dict[str, str]) -> str:
+    """Return the fingerprint of what a task's head is made from."""
+    text = zoo.text
+    made_from: list[Any] = [inputs["base"], inputs[task], zoo.make_heads, zoo.head_scale, str(text)]
+    if zoo.make_heads == "zero_shot":
+        made_from.append(task_spec(task).prompts(data.classes[task]))
+        made_from.append(text.weights and file_hash(text.weights))
+    return fingerprint(made_from)
+
+
+def _marks(heads: str | Path) -> dict[str, str]:
+    """Return the fingerprints that a file of heads made here has."""
+    metadata = open_checkpoint(heads).metadata
+    return {key: mark for key, mark in metadata.items() if key.startswith("fingerprint/")}

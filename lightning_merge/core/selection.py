@@ -10,8 +10,8 @@ from torch import Tensor
 from lightning_merge.core.task_vectors import Span, TaskVectors
 
 _SMALL = 2**15  # entries per expert that are simply read and partitioned
-_BINS = 2**22  # of all histograms together: 32 MiB
-_WAITING = 2**22  # entries in memory, before they become a histogram: 16 MiB
+_BINS = 2**21  # of all histograms together: 16 MiB
+_WAITING = 2**21  # entries in memory, before they become a histogram: 8 MiB
 _BLOCK = 256  # entries that are sampled together
 _SAMPLE = (2**13, 2**18)  # entries per expert, at least and at most
 
@@ -194,6 +194,9 @@ class _Tally:
         self.waiting += other.waiting
         if other.counts is not None:
             self.flush()
-            self.counts = other.counts if self.counts is None else self.counts + other.counts
+            if self.counts is None:
+                self.counts = other.counts
+            else:
+                self.counts += other.counts
         elif self.waiting > _WAITING:
             self.flush()

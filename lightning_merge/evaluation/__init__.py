@@ -11,7 +11,6 @@ from lightning_merge.evaluation.results import (
     Results,
     Spread,
     aggregate,
-    h_score,
     versions,
 )
 
@@ -22,6 +21,5 @@ __all__ = [
     "Results",
     "Spread",
     "aggregate",
-    "h_score",
     "versions",
 ]

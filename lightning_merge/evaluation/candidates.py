@@ -12,15 +12,18 @@ class Candidate:
     Args:
         name: row of the table.
         weights: one file for all tasks, or one per task (the individual experts).
+        figure: file of a picture of them, if there is one.
         seconds: time that merging or learning took.
         note: what a reader of the number must know.
         bound: not a merged network: base, individual experts.
         options: candidates to choose from on the validation split, by what distinguishes them;
-            the best one's file takes the place of `weights`, and its time that of `seconds`.
+            the best one's files take the places of `weights` and `figure`, and its time that
+            of `seconds`.
     """
 
     name: str
     weights: Path | Mapping[str, Path]
+    figure: Path | None = None
     seconds: float = 0.0
     note: str = ""
     bound: bool = False

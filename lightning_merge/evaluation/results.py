@@ -304,29 +304,3 @@ def _spread(values: Iterable[float]) -> Spread:
 
 def _distinct(texts: Iterable[str]) -> list[str]:
     return [text for text in dict.fromkeys(texts) if text]
-
-
-def h_score(in_domain: float, out_of_domain: float) -> float:
-    """Harmonic mean of the average accuracies in and out of domain (LwPTV).
-
-    Args:
-        in_domain: Average accuracy on the merged tasks, as a fraction or in percent.
-        out_of_domain: Average accuracy on other tasks, in the same unit.
-
-    Returns:
-        ``2 ID OOD / (ID + OOD)`` in that unit; 0 where both are 0.
-
-    Raises:
-        InputError: An accuracy is negative or not a number.
-
-    Example:
-        >>> round(h_score(69.1, 51.3), 1)
-        58.9
-    """
-    if not (in_domain >= 0 and out_of_domain >= 0):
-        raise InputError(
-            f"in_domain is {in_domain} and out_of_domain {out_of_domain}: "
-            "give two accuracies of at least 0"
-        )
-    total = in_domain + out_of_domain
-    return 2 * in_domain * out_of_domain / total if total else 0.0

@@ -82,12 +82,6 @@ class LinearHead(Head):
             raise InputError(f"bias of shape {list(bias.shape)}: give [{weight.shape[0]}].")
         self.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
 
-    @classmethod
-    def initial(cls, dim: int, num_classes: int) -> LinearHead:
-        """Return an untrained, trainable head, initialised as torch initialises ``nn.Linear``."""
-        layer = nn.Linear(dim, num_classes)
-        return cls(layer.weight, layer.bias).requires_grad_(True)
-
     def forward(self, features: Tensor) -> Tensor:
         """Return the logits [n, C] of features [n, dim]."""
         return F.linear(features.to(self.weight.dtype), self.weight, self.bias)

@@ -14,7 +14,7 @@ from lightning_merge.core.ranks import Ranks
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.data.dataset import Batch
 from lightning_merge.models.encoder import Encoder
-from lightning_merge.models.heads import load_heads
+from lightning_merge.models.heads import Head, load_heads
 from lightning_merge.models.preprocess import Preprocess
 
 NOT_COUNTED = -100
@@ -36,6 +36,29 @@ class Measured(NamedTuple):
     def average(self) -> float:
         """Mean accuracy, every task counting alike."""
         return sum(self.accuracy.values()) / len(self.accuracy)
+
+
+def fitting_heads(file: str, data: MergeDataModule, encoder: Encoder) -> dict[str, Head]:
+    """Return the heads of a file, one per task of the data.
+
+    Raises:
+        InputError: the file cannot be read, or a head is missing or does not fit.
+    """
+    heads = load_heads(file)
+    for task in data.tasks:
+        if task not in heads:
+            raise InputError(
+                f"heads={file!r} has no head for {task!r}, only for {', '.join(heads)}; "
+                "add it, or remove the file where heads are made from the base"
+            )
+        found = (heads[task].num_classes, heads[task].dim)
+        wanted = (len(data.classes[task]), encoder.dim)
+        if found != wanted:
+            raise InputError(
+                f"heads={file!r}: the head of {task!r} has (classes, width) {found}, the data "
+                f"and the encoder {wanted}; give heads that fit"
+            )
+    return {task: heads[task] for task in data.tasks}
 
 
 class TaskModule(LightningModule):
@@ -77,8 +100,17 @@ class TaskModule(LightningModule):
         """The processes of the run."""
         return Ranks.of(self.trainer)
 
-    def check(self, trainer: Trainer, tasks: Sequence[str]) -> None:
+    def input_files(self, tasks: Sequence[str]) -> list[str]:
+        """Return the files, beside the encoder's own, that the numbers of a run depend on."""
+        return []
+
+    def check(self, trainer: Trainer, tasks: Sequence[str], stage: str) -> None:
         """Check what can be told before any file is opened.
+
+        Args:
+            trainer: what will run the module.
+            tasks: names of the tasks.
+            stage: "fit", "validate", "test" or "predict".
 
         Raises:
             InputError: the trainer would lay the network out as this module cannot use it.
@@ -96,7 +128,7 @@ class TaskModule(LightningModule):
             InputError: see `check` and `prepare`.
         """
         with self.ranks.agreed():
-            self.check(self.trainer, self.data.tasks)
+            self.check(self.trainer, self.data.tasks, stage)
             self.prepare(stage)
 
     def prepare(self, stage: str) -> None:
@@ -125,21 +157,7 @@ class TaskModule(LightningModule):
         Raises:
             InputError: the file cannot be read, or a head is missing or does not fit.
         """
-        heads = load_heads(file)
-        for task in self.data.tasks:
-            if task not in heads:
-                raise InputError(
-                    f"heads={file!r} has no head for {task!r}, only for {', '.join(heads)}; "
-                    "add it, or remove the file where heads are made from the base"
-                )
-            found = (heads[task].num_classes, heads[task].dim)
-            wanted = (len(self.data.classes[task]), self.encoder.dim)
-            if found != wanted:
-                raise InputError(
-                    f"heads={file!r}: the head of {task!r} has (classes, width) {found}, the data "
-                    f"and the encoder {wanted}; give heads that fit"
-                )
-            self.heads[task] = heads[task]
+        self.heads.update(fitting_heads(file, self.data, self.encoder))
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Normalise the uint8 images of a batch, or of a batch per task, on the device."""

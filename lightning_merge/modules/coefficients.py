@@ -12,12 +12,13 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
+from lightning_merge import __version__
 from lightning_merge.core.checkpoint import save_checkpoint
 from lightning_merge.core.coefficients import StackedTaskVectors
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.task_vectors import TaskVectors
 from lightning_merge.data.dataset import Batch
-from lightning_merge.evaluation.candidates import Candidate, bounds
+from lightning_merge.evaluation.candidates import BOUNDS, Candidate, bounds
 from lightning_merge.methods.base import Transform
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.base import TaskModule
@@ -99,14 +100,20 @@ class CoefficientModule(TaskModule):
 
     # State
 
-    def check(self, trainer: Trainer, tasks: Sequence[str]) -> None:
+    def input_files(self, tasks: Sequence[str]) -> list[str]:
+        """Return the files of the zoo."""
+        return [self.zoo.base, self.zoo.heads, *map(self.zoo.expert, tasks)]
+
+    def check(self, trainer: Trainer, tasks: Sequence[str], stage: str) -> None:
         """Check what can be told before any file is opened.
 
         Raises:
-            InputError: fewer than two tasks, weights would be rounded to half precision, or
-                networks are sharded over devices.
+            InputError: fewer than two tasks, weights would be rounded to half precision,
+                networks are sharded over devices, or the name is taken.
         """
-        super().check(trainer, tasks)
+        super().check(trainer, tasks, stage)
+        if self.name in BOUNDS:
+            raise InputError(f"model.name={self.name!r} is that of a reference; give another")
         if str(trainer.precision).endswith("16-true"):
             raise InputError(
                 f"trainer.precision={trainer.precision!r} would round the merged weights; "
@@ -143,11 +150,20 @@ class CoefficientModule(TaskModule):
         return self.learner.state_dict(prefix="learner.")
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Load the learner's state, strictly."""
+        """Load the learner's state, strictly.
+
+        Raises:
+            InputError: it is another learner's.
+        """
         self._merged = None
-        return self.learner.load_state_dict(
-            {name.removeprefix("learner."): value for name, value in state_dict.items()}
-        )
+        state = {name.removeprefix("learner."): value for name, value in state_dict.items()}
+        with self.ranks.agreed():
+            try:
+                return self.learner.load_state_dict(state)
+            except RuntimeError as fault:
+                raise InputError(
+                    f"the checkpoint is of another learner than the model's; {fault}"
+                ) from fault
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the time spent."""
@@ -200,7 +216,10 @@ class CoefficientModule(TaskModule):
         }
         every = torch.stack(list(losses.values()))
         found = self.trainer.strategy.reduce(every.detach().clone(), reduce_op="mean")
-        self.log("train/loss", found.mean(), prog_bar=True, batch_size=1)
+        mean = found.mean()
+        self.log("train/loss", mean, prog_bar=True, batch_size=1)
+        epoch: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True}
+        self.log("train/loss_epoch", mean, batch_size=1, **epoch)
         values = zip(losses, found, strict=True)
         self.log_dict({f"train/loss/{task}": value for task, value in values}, batch_size=1)
         return every.mean()
@@ -219,7 +238,11 @@ class CoefficientModule(TaskModule):
         values = self.coefficients().cpu()
         self.stacked.to("cpu")  # evaluation wants the device
         self.ranks.once(lambda: self._save(values, path))
-        self.candidates[self.name] = Candidate(self.name, path, self.seconds, self.note)
+        untrained = (
+            "" if self.trainer.global_step else "as it starts: no step of training was taken"
+        )
+        note = "; ".join(filter(None, [self.note, untrained]))
+        self.candidates[self.name] = Candidate(self.name, path, seconds=self.seconds, note=note)
 
     def _save(self, values: Tensor, path: Path) -> None:
         if not values.isfinite().all():
@@ -229,6 +252,7 @@ class CoefficientModule(TaskModule):
             "hyperparameters": json.dumps(self.hyperparameters()),
             "tasks": json.dumps(self.stacked.tasks),
             "layers": json.dumps(self.stacked.names),
+            "version": __version__,
             **self.zoo.hashes(self.stacked.tasks),
         }
         file = self.run_folder / "coefficients.safetensors"

@@ -1,7 +1,7 @@
 """Measure every candidate of a run and write one table."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,7 +32,8 @@ def compare(
     """Test every candidate; write results.json and results.md.
 
     Where a candidate has options, the one with the best average accuracy on the held-out
-    images is taken; test images are looked at once per candidate, after all choices. The
+    images is taken; test images are looked at once per candidate, after all choices. Files of
+    options are kept until all is measured, for a run that is stopped to go on from. The
     accuracies do not depend on the number of processes.
 
     Args:
@@ -56,13 +57,14 @@ def compare(
         for name, candidate in candidates.items()
     }
     rows = {name: _measure(trainer, evaluate, data, c) for name, c in chosen.items()}
+    Ranks.of(trainer).once(lambda: _keep(candidates, chosen))
     results = Results(
         tasks=data.tasks,
         candidates=rows,
         seed=seed,
         versions=versions(str(trainer.strategy.root_device)) | _processes(trainer),
         command=command,
-        notes=notes,
+        notes=(*notes, *_limits(trainer)),
     )
     Ranks.of(trainer).once(lambda: _write(results, folder))
     return results
@@ -72,6 +74,16 @@ def _write(results: Results, folder: Path) -> None:
     results.to_json(folder / "results.json")
     with atomic_write(folder / "results.md") as temporary:
         temporary.write_text(markdown(results))
+
+
+def _limits(trainer: Trainer) -> Iterator[str]:
+    """Say what makes the numbers those of a trial."""
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        yield "A trial run of a few batches (trainer.fast_dev_run), no measurement."
+        return
+    for name in ("limit_train_batches", "limit_val_batches", "limit_test_batches"):
+        if (value := getattr(trainer, name)) != 1:
+            yield f"trainer.{name}={value}: not all images took part."
 
 
 def _processes(trainer: Trainer) -> dict[str, str]:
@@ -88,27 +100,29 @@ def _choose(
         trainer.validate(evaluate, datamodule=data, verbose=False)
         scores[what] = evaluate.measured["val"].average
     best = max(scores, key=scores.__getitem__)
-    Ranks.of(trainer).once(lambda: _keep(candidate, best))
     note = f"{best} of {len(scores)} chosen on the held-out images"
     rank_zero_info(f"{candidate.name}: {note}")
-    return replace(
-        candidate,
-        seconds=candidate.options[best].seconds,
-        note="; ".join(filter(None, [candidate.note, note])),
-        options=None,
-    )
+    note = "; ".join(filter(None, [candidate.note, note]))
+    return replace(candidate.options[best], name=candidate.name, note=note, bound=candidate.bound)
 
 
-def _keep(candidate: Candidate, best: str) -> None:
-    """Let the best option's file take the candidate's name, and remove the others."""
-    assert candidate.options is not None
-    for what, option in candidate.options.items():
-        assert isinstance(option.weights, Path)
-        assert isinstance(candidate.weights, Path)
-        if what == best:
-            shutil.move(option.weights, candidate.weights)
-        else:
-            option.weights.unlink()
+def _keep(candidates: Mapping[str, Candidate], chosen: Mapping[str, Candidate]) -> None:
+    """Let files of the chosen options take their candidates' names, and remove the others."""
+    for name, candidate in candidates.items():
+        for option in (candidate.options or {}).values():
+            for found, place in _files(option, candidate):
+                if option.weights == chosen[name].weights:
+                    shutil.move(found, place)
+                else:
+                    found.unlink()
+
+
+def _files(option: Candidate, candidate: Candidate) -> Iterator[tuple[Path, Path]]:
+    """Yield the files of an option that are there, and the candidate's names of them."""
+    for kind in ("weights", "figure"):
+        found, place = getattr(option, kind), getattr(candidate, kind)
+        if found is not None and found.exists():
+            yield found, place
 
 
 def _measure(

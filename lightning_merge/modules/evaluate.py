@@ -1,5 +1,6 @@
 """Measure weights on every task: what the table is made of."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,11 @@ class Evaluate(TaskModule):
         self.candidate = Candidate("weights", files)
         self._loaded: Path | None = None
         self.requires_grad_(False)
+
+    def input_files(self, tasks: Sequence[str]) -> list[str]:
+        """Return heads and weights."""
+        weights = [str(self.candidate.file(task)) for task in tasks]
+        return [self.heads_file, *dict.fromkeys(weights)]
 
     def prepare(self, stage: str) -> None:
         """Load the heads of the tasks."""

@@ -1,22 +1,27 @@
 """Train one encoder: an expert of one task, a multi-task network, or a base to fine-tune."""
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.nn import functional as F
 
+from lightning_merge import __version__
 from lightning_merge.core.checkpoint import save_checkpoint
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.files import file_hash
 from lightning_merge.core.seeding import generator_for
 from lightning_merge.data.augment import Augment, Draws
 from lightning_merge.data.dataset import Batch
 from lightning_merge.data.tasks import task_spec
+from lightning_merge.methods.checks import require_between
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.base import TaskModule
 
@@ -51,7 +56,8 @@ class FineTune(TaskModule):
         overwrite: replace the output if it exists.
 
     Raises:
-        InputError: an unknown storage, heads that lack a task, or an output that exists.
+        InputError: an unknown storage, a number out of range, heads that lack a task, or an
+            output that exists.
     """
 
     strategies: ClassVar[tuple[type, ...]] = (SingleDeviceStrategy, DDPStrategy, FSDPStrategy)
@@ -74,20 +80,38 @@ class FineTune(TaskModule):
         super().__init__(encoder)
         if storage not in ("float32", "float16", "bfloat16"):
             raise InputError(f"storage={storage!r}: use float32, float16 or bfloat16")
+        require_between(0, math.inf, learning_rate=learning_rate, weight_decay=weight_decay)
+        require_between(0, 1, warmup=warmup, label_smoothing=label_smoothing)
         if base is not None:
             encoder.load(base)
-        self.output, self.heads_file, self.storage = output, heads, storage
+        self.output, self.base, self.heads_file, self.storage = output, base, heads, storage
         self.learning_rate, self.weight_decay, self.warmup = learning_rate, weight_decay, warmup
         self.label_smoothing, self.augment = label_smoothing, augment
         self.metadata, self.overwrite = metadata or {}, overwrite
 
+    def input_files(self, tasks: Sequence[str]) -> list[str]:
+        """Return base and heads, where they are given."""
+        return [file for file in (self.base, self.heads_file) if file is not None]
+
+    def check(self, trainer: Trainer, tasks: Sequence[str], stage: str) -> None:
+        """Check what can be told before any file is opened.
+
+        Raises:
+            InputError: the output exists, or the trainer's strategy does not fit.
+        """
+        super().check(trainer, tasks, stage)
+        if stage == "fit" and Path(self.output).exists() and not self.overwrite:
+            raise InputError(
+                f"model.output={self.output!r} exists: give another path or --model.overwrite true"
+            )
+
     def prepare(self, stage: str) -> None:
         """Load the frozen heads, or make one trainable linear head per task."""
         super().prepare(stage)
-        if stage == "fit":
-            self.ranks.once(self._check_output)
         self.train(stage == "fit")
         self._seed = self.ranks.gather(torch.initial_seed())[0]
+        files = {"base": self.base, "heads": self.heads_file}
+        self._hashes = {name: file_hash(file) for name, file in files.items() if file is not None}
         if not self.heads:
             self._make_heads()
         # Shards of parameters are vectors, so their shapes are noted before there are any.
@@ -99,12 +123,6 @@ class FineTune(TaskModule):
             return
         for task, classes in self.data.classes.items():
             self.heads[task] = nn.Linear(self.encoder.dim, len(classes))
-
-    def _check_output(self) -> None:
-        if Path(self.output).exists() and not self.overwrite:
-            raise InputError(
-                f"model.output={self.output!r} exists: give another path or --model.overwrite true"
-            )
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Leave training images as they are: `training_step` augments and normalises them."""
@@ -192,4 +210,26 @@ class FineTune(TaskModule):
             name: tensor.detach().cpu().to(dtype if tensor.is_floating_point() else tensor.dtype)
             for name, tensor in state.items()
         }
-        save_checkpoint(stored, Path(self.output), metadata=self.metadata)
+        save_checkpoint(stored, Path(self.output), metadata=self._provenance() | self.metadata)
+
+    def _provenance(self) -> dict[str, str]:
+        """Return what the weights were made from, for the metadata of their file."""
+        names = ("learning_rate", "weight_decay", "warmup", "label_smoothing", "storage")
+        options = {name: getattr(self, name) for name in names}
+        options |= {
+            "augment": repr(self.augment),
+            "batch_size": self.data.batch_size,
+            "sampling": self.data.sampling,
+            "processes": self.ranks.size,
+            "epochs": self.trainer.current_epoch,
+            "steps": self.trainer.global_step,
+        }
+        return {
+            "method": type(self).__name__,
+            "hyperparameters": json.dumps(options),
+            "tasks": json.dumps(list(self.data.tasks)),
+            "images": json.dumps({task: self.data.digest(task) for task in self.data.tasks}),
+            "seed": str(self._seed),
+            "version": __version__,
+            **self._hashes,
+        }

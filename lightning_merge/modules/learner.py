@@ -13,6 +13,7 @@ Kind = Literal["mlp2", "mlp4", "transformer2", "free"]
 Level = Literal["layer", "task"]
 Normalize = Literal["none", "softmax"]
 ATTENTION_HEADS = 4
+PRIOR = 0.3
 
 
 class StatsMergeLearner(nn.Module):
@@ -27,11 +28,11 @@ class StatsMergeLearner(nn.Module):
             task; "free" is the control without statistics: one parameter per coefficient.
         level: one coefficient per task and layer, or one per task (statistics averaged).
         normalize: "softmax" makes the coefficients of a layer sum to 1 (Eq. 10).
-        prior: coefficient at the start; with softmax it is 1 / K.
+        prior: coefficient at the start; with softmax that is 1 / K, and none is to be given.
         hidden: width of the hidden layers.
 
     Raises:
-        InputError: a width that does not work, or a prior that is no number.
+        InputError: a width that does not work, or a prior that is no number or has no effect.
     """
 
     features: Tensor
@@ -42,7 +43,7 @@ class StatsMergeLearner(nn.Module):
         kind: Kind = "mlp2",
         level: Level = "layer",
         normalize: Normalize = "none",
-        prior: float = 0.3,
+        prior: float = PRIOR,
         hidden: int = 64,
     ) -> None:
         super().__init__()
@@ -52,6 +53,10 @@ class StatsMergeLearner(nn.Module):
                 "learner='transformer2'"
             )
         require_finite(prior=prior)
+        if normalize == "softmax" and prior != PRIOR:
+            raise InputError(
+                f"prior={prior} with normalize='softmax', which starts at 1 / K: leave prior out"
+            )
         self.normalize, self.prior = normalize, prior
         self.num_layers = features.shape[1]
         if level == "task":

@@ -1,5 +1,6 @@
 """StatsMerging: coefficients from weight statistics, taught by task-specific teachers."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -12,9 +13,10 @@ from lightning_merge.core.statistics import FEATURES, Feature, layer_statistics,
 from lightning_merge.core.task_vectors import TaskVectors, wide
 from lightning_merge.data.dataset import Batch
 from lightning_merge.methods.base import Transform
+from lightning_merge.methods.checks import require_between
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.coefficients import CoefficientModule
-from lightning_merge.modules.learner import Kind, Level, Normalize, StatsMergeLearner
+from lightning_merge.modules.learner import PRIOR, Kind, Level, Normalize, StatsMergeLearner
 from lightning_merge.modules.zoo import Zoo
 
 
@@ -58,7 +60,7 @@ class StatsMerging(CoefficientModule):
         features: Sequence[Feature] = FEATURES,
         rank: int = 3,
         normalize: Normalize = "none",
-        prior: float = 0.3,
+        prior: float = PRIOR,
         hidden: int = 64,
         loss: Literal["hard", "soft", "labels"] = "hard",
         learning_rate: float = 1e-3,
@@ -76,6 +78,7 @@ class StatsMerging(CoefficientModule):
             "kind": learner, "level": level, "normalize": normalize, "prior": prior,
             "hidden": hidden,
         }  # fmt: skip
+        require_between(0, math.inf, learning_rate=learning_rate, gamma=gamma)
         if step_size < 1:
             raise InputError(f"step_size={step_size} must be 1 or more epochs")
         # An option out of range shows now, not after experts were made.

@@ -17,6 +17,7 @@ from lightning_merge.core.checkpoint import file_hash, open_checkpoint
 from lightning_merge.core.errors import InputError
 from lightning_merge.methods import Average, Dare, LwPTV, MTies, TaskArithmetic, Ties
 from lightning_merge.modules import Evaluate, FineTune, StatsMerging
+from lightning_merge.modules.compare import compare
 
 CASES = {
     "average": (lambda: MergeCallback(Average()), Average()),
@@ -32,11 +33,6 @@ CASES = {
     ),
     "m_ties": (lambda: MTiesMerge(MTies(keep=0.4)), MTies(keep=0.4)),
 }
-
-
-@pytest.fixture(autouse=True)
-def no_seed(monkeypatch):
-    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
 
 
 def fit(trainer, encoder, zoo, data, *callbacks, **options):
@@ -155,6 +151,31 @@ def test_figures(trainer, encoder, zoo, data, tmp_path, callback, figures):
     found = sorted(tmp_path.glob("run/figures/*"))
     assert [path.name for path in found] == figures
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in found)
+
+
+def test_the_map_of_a_grid_is_that_of_the_chosen_point(
+    trainer, encoder, zoo, data, files, tmp_path, monkeypatch
+):
+    """Figures that hold the losses: every point has its own, and the chosen one's stays."""
+
+    def write(losses, path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(losses, path)
+
+    monkeypatch.setattr("lightning_merge.callbacks.m_ties.m_loss_map", write)
+    scales = [0.1, 3.0]
+    module = fit(trainer, encoder, zoo, data, MTiesMerge(grid={"scale": scales}))
+    candidate = module.candidates["m_ties"]
+    found = [torch.load(option.figure) for option in candidate.options.values()]
+    assert any(not torch.equal(found[0][layer], found[1][layer]) for layer in found[0])
+    evaluate = Evaluate(encoder, files.heads, files.base)
+    results = compare(trainer(), evaluate, data, {"m_ties": candidate}, tmp_path / "run", seed=0)
+    best = [f"scale={scale}" for scale in scales].index(
+        results.candidates["m_ties"].note.split()[0]
+    )
+    kept = torch.load(candidate.figure)
+    assert all(torch.equal(kept[layer], found[best][layer]) for layer in kept)
+    assert [path.name for path in tmp_path.glob("run/figures/*")] == ["m_ties.png"]
 
 
 def test_merging_leaves_the_networks_alone(trainer, encoder, zoo, data, files):

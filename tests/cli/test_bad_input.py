@@ -2,14 +2,17 @@
 
 import math
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
-from tiny_zoo import ENCODER, TASKS
+from tiny_zoo import ENCODER, TASKS, write_config
 
+from lightning_merge.cli.main import main
 from lightning_merge.core.checkpoint import open_checkpoint, save_checkpoint
+from lightning_merge.models.heads import CosineHead, save_heads
 from lightning_merge.models.mini_vit import MiniViT
 
 
@@ -101,20 +104,93 @@ FAULTS = {
     "precision": lambda f, d: (None, {"trainer__precision": "bf16-true"}, ["bf16-true"]),
     "misspelt": lambda f, d: (None, {"model__init_args__hiden": 3}, ["hiden"]),
     "hidden": lambda f, d: (None, {"model__init_args__hidden": 0}, ["hidden=0"]),
+    "learning rate": lambda f, d: (
+        None,
+        {"model__init_args__learning_rate": -1},
+        ["learning_rate=-1"],
+    ),
+    "name of a reference": lambda f, d: (
+        None,
+        {"model__init_args__name": "individual"},
+        ["'individual'"],
+    ),
+    "name of a callback": lambda f, d: (
+        None,
+        {
+            "model__init_args__name": "m_ties",
+            "trainer__callbacks": [{"class_path": "lightning_merge.callbacks.MTiesMerge"}],
+        },
+        ["'m_ties'", "taken"],
+    ),
+    "head of another width": lambda f, d: (
+        save_heads({task: CosineHead(torch.eye(3), 1.0) for task in TASKS}, f.heads),
+        {},
+        [f.heads, "'reds'", "(3, 3)"],
+    ),
+    "no GPU": lambda f, d: (None, {"trainer__accelerator": "gpu"}, ["trainer:"]),
+    "epochs": lambda f, d: (None, {"trainer__max_epochs": -2}, ["trainer:", "max_epochs"]),
+    "checkpoint": lambda f, d: (None, {"ckpt_path": "nope.ckpt"}, ["ckpt_path='nope.ckpt'"]),
+    "weights for a checkpoint": lambda f, d: (None, {"ckpt_path": f.base}, [f.base, "ckpt_path"]),
 }
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, files, root):
+    """The folder of a finished run."""
+    folder = tmp_path_factory.mktemp("finished")
+    path = write_config(folder / "config.yaml", files, root, trainer__max_epochs=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+        assert main(["fit", "--config", str(path)]) == 0
+    return folder / "run"
+
+
+def content(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("over", [False, True], ids=["a new run", "a finished run"])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_fit(run, config, own_files, own_root, tmp_path, fault):
+def test_fit(run, config, own_files, own_root, tmp_path, finished, fault, over):
+    """What is there stays as it is, even where the user lets it be replaced."""
+    if fault == "no GPU" and torch.cuda.is_available():
+        pytest.skip("there is one")
     _, changes, words = FAULTS[fault](own_files, own_root)
-    before = sorted(own_files.folder.iterdir())
-    result = run("fit", "--config", config(own_files, own_root, **changes))
+    if over:
+        shutil.copytree(finished, tmp_path / "run")
+    before = content(tmp_path / "run"), sorted(own_files.folder.iterdir())
+    result = run(
+        "fit", "--config", config(own_files, own_root, **changes), "--overwrite", str(over).lower()
+    )
     expect_refusal(result, *words)
-    assert sorted(own_files.folder.iterdir()) == before
-    assert not list(tmp_path.glob("run/merged/*"))
-    assert not list(tmp_path.glob("run/*.safetensors"))
-    assert not list(tmp_path.glob("run/results.*"))
+    assert len(result.err.splitlines()) < 15
+    assert (content(tmp_path / "run"), sorted(own_files.folder.iterdir())) == before
     assert not list(tmp_path.rglob("*.tmp*"))
+
+
+@pytest.mark.parametrize("option", ["--model.lerner=free", "--config=nope.yaml"])
+def test_a_misspelt_option_is_told_without_the_usage(run, config, option):
+    result = run("fit", "--config", config(), option)
+    expect_refusal(result, option.partition("=")[0].lstrip("-").rpartition(".")[2])
+    assert len(result.err.splitlines()) < 10
+
+
+def test_a_checkpoint_of_another_learner(run, config, finished):
+    checkpoint = finished / "checkpoints" / "last.ckpt"
+    changes = {"model__init_args__hidden": 16, "ckpt_path": str(checkpoint)}
+    expect_refusal(run("test", "--config", config(**changes)), "another learner")
+
+
+def test_heads_that_misfit_show_before_experts_are_trained(run, config, own_files, own_root):
+    """The recipe's run would fail at once: it is never begun."""
+    os.remove(own_files.expert["shapes"])
+    save_heads({"reds": CosineHead(torch.eye(3), 1.0)}, own_files.heads)
+    recipe = own_files.folder / "recipe.yaml"
+    recipe.write_text("nonsense: 1")
+    changes = {"model__init_args__zoo__expert_recipe": str(recipe)}
+    result = run("fit", "--config", config(own_files, own_root, **changes))
+    expect_refusal(result, own_files.heads)
+    assert "expert of" not in result.err
 
 
 @pytest.mark.parametrize(

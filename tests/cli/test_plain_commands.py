@@ -9,6 +9,7 @@ from tiny_zoo import ENCODER, TASKS
 
 from lightning_merge.core.checkpoint import open_checkpoint
 from lightning_merge.core.files import file_fingerprint
+from lightning_merge.data.drawn import DRAWN_TASKS
 from lightning_merge.data.tasks import TASKS as KNOWN_TASKS
 from lightning_merge.methods import Average, LwPTV, MTies, TaskArithmetic, Ties
 from lightning_merge.methods.base import MergeMethod, Transform, registered
@@ -148,11 +149,14 @@ def test_list_shows_all_there_is(run, monkeypatch):
     everything = {
         "methods": registered(MergeMethod),
         "transforms": registered(Transform),
-        "tasks": KNOWN_TASKS,
+        "tasks": {**KNOWN_TASKS, **DRAWN_TASKS},
         "encoders": encoders(),
     }
     shown = {what: run("list", "--what", what).out for what in everything}
-    words = run("list").out.split()
+    out = run("list").out
+    words = out.split()
+    assert max(map(len, out.splitlines())) <= 80
+    assert len(out.splitlines()) == len(everything) + sum(map(len, everything.values()))
     for what, names in everything.items():
         assert names
         for name in names:

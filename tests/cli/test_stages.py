@@ -7,7 +7,9 @@ import pytest
 import yaml
 from tiny_zoo import ENCODER, TASKS, picture
 
+from lightning_merge.cli.stages import _head_mark
 from lightning_merge.core.checkpoint import file_hash, open_checkpoint, save_checkpoint
+from lightning_merge.modules.zoo import TextTower, Zoo
 
 
 @pytest.fixture
@@ -55,7 +57,8 @@ def fit(run, config, own_files, own_root, recipe):
             "trainer__max_epochs": 1,
             **changes,
         }
-        result = run("fit", "--config", config(own_files, own_root, **changes))
+        path = config(own_files, own_root, **changes)
+        result = run("fit", "--config", path, "--overwrite", "true")
         assert result.code == 0, result.err
         return {name for name, file in files.items() if file.stat().st_mtime_ns != before[name]}
 
@@ -105,7 +108,28 @@ def test_a_base_is_made_by_its_recipe(fit, own_files, recipe, own_root, tmp_path
     path = tmp_path / "base.yaml"
     path.write_text(yaml.safe_dump(config))
     assert fit(model__init_args__zoo__base_recipe=str(path)) == {"base"}
+    assert fit(model__init_args__zoo__base_recipe=str(path)) == set()
+    generator = __import__("numpy").random.default_rng(99)
+    picture("reds", 0, generator).save(own_root / "reds" / "train" / "dark" / "new.png")
+    assert fit(model__init_args__zoo__base_recipe=str(path)) == {"base"}
+    own_root.rename(tmp_path / "moved")  # nothing to make it of again: it stays
+    moved = {"data__root": str(tmp_path / "moved")}
+    assert fit(model__init_args__zoo__base_recipe=str(path), **moved) == set()
     assert ENCODER["width"] in next(iter(open_checkpoint(own_files.base).values())).shape
+
+
+def test_zero_shot_heads_depend_on_names_and_the_text_tower(data, tmp_path):
+    tower = tmp_path / "tower"
+    tower.write_text("one")
+    zoo = Zoo("b", "{task}", "h", "zero_shot", text=TextTower(weights=str(tower)))
+    inputs = dict.fromkeys(["base", *TASKS], "hash")
+    data.load()
+    marks = [_head_mark(zoo, data, "reds", inputs)]
+    tower.write_text("other")
+    marks.append(_head_mark(zoo, data, "reds", inputs))
+    data.classes["reds"] = ("night", "day")
+    marks.append(_head_mark(zoo, data, "reds", inputs))
+    assert len(set(marks)) == 3
 
 
 def test_options_of_the_data_reach_the_recipe(fit, own_files, own_root):

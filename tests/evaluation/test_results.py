@@ -7,7 +7,7 @@ from statistics import mean, stdev
 import pytest
 
 from lightning_merge.core.errors import InputError
-from lightning_merge.evaluation import CandidateResult, Results, aggregate, h_score, versions
+from lightning_merge.evaluation import CandidateResult, Results, aggregate, versions
 
 from .conftest import TASKS, candidate, collect
 
@@ -138,15 +138,6 @@ def test_aggregate_keeps_what_differs_between_runs(seeds):
 def test_aggregate_refuses_runs_that_do_not_compare(runs, message):
     with pytest.raises(InputError, match=message):
         aggregate(runs)
-
-
-def test_h_score():
-    assert round(h_score(69.1, 51.3), 1) == 58.9  # LwPTV, CLIP ViT-B/32
-    assert h_score(0.691, 0.513) == pytest.approx(h_score(69.1, 51.3) / 100)
-    assert h_score(0.4, 0.4) == pytest.approx(0.4)
-    assert h_score(0, 0) == h_score(0.7, 0) == 0
-    with pytest.raises(InputError, match="in_domain is -1"):
-        h_score(-1, 0.5)
 
 
 def test_versions_name_software_and_machine():

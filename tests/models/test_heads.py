@@ -63,10 +63,9 @@ def test_linear_probe_separates_clusters(clusters, classes):
     assert (head(features).argmax(1) == labels).all()
 
 
-def test_heads_are_born_frozen_and_can_be_trained(clusters):
+def test_heads_are_born_frozen(clusters):
     heads = [class_mean_head(*clusters, 3), linear_probe_head(*clusters, 3)]
     assert not any(p.requires_grad for head in heads for p in head.parameters())
-    assert all(p.requires_grad for p in LinearHead.initial(8, 3).parameters())
 
 
 def test_saved_heads_come_back_bit_for_bit(tmp_path, clusters):

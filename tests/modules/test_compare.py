@@ -82,13 +82,13 @@ def test_the_best_on_held_out_images_is_chosen(trainer, evaluate, data, files, t
 
     def watched():
         asked.append("test")
-        assert not (tmp_path / "0").exists()  # the choice is made
+        assert (tmp_path / "0").exists()  # a run that stops here chooses again
         return real()
 
     data.test_dataloader = watched
     target = tmp_path / "tuned.safetensors"
     paths = {what: tmp_path / str(i) for i, what in enumerate(options)}
-    variants = {what: Candidate("tuned", path, len(what)) for what, path in paths.items()}
+    variants = {what: Candidate("tuned", path, seconds=len(what)) for what, path in paths.items()}
     candidate = Candidate("tuned", target, seconds=9.0, options=variants)
     results = compare(trainer(), evaluate, data, {"tuned": candidate}, tmp_path, seed=0)
     assert asked == ["test"]

@@ -1,11 +1,15 @@
 """FineTune: what is trained, what is frozen, what is written and when."""
 
+import json
+
 import pytest
 import torch
 from tiny_zoo import TASKS
 
+from lightning_merge import __version__
 from lightning_merge.core.checkpoint import open_checkpoint
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.files import file_hash
 from lightning_merge.data.augment import Augment
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.models.heads import load_heads
@@ -33,6 +37,13 @@ def test_an_expert_is_trained_with_its_head_frozen(
     assert set(written) == set(base)
     assert any(not torch.equal(written[name], base[name]) for name in base)
     assert written.metadata["made"] == "here"
+    known = written.metadata
+    assert (known["method"], known["version"]) == ("FineTune", __version__)
+    assert (known["base"], known["heads"]) == (file_hash(files.base), file_hash(files.heads))
+    assert json.loads(known["tasks"]) == ["reds"]
+    assert json.loads(known["images"]) == {"reds": data.digest("reds")}
+    assert json.loads(known["hyperparameters"])["learning_rate"] == 1e-3
+    assert int(known["seed"]) == torch.initial_seed()
     head = load_heads(files.heads)["reds"].state_dict()
     found = module.heads["reds"].state_dict()
     assert all(torch.equal(found[name], head[name]) for name in head)
@@ -89,6 +100,12 @@ def test_an_output_that_exists_is_kept_unless_told_otherwise(trainer, encoder, d
     assert output.read_text() == "precious"
     trainer().fit(FineTune(encoder, str(output), overwrite=True), datamodule=data)
     assert len(open_checkpoint(output))
+
+
+@pytest.mark.parametrize("option", ["learning_rate", "weight_decay", "warmup", "label_smoothing"])
+def test_a_number_out_of_range(encoder, option):
+    with pytest.raises(InputError, match=f"{option}=-1"):
+        FineTune(encoder, "x", **{option: -1})
 
 
 def test_unknown_storage(encoder):

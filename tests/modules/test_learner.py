@@ -87,6 +87,7 @@ def test_the_features_are_not_in_checkpoints(features):
         ({"hidden": 0}, "hidden=0"),
         ({"kind": "transformer2", "hidden": 6}, "hidden=6"),
         ({"prior": math.nan}, "prior=nan"),
+        ({"prior": 0.1, "normalize": "softmax"}, "prior=0.1 with normalize='softmax'"),
     ],
 )
 def test_a_bad_option_is_named(features, options, names):

@@ -120,7 +120,7 @@ def test_a_checkpoint_is_small_and_holds_the_learner_alone(trainer, encoder, zoo
     assert state
     assert all(name.startswith("learner.") for name in state)
     assert (tmp_path / "last.ckpt").stat().st_size < 20_000
-    with pytest.raises(RuntimeError, match="nonsense"):
+    with pytest.raises(InputError, match="nonsense"):
         module.load_state_dict({**state, "learner.nonsense": torch.zeros(1)})
 
 
@@ -198,6 +198,8 @@ def test_one_task_is_refused(trainer, encoder, zoo, root):
         ({"rank": -1}, "rank=-1"),
         ({"features": []}, "features"),
         ({"step_size": 0}, "step_size=0"),
+        ({"learning_rate": -1}, "learning_rate=-1"),
+        ({"gamma": -0.1}, "gamma=-0.1"),
         ({"hidden": 0}, "hidden=0"),
         ({"learner": "transformer2", "hidden": 6}, "hidden=6"),
     ],

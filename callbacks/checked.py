@@ -1,0 +1,26 @@
+"""Callbacks that say, before any long work, whether they fit the run."""
+
+from abc import abstractmethod
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+
+from lightning_merge.core.ranks import Ranks
+
+
+class CheckedCallback(Callback):
+    """A callback of `fit` that checks the run it is in before training begins."""
+
+    @abstractmethod
+    def check(self, trainer: Trainer, module: Any) -> None:
+        """Check what can be told before any file is opened.
+
+        Raises:
+            InputError: the module or another callback does not go with this one.
+        """
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Check, before training, in every process or in none."""
+        if stage == "fit":
+            with Ranks.of(trainer).agreed():
+                self.check(trainer, pl_module)

@@ -1,0 +1,147 @@
+"""What a run depends on, by name, and how a run folder remembers it."""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from lightning_merge import __version__
+from lightning_merge.core.files import atomic_write, file_hash
+from lightning_merge.core.names import enumerate_names
+from lightning_merge.data.datamodule import MergeDataModule
+
+Record = Mapping[str, Any]
+"""Name of an option or input -> its value or the hash of its content."""
+
+CALLBACKS, TEST_IMAGES = "trainer.callbacks", "test images of "
+
+WITHOUT_EFFECT = (
+    "config",
+    "overwrite",
+    "model.init_args.overwrite",
+    "data.num_workers",
+    "data.cache_gib",
+    "data.eval_batch_size",
+    "trainer.default_root_dir",
+    "trainer.logger",
+    "trainer.log_every_n_steps",
+    "trainer.profiler",
+    "trainer.enable_progress_bar",
+    "trainer.enable_model_summary",
+)
+"""Options that no number depends on."""
+
+
+def describe_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run's numbers depend on beside its inputs.
+
+    Args:
+        config: of one command, as `plain` returns it.
+    """
+    options = dict(_leaves(config))
+    callbacks = options.pop(CALLBACKS, None)
+    return {
+        "version": __version__,
+        **{name: value for name, value in options.items() if name not in WITHOUT_EFFECT},
+        **_own_code([config["model"], config["data"]]),
+        CALLBACKS: [callbacks, _own_code(callbacks)],
+    }
+
+
+def describe_images(data: MergeDataModule) -> dict[str, Any]:
+    """Return the digests of all tasks' images and the names of their classes.
+
+    Args:
+        data: loaded, the test split included where there is one.
+    """
+    found: dict[str, Any] = {}
+    for task in data.tasks:
+        found[f"images of {task}"] = data.digest(task)
+        found[f"classes of {task}"] = list(data.classes[task])
+        found[TEST_IMAGES + task] = data.record[task].get("test", {}).get("digest")
+    return found
+
+
+def describe_files(files: Iterable[str]) -> dict[str, str]:
+    """Return the hashes of files by their names."""
+    return {f"file {file}": file_hash(file) for file in files}
+
+
+def learning(record: Record) -> dict[str, Any]:
+    """Return what the checkpoint of a run depends on: all but what is done with it."""
+    return {k: v for k, v in record.items() if k != CALLBACKS and not k.startswith(TEST_IMAGES)}
+
+
+def network(record: Record) -> dict[str, Any]:
+    """Return what a learned network is and was learned from, however it was trained."""
+    kinds = ("model.", "data.", "file ", "images of ", "classes of ")
+    return {name: value for name, value in record.items() if name.startswith(kinds)}
+
+
+def differences(old: Record, new: Record) -> str:
+    """Name what differs, with both values where they are short."""
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return enumerate_names([_change(name, old.get(name), new.get(name)) for name in names], 5)
+
+
+def _change(name: str, before: Any, now: Any) -> str:
+    values = f"{before} before, {now} now"
+    short = name.startswith(("model.", "data.", "trainer.", "seed", "version")) and len(values) < 60
+    return f"{name} ({values})" if short else name
+
+
+def read(path: Path) -> Record:
+    """Return what an earlier run depended on; an empty record where there is none."""
+    if not path.exists():
+        return {}
+    found: Record = json.loads(path.read_text())
+    return found
+
+
+def write(record: Record, path: Path) -> None:
+    """Write the record of a run."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def stored(record: Record) -> dict[str, Any]:
+    """Return the record as `read` would."""
+    found: dict[str, Any] = json.loads(json.dumps(record, default=str))
+    return found
+
+
+def plain(value: Any) -> Any:
+    """Return a config value as dicts, lists and scalars."""
+    if isinstance(value, Namespace):
+        return {k: plain(v) for k, v in value.as_dict().items()}
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return value
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield what is not a dict, by its dotted name."""
+    if not isinstance(value, dict):
+        yield name, value
+        return
+    for key, inner in value.items():
+        yield from _leaves(inner, f"{name}.{key}" if name else key)
+
+
+def _own_code(value: Any) -> dict[str, str]:
+    """Return the hashes of the files of classes that are a user's own, wherever they are named."""
+    if isinstance(value, list):
+        return {k: v for item in value for k, v in _own_code(item).items()}
+    if not isinstance(value, dict):
+        return {}
+    found = _own_code([*value.values()])
+    module = str(value.get("class_path", "")).rpartition(".")[0]
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if file is not None and module.partition(".")[0] not in ("lightning_merge", "lightning"):
+        found[f"code of {module}"] = file_hash(file)
+    return found
