@@ -149,7 +149,13 @@ class MTies(MergeMethod):
 
     def _choose_layers(self, model: nn.Module, example: Tensor) -> dict[str, Activation]:
         """The ranked layers by module name, with their activations."""
-        found = activated_linears(model, example)
+        try:
+            found = activated_linears(model, example)
+        except (RuntimeError, ValueError, AssertionError, IndexError) as fault:
+            raise InputError(
+                f"batches: the network does not take inputs of shape [n, "
+                f"{', '.join(map(str, example.shape[1:]))}]: {str(fault).splitlines()[0]}"
+            ) from fault
         if self.layers is None and not found:
             raise InputError(
                 "layers=None: no linear layer of the model feeds an activation module; "

@@ -185,3 +185,10 @@ def test_unusable_inputs_of_the_network(base, make_experts, resources):
         METHODS["MTies"]()(
             base, make_experts(2), model=resources["model"], batches=torch.nan * torch.ones(3, 6)
         )
+
+
+def test_inputs_of_a_wrong_shape(base, make_experts, resources):
+    with pytest.raises(InputError, match=r"shape \[n, 7\]"):
+        METHODS["MTies"]()(
+            base, make_experts(2), model=resources["model"], batches=torch.ones(3, 7)
+        )
