@@ -47,13 +47,17 @@ class _Watch:
 
     def follow(self) -> None:
         """Look until done; end all processes if they take more than the limit."""
-        while not self.done.wait(INTERVAL):
-            seen = [_memory(pid) for pid in _tree(self.pid)]
+        pause = INTERVAL
+        while not self.done.wait(pause):
+            started, tree = time.perf_counter(), _tree(self.pid)
+            seen = [_memory(pid, alone=len(tree) == 1) for pid in tree]
             self.rss = max(self.rss, sum(rss for rss, _ in seen))
             self.anonymous = max(self.anonymous, sum(anonymous for _, anonymous in seen))
             if self.anonymous > self.limit:
                 with suppress(ProcessLookupError):
                     os.killpg(self.pid, signal.SIGKILL)
+            # looking must not slow down what is looked at
+            pause = max(INTERVAL, 30 * (time.perf_counter() - started))
 
 
 def run(command: list[str], *, log: Path, folder: Path, limit: int) -> Run:
@@ -102,22 +106,27 @@ def _tree(pid: int) -> list[int]:
     return found
 
 
-def _memory(pid: int) -> tuple[int, int]:
+def _memory(pid: int, alone: bool) -> tuple[int, int]:
     """Peak resident bytes so far, and bytes now that no file backs; zeros for one that ended.
 
-    Of pages that forked processes share, each counts its part.
+    Of pages that forked processes share, each counts its part; the kernel takes long to say so,
+    and is not asked about a process that is alone.
     """
+    kind = "Rss" if alone else "Pss_"
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-        lines += Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+        if not alone:
+            lines += Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     except OSError:
         return 0, 0
     kib = {
         key: int(rest.split()[0])
         for key, _, rest in (line.partition(":") for line in lines)
-        if key in ("VmHWM", "Pss_Anon", "Pss_Shmem")
+        if key in ("VmHWM", f"{kind}Anon", f"{kind}Shmem")
     }
-    return 1024 * kib.get("VmHWM", 0), 1024 * (kib.get("Pss_Anon", 0) + kib.get("Pss_Shmem", 0))
+    return 1024 * kib.get("VmHWM", 0), 1024 * sum(
+        kib.get(f"{kind}{what}", 0) for what in ("Anon", "Shmem")
+    )
 
 
 def memory_available() -> int:
