@@ -161,7 +161,7 @@ class MergeMethod(ABC):
         """
         vectors = self.task_vectors(base, experts)
         sink = InMemory(vectors.layout(), vectors.device)
-        merge_each(vectors, self.plan(vectors, Resources(model, batches)), sink)
+        self._merge(vectors, Resources(model, batches), sink)
         return sink.tensors
 
     @torch.no_grad()
@@ -182,7 +182,11 @@ class MergeMethod(ABC):
         work at once, of no influence on the result. See `__call__` for the rest.
         """
         vectors = self.task_vectors(base, experts, jobs)
-        merge_each(vectors, self.plan(vectors, Resources(model, batches)), sink)
+        self._merge(vectors, Resources(model, batches), sink)
+
+    def _merge(self, vectors: TaskVectors, resources: Resources, sink: Sink) -> None:
+        """Plan and merge; to be replaced where the plan has merged tensors already."""
+        merge_each(vectors, self.plan(vectors, resources), sink)
 
     def described(self) -> str:
         """The method and its hyperparameters as they are written into files."""
@@ -202,14 +206,26 @@ class MergeMethod(ABC):
         return vectors
 
 
-def merge_each(vectors: TaskVectors, update: Update, sink: Sink) -> None:
-    """Merge every tensor of the base into a sink, several at a time if it takes that."""
-    names = list(vectors.base)
-    runs = run_each(
-        lambda name: merge_one(vectors, name, update, sink),
-        names,
-        vectors.jobs if sink.shared else 1,
-    )
+def merge_each(
+    vectors: TaskVectors, update: Update, sink: Sink, merged: Mapping[str, Tensor] | None = None
+) -> None:
+    """Merge every tensor of the base into a sink, several at a time if it takes that.
+
+    Args:
+        vectors: Task vectors.
+        update: What a method's plan has returned.
+        sink: Where the merged tensors go.
+        merged: Tensors that are merged already, by name; they are passed on.
+    """
+    ready, names = merged or {}, list(vectors.base)
+
+    def one(name: str) -> list[tuple[int, int]]:
+        if name not in ready:
+            return merge_one(vectors, name, update, sink)
+        sink.write(name, 0, ready[name].reshape(-1))
+        return [(0, vectors.numel(name))]
+
+    runs = run_each(one, names, vectors.jobs if sink.shared else 1)
     for name, written in zip(names, runs, strict=True):
         sink.written(name, written)
 
@@ -225,11 +241,11 @@ def merge_one(vectors: TaskVectors, name: str, update: Update, sink: Sink) -> li
         stored = vectors.stack(name).mean(0) if dtype.is_floating_point else vectors.base[name]
         sink.write(name, 0, stored.reshape(-1))
         return [(0, vectors.numel(name))]
-    runs = []
+    runs, stored_as = [], vectors.dtype(name)
     for span, merged, tile in vectors.tiles(name):
         if not vectors.is_zero(name):
             merged.add_(update(span, tile))
-        rounded = merged.to(vectors.dtype(name))
+        rounded = merged.to(stored_as)
         if not bool(rounded.isfinite().all()):
             raise InputError(
                 f"the merged {name} is too large for {rounded.dtype}: choose a smaller scale"

@@ -27,6 +27,7 @@ from lightning_merge.methods.base import (
     InMemory,
     MergeMethod,
     Resources,
+    Sink,
     Transform,
     Update,
     Weights,
@@ -135,10 +136,17 @@ class MTies(MergeMethod):
     ) -> MTiesAnalysis:
         """Merge as a call does, and return the node losses and keep ratios with the result."""
         vectors = self.task_vectors(base, experts)
-        ranking = self._rank(vectors, Resources(model, batches))
         sink = InMemory(vectors.layout(), vectors.device)
-        merge_each(vectors, ranking.update, sink)
+        ranking = self._rank_and_merge(vectors, Resources(model, batches), sink)
         return MTiesAnalysis(sink.tensors, ranking.losses, ranking.keep_ratios)
+
+    def _merge(self, vectors: TaskVectors, resources: Resources, sink: Sink) -> None:
+        self._rank_and_merge(vectors, resources, sink)
+
+    def _rank_and_merge(self, vectors: TaskVectors, resources: Resources, sink: Sink) -> "_Ranking":
+        ranking = self._rank(vectors, resources)
+        merge_each(vectors, ranking.update, sink, ranking.merged)
+        return ranking
 
     def _rank(self, vectors: TaskVectors, resources: Resources) -> "_Ranking":
         model, images = resources.network("M-TIES"), resources.inputs("M-TIES")
@@ -191,6 +199,7 @@ class _Ranking:
     keep_ratios: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._done: set[str] = set()
         plain = trimming(self.vectors, self.method.keep, self.method.trim)
         self._trim: TileMap = row_trim(self.vectors, self.keep_ratios, plain)
 
@@ -224,6 +233,16 @@ class _Ranking:
         """Merge tensors into the running network."""
         for name in names:
             merge_one(self.vectors, name, self.update, self._running)
+            self._done.add(name)
+
+    @property
+    def merged(self) -> dict[str, Tensor]:
+        """The tensors that the pass has merged, where the network holds them in full."""
+        return {
+            name: self._running.tensors[name].to(self.vectors.device)
+            for name in self._done
+            if self._running.tensors[name].dtype == self.vectors.dtype(name)
+        }
 
     def _visit(self, weight: str, bias: str | None, activation: Activation, inputs: Tensor) -> None:
         """Rank the nodes of one layer at its inputs [n, in]; then merge it in place."""

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections import Counter
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from torch import nn
 from torch.nn import functional
 
 from lightning_merge.core.errors import InputError
-from lightning_merge.methods import LwPTV, MTies, Ties
+from lightning_merge.methods import LwPTV, MTies, Ties, m_ties
+from lightning_merge.methods.base import merge_one
 
 
 def open_clip_tower():
@@ -172,6 +174,28 @@ def test_the_model_comes_back_unchanged(net, base, make_experts, resources):
     assert [module.training for module in net.modules()] == modes
     assert all(torch.equal(t, base[n]) for n, t in net.state_dict().items())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+@pytest.mark.parametrize("layer_inputs", ["merged", "base"])
+def test_every_tensor_is_merged_once(layer_inputs, base, make_experts, resources, monkeypatch):
+    merged = Counter()
+
+    def counting(vectors, name, *rest):
+        merged[name] += 1
+        return merge_one(vectors, name, *rest)
+
+    monkeypatch.setattr(m_ties, "merge_one", counting)
+    monkeypatch.setattr("lightning_merge.methods.base.merge_one", counting)
+    MTies(layer_inputs=layer_inputs)(base, make_experts(3), **resources)
+    assert merged == dict.fromkeys(base, 1)
+
+
+def test_a_network_in_half_precision_rounds_nothing(net, base, make_experts, resources):
+    method, experts = MTies(node_order="uniform"), make_experts(3)
+    want = method(base, experts, **resources)
+    got = method(base, experts, model=copy.deepcopy(net).bfloat16(), batches=resources["batches"])
+    for name, tensor in want.items():
+        assert torch.equal(got[name], tensor), name
 
 
 @pytest.mark.parametrize("layers", [[0], ["fc1"], [-2]])
