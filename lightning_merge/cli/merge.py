@@ -23,10 +23,11 @@ Needed = Callable[[MergeMethod], Resources]
 
 def merge(**options: Any) -> None:
     """Merge fine-tuned experts of one base into one checkpoint."""
-    merge_files(resources=_nothing, **options)
+    merge_files(resources=no_resources, **options)
 
 
-def _nothing(method: MergeMethod) -> Resources:
+def no_resources(method: MergeMethod) -> Resources:
+    """Return nothing beside the weights, to a method that needs nothing."""
     if method.needs != "nothing":
         raise InputError(
             f"method {type(method).__name__} needs {method.needs}: give --encoder and --data"

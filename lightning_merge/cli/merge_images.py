@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from lightning_merge.cli.merge import merge_files
-from lightning_merge.core.errors import InputError
+from lightning_merge.cli.merge import merge_files, no_resources
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.methods.base import MergeMethod, Resources
 from lightning_merge.models.encoder import Encoder
@@ -21,12 +20,8 @@ def merge(
     """
 
     def resources(method: MergeMethod) -> Resources:
-        if method.needs == "nothing":
-            return Resources()
-        if encoder is None or data is None:
-            raise InputError(
-                f"method {type(method).__name__} needs {method.needs}: give --encoder and --data"
-            )
+        if method.needs == "nothing" or encoder is None or data is None:
+            return no_resources(method)
         data.preprocess = encoder.preprocess
         data.load(test=False)
         return Resources(encoder.backbone, encoder.preprocess.normalize(data.unlabelled()))
