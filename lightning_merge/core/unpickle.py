@@ -12,7 +12,6 @@ import zipfile
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from torch import Tensor
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.flat import flat_part
 from lightning_merge.core.pickle_machine import Record, Symbol, read_pickle
-from lightning_merge.core.source import Source, reading
+from lightning_merge.core.source import Source
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -104,31 +103,20 @@ class StoredTensor:
         self.source.fill(out, self.storage.start + offset * self.dtype.itemsize, self.dtype)
 
 
-def load_published_pickle(path: str | Path) -> dict[str, Tensor]:
-    """All named tensors of a file written by torch.save; nothing in it is executed.
+def find_tensors(source: Source) -> dict[str, StoredTensor]:
+    """Where the named tensors of a file written by torch.save lie; nothing in it is executed.
 
     Args:
-        path: a state dict, a Lightning checkpoint or a whole module, as the papers on task
+        source: a state dict, a Lightning checkpoint or a whole module, as the papers on task
             vectors published theirs.
 
     Returns:
-        Name -> tensor in its stored dtype. Names are the state dict's: a module's parameters and
-        persistent buffers by their path.
+        Tensors by the state dict's names: a module's parameters and persistent buffers by their
+        path.
 
     Raises:
-        InputError: the file is missing, damaged, holds no tensors, or asks for any other call
-            than those which rebuild tensors.
-    """
-    path = Path(path)
-    with reading(path):
-        return {name: tensor.read() for name, tensor in find_tensors(Source(path)).items()}
-
-
-def find_tensors(source: Source) -> dict[str, StoredTensor]:
-    """Where the named tensors of a torch file lie; see `load_published_pickle`.
-
-    Raises:
-        InputError: without the path, see `reading`.
+        InputError: it holds no tensors, or asks for any other call than those which rebuild
+            tensors; without the path, see `reading`.
         Exception: of many kinds where the file is damaged; for the caller to translate.
     """
     is_zip = source.read(0, 4) == _ZIP_MAGIC

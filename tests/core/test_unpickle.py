@@ -18,7 +18,6 @@ from torch import nn
 from lightning_merge.core.checkpoint import open_checkpoint
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.pickle_machine import Record, Symbol, read_pickle
-from lightning_merge.core.unpickle import load_published_pickle
 
 FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 
@@ -28,6 +27,10 @@ def save(value, path, *, zipped=True, **options):
         warnings.simplefilter("ignore")
         torch.save(value, path, _use_new_zipfile_serialization=zipped, **options)
     return path
+
+
+def load(path):
+    return dict(open_checkpoint(path).items())
 
 
 def assert_same(found, wanted):
@@ -81,7 +84,7 @@ def test_module_of_a_lost_class(gone, zipped, protocol, tmp_path):
     path = save(gone, tmp_path / "encoder.pt", zipped=zipped, pickle_protocol=protocol)
     del sys.modules["src_modeling"]
     before = set(sys.modules)
-    found = load_published_pickle(path)
+    found = load(path)
     assert_same(found, gone.state_dict())
     assert set(sys.modules) == before
     assert_same(open_checkpoint(path), gone.state_dict())
@@ -130,7 +133,7 @@ def test_dtypes_views_and_ties(zipped, tmp_path):
 )
 def test_where_the_state_lies(wrap, prefix, zipped, tmp_path):
     state = nn.Linear(2, 2).state_dict()
-    found = load_published_pickle(save(wrap(state), tmp_path / "x.pt", zipped=zipped))
+    found = load(save(wrap(state), tmp_path / "x.pt", zipped=zipped))
     assert [name for name in found if name.startswith(prefix)] == [prefix + n for n in state]
 
 
@@ -139,7 +142,7 @@ def test_torchscript(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.jit.save(torch.jit.script(model), tmp_path / "ViT-B-32.pt")
-    assert_same(load_published_pickle(tmp_path / "ViT-B-32.pt"), model.state_dict())
+    assert_same(load(tmp_path / "ViT-B-32.pt"), model.state_dict())
 
 
 @FORMATS
@@ -222,7 +225,7 @@ def test_objects_are_inert(tmp_path):
 def test_content_that_is_no_checkpoint(value, message, zipped, tmp_path):
     path = save(value, tmp_path / "x.pt", zipped=zipped)
     with pytest.raises(InputError, match=message) as fault:
-        load_published_pickle(path)
+        load(path)
     assert str(path) in str(fault.value)
 
 
@@ -238,10 +241,8 @@ def test_objects_within_themselves(zipped, tmp_path):
         deep = (deep,)
     for value in (loop, {"b": torch.ones(1), "wide": wide}):
         with pytest.raises(InputError, match="more objects"):
-            load_published_pickle(save(value, tmp_path / "x.pt", zipped=zipped))
-    found = load_published_pickle(
-        save({"a": torch.ones(1), "deep": {deep: 1}}, tmp_path / "x.pt", zipped=zipped)
-    )
+            load(save(value, tmp_path / "x.pt", zipped=zipped))
+    found = load(save({"a": torch.ones(1), "deep": {deep: 1}}, tmp_path / "x.pt", zipped=zipped))
     assert list(found) == ["a"]
 
 
@@ -307,7 +308,7 @@ def rebuilt(tmp_path, shape, stride, offset=0, numel=4):
 
 
 def test_honest_claim(tmp_path):
-    found = load_published_pickle(rebuilt(tmp_path, (1, 3), (3, 1), 1))
+    found = load(rebuilt(tmp_path, (1, 3), (3, 1), 1))
     assert torch.equal(found["a"], torch.tensor([[1.0, 2.0, 3.0]]))
 
 
@@ -333,7 +334,7 @@ def test_honest_claim(tmp_path):
 )
 def test_false_claims(claim, tmp_path):
     with pytest.raises(InputError, match=r"bad\.pt is truncated or damaged"):
-        load_published_pickle(rebuilt(tmp_path, **claim))
+        load(rebuilt(tmp_path, **claim))
 
 
 def test_foreign_archives(tmp_path):
@@ -344,7 +345,7 @@ def test_foreign_archives(tmp_path):
             for name in source.namelist():
                 target.writestr(name if mode else name.upper(), source.read(name))
         with pytest.raises(InputError, match=r"x\.pt is a (zip|compressed)"):
-            load_published_pickle(path)
+            load(path)
     path.write_bytes(pickle.dumps({"a": 1}))
     with pytest.raises(InputError, match=r"not one that torch\.save wrote"):
-        load_published_pickle(path)
+        load(path)
