@@ -29,6 +29,13 @@ ENCODER = {
     "channels": [8, 16],
     "strides": [2, 2],
 }
+TRAINER = {
+    "accelerator": "cpu",
+    "devices": 1,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "log_every_n_steps": 1,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -181,15 +188,7 @@ def write_config(path: Path, files, root, **changes) -> Path:
             },
         },
         "data": {"root": str(root), "tasks": list(TASKS), "batch_size": 8},
-        "trainer": {
-            "accelerator": "cpu",
-            "devices": 1,
-            "default_root_dir": str(path.parent / "run"),
-            "max_epochs": 3,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "log_every_n_steps": 1,
-        },
+        "trainer": {**TRAINER, "default_root_dir": str(path.parent / "run"), "max_epochs": 3},
     }
     for name, value in changes.items():
         place = config

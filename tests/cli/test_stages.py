@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny_zoo import ENCODER, TASKS, picture
+from tiny_zoo import ENCODER, TASKS, TRAINER, picture
 
 from lightning_merge.cli.stages import _head_mark
 from lightning_merge.core.checkpoint import file_hash, open_checkpoint, save_checkpoint
@@ -28,14 +28,7 @@ def recipe(tmp_path):
                 },
             },
             "data": {"fit_on": "train", "batch_size": 20},
-            "trainer": {
-                "accelerator": "cpu",
-                "devices": 1,
-                "max_epochs": 1,
-                "enable_progress_bar": False,
-                "enable_model_summary": False,
-                "log_every_n_steps": 1,
-            },
+            "trainer": {**TRAINER, "max_epochs": 1},
         }
         path.write_text(yaml.safe_dump(config))
         return path

@@ -1,10 +1,7 @@
 """What processes of one run do once and agree upon, in real ones that talk through gloo."""
 
-import multiprocessing
-import socket
-import traceback
-
 import pytest
+from forks import forked
 from torch import distributed
 
 from lightning_merge.core.errors import InputError
@@ -13,37 +10,22 @@ from lightning_merge.core.ranks import ALONE, AgreedError, Ranks
 SIZE = 3
 
 
-def in_process(rank, port, work, answers):
-    """Be one of the processes, and send back what comes of the work."""
-    address = f"tcp://127.0.0.1:{port}"
-    distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=SIZE)
-    try:
-        found = work(Ranks(rank, SIZE))
-    except (Exception, SystemExit) as fault:
-        found = type(fault).__name__, str(fault)
-    except BaseException:
-        found = traceback.format_exc()
-    answers.put((rank, found))
+@pytest.fixture
+def together(tmp_path):
+    """Let processes talk: together(work) -> what each work(ranks) has returned or raised."""
 
+    def run(work):
+        def talk(rank, port):
+            address = f"tcp://127.0.0.1:{port}"
+            distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=SIZE)
+            try:
+                return work(Ranks(rank, SIZE))
+            except (Exception, SystemExit) as fault:
+                return type(fault).__name__, str(fault)
 
-def together(work):
-    """Return what work(ranks) gives in every process, in their order."""
-    fork = multiprocessing.get_context("fork")
-    answers = fork.SimpleQueue()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [
-        fork.Process(target=in_process, args=(r, port, work, answers)) for r in range(SIZE)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-        if process.is_alive():
-            process.kill()
-            pytest.fail("a process hangs")
-    return [found for _, found in sorted(answers.get() for _ in processes)]
+        return forked(SIZE, talk, tmp_path)
+
+    return run
 
 
 def refuse(ranks, *faulty):
@@ -51,20 +33,20 @@ def refuse(ranks, *faulty):
         raise InputError(f"bad input of {ranks.rank}")
 
 
-def test_one_works_and_all_have_the_result():
+def test_one_works_and_all_have_the_result(together):
     assert together(lambda r: r.once(lambda: f"made by {r.rank}")) == ["made by 0"] * SIZE
 
 
-def test_values_come_in_the_order_of_processes():
+def test_values_come_in_the_order_of_processes(together):
     assert together(lambda r: r.gather(r.rank**2)) == [[0, 1, 4]] * SIZE
 
 
-def test_what_the_one_refuses_all_refuse():
+def test_what_the_one_refuses_all_refuse(together):
     found = together(lambda r: r.once(lambda: refuse(r, 0)))
     assert found == [("AgreedError", "bad input of 0")] * SIZE
 
 
-def test_where_the_one_fails_otherwise_the_others_stop_quietly():
+def test_where_the_one_fails_otherwise_the_others_stop_quietly(together):
     def fail():
         raise ZeroDivisionError("a bug")
 
@@ -81,7 +63,7 @@ def test_where_the_one_fails_otherwise_the_others_stop_quietly():
         ((0, 1, 2), "bad input of 0"),
     ],
 )
-def test_bad_input_of_some_ends_the_block_in_all(faulty, message):
+def test_bad_input_of_some_ends_the_block_in_all(faulty, message, together):
     def work(ranks):
         with ranks.agreed(), ranks.agreed():  # nested: told once
             refuse(ranks, *faulty)
@@ -89,7 +71,7 @@ def test_bad_input_of_some_ends_the_block_in_all(faulty, message):
     assert together(work) == [("AgreedError", message)] * SIZE
 
 
-def test_a_block_without_faults_goes_through():
+def test_a_block_without_faults_goes_through(together):
     def work(ranks):
         with ranks.agreed():
             value = ranks.rank

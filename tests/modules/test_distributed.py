@@ -5,23 +5,20 @@ Processes are forked from the test, as torchrun would start them: the libraries 
 
 import csv
 import json
-import multiprocessing
 import os
-import pickle
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import traceback
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from forks import forked
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
-from tiny_zoo import ENCODER, TASKS
+from tiny_zoo import ENCODER, TASKS, TRAINER
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from lightning_merge.cli import stages
@@ -32,53 +29,29 @@ from lightning_merge.data import Augment, MergeDataModule
 from lightning_merge.models import MiniViT
 from lightning_merge.modules import Evaluate, FineTune, StatsMerging
 
-fork = multiprocessing.get_context("fork")
 
+def as_torchrun(work, size):
+    """The work of a process as torchrun would have it; an exit is its result."""
 
-def in_process(rank, size, port, work, answer):
-    """Be process `rank` of `size`, as torchrun would have it, and put down what comes of it."""
-    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
-    names |= {"GROUP_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    names |= {"TORCHELASTIC_RUN_ID": "test", "GLOO_SOCKET_IFNAME": "lo"}
-    os.environ.update({name: str(value) for name, value in names.items()})
-    rank_zero_only.rank = rank
-    try:
-        found = work(rank)
-    except SystemExit as stop:
-        found = stop.code
-    except BaseException:
-        found = traceback.format_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    answer.write_bytes(pickle.dumps(found))
+    def run(rank, port):
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+        names |= {"GROUP_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        names |= {"TORCHELASTIC_RUN_ID": "test", "GLOO_SOCKET_IFNAME": "lo"}
+        names |= {"OMP_NUM_THREADS": 1}  # else Lightning takes all cores, whose threads are gone
+        os.environ.update({name: str(value) for name, value in names.items()})
+        rank_zero_only.rank = rank
+        try:
+            return work(rank)
+        except SystemExit as stop:
+            return stop.code
+
+    return run
 
 
 @pytest.fixture
 def together(tmp_path):
     """Let processes work together: together(size, work) -> what each work(rank) has returned."""
-
-    def run(size, work):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        answers = [tmp_path / f"answer{rank}" for rank in range(size)]
-        processes = [
-            fork.Process(target=in_process, args=(rank, size, port, work, answer))
-            for rank, answer in enumerate(answers)
-        ]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join(120)
-            if process.is_alive():
-                process.kill()
-                pytest.fail("a process hangs")
-        found = [pickle.loads(a.read_bytes()) if a.exists() else None for a in answers]
-        for answer in answers:
-            answer.unlink(missing_ok=True)
-        return found
-
-    return run
+    return lambda size, work: forked(size, as_torchrun(work, size), tmp_path)
 
 
 @pytest.fixture
@@ -278,14 +251,7 @@ def expert_config(files, root, tmp_path):
     config = {
         "model": {"class_path": "lightning_merge.modules.FineTune", "init_args": options},
         "data": {"root": str(root), "tasks": ["shapes"], "fit_on": "train", "batch_size": 6},
-        "trainer": {
-            "accelerator": "cpu",
-            "devices": 1,
-            "max_epochs": 4,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "log_every_n_steps": 1,
-        },
+        "trainer": {**TRAINER, "max_epochs": 4},
     }
     path.write_text(yaml.safe_dump(config))
     return path
