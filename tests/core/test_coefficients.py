@@ -83,6 +83,79 @@ def test_gradient_is_that_of_the_sum(case):
     )
 
 
+@pytest.mark.parametrize("scale", [1.0, 2.0**12])
+def test_the_loss_has_the_gradient_of_the_merge(case, scale):
+    *_, stacked, coefficients = case
+    target = {name: torch.randn_like(tensor) for name, tensor in stacked.base.items()}
+
+    def of(weights):
+        return sum((weights[name] - t).square().sum() for name, t in target.items())
+
+    (expected,) = torch.autograd.grad(3 * of(stacked.merge(coefficients)), coefficients)
+    loss = stacked.loss(coefficients, of, scale=scale)
+    torch.testing.assert_close(loss, of(stacked.merge(coefficients)).detach())
+    (3 * loss).backward()
+    torch.testing.assert_close(coefficients.grad, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_loss_keeps_one_gradient_at_a_time(case):
+    """When a tensor gets its gradient, those of the tensors used after it are gone."""
+    *_, stacked, coefficients = case
+    merged, held = {}, []
+
+    def of(weights):
+        merged.update(weights)
+        total = coefficients.new_zeros(())
+        for name in stacked.names:
+            total = total + weights[name].square().sum() + total.square()
+            weights[name].register_hook(
+                lambda _: held.append(sum(t.grad is not None for t in merged.values()))
+            )
+        return total
+
+    stacked.loss(coefficients, of)
+    assert held == [0] * len(stacked.names)
+    assert all(t.grad is None for t in merged.values())
+
+
+def test_a_tensor_without_influence_gets_no_gradient(case):
+    *_, stacked, coefficients = case
+    first, *others = stacked.names
+    loss = stacked.loss(coefficients, lambda weights: weights[first].square().sum())
+    (gradient,) = torch.autograd.grad(loss, coefficients)
+    assert (gradient[:, 0] != 0).all()
+    assert (gradient[:, 1:] == 0).all()
+    assert others
+
+
+def test_offloaded_stacks_give_the_same(case):
+    base, experts, stacked, coefficients = case
+    other = StackedTaskVectors(TaskVectors(base, experts), offload=True).to("cpu")
+
+    def gradient(vectors):
+        loss = vectors.loss(coefficients, lambda w: sum(w[n].sum() ** 2 for n in stacked.names))
+        return torch.autograd.grad(loss, coefficients)[0]
+
+    assert torch.equal(gradient(other), gradient(stacked))
+
+
+def test_offloaded_stacks_stay_on_the_host():
+    base, experts = weights(0), {"a": weights(1), "b": weights(2)}
+    stacked = StackedTaskVectors(TaskVectors(base, experts), offload=True).to("meta")
+    assert {t.device.type for t in stacked.stacks.values()} == {"cpu"}
+    assert {t.device.type for t in (*stacked.base.values(), *stacked.fixed.values())} == {"meta"}
+
+
+def test_a_network_can_share_the_base(case):
+    base, _, stacked, _ = case
+    module = network()
+    module.load_state_dict(base)
+    stacked.share(dict(module.named_parameters()))
+    for name, parameter in module.named_parameters():
+        assert parameter.data_ptr() == stacked.base[name].data_ptr()
+        assert torch.equal(parameter, base[name])
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_stored_half_precision_is_merged_in_float32(dtype):
     base, experts = weights(0, dtype), {"a": weights(1, dtype), "b": weights(2, dtype)}
