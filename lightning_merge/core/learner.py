@@ -1,5 +1,6 @@
 """StatsMergeLearner: from statistics of weights to merging coefficients."""
 
+import math
 from itertools import pairwise
 from typing import Literal
 
@@ -7,11 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_merge.core.errors import InputError
-from lightning_merge.methods.checks import require_finite
 
 Kind = Literal["mlp2", "mlp4", "transformer2", "free"]
 Level = Literal["layer", "task"]
-Normalize = Literal["none", "softmax"]
+Normalize = Literal["none", "softmax", "clamp"]
 ATTENTION_HEADS = 4
 PRIOR = 0.3
 
@@ -27,12 +27,14 @@ class StatsMergeLearner(nn.Module):
         kind: "mlp2" and "mlp4" see one (task, layer) at a time, "transformer2" all layers of a
             task; "free" is the control without statistics: one parameter per coefficient.
         level: one coefficient per task and layer, or one per task (statistics averaged).
-        normalize: "softmax" makes the coefficients of a layer sum to 1 (Eq. 10).
+        normalize: "softmax" makes the coefficients of a layer sum to 1 (Eq. 10); "clamp" cuts
+            them off at 0 and 1 (AdaMerging, Yang et al. 2024); "none" leaves them as they are.
         prior: coefficient at the start; with softmax that is 1 / K, and none is to be given.
         hidden: width of the hidden layers.
 
     Raises:
-        InputError: a width that does not work, or a prior that is no number or has no effect.
+        InputError: a width that does not work, or a prior that is no number, has no effect or
+            leaves nothing to learn.
     """
 
     features: Tensor
@@ -52,11 +54,7 @@ class StatsMergeLearner(nn.Module):
                 f"hidden={hidden} must be at least 1, and a multiple of {ATTENTION_HEADS} for "
                 "learner='transformer2'"
             )
-        require_finite(prior=prior)
-        if normalize == "softmax" and prior != PRIOR:
-            raise InputError(
-                f"prior={prior} with normalize='softmax', which starts at 1 / K: leave prior out"
-            )
+        _check_prior(prior, normalize)
         self.normalize, self.prior = normalize, prior
         self.num_layers = features.shape[1]
         if level == "task":
@@ -67,7 +65,10 @@ class StatsMergeLearner(nn.Module):
     def forward(self) -> Tensor:
         """Return the coefficients [K, L]."""
         raw = self.network(self.features).squeeze(-1).expand(-1, self.num_layers)
-        return raw.softmax(0) if self.normalize == "softmax" else self.prior + raw
+        if self.normalize == "softmax":
+            return raw.softmax(0)
+        values = self.prior + raw
+        return values.clamp(0, 1) if self.normalize == "clamp" else values
 
 
 class Free(nn.Module):
@@ -80,6 +81,20 @@ class Free(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Return the parameters [K, L, 1]."""
         return self.values
+
+
+def _check_prior(prior: float, normalize: Normalize) -> None:
+    if not math.isfinite(prior):
+        raise InputError(f"prior={prior} is not a finite number: give one, for example {PRIOR}")
+    if normalize == "softmax" and prior != PRIOR:
+        raise InputError(
+            f"prior={prior} with normalize='softmax', which starts at 1 / K: leave prior out"
+        )
+    if normalize == "clamp" and not 0 < prior < 1:
+        raise InputError(
+            f"prior={prior} with normalize='clamp', where nothing is learned at 0, at 1 and "
+            "beyond: give one between"
+        )
 
 
 def _network(kind: Kind, features: Tensor, hidden: int) -> nn.Module:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_merge.core.errors import InputError
-from lightning_merge.modules.learner import StatsMergeLearner
+from lightning_merge.core.learner import StatsMergeLearner
 
 KINDS = ("mlp2", "mlp4", "transformer2", "free")
 K, L, F = 3, 5, 6
@@ -28,21 +28,55 @@ def trained(learner, steps=1):
     return learner
 
 
+@pytest.mark.parametrize(
+    ("normalize", "options", "start"),
+    [("none", {"prior": -1.5}, -1.5), ("softmax", {}, 1 / K), ("clamp", {"prior": 0.7}, 0.7)],
+)
 @pytest.mark.parametrize("level", ["layer", "task"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_starts_exactly_at_the_prior(features, kind, level):
-    learner = StatsMergeLearner(features, kind, level, prior=0.3, hidden=8)
-    assert torch.equal(learner(), torch.full((K, L), 0.3))
+def test_it_starts_exactly_at_the_prior(features, kind, level, normalize, options, start):
+    learner = StatsMergeLearner(features, kind, level, normalize, hidden=8, **options)
+    assert torch.equal(learner(), torch.full((K, L), start))
+
+
+def test_the_prior_is_that_of_task_arithmetic_unless_another_is_given(features):
+    assert torch.equal(StatsMergeLearner(features)(), torch.full((K, L), 0.3))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_softmax_is_a_point_of_the_simplex(features, kind):
     learner = StatsMergeLearner(features, kind, normalize="softmax", hidden=8)
-    torch.testing.assert_close(learner(), torch.full((K, L), 1 / K))
     values = trained(learner, 3)()
     assert values.std() > 0
     assert values.min() > 0
     torch.testing.assert_close(values.sum(0), torch.ones(L))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_clamp_cuts_off_what_the_same_network_gives_without(features, kind):
+    torch.manual_seed(0)
+    plain = StatsMergeLearner(features, kind, hidden=8)
+    optimizer = torch.optim.Adam(plain.parameters(), 0.05)
+    for _ in range(100):
+        optimizer.zero_grad()
+        (plain() - torch.linspace(-3, 4, K * L).view(K, L)).square().sum().backward()
+        optimizer.step()
+    clamped = StatsMergeLearner(features, kind, normalize="clamp", hidden=8)
+    clamped.load_state_dict(plain.state_dict())
+    assert plain().min() < 0
+    assert plain().max() > 1
+    assert torch.equal(clamped(), plain().clamp(0, 1))
+
+
+def test_clamp_passes_the_gradient_inside_and_none_outside(features):
+    learner = StatsMergeLearner(features, "free", normalize="clamp", prior=0.3)
+    raw = torch.linspace(-1, 1.5, K * L).view(K, L, 1)
+    (values,) = learner.parameters()
+    values.data.copy_(raw)
+    learner().sum().backward()
+    inside = (raw + 0.3 > 0) & (raw + 0.3 < 1)
+    assert 0 < inside.sum() < K * L
+    assert torch.equal(values.grad, inside.float())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -88,6 +122,8 @@ def test_the_features_are_not_in_checkpoints(features):
         ({"kind": "transformer2", "hidden": 6}, "hidden=6"),
         ({"prior": math.nan}, "prior=nan"),
         ({"prior": 0.1, "normalize": "softmax"}, "prior=0.1 with normalize='softmax'"),
+        ({"prior": 0.0, "normalize": "clamp"}, "prior=0.0 with normalize='clamp'"),
+        ({"prior": 1.0, "normalize": "clamp"}, "prior=1.0 with normalize='clamp'"),
     ],
 )
 def test_a_bad_option_is_named(features, options, names):
