@@ -1,10 +1,9 @@
 """One data module for any list of tasks, with splits that keep reported numbers honest."""
 
-import json
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -14,18 +13,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.files import atomic_write
 from lightning_merge.core.names import enumerate_names
-from lightning_merge.core.ranks import ALONE, Ranks
+from lightning_merge.core.ranks import Ranks
 from lightning_merge.core.seeding import generator_for
 from lightning_merge.data import splits
-from lightning_merge.data.dataset import Batch, SeededOrder, TaskImages, loader
-from lightning_merge.data.examples import Examples
-from lightning_merge.data.options import at_least, checked_names, fraction, one_of
-from lightning_merge.data.source import open_source, same_classes
+from lightning_merge.data.dataset import Batch, TaskImages, Unlabelled, loader
+from lightning_merge.data.division import PARTS, TRANSDUCTIVE, Division, split_of
+from lightning_merge.data.fit_loaders import Drawn, fit_loaders
+from lightning_merge.data.options import at_least, checked_names, checked_unseen, fraction, one_of
+from lightning_merge.data.source import open_source
 from lightning_merge.models.preprocess import Preprocess
-
-PARTS = ("train", "validation", "coefficients", "test")
 
 
 class MergeDataModule(LightningDataModule):
@@ -42,25 +39,34 @@ class MergeDataModule(LightningDataModule):
 
     Works without a Trainer: set `preprocess`, call `load` and ask for `images`.
 
+    A module whose attribute `transductive` is true is fitted on test images instead of held-out
+    ones, as published protocols are. Their labels are -1 then, and splits.json says so.
+
     Args:
         root: folder or file of the source; "" where the source needs none.
         tasks: names of the tasks, two or more for merging; every task of the source if empty.
+        unseen: those of the tasks that are evaluated only: no image of theirs is fitted on.
         source: layout of root: folders, torchvision, huggingface, drawn or pool.
         fit_on: what `fit` sees: "train" (experts) or "coefficients" (merging).
         validation_fraction: share of the train split held out, in (0, 1).
-        coefficient_fraction: share of the held-out images that coefficients are fitted on,
-            "1%", "5%" or any other percentage, "all", or a number in (0, 1].
+        coefficient_fraction: share of the held-out images (of the test images, where the module
+            is transductive) that coefficients are fitted on, "1%", "5%" or any other percentage,
+            "all", or a number in (0, 1].
         duplicates: where a copy of a test image is in the train split: "error", or "drop" it
             from train. Copies are found by their bytes; an image encoded anew is another one.
         batch_size: images per task, step and process of fit; of all tasks together, about, with
             sampling "proportional".
         sampling: "equal" draws as many images of every task; "proportional" to its size.
         eval_batch_size: images per step and process of evaluation.
-        unlabelled_images: images, drawn evenly over tasks from the held-out ones, for
+        unlabelled_images: images, drawn evenly over seen tasks from the held-out ones, for
             methods that need unlabelled batches such as M-TIES.
         split_seed: seed of the division; part of what a number means, so keep it.
         num_workers: loader processes for images that are not kept in memory.
         cache_gib: decoded images are kept in memory up to this size, by every process.
+
+    Attributes:
+        seen: the tasks without the unseen ones.
+        transductive: whether `fit` draws test images, which the trainer's module says.
 
     Raises:
         InputError: a value is out of range, or `fit_on` asks for test images.
@@ -70,6 +76,7 @@ class MergeDataModule(LightningDataModule):
         self,
         root: str = "",
         tasks: Sequence[str] = (),
+        unseen: Sequence[str] = (),
         source: str = "folders",
         fit_on: Literal["train", "coefficients", "test"] = "coefficients",
         validation_fraction: float = 0.2,
@@ -101,19 +108,25 @@ class MergeDataModule(LightningDataModule):
         at_least(0, num_workers=num_workers, cache_gib=cache_gib)
         self.source = open_source(source, root)
         self.tasks = checked_names(tasks or self.source.tasks(), root)
-        self.fit_on, self.sampling, self.duplicates = fit_on, sampling, duplicates
-        self.validation_fraction = validation_fraction
+        self.unseen = checked_unseen(unseen, self.tasks)
+        self.seen = tuple(task for task in self.tasks if task not in self.unseen)
+        self.transductive = False
+        self.fit_on, self.sampling = fit_on, sampling
         self.coefficient_fraction = fraction(coefficient_fraction)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.unlabelled_images = unlabelled_images
         self.split_seed, self.num_workers, self.cache_gib = split_seed, num_workers, cache_gib
-        self.classes: dict[str, tuple[str, ...]] = {}
-        self.record: dict[str, Any] = {}
+        self.division = Division(
+            self.source,
+            validation_fraction=validation_fraction,
+            coefficient_fraction=self.coefficient_fraction,
+            duplicates=duplicates,
+            split_seed=split_seed,
+        )
+        self.classes, self.record = self.division.classes, self.division.record
         self._preprocess: Preprocess | None = None
-        self._examples: dict[tuple[str, str], Examples] = {}
-        self._hashes: dict[tuple[str, str], list[str]] = {}
-        self._rows: dict[tuple[str, str], Tensor] = {}
         self._images: dict[tuple[str, str], TaskImages] = {}
+        self._chosen: dict[str, Tensor] = {}
 
     @property
     def preprocess(self) -> Preprocess | None:
@@ -140,74 +153,7 @@ class MergeDataModule(LightningDataModule):
                 on both sides of a split.
         """
         for task in self.tasks:
-            wanted = bool(test)
-            if test is None or self.duplicates == "drop":
-                wanted = wanted or self.source.offers(task, "test")
-            read = [self._read(task, split) for split in ("train", "test")[: 1 + wanted]]
-            if any(read):
-                self._divide(task)
-
-    def _read(self, task: str, split: str) -> bool:
-        """Find and hash one split; return whether that was to be done."""
-        if (task, split) in self._hashes:
-            return False
-        examples = self.source.load(task, split)
-        if not len(examples):
-            raise InputError(f"task {task!r}: {split} has no images; fill it")
-        if split == "test":
-            same_classes(task, self._examples[task, "train"].classes, examples.classes)
-        self._examples[task, split] = examples
-        self._hashes[task, split] = splits.content_hashes(examples, f"{task} {split}")
-        return True
-
-    def _divide(self, task: str) -> None:
-        """Divide a task into parts, prove them disjoint and record them."""
-        train, hashes = self._examples[task, "train"], self._hashes[task, "train"]
-        test = self._hashes.get((task, "test"), [])
-        kept, held_out = splits.divide(
-            train.labels,
-            hashes,
-            self.validation_fraction,
-            self.split_seed,
-            leave_out=set(test) if self.duplicates == "drop" else (),
-        )
-        few = splits.draw_share(held_out, self.coefficient_fraction, self.split_seed + 1)
-        rows = {"train": kept, "validation": held_out, "coefficients": few}
-        if test:
-            rows["test"] = torch.arange(len(test))
-        self._rows.update({(task, part): r for part, r in rows.items()})
-        self._record(task, rows)
-
-    def _record(self, task: str, rows: dict[str, Tensor]) -> None:
-        """Check the parts of a task and note them for splits.json."""
-        train = self._examples[task, "train"]
-        for part in ("train", "validation"):
-            if not len(rows[part]):
-                raise InputError(
-                    f"task {task!r}: of {len(train)} images in {len(train.classes)} classes none "
-                    f"is left for {part} with data.validation_fraction="
-                    f"{self.validation_fraction}; give more images per class or another fraction"
-                )
-        found = {part: self._part_hashes(task, part) for part in rows}
-        splits.check_disjoint(task, {p: h for p, h in found.items() if p != "coefficients"})
-        self.classes[task] = train.classes
-        self.record[task] = {
-            "classes": list(train.classes),
-            "left_out": len(train) - len(rows["train"]) - len(rows["validation"]),
-            "validation_rows": rows["validation"].tolist(),
-            "coefficient_rows": rows["coefficients"].tolist(),
-            **{
-                part: {"images": len(h), "digest": splits.digest(h, self._labels(task, part))}
-                for part, h in found.items()
-            },
-        }
-
-    def _part_hashes(self, task: str, part: str) -> list[str]:
-        hashes = self._hashes[task, _split(part)]
-        return [hashes[row] for row in self._rows[task, part].tolist()]
-
-    def _labels(self, task: str, part: str) -> Tensor:
-        return self._examples[task, _split(part)].labels[self._rows[task, part]]
+            self.division.load(task, test=test)
 
     def digest(self, task: str) -> str:
         """Return a digest of a task's train and validation images and labels."""
@@ -217,19 +163,12 @@ class MergeDataModule(LightningDataModule):
     def write_splits(self, path: Path) -> None:
         """Write splits.json: seed, sizes, content digests and held-out rows of every task.
 
-        Rows count within the source's train split, whose order is part of its layout.
+        Rows count within the source's train split, whose order is part of its layout;
+        `transductive_rows`, which are fitted on instead of `coefficient_rows`, within its test
+        split.
         """
-        settings = {
-            "source": self.source.name,
-            "split_seed": self.split_seed,
-            "validation_fraction": self.validation_fraction,
-            "coefficient_fraction": self.coefficient_fraction,
-        }
-        head = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in settings.items()]
-        rows = [f"  {json.dumps(task)}: {json.dumps(self.record[task])}" for task in self.tasks]
-        text = ",\n".join([*head, ' "tasks": {\n' + ",\n".join(rows) + "\n }"])
-        with atomic_write(path) as temporary:
-            temporary.write_text(f"{{\n{text}\n}}\n")
+        transductive = self.seen if self.transductive else ()
+        self.division.write(path, self.tasks, self.unseen, transductive)
 
     def images(self, task: str, part: str) -> TaskImages:
         """Return the images of one part of a task, each decoded when it is first asked for.
@@ -243,8 +182,11 @@ class MergeDataModule(LightningDataModule):
         """
         one_of("tasks", task, self.tasks)
         one_of("part", part, PARTS)
-        if part == "coefficients" and self.coefficient_fraction == 1:
-            part = "validation"  # the same rows: keep them in memory once
+        return self._find_images(task, part)
+
+    def _find_images(self, task: str, part: str) -> TaskImages:
+        if self.coefficient_fraction == 1:  # the same rows: keep them in memory once
+            part = {"coefficients": "validation", TRANSDUCTIVE: "test"}.get(part, part)
         if (task, part) not in self._images:
             self._images[task, part] = self._make_images(task, part)
         return self._images[task, part]
@@ -252,21 +194,17 @@ class MergeDataModule(LightningDataModule):
     def _make_images(self, task: str, part: str) -> TaskImages:
         if self.preprocess is None:
             raise InputError("data.preprocess is not set: give the encoder's before its images")
-        if (task, part) not in self._rows:
-            self.load(test=part == "test")
+        if not self.division.has(task, part):
+            self.load(test=split_of(part) == "test")
         images = TaskImages(
-            self._examples[task, _split(part)],
-            self._rows[task, part],
-            self.preprocess,
-            cache=False,
-            name=f"{task} {part}",
+            *self.division.part(task, part), self.preprocess, cache=False, name=f"{task} {part}"
         )
         taken = sum(other.num_bytes for other in self._images.values() if other.cache)
         images.cache = images.num_bytes <= self.cache_gib * 2**30 - taken
         return images
 
     def unlabelled(self, seed: int = 0) -> Tensor:
-        """Return `unlabelled_images` held-out images, drawn evenly over tasks.
+        """Return `unlabelled_images` held-out images, drawn evenly over the seen tasks.
 
         Which images of a task are drawn depends on the task, the seed and their number.
 
@@ -276,7 +214,7 @@ class MergeDataModule(LightningDataModule):
         Returns:
             uint8 [n, 3, s, s]; fewer than asked for where there are not as many.
         """
-        pools = {task: self.images(task, "validation") for task in self.tasks}
+        pools = {task: self.images(task, "validation") for task in self.seen}
         counts = splits.balanced_counts(self.unlabelled_images, map(len, pools.values()))
         drawn = []
         for (task, pool), count in zip(pools.items(), counts, strict=True):
@@ -297,27 +235,34 @@ class MergeDataModule(LightningDataModule):
         """Divide the tasks' images and decode, of those the stage needs, all that fit in memory.
 
         The preprocessing is that of the trainer's module. A broken image, one on both sides of
-        a split, or one that not all processes see, is found here, before long work.
+        a split, or one that not all processes see, is found here, before long work. What an
+        earlier fit was restricted to is forgotten.
+
+        Raises:
+            InputError: see above, or a transductive module and `fit_on` "train".
         """
         module = self.trainer.lightning_module if self.trainer is not None else None
         self.preprocess = getattr(module, "preprocess", None) or self.preprocess
-        parts = {"fit": [self.fit_on, "validation"], "validate": ["validation"]}.get(
-            stage, ["test"]
-        )
-        if parts[0] == "coefficients":  # merged networks are measured right after they are fitted
-            parts.append("test")
+        parts = {"fit": ["validation"], "validate": ["validation"]}.get(stage, ["test"])
+        if stage == "fit":
+            self.transductive = getattr(module, "transductive", False)
+            self._chosen.clear()
+            if self.fit_on == "coefficients":  # merged networks are measured right after
+                parts.append("test")
         with self.ranks.agreed():
+            if self.transductive and self.fit_on == "train":
+                raise InputError(
+                    "data.fit_on='train', but the model is transductive: it is fitted on test "
+                    "images; leave data.fit_on out, or set model.transductive: false"
+                )
             self.load(test="test" in parts or None)
+            for task in self.seen if stage == "fit" else ():
+                self._find_images(task, self._fit_part).prepare()
             for part in parts:
                 for task in self.tasks:
-                    self._decode(task, part)
+                    self.images(task, part).prepare(chain(*self.shares(task, part).sampler))
         with self.ranks.agreed():
             self._compare_splits()
-
-    def _decode(self, task: str, part: str) -> None:
-        """Decode what this process will look at."""
-        mine = None if part == self.fit_on else chain(*self.shares(task, part).sampler)
-        self.images(task, part).prepare(mine)
 
     def _compare_splits(self) -> None:
         """Raise InputError where this process found other images than the first one did."""
@@ -332,32 +277,50 @@ class MergeDataModule(LightningDataModule):
                 " for this process than for the first one; let all see the same files"
             )
 
-    def train_dataloader(self) -> CombinedLoader:
-        """Return one loader per task, shuffled by the run's seed, in step with each other.
+    @property
+    def _fit_part(self) -> str:
+        return TRANSDUCTIVE if self.transductive else self.fit_on
 
-        An epoch ends with the task that takes longest; the others start over. Processes divide
-        the images of an epoch; those of a task with fewer images than processes go to all.
+    def _drawn(self, task: str) -> Drawn:
+        images = self._find_images(task, self._fit_part)
+        positions = self._chosen.get(task, torch.arange(len(images)))
+        return Drawn(Unlabelled(images) if self.transductive else images, positions)
+
+    def restrict(self, task: str, positions: Tensor) -> None:
+        """Let `fit` draw only some of a task's images, until the next `fit` begins.
+
+        A module calls it in `on_fit_start`, alike in all processes, before loaders are made.
+        `Batch.index` goes on counting within all of the task's images.
+
+        Args:
+            task: one of `seen`.
+            positions: int64 [n], positions in `images(task, fit_on)`, in any order.
+
+        Raises:
+            InputError: the task is not fitted on, or no image of it is left, or there is none
+                at a position.
         """
-        images = {task: self.images(task, self.fit_on) for task in self.tasks}
-        total = sum(map(len, images.values()))
-        seed = self.ranks.gather(torch.initial_seed())[0]
-        loaders = {}
-        for task, part in images.items():
-            size = self.batch_size
-            if self.sampling == "proportional":
-                size = max(1, round(self.batch_size * len(part) / total))
-            ranks, size = self.ranks, min(size, len(part) // self.ranks.size)
-            if size == 0:
-                ranks, size = ALONE, len(part)
-            loaders[task] = loader(
-                part,
-                size,
-                num_workers=self.num_workers,
-                order=SeededOrder(len(part), seed, task),
-                drop_last=True,
-                ranks=ranks,
+        one_of("seen", task, self.seen)
+        size, chosen = len(self._drawn(task).images), positions.cpu().unique()
+        if not len(chosen):
+            raise InputError(
+                f"task {task!r}: none of its {size} images is left to fit on; leave out fewer, or "
+                "name the task in data.unseen"
             )
-        return CombinedLoader(loaders, "max_size_cycle")
+        if chosen[0] < 0 or chosen[-1] >= size:
+            raise InputError(f"task {task!r}: positions must lie in [0, {size}), as its images do")
+        self._chosen[task] = chosen
+
+    def train_dataloader(self) -> CombinedLoader:
+        """Return one loader per seen task, shuffled by the run's seed; see `fit_loaders`."""
+        return fit_loaders(
+            {task: self._drawn(task) for task in self.seen},
+            self.batch_size,
+            proportional=self.sampling == "proportional",
+            seed=self.ranks.gather(torch.initial_seed())[0],
+            num_workers=self.num_workers,
+            ranks=self.ranks,
+        )
 
     def evaluation_loaders(self, part: str) -> list[DataLoader[Batch]]:
         """Return one loader per task over a part, in the order of `tasks`; see `shares`."""
@@ -375,7 +338,8 @@ class MergeDataModule(LightningDataModule):
     def val_dataloader(self) -> list[DataLoader[Batch]]:
         """Return one loader per task over the held-out images.
 
-        There is none while coefficients are fitted: they are fitted on these very images.
+        There is none while coefficients are fitted: they are fitted on these very images, or
+        (transductive) chosen by them afterwards.
         """
         fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         if fitting and self.fit_on == "coefficients":
@@ -389,8 +353,3 @@ class MergeDataModule(LightningDataModule):
     def predict_dataloader(self) -> list[DataLoader[Batch]]:
         """Return the test loaders; predictions use no label."""
         return self.evaluation_loaders("test")
-
-
-def _split(part: str) -> str:
-    """Return the source's split that a part belongs to."""
-    return "test" if part == "test" else "train"

@@ -21,7 +21,8 @@ class Batch(NamedTuple):
     Attributes:
         images: uint8 [n, 3, s, s] from a loader, float once normalised on the device.
         labels: int64 [n].
-        index: int64 [n], position within the part, so that pseudo labels can be looked up.
+        index: int64 [n], position within the part, so that pseudo labels can be looked up;
+            the part is the whole one where only some of its positions are drawn.
     """
 
     images: Tensor
@@ -103,20 +104,43 @@ class TaskImages(Dataset[Batch]):
         return self.transform(self.examples.image(int(self.rows[position])))
 
 
+class Unlabelled(Dataset[Batch]):
+    """The same images at the same positions, with -1 for every label.
+
+    Args:
+        images: whose labels nobody is to see; what they keep in memory serves both.
+    """
+
+    def __init__(self, images: TaskImages) -> None:
+        self._images = images
+
+    @property
+    def cache(self) -> bool:
+        """Whether decoded images are kept in memory."""
+        return self._images.cache
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, position: int | list[int]) -> Batch:
+        batch = self._images[position]
+        return batch._replace(labels=torch.full_like(batch.labels, -1))
+
+
 class SeededOrder(Sampler[int]):
-    """A new order of all positions every round, from a seed, a name, the epoch and the round.
+    """A new order of some positions every round, from a seed, a name, the epoch and the round.
 
     Lightning calls `set_epoch`, so a resumed run sees its images in the order it would have
     seen them without the break, whatever else drew random numbers.
 
     Args:
-        size: number of positions.
+        positions: int64 [n], what is put in order.
         seed: of the run.
         name: of the task.
     """
 
-    def __init__(self, size: int, seed: int, name: str) -> None:
-        self.size, self.seed, self.name = size, seed, name
+    def __init__(self, positions: Tensor, seed: int, name: str) -> None:
+        self.positions, self.seed, self.name = positions, seed, name
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
@@ -124,12 +148,13 @@ class SeededOrder(Sampler[int]):
         self.epoch, self.round = epoch, 0
 
     def __len__(self) -> int:
-        return self.size
+        return len(self.positions)
 
     def __iter__(self) -> Iterator[int]:
         generator = generator_for(self.seed, self.name, str(self.epoch), str(self.round))
         self.round += 1
-        yield from torch.randperm(self.size, generator=generator).tolist()
+        order = torch.randperm(len(self.positions), generator=generator)
+        yield from self.positions[order].tolist()
 
 
 class Shares(DistributedSampler[list[int]]):
@@ -183,7 +208,7 @@ def already_collated(batch: Any) -> Any:
 
 
 def loader(
-    images: TaskImages,
+    images: TaskImages | Unlabelled,
     batch_size: int,
     *,
     num_workers: int,

@@ -42,6 +42,26 @@ def checked_names(tasks: Sequence[str], root: str) -> tuple[str, ...]:
     return tuple(tasks)
 
 
+def checked_unseen(unseen: Sequence[str], tasks: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the tasks that are evaluated only, in the order of all tasks.
+
+    Raises:
+        InputError: one is no task, or no task is left.
+    """
+    if isinstance(unseen, str):
+        raise InputError(f"data.unseen={unseen!r} is one text; give a list: [{unseen}]")
+    if unknown := sorted(set(unseen) - set(tasks)):
+        raise InputError(
+            f"data.unseen names {enumerate_names(unknown)}, not among data.tasks="
+            f"{list(tasks)}; name the tasks to hold out, and all tasks in data.tasks"
+        )
+    if set(unseen) == set(tasks):
+        raise InputError(
+            f"data.unseen={list(unseen)} leaves none of data.tasks to fit on; leave one or more out"
+        )
+    return tuple(task for task in tasks if task in unseen)
+
+
 def fraction(value: float | str) -> float:
     """Return a share given as a number, a percentage or "all".
 

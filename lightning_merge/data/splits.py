@@ -1,12 +1,16 @@
 """Seeded splits, and the proof that no image is on both sides of one."""
 
 import hashlib
-from collections.abc import Collection, Iterable, Sequence
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.files import atomic_write
 from lightning_merge.data.examples import Examples
 from lightning_merge.data.progress import progress
 
@@ -137,3 +141,12 @@ def check_disjoint(task: str, parts: dict[str, list[str]]) -> None:
                     "leave copies of test images out of training by data.duplicates: drop"
                 )
         seen.update(dict.fromkeys(hashes, part))
+
+
+def write(path: Path, settings: Mapping[str, Any], tasks: Mapping[str, Any]) -> None:
+    """Write the record of a division as JSON, one line per setting and per task."""
+    head = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in settings.items()]
+    rows = [f"  {json.dumps(task)}: {json.dumps(found)}" for task, found in tasks.items()]
+    text = ",\n".join([*head, ' "tasks": {\n' + ",\n".join(rows) + "\n }"])
+    with atomic_write(path) as temporary:
+        temporary.write_text(f"{{\n{text}\n}}\n")

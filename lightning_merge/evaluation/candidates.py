@@ -16,6 +16,7 @@ class Candidate:
         seconds: time that merging or learning took.
         note: what a reader of the number must know.
         bound: not a merged network: base, individual experts.
+        transductive: unlabelled test images took part in making them.
         options: candidates to choose from on the validation split, by what distinguishes them;
             the best one's files take the places of `weights` and `figure`, and its time that
             of `seconds`.
@@ -27,6 +28,7 @@ class Candidate:
     seconds: float = 0.0
     note: str = ""
     bound: bool = False
+    transductive: bool = False
     options: Mapping[str, "Candidate"] | None = None
 
     def file(self, task: str) -> Path:

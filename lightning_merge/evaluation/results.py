@@ -14,6 +14,7 @@ from lightning_merge import __version__
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.files import atomic_write
 
+AVERAGE = "average"
 DISTRIBUTIONS = (
     "torch",
     "torchvision",
@@ -23,6 +24,15 @@ DISTRIBUTIONS = (
     "timm",
     "transformers",
 )
+
+
+def averaged_tasks(tasks: Sequence[str], unseen: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Name of every average of a table -> the tasks that it is over."""
+    groups = {AVERAGE: tuple(tasks)}
+    if unseen:
+        groups["average seen"] = tuple(task for task in tasks if task not in unseen)
+        groups["average unseen"] = tuple(task for task in tasks if task in unseen)
+    return groups
 
 
 @dataclass(frozen=True)
@@ -73,7 +83,14 @@ class CandidateResult:
     @property
     def average(self) -> float:
         """Mean accuracy over tasks, each task counting alike, in [0, 1]."""
-        return fmean(self.accuracy.values())
+        return self.averages()[AVERAGE]
+
+    def averages(self, unseen: Sequence[str] = ()) -> dict[str, float]:
+        """Mean accuracy over all tasks, and over seen and unseen ones where there are any."""
+        return {
+            name: fmean(self.accuracy[task] for task in tasks)
+            for name, tasks in averaged_tasks([*self.accuracy], unseen).items()
+        }
 
 
 @dataclass(frozen=True)
@@ -87,10 +104,11 @@ class Results:
         versions: Software and machine, see :func:`versions`.
         command: Command line that repeats the run.
         notes: Protocol, one sentence each, e.g. what was chosen on which split.
+        unseen: Tasks of which nothing but the frozen heads took part in merging.
 
     Raises:
         InputError: A candidate lacks a task or has another, stands under another name, or
-            there is no candidate.
+            there is no candidate; unseen names no task, or all of them.
     """
 
     tasks: Sequence[str]
@@ -99,10 +117,16 @@ class Results:
     versions: Mapping[str, str]
     command: str = ""
     notes: Sequence[str] = ()
+    unseen: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if not self.candidates:
             raise InputError("candidates is empty: results need at least one candidate")
+        if self.unseen and not set(self.unseen) < set(self.tasks):
+            raise InputError(
+                f"unseen is {list(self.unseen)} and tasks is {list(self.tasks)}: name some of the "
+                "tasks, not all"
+            )
         for name, candidate in self.candidates.items():
             if name != candidate.name:
                 raise InputError(
@@ -125,7 +149,11 @@ class Results:
             "seed": self.seed,
             "versions": dict(self.versions),
         }
-        optional = {"command": self.command, "notes": list(self.notes)}
+        optional = {
+            "command": self.command,
+            "notes": list(self.notes),
+            "unseen": list(self.unseen),
+        }
         content |= {key: value for key, value in optional.items() if value}
         text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
         with atomic_write(path) as temporary:
@@ -146,7 +174,8 @@ class Results:
                 for name, fields in content.pop("candidates").items()
             }
             tasks, notes = tuple(content.pop("tasks")), tuple(content.pop("notes", ()))
-            return cls(tasks, candidates, notes=notes, **content)
+            unseen = tuple(content.pop("unseen", ()))
+            return cls(tasks, candidates, notes=notes, unseen=unseen, **content)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"cannot read results from {path} ({type(error).__name__}: {error}): "
@@ -208,17 +237,23 @@ class Spread(NamedTuple):
 class CandidateAggregate:
     """One candidate over several seeds; fields as in :class:`CandidateResult`.
 
-    ``samples`` holds the smallest and largest number of test images over the seeds.
+    ``samples`` holds the smallest and largest number of test images over the seeds, and
+    ``averages`` the spread of each of a run's averages by its name.
     """
 
     name: str
     accuracy: Mapping[str, Spread]
-    average: Spread
+    averages: Mapping[str, Spread]
     samples: Mapping[str, tuple[int, int]]
     seconds: Spread
     note: str
     transductive: bool
     bound: bool
+
+    @property
+    def average(self) -> Spread:
+        """Mean accuracy over tasks."""
+        return self.averages[AVERAGE]
 
 
 @dataclass(frozen=True)
@@ -231,6 +266,7 @@ class Aggregate:
     versions: Mapping[str, str]
     command: str
     notes: Sequence[str]
+    unseen: Sequence[str]
 
 
 def aggregate(results: Sequence[Results]) -> Aggregate:
@@ -244,7 +280,8 @@ def aggregate(results: Sequence[Results]) -> Aggregate:
             seed. Rows and columns keep the order of the first.
 
     Raises:
-        InputError: Fewer than two runs, a seed twice, or different tasks or candidates.
+        InputError: Fewer than two runs, a seed twice, or different tasks, candidates or
+            unseen tasks.
     """
     _check_comparable(results)
     first = results[0]
@@ -252,7 +289,9 @@ def aggregate(results: Sequence[Results]) -> Aggregate:
     return Aggregate(
         tasks=tuple(first.tasks),
         candidates={
-            name: _aggregate_candidate([run.candidates[name] for run in results], first.tasks)
+            name: _aggregate_candidate(
+                [run.candidates[name] for run in results], first.tasks, first.unseen
+            )
             for name in first.candidates
         },
         seeds=tuple(run.seed for run in results),
@@ -261,6 +300,7 @@ def aggregate(results: Sequence[Results]) -> Aggregate:
         },
         command="; ".join(_distinct(run.command for run in results)),
         notes=tuple(_distinct(note for run in results for note in run.notes)),
+        unseen=tuple(first.unseen),
     )
 
 
@@ -272,7 +312,7 @@ def _check_comparable(results: Sequence[Results]) -> None:
         )
     first = results[0]
     for run in results[1:]:
-        for what in ("tasks", "candidates"):
+        for what in ("tasks", "candidates", "unseen"):
             here, there = set(getattr(first, what)), set(getattr(run, what))
             if here != there:
                 raise InputError(
@@ -282,13 +322,14 @@ def _check_comparable(results: Sequence[Results]) -> None:
 
 
 def _aggregate_candidate(
-    runs: Sequence[CandidateResult], tasks: Sequence[str]
+    runs: Sequence[CandidateResult], tasks: Sequence[str], unseen: Sequence[str]
 ) -> CandidateAggregate:
+    averages = [run.averages(unseen) for run in runs]
     counts = {task: [run.samples[task] for run in runs] for task in tasks}
     return CandidateAggregate(
         name=runs[0].name,
         accuracy={task: _spread(run.accuracy[task] for run in runs) for task in tasks},
-        average=_spread(run.average for run in runs),
+        averages={name: _spread(found[name] for found in averages) for name in averages[0]},
         samples={task: (min(count), max(count)) for task, count in counts.items()},
         seconds=_spread(run.seconds for run in runs),
         note="; ".join(_distinct(run.note for run in runs)),

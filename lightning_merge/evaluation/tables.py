@@ -1,6 +1,6 @@
 """Tables of candidates by tasks: markdown for files, rich for the terminal."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -12,14 +12,18 @@ from lightning_merge.evaluation.results import (
     CandidateResult,
     Results,
     Spread,
+    averaged_tasks,
 )
 
-AVERAGE = "average"
 TRANSDUCTIVE = "†"
+UNSEEN = "unseen"
 
 
 def markdown(results: Results | Aggregate) -> str:
     """The table of a results.md: percent, one decimal, tasks then average.
+
+    Where there are unseen tasks their columns say so, and two averages more are over the seen
+    and the unseen ones.
 
     The best merged candidate of each column is bold (all of them where the printed numbers
     tie). References are italic, transductive candidates bear a dagger; neither is ever bold.
@@ -29,17 +33,18 @@ def markdown(results: Results | Aggregate) -> str:
         results: One run, or several by :func:`~lightning_merge.evaluation.results.aggregate`,
             whose cells read ``mean ± standard deviation``.
     """
-    columns = [*results.tasks, AVERAGE]
+    columns = _columns(results)
     best = _best(results)
     lines = [_line(["candidate", *columns]), _line([":--", *["--:"] * len(columns)])]
     for candidate in results.candidates.values():
         name = f"*{_name(candidate)}*" if candidate.bound else _name(candidate)
         cells = (
             f"**{cell}**" if (candidate.name, column) in best else cell
-            for column, cell in zip(columns, _cells(candidate, results.tasks), strict=True)
+            for column, cell in zip(columns, _cells(candidate, results), strict=True)
         )
         lines.append(_line([name, *cells]))
-    lines.append(_line(["samples", *_samples(results), ""]))
+    samples = _samples(results)
+    lines.append(_line(["samples", *samples, *[""] * (len(columns) - len(samples))]))
     return "\n".join([*lines, "", *_legend(results), "", *_notes(results), *_origin(results), ""])
 
 
@@ -48,7 +53,7 @@ def rich_table(
 ) -> Table:
     """The same table for a terminal, bold, italic and dagger as in :func:`markdown`.
 
-    Where the tasks do not fit side by side only the average is shown, and the caption
+    Where the tasks do not fit side by side only the averages are shown, and the caption
     names the file that has the rest.
 
     Args:
@@ -56,10 +61,10 @@ def rich_table(
         width: Columns of the terminal.
         details: File that holds the table of every task.
     """
-    columns = [*results.tasks, AVERAGE]
-    rows = {name: _cells(row, results.tasks) for name, row in results.candidates.items()}
+    columns = _columns(results)
+    rows = {name: _cells(row, results) for name, row in results.candidates.items()}
     room = _room(results, columns, rows.values(), width)
-    shown = slice(-1, None) if room is None else slice(None)
+    shown = slice(len(results.tasks) if room is None else 0, None)
     best = _best(results)
     table = Table(box=SIMPLE_HEAD, caption=_caption(results, details if room is None else None))
     table.add_column("candidate", overflow="fold")
@@ -78,8 +83,20 @@ def _name(candidate: CandidateResult | CandidateAggregate) -> str:
     return candidate.name + (f" {TRANSDUCTIVE}" if candidate.transductive else "")
 
 
-def _cells(candidate: CandidateResult | CandidateAggregate, tasks: Sequence[str]) -> list[str]:
-    values = [*(candidate.accuracy[task] for task in tasks), candidate.average]
+def _columns(results: Results | Aggregate) -> list[str]:
+    tasks = [f"{task} ({UNSEEN})" if task in results.unseen else task for task in results.tasks]
+    return [*tasks, *averaged_tasks(results.tasks, results.unseen)]
+
+
+def _cells(
+    candidate: CandidateResult | CandidateAggregate, results: Results | Aggregate
+) -> list[str]:
+    averages: Mapping[str, float | Spread] = (
+        candidate.averages(results.unseen)
+        if isinstance(candidate, CandidateResult)
+        else candidate.averages
+    )
+    values = [*(candidate.accuracy[task] for task in results.tasks), *averages.values()]
     return [_percent(value) for value in values]
 
 
@@ -91,9 +108,9 @@ def _percent(value: float | Spread) -> str:
 
 def _best(results: Results | Aggregate) -> set[tuple[str, str]]:
     """Pairs (candidate, column) to print bold, compared as printed."""
-    columns = [*results.tasks, AVERAGE]
+    columns = _columns(results)
     printed = {
-        name: [float(cell.split()[0]) for cell in _cells(candidate, results.tasks)]
+        name: [float(cell.split()[0]) for cell in _cells(candidate, results)]
         for name, candidate in results.candidates.items()
         if not (candidate.bound or candidate.transductive)
     }
@@ -126,6 +143,11 @@ def _legend(results: Results | Aggregate) -> Iterable[str]:
         seeds = ", ".join(map(str, results.seeds))
         yield f"Mean ± sample standard deviation over the seeds {seeds}."
     yield "Bold: the best merged candidate of a column."
+    if results.unseen:
+        yield (
+            f"{UNSEEN.capitalize()}: of these tasks nothing but their frozen heads was used to "
+            "make or choose a merged network."
+        )
     rows = results.candidates.values()
     if any(row.bound for row in rows):
         yield "Italic: references that bound the others, not merged networks; never bold."
@@ -172,6 +194,8 @@ def _caption(results: Results | Aggregate, details: str | None) -> str:
     if details is not None:
         parts.append(f"each of the {len(results.tasks)} tasks in {details}")
     rows = results.candidates.values()
+    if results.unseen:
+        parts.append(f"{UNSEEN}: only the frozen heads of these tasks were used")
     if any(row.bound for row in rows):
         parts.append("italic: reference")
     if any(row.transductive for row in rows):

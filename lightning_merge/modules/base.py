@@ -34,8 +34,12 @@ class Measured(NamedTuple):
 
     @property
     def average(self) -> float:
-        """Mean accuracy, every task counting alike."""
-        return sum(self.accuracy.values()) / len(self.accuracy)
+        """Mean accuracy over all tasks, each counting alike."""
+        return self.mean([*self.accuracy])
+
+    def mean(self, tasks: Sequence[str]) -> float:
+        """Return the mean accuracy over some tasks."""
+        return sum(self.accuracy[task] for task in tasks) / len(tasks)
 
 
 def fitting_heads(file: str, data: MergeDataModule, encoder: Encoder) -> dict[str, Head]:
@@ -109,7 +113,7 @@ class TaskModule(LightningModule):
 
         Args:
             trainer: what will run the module.
-            tasks: names of the tasks.
+            tasks: names of the tasks, without those that are evaluated only.
             stage: "fit", "validate", "test" or "predict".
 
         Raises:
@@ -128,7 +132,7 @@ class TaskModule(LightningModule):
             InputError: see `check` and `prepare`.
         """
         with self.ranks.agreed():
-            self.check(self.trainer, self.data.tasks, stage)
+            self.check(self.trainer, self.data.seen, stage)
             self.prepare(stage)
 
     def prepare(self, stage: str) -> None:
@@ -211,12 +215,16 @@ class TaskModule(LightningModule):
         return self.logits(batch, dataloader_idx).argmax(1)[: len(batch.labels)]
 
     def close(self, part: str) -> None:
-        """Add up and log what a pass over a part found, and get ready for the next one."""
-        metrics = [self.counts(part, task) for task in self.data.tasks]
+        """Add up and log what a pass over a part found, and get ready for the next one.
+
+        Unseen tasks count in the average of test images alone: the others may choose.
+        """
+        tasks = self.data.seen if part == "train" else self.data.tasks
+        metrics = [self.counts(part, task) for task in tasks]
         own = torch.stack([metric.compute() for metric in metrics])
         counts = self.trainer.strategy.reduce(own, reduce_op="sum").tolist()
         found = Measured({}, {})
-        for task, (right, *_, images) in zip(self.data.tasks, counts, strict=True):
+        for task, (right, *_, images) in zip(tasks, counts, strict=True):
             found.accuracy[task], found.samples[task] = right / max(images, 1), images
         for metric in metrics:
             metric.reset()
@@ -224,7 +232,8 @@ class TaskModule(LightningModule):
         values = {f"{part}/{task}": value for task, value in found.accuracy.items()}
         # Equal in all processes; "max" keeps them to the bit, and Lightning from warning.
         self.log_dict(values, sync_dist=True, reduce_fx="max")
-        self.log(f"{part}/average", found.average, prog_bar=True, sync_dist=True, reduce_fx="max")
+        average = found.mean(tasks if part == "test" else self.data.seen)
+        self.log(f"{part}/average", average, prog_bar=True, sync_dist=True, reduce_fx="max")
 
     def on_validation_epoch_end(self) -> None:
         """Keep and log the accuracy of every task and their average."""

@@ -32,9 +32,9 @@ def compare(
     """Test every candidate; write results.json and results.md.
 
     Where a candidate has options, the one with the best average accuracy on the held-out
-    images is taken; test images are looked at once per candidate, after all choices. Files of
-    options are kept until all is measured, for a run that is stopped to go on from. The
-    accuracies do not depend on the number of processes.
+    images of the seen tasks is taken; test images are looked at once per candidate, after all
+    choices. Files of options are kept until all is measured, for a run that is stopped to go on
+    from. The accuracies do not depend on the number of processes.
 
     Args:
         trainer: runs the evaluation; any number of devices. It loses its loggers and its bar.
@@ -65,6 +65,7 @@ def compare(
         versions=versions(str(trainer.strategy.root_device)) | _processes(trainer),
         command=command,
         notes=(*notes, *_limits(trainer)),
+        unseen=data.unseen,
     )
     Ranks.of(trainer).once(lambda: _write(results, folder))
     return results
@@ -98,12 +99,21 @@ def _choose(
     for what, option in candidate.options.items():
         evaluate.show(option)
         trainer.validate(evaluate, datamodule=data, verbose=False)
-        scores[what] = evaluate.measured["val"].average
+        scores[what] = evaluate.measured["val"].mean(data.seen)
     best = max(scores, key=scores.__getitem__)
     note = f"{best} of {len(scores)} chosen on the held-out images"
+    if data.unseen:
+        note += " of the seen tasks"
     rank_zero_info(f"{candidate.name}: {note}")
     note = "; ".join(filter(None, [candidate.note, note]))
-    return replace(candidate.options[best], name=candidate.name, note=note, bound=candidate.bound)
+    option = candidate.options[best]
+    return replace(
+        option,
+        name=candidate.name,
+        note=note,
+        bound=candidate.bound,
+        transductive=candidate.transductive or option.transductive,
+    )
 
 
 def _keep(candidates: Mapping[str, Candidate], chosen: Mapping[str, Candidate]) -> None:
@@ -139,4 +149,5 @@ def _measure(
         seconds=candidate.seconds,
         note=candidate.note,
         bound=candidate.bound,
+        transductive=candidate.transductive,
     )

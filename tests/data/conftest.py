@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lightning_merge.data import MergeDataModule
 from lightning_merge.models.preprocess import Preprocess
 
 
@@ -47,3 +48,17 @@ def root(make_task) -> Path:
     make_task("one", train=10)
     make_task("two", classes=("x", "y", "z"), train=20, test=5, suffix=".jpg")
     return make_task("three", train=15, test=3)
+
+
+@pytest.fixture
+def make(root, preprocess):
+    """Make a data module of the three tasks."""
+
+    def make(tasks=("one", "two", "three"), loaded=True, **options):
+        data = MergeDataModule(str(root), tasks=tasks, **options)
+        data.preprocess = preprocess
+        if loaded:
+            data.load()
+        return data
+
+    return make

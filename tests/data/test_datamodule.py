@@ -14,18 +14,6 @@ from lightning_merge.models.preprocess import Preprocess
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 
 
-@pytest.fixture
-def make(root, preprocess):
-    def make(tasks=("one", "two", "three"), loaded=True, **options):
-        data = MergeDataModule(str(root), tasks=tasks, **options)
-        data.preprocess = preprocess
-        if loaded:
-            data.load()
-        return data
-
-    return make
-
-
 def rows(data, task, part):
     return data.images(task, part).rows.tolist()
 
@@ -83,6 +71,7 @@ def test_splits_are_recorded(make, tmp_path):
     assert two["coefficient_rows"] == rows(data, "two", "coefficients")
     assert [two[p]["images"] for p in ("train", "validation", "test")] == [48, 12, 15]
     assert len({two[part]["digest"] for part in ("train", "validation", "test")}) == 3
+    assert not {"unseen", "transductive"} & set(written)
 
 
 def test_every_file_is_read_once(make, monkeypatch):
@@ -117,7 +106,7 @@ def test_copies_within_train_stay_on_one_side(make, root):
     _copy_into(root, "train", 10)
     data = make()
     assert data.record["one"]["left_out"] == 0
-    hashes = data._hashes["one", "train"]
+    hashes = data.division._hashes["one", "train"]
     train, held_out = (rows(data, "one", part) for part in ("train", "validation"))
     assert not {hashes[i] for i in train} & {hashes[i] for i in held_out}
 
@@ -300,6 +289,9 @@ def test_a_split_of_test_images_is_wanted_where_they_are_measured(make, root):
         ({"tasks": [".."]}, r"'\.\.' cannot name a task"),
         ({"tasks": ["keys"]}, r"'keys' cannot name a task"),
         ({"tasks": [""]}, r"'' cannot name a task"),
+        ({"unseen": ["four", "two"]}, r"data\.unseen names four, not among data\.tasks=.*'three'"),
+        ({"unseen": "two"}, r"data\.unseen='two' is one text; give a list: \[two\]"),
+        ({"unseen": ["two", "three", "one"]}, r"data\.unseen=.* leaves none of data\.tasks"),
     ],
 )
 def test_bad_values(make, options, message):

@@ -5,7 +5,7 @@ import torch
 
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.ranks import Ranks
-from lightning_merge.data.dataset import SeededOrder, Shares, TaskImages, loader
+from lightning_merge.data.dataset import SeededOrder, Shares, TaskImages, Unlabelled, loader
 from lightning_merge.data.folders import ImageFolders
 
 
@@ -47,6 +47,20 @@ def test_only_what_is_asked_for_is_decoded_and_once(images, monkeypatch):
     assert sorted(decoded) == list(range(30))
 
 
+def test_the_unlabelled_are_the_same_images_decoded_once(images, monkeypatch):
+    kept, decoded = images(True), []
+    original = TaskImages._decode
+    monkeypatch.setattr(
+        TaskImages, "_decode", lambda self, p: decoded.append(p) or original(self, p)
+    )
+    labelled, blind = kept[[5, 2, 29]], Unlabelled(kept)[[5, 2, 29]]
+    assert sorted(decoded) == [2, 5, 29]
+    assert torch.equal(blind.images, labelled.images)
+    assert torch.equal(blind.index, labelled.index)
+    assert blind.labels.tolist() == [-1] * 3
+    assert torch.equal(kept.labels, images(True).labels)
+
+
 def test_a_broken_middle_shows_in_prepare(images):
     kept = images(True)
     path = kept.examples.content.args[0].args[0][1]
@@ -57,18 +71,20 @@ def test_a_broken_middle_shows_in_prepare(images):
 
 
 def test_orders_are_new_every_round_and_follow_the_epoch():
-    order = SeededOrder(20, seed=3, name="one")
+    order = SeededOrder(torch.arange(20), seed=3, name="one")
     first, second = list(order), list(order)
     assert sorted(first) == sorted(second) == list(range(20))
     assert first != second
     order.set_epoch(1)
     third = list(order)
     assert third not in (first, second)
-    again = SeededOrder(20, seed=3, name="one")
+    again = SeededOrder(torch.arange(20), seed=3, name="one")
     again.set_epoch(1)
     torch.rand(5)
     assert list(again) == third
-    assert list(SeededOrder(20, 4, "one")) != first != list(SeededOrder(20, 3, "two"))
+    others = [SeededOrder(torch.arange(20), *named) for named in ((4, "one"), (3, "two"))]
+    assert first not in map(list, others)
+    assert sorted(SeededOrder(torch.tensor([7, 3, 12]), 3, "one")) == [3, 7, 12]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -107,7 +123,7 @@ def test_a_shared_pass_has_the_batches_of_a_lone_one(images, batch, processes):
 @pytest.mark.parametrize(("images", "batch", "processes"), SIZES)
 def test_a_shared_step_is_one_of_a_larger_batch(images, batch, processes):
     def steps(size, rank, of):
-        order = SeededOrder(images, seed=1, name="task")
+        order = SeededOrder(torch.arange(images), seed=1, name="task")
         shares = Shares(order, size, Ranks(rank, of), drop_last=True)
         rounds = []
         for epoch in (0, 3):

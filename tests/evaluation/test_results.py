@@ -42,6 +42,31 @@ def test_json_has_the_documented_form(tmp_path):
     }
 
 
+UNSEEN = ("cars", "dtd")
+
+
+def test_the_averages_are_over_seen_and_unseen_tasks():
+    row = candidate("a", [0.9, 0.2, 0.4, 0.6], tasks=("svhn", "cars", "mnist", "dtd"))
+    averages = row.averages(UNSEEN)
+    assert list(averages) == ["average", "average seen", "average unseen"]
+    assert [*averages.values()] == pytest.approx([0.525, 0.65, 0.4])
+    assert row.averages() == {"average": row.average}
+
+
+def test_json_names_unseen_tasks_only_where_there_are_any(results, tmp_path):
+    held_out = replace(results, unseen=UNSEEN)
+    assert Results.from_json(held_out.to_json(tmp_path / "results.json")) == held_out
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content.pop("unseen") == [*UNSEEN]
+    assert json.loads(results.to_json(tmp_path / "results.json").read_text()) == content
+
+
+@pytest.mark.parametrize("unseen", [("elsewhere",), TASKS])
+def test_unseen_tasks_are_some_of_the_tasks(unseen):
+    with pytest.raises(InputError, match="some of the tasks, not all"):
+        collect(candidate("ties", []), unseen=unseen)
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -105,6 +130,16 @@ def test_aggregate_equals_the_statistics_module(seeds):
         assert (row.bound, row.transductive) == (runs[0].bound, runs[0].transductive)
 
 
+def test_aggregate_has_the_spread_of_every_average(seeds):
+    total = aggregate([replace(run, unseen=UNSEEN) for run in seeds])
+    assert total.unseen == UNSEEN
+    for name, row in total.candidates.items():
+        for what in ("average", "average seen", "average unseen"):
+            values = [run.candidates[name].averages(UNSEEN)[what] for run in seeds]
+            assert row.averages[what] == pytest.approx((mean(values), stdev(values)))
+    assert aggregate(seeds).unseen == ()
+
+
 def test_aggregate_keeps_what_differs_between_runs(seeds):
     ties = replace(seeds[1].candidates["ties"], note="scale 0.3 chosen on validation")
     ties = replace(ties, samples=ties.samples | {"dtd": 799})
@@ -132,6 +167,13 @@ def test_aggregate_keeps_what_differs_between_runs(seeds):
         (
             [collect(candidate("ties", [])), collect(candidate("ties", [], TASKS[1:]), seed=1)],
             r"differ in tasks \['sun397'\]",
+        ),
+        (
+            [
+                collect(candidate("ties", []), unseen=UNSEEN),
+                collect(candidate("ties", []), unseen=("dtd", "mnist"), seed=1),
+            ],
+            r"differ in unseen \['cars', 'mnist'\]: aggregate runs of the same unseen",
         ),
     ],
 )

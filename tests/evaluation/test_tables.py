@@ -80,6 +80,49 @@ def test_markdown_of_several_seeds(seeds):
     assert any("over the seeds 0, 1, 2" in line for line in below)
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_unseen_columns_say_so_and_have_an_average_of_their_own(results, seeds, several):
+    unseen = ("cars", "gtsrb", "dtd")
+    runs = [replace(run, unseen=unseen) for run in (seeds if several else [results])]
+    header, rows, below = parse(markdown(aggregate(runs) if several else runs[0]))
+    named = [f"{task} (unseen)" if task in unseen else task for task in TASKS]
+    assert header == ["candidate", *named, "average", "average seen", "average unseen"]
+    for name, printed in zip(results.candidates, rows, strict=False):
+        found = [float(cell.strip("*").split()[0]) for cell in rows[printed]]
+        groups = [TASKS, [task for task in TASKS if task not in unseen], unseen]
+        for group, value in zip(groups, found[8:], strict=True):
+            every = [run.candidates[name].accuracy[task] for run in runs for task in group]
+            assert value == pytest.approx(100 * sum(every) / len(every), abs=0.0501)
+    bold = {name: [cell.startswith("**") for cell in cells] for name, cells in rows.items()}
+    assert bold["ties"][8:] == [True, True, True]
+    # cars, the only unseen task in which they differ: 55.04 and 54.96
+    assert bold["average"][8:] == [False, False, True]
+    assert rows["samples"][8:] == ["", "", ""]
+    assert any(line.startswith("Unseen: of these tasks nothing but their frozen") for line in below)
+
+
+def test_without_unseen_tasks_nothing_is_said_of_them(results):
+    assert "nseen" not in markdown(results)
+    assert "nseen" not in render(rich_table(results))
+
+
+def test_the_terminal_shows_unseen_tasks(results):
+    held_out = replace(results, unseen=("cars", "dtd"))
+    text = render(rich_table(held_out, width=200), width=200)
+    heading = " ".join(text.split())
+    for said in ("cars (unseen)", "dtd (unseen)", "average average seen average unseen"):
+        assert said in heading
+    row = held_out.candidates["ties"]
+    line = next(line for line in text.splitlines() if line.split()[:1] == ["ties"])
+    averages = row.averages(held_out.unseen).values()
+    assert line.split()[-3:] == [f"{100 * value:.1f}" for value in averages]
+    assert "unseen: only the frozen heads of these tasks were used" in heading
+    narrow = render(rich_table(held_out, width=60), width=60)
+    assert "sun397" not in narrow
+    line = next(line for line in narrow.splitlines() if line.split()[:1] == ["ties"])
+    assert line.split()[1:] == [f"{100 * value:.1f}" for value in averages]
+
+
 def test_odd_names_and_sample_counts_stay_in_their_cells():
     first = candidate("a|b", [], tasks=("x|y",))
     second = replace(first, name="c", samples={"x|y": 7})

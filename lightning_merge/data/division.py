@@ -1,0 +1,158 @@
+"""How the images of every task are divided into parts, proved disjoint, and recorded."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_merge.core.errors import InputError
+from lightning_merge.data import splits
+from lightning_merge.data.examples import Examples
+from lightning_merge.data.source import Source, same_classes
+
+PARTS = ("train", "validation", "coefficients", "test")
+TRANSDUCTIVE = "transductive"
+"""The part of the test images that a transductive method is fitted on, without their labels."""
+
+
+def split_of(part: str) -> str:
+    """Return the source's split that a part belongs to."""
+    return "test" if part in ("test", TRANSDUCTIVE) else "train"
+
+
+class Division:
+    """The parts of tasks of one source; arguments as `MergeDataModule` documents them.
+
+    Attributes:
+        classes: task -> names of its classes.
+        record: task -> what splits.json says of it.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        validation_fraction: float,
+        coefficient_fraction: float,
+        duplicates: str,
+        split_seed: int,
+    ) -> None:
+        self.source, self.duplicates, self.split_seed = source, duplicates, split_seed
+        self.validation_fraction = validation_fraction
+        self.coefficient_fraction = coefficient_fraction
+        self.classes: dict[str, tuple[str, ...]] = {}
+        self.record: dict[str, Any] = {}
+        self._examples: dict[tuple[str, str], Examples] = {}
+        self._hashes: dict[tuple[str, str], list[str]] = {}
+        self._rows: dict[tuple[str, str], Tensor] = {}
+
+    def load(self, task: str, *, test: bool | None) -> None:
+        """Find and divide the images of a task; see `MergeDataModule.load`."""
+        wanted = bool(test)
+        if test is None or self.duplicates == "drop":
+            wanted = wanted or self.source.offers(task, "test")
+        read = [self._read(task, split) for split in ("train", "test")[: 1 + wanted]]
+        if any(read):
+            self._divide(task)
+
+    def has(self, task: str, part: str) -> bool:
+        """Whether the part's split has been loaded."""
+        return (task, part) in self._rows
+
+    def part(self, task: str, part: str) -> tuple[Examples, Tensor]:
+        """Return the split that a part is of, and the part's rows in it, int64 [n]."""
+        return self._examples[task, split_of(part)], self._rows[task, part]
+
+    def hashes(self, task: str, part: str) -> list[str]:
+        """Return a digest of each image of a part."""
+        found = self._hashes[task, split_of(part)]
+        return [found[row] for row in self._rows[task, part].tolist()]
+
+    def _read(self, task: str, split: str) -> bool:
+        """Find and hash one split; return whether that was to be done."""
+        if (task, split) in self._hashes:
+            return False
+        examples = self.source.load(task, split)
+        if not len(examples):
+            raise InputError(f"task {task!r}: {split} has no images; fill it")
+        if split == "test":
+            same_classes(task, self._examples[task, "train"].classes, examples.classes)
+        self._examples[task, split] = examples
+        self._hashes[task, split] = splits.content_hashes(examples, f"{task} {split}")
+        return True
+
+    def _divide(self, task: str) -> None:
+        """Divide a task into parts, prove them disjoint and record them."""
+        train, hashes = self._examples[task, "train"], self._hashes[task, "train"]
+        test = self._hashes.get((task, "test"), [])
+        kept, held_out = splits.divide(
+            train.labels,
+            hashes,
+            self.validation_fraction,
+            self.split_seed,
+            leave_out=set(test) if self.duplicates == "drop" else (),
+        )
+        rows = {"train": kept, "validation": held_out, "coefficients": self._share(held_out)}
+        if test:
+            rows["test"] = torch.arange(len(test))
+            self._rows[task, TRANSDUCTIVE] = self._share(rows["test"])
+        self._rows.update({(task, part): r for part, r in rows.items()})
+        self._note(task, rows)
+
+    def _share(self, rows: Tensor) -> Tensor:
+        return splits.draw_share(rows, self.coefficient_fraction, self.split_seed + 1)
+
+    def _note(self, task: str, rows: dict[str, Tensor]) -> None:
+        """Check the parts of a task and note them for splits.json."""
+        train = self._examples[task, "train"]
+        for part in ("train", "validation"):
+            if not len(rows[part]):
+                raise InputError(
+                    f"task {task!r}: of {len(train)} images in {len(train.classes)} classes none "
+                    f"is left for {part} with data.validation_fraction="
+                    f"{self.validation_fraction}; give more images per class or another fraction"
+                )
+        found = {part: self.hashes(task, part) for part in rows}
+        splits.check_disjoint(task, {p: h for p, h in found.items() if p != "coefficients"})
+        self.classes[task] = train.classes
+        self.record[task] = {
+            "classes": list(train.classes),
+            "left_out": len(train) - len(rows["train"]) - len(rows["validation"]),
+            "validation_rows": rows["validation"].tolist(),
+            "coefficient_rows": rows["coefficients"].tolist(),
+            **{
+                part: {"images": len(h), "digest": splits.digest(h, self._labels(task, part))}
+                for part, h in found.items()
+            },
+        }
+
+    def _labels(self, task: str, part: str) -> Tensor:
+        examples, rows = self.part(task, part)
+        return examples.labels[rows]
+
+    def write(
+        self, path: Path, tasks: Iterable[str], unseen: Iterable[str], transductive: Iterable[str]
+    ) -> None:
+        """Write splits.json.
+
+        Args:
+            path: the file.
+            tasks: what it is about.
+            unseen: those that are evaluated only.
+            transductive: those that are fitted on test images.
+        """
+        settings: dict[str, Any] = {
+            "source": self.source.name,
+            "split_seed": self.split_seed,
+            "validation_fraction": self.validation_fraction,
+            "coefficient_fraction": self.coefficient_fraction,
+        }
+        found = {task: dict(self.record[task]) for task in tasks}
+        if unseen := list(unseen):
+            settings["unseen"] = unseen
+        for task in transductive:
+            settings["transductive"] = True
+            found[task]["transductive_rows"] = self._rows[task, TRANSDUCTIVE].tolist()
+        splits.write(path, settings, found)
