@@ -6,14 +6,16 @@
 from lightning_merge.methods.average import Average
 from lightning_merge.methods.base import MergeMethod, Resources, Transform, registered
 from lightning_merge.methods.dare import Dare
+from lightning_merge.methods.learned import LearnedCoefficients
 from lightning_merge.methods.lwptv import LwPTV
 from lightning_merge.methods.m_ties import MTies, MTiesAnalysis
 from lightning_merge.methods.task_arithmetic import TaskArithmetic
-from lightning_merge.methods.ties import Ties
+from lightning_merge.methods.ties import Ties, TrimAndElect
 
 __all__ = [
     "Average",
     "Dare",
+    "LearnedCoefficients",
     "LwPTV",
     "MTies",
     "MTiesAnalysis",
@@ -22,5 +24,6 @@ __all__ = [
     "TaskArithmetic",
     "Ties",
     "Transform",
+    "TrimAndElect",
     "registered",
 ]

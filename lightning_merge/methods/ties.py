@@ -1,6 +1,6 @@
 """TIES: trim, elect sign, merge what agrees."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar, Literal
@@ -53,17 +53,66 @@ class Ties(MergeMethod):
     def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
         """Find the global thresholds; the majority sign only when some mass is zero."""
         trim = trimming(vectors, self.density, self.trim)
-        majority = cache(lambda: majority_sign(vectors.map(trim)))
+        elect = electing(vectors, trim)
 
         def update(span: Span, tile: Tensor) -> Tensor:
             trimmed = trim(span, tile)
-            signs = elect_signs(trimmed, zero_sign=0.0)
-            cancelled = (signs == 0) & (sum_tasks(trimmed.abs()) > 0)
-            if cancelled.any():
-                signs[cancelled] = majority()
-            return disjoint_merge(trimmed, signs, self.combine).mul_(self.scale)
+            return disjoint_merge(trimmed, elect(trimmed), self.combine).mul_(self.scale)
 
         return update
+
+
+@dataclass(frozen=True)
+class TrimAndElect(Transform):
+    """The first two steps of TIES as a transform: trim, then keep what has the elected sign.
+
+    Their sum is the disjoint sum of TIES. In front of AdaMerging it makes AdaMerging++ (Yang et
+    al. 2024, section 3.2). Needs nothing but weights.
+
+    Args:
+        density: Fraction of each expert's entries that the trim keeps, in [0, 1].
+        trim: "global" ranks all parameters of an expert together, "per_tensor" each tensor.
+
+    Raises:
+        InputError: A value is out of its bounds.
+    """
+
+    density: float = 0.2
+    trim: TrimScope = "global"
+    reference: ClassVar[str] = "Yadav et al. 2023, arXiv:2306.01708"
+
+    def __post_init__(self) -> None:
+        require_between(0, 1, density=self.density)
+        require_choice(("global", "per_tensor"), trim=self.trim)
+
+    def __call__(self, vectors: TaskVectors) -> TaskVectors:
+        """Return the trimmed task vectors without the entries of the other sign."""
+        trim = trimming(vectors, self.density, self.trim)
+        elect = electing(vectors, trim)
+
+        def keep(span: Span, tile: Tensor) -> Tensor:
+            trimmed = trim(span, tile)
+            signs = elect(trimmed)
+            return trimmed.mul_(signs).relu_().mul_(signs)
+
+        return vectors.map(keep)
+
+
+def electing(vectors: TaskVectors, trim: TileMap) -> Callable[[Tensor], Tensor]:
+    """The map from a trimmed tile [K, n] to the elected signs [n].
+
+    The majority sign of all trimmed vectors is looked for when some mass cancels exactly.
+    """
+    majority = cache(lambda: majority_sign(vectors.map(trim)))
+
+    def elect(trimmed: Tensor) -> Tensor:
+        signs = elect_signs(trimmed, zero_sign=0.0)
+        cancelled = (signs == 0) & (sum_tasks(trimmed.abs()) > 0)
+        if cancelled.any():
+            signs[cancelled] = majority()
+        return signs
+
+    return elect
 
 
 def trimming(vectors: TaskVectors, density: float, scope: TrimScope) -> TileMap:

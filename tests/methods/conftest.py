@@ -1,9 +1,21 @@
 """A small network with every kind of tensor, experts of it, and the reference zoo."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+
+from lightning_merge.core.checkpoint import save_checkpoint
+from lightning_merge.core.learner import StatsMergeLearner
+from lightning_merge.core.statistics import FEATURES, feature_names
+from lightning_merge.core.task_vectors import is_merged
+
+STATISTICS = {"features": list(FEATURES), "rank": 3, "statistics_of": "experts"}
+LEARNER = {
+    "kind": "mlp2", "level": "layer", "normalize": "none", "prior": 0.3, "hidden": 8, **STATISTICS,
+}  # fmt: skip
 
 
 class TinyNet(nn.Module):
@@ -63,6 +75,35 @@ def resources(net):
     """What methods may need beside weights, as keyword arguments."""
     generator = torch.Generator().manual_seed(1)
     return {"model": net, "batches": torch.randn(40, 6, generator=generator)}
+
+
+@pytest.fixture(scope="session")
+def save_learned(tmp_path_factory):
+    """Function that writes what a run has learned: save_learned(tasks, layers, learner=...)."""
+
+    def save(tasks, layers, learner=LEARNER, scale=1.0):
+        generator = torch.Generator().manual_seed(2)
+        tensors = {"coefficients": torch.rand(len(tasks), len(layers), generator=generator)}
+        metadata = {"tasks": json.dumps(tasks), "layers": json.dumps(layers)}
+        metadata["final_scale"] = repr(scale)
+        if learner:
+            options = {k: v for k, v in learner.items() if k not in STATISTICS}
+            width = len(feature_names(learner["rank"], learner["features"]))
+            state = StatsMergeLearner(torch.zeros(1, 1, width), **options).state_dict()
+            for name, tensor in state.items():
+                tensors[f"learner.{name}"] = 0.3 * torch.randn(tensor.shape, generator=generator)
+            metadata["learner"] = json.dumps(learner)
+        path = tmp_path_factory.mktemp("learned") / "coefficients.safetensors"
+        return str(save_checkpoint(tensors, path, metadata=metadata))
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def learned_file(save_learned):
+    """A file of coefficients of the tiny network, for up to 20 experts."""
+    layers = [name for name, t in TinyNet().state_dict().items() if is_merged(name, t.dtype)]
+    return save_learned([f"task{k}" for k in range(20)], layers)
 
 
 @pytest.fixture(scope="session")

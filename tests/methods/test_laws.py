@@ -12,10 +12,13 @@ from lightning_merge.methods import MergeMethod, Transform, registered
 
 METHODS = registered(MergeMethod)
 TRANSFORMS = registered(Transform)
-COMBINATIONS = [pytest.param(lambda m=m: m(), id=m.__name__) for m in METHODS.values()] + [
-    pytest.param(lambda m=m, t=t: m(transforms=[t()]), id=f"{t.__name__}-{m.__name__}")
-    for m in METHODS.values()
-    for t in TRANSFORMS.values()
+# Methods that are several in one.
+VARIANTS = {"LearnedCoefficients": [{"by": by} for by in ("layer", "depth", "statistics")]}
+COMBINATIONS = [
+    pytest.param((name, options, before), id="-".join([*before, name, *options.values()]))
+    for before in ([], *([transform] for transform in TRANSFORMS))
+    for name in METHODS
+    for options in VARIANTS.get(name, [{}])
 ]
 # Hyperparameters under which one expert merges to itself.
 IDENTITIES = {
@@ -25,7 +28,15 @@ IDENTITIES = {
     "MTies": {"keep": 1.0, "spread": 0.0},
 }
 TRANSFORM_IDENTITIES = {"Dare": {"drop": 0.0}, "LwPTV": {"prune_ratio": 0.0}}
-every_method = pytest.mark.parametrize("make", COMBINATIONS)
+every_method = pytest.mark.parametrize("make", COMBINATIONS, indirect=True)
+
+
+@pytest.fixture
+def make(request, learned_file):
+    """Function that makes a method with transforms in front."""
+    name, options, before = request.param
+    file = {"file": learned_file} if name == "LearnedCoefficients" else {}
+    return lambda: METHODS[name](**options, **file, transforms=[TRANSFORMS[t]() for t in before])
 
 
 def assert_equal(got, want, **tolerance):

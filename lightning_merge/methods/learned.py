@@ -1,0 +1,206 @@
+"""Merging by what another run has learned: on its own, or on any other, experts."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from lightning_merge.core.checkpoint import open_checkpoint
+from lightning_merge.core.errors import InputError
+from lightning_merge.core.files import file_hash
+from lightning_merge.core.learner import StatsMergeLearner
+from lightning_merge.core.names import enumerate_names, match_names
+from lightning_merge.core.statistics import Feature, feature_names, layer_statistics, standardize
+from lightning_merge.core.task_vectors import TaskVectors, sum_tasks
+from lightning_merge.methods.base import MergeMethod, Resources, Transform, Update
+from lightning_merge.methods.checks import require_choice
+
+By = Literal["layer", "depth", "statistics"]
+_SEEN = ("statistics_of", "rank", "features")  # options of the statistics, not of the learner
+
+
+@dataclass(frozen=True)
+class LearnedCoefficients(MergeMethod):
+    """theta_0 + sum_k c_kl tau_kl with coefficients c that a run has learned. Needs its file.
+
+    How c [K, L] follows from the file, for K experts with L tensors:
+
+    * "layer": the file's coefficients, tasks and layers matched by name. The file may have more
+      of both.
+    * "depth": for another architecture. Layer l of L takes the coefficient of layer
+      floor(l (M - 1) / (L - 1) + 1/2) of the M in the file, which lies nearest at the same
+      relative depth; if L = 1, that of layer 0. Layers count in the base's order. A task that the
+      file does not know takes the mean over the file's tasks.
+    * "statistics": the run's StatsMergeLearner predicts c from the standardised statistics of
+      these experts, times the factor that the run has applied at the end. It is the same network
+      for any tasks and layers, and knows neither names nor depth.
+
+    Reference: StatsMerging 2025, appendix A.5.2 (there 320 coefficients of ViT-B/32 are
+    subsampled to 22 of ResNet50; how, it does not say), after Wang et al. 2024, LiNeS.
+
+    Args:
+        file: coefficients.safetensors of a run.
+        by: "layer", "depth" or "statistics".
+        transforms: Applied to the task vectors first; statistics are of what they leave. What was
+            learned behind transforms belongs behind the same ones: they are not in the file.
+
+    Raises:
+        InputError: `by` is unknown or the file missing; when merging: the file is unreadable or
+            lacks what is asked for, or by "depth" the base is not in the network's order.
+    """
+
+    file: str
+    by: By = "layer"
+    transforms: Sequence[Transform] = ()
+    reference: ClassVar[str] = "StatsMerging 2025, appendix A.5.2"
+
+    def __post_init__(self) -> None:
+        require_choice(get_args(By), by=self.by)
+        if not Path(self.file).is_file():
+            raise InputError(
+                f"file={self.file!r} is no file: give the coefficients.safetensors of a run"
+            )
+
+    def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
+        """Find the coefficients, and sum every tensor's task vectors with them."""
+        values = self.coefficients(vectors).to(vectors.device)
+        columns = dict(zip(vectors.names, values.T.unsqueeze(2), strict=True))
+        return lambda span, tile: sum_tasks(tile.mul_(columns[span.name]))
+
+    @torch.no_grad()
+    def coefficients(self, vectors: TaskVectors) -> Tensor:
+        """The coefficients [K, L] of these task vectors, rows as `tasks`, columns as `names`."""
+        learned = _Learned.read(self.file)
+        choose = {"layer": learned.by_layer, "depth": learned.by_depth}
+        return choose.get(self.by, learned.by_statistics)(vectors)
+
+    def described(self) -> str:
+        """The method, its hyperparameters and the hash of its file."""
+        return f"{super().described()}, sha256 of file {file_hash(self.file)}"
+
+
+@dataclass(frozen=True)
+class _Learned:
+    """What a run has learned.
+
+    Attributes:
+        file: Where it is stored.
+        values: Coefficients [K, L].
+        tasks: Names of the K tasks.
+        layers: Names of the L layers.
+        options: What the learner was made with; empty if it saw no statistics.
+        state: Weights of the learner.
+        scale: What the learner's coefficients were multiplied by at the end.
+    """
+
+    file: str
+    values: Tensor
+    tasks: list[str]
+    layers: list[str]
+    options: dict[str, Any]
+    state: dict[str, Tensor]
+    scale: float
+
+    @classmethod
+    def read(cls, file: str) -> "_Learned":
+        """Read coefficients.safetensors.
+
+        Raises:
+            InputError: It is missing, unreadable or something else.
+        """
+        stored = open_checkpoint(file)
+        try:
+            tasks, layers = (json.loads(stored.metadata[key]) for key in ("tasks", "layers"))
+            options = json.loads(stored.metadata.get("learner", "{}"))
+            scale = float(stored.metadata.get("final_scale", 1))
+            fits = stored.shape("coefficients") == (len(tasks), len(layers))
+        except (KeyError, ValueError, TypeError):
+            fits = False
+        if not fits or not stored["coefficients"].isfinite().all():
+            raise InputError(
+                f"file={file!r} has no coefficients with names of tasks and layers: give the "
+                "coefficients.safetensors of a run that has learned some"
+            )
+        prefix = "learner."
+        state = {n.removeprefix(prefix): stored[n] for n in stored if n.startswith(prefix)}
+        return cls(file, stored["coefficients"].float(), tasks, layers, options, state, scale)
+
+    def by_layer(self, vectors: TaskVectors) -> Tensor:
+        """The coefficients of the same tasks and layers."""
+        missing = [task for task in vectors.tasks if task not in self.tasks]
+        if missing:
+            raise InputError(
+                f"file={self.file!r} has no coefficients of {enumerate_names(missing)}; it has "
+                f"those of {enumerate_names(self.tasks)}. Name the experts so, or choose "
+                "by='depth' or by='statistics'"
+            )
+        try:
+            stored = match_names(vectors.names, dict.fromkeys(self.layers))
+        except InputError as fault:
+            raise InputError(
+                f"file={self.file!r}: {fault}; or choose by='depth' or by='statistics'"
+            ) from None
+        columns = [self.layers.index(stored[name]) for name in vectors.names]
+        return self.values[[self.tasks.index(task) for task in vectors.tasks]][:, columns]
+
+    def by_depth(self, vectors: TaskVectors) -> Tensor:
+        """The coefficients at the same relative depth, of the same task or of the mean one."""
+        _check_order(vectors.names)
+        rows = dict(zip(self.tasks, self.values, strict=True))
+        mean = self.values.mean(0)
+        chosen = torch.stack([rows.get(task, mean) for task in vectors.tasks])
+        return chosen[:, same_depth(len(vectors.names), len(self.layers))]
+
+    def by_statistics(self, vectors: TaskVectors) -> Tensor:
+        """What the learner makes of these experts' statistics."""
+        if self.options.get("kind", "free") == "free":
+            raise InputError(
+                f"file={self.file!r}: the run has learned coefficients without a network that sees "
+                "statistics; choose by='layer' or by='depth'"
+            )
+        try:
+            of, rank, features = (self.options[key] for key in _SEEN)
+            self._learner(torch.zeros(1, 1, len(feature_names(rank, features))))
+        except (KeyError, TypeError, RuntimeError) as fault:
+            raise InputError(
+                f"file={self.file!r}: the learner in it cannot be made again ({fault}): give the "
+                "file as this version has written it, or choose by='layer' or by='depth'"
+            ) from fault
+        return self.scale * self._learner(_statistics(vectors, of, rank, features))()
+
+    def _learner(self, features: Tensor) -> StatsMergeLearner:
+        """The run's learner, in front of other statistics [K, L, F]."""
+        options = {key: value for key, value in self.options.items() if key not in _SEEN}
+        learner = StatsMergeLearner(features, **options)
+        learner.load_state_dict(self.state)
+        return learner
+
+
+def _statistics(vectors: TaskVectors, of: str, rank: int, features: Sequence[Feature]) -> Tensor:
+    """Standardised statistics [K, L, F] of the experts, or their task vectors, as transformed."""
+    read = vectors.weights if of == "experts" else vectors.__getitem__
+    return standardize(layer_statistics(map(read, vectors.names), rank, features)).cpu()
+
+
+def same_depth(layers: int, source: int) -> list[int]:
+    """For each of some layers the nearest of `source` layers at the same relative depth.
+
+    Layer l of L corresponds to l (M - 1) / (L - 1) of M, halves rounded up; one layer alone to 0.
+    """
+    last = max(1, layers - 1)
+    return [(2 * layer * (source - 1) + last) // (2 * last) for layer in range(layers)]
+
+
+def _check_order(names: Sequence[str]) -> None:
+    """Check that names are not in an alphabetical order that puts block 10 before block 2."""
+    by_number = sorted(names, key=lambda n: re.sub(r"\d+", lambda digits: digits[0].zfill(9), n))
+    if list(names) == sorted(names) != by_number:
+        raise InputError(
+            f"base: its tensors are in alphabetical order, from {names[0]} to {names[-1]}, which "
+            "is not the network's, as by='depth' needs: save it in the order of state_dict()"
+        )
