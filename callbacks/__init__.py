@@ -1,4 +1,4 @@
-"""Callbacks: merging after training, a map of the coefficients, predictions as a file."""
+"""Callbacks: task vectors before learning, merging after it, pictures and predictions."""
 
 if __name__ == "callbacks":
     raise ImportError("import lightning_merge.callbacks, not callbacks: one class, one name")
@@ -8,5 +8,19 @@ from lightning_merge.callbacks.lwptv import LwPTVMerge
 from lightning_merge.callbacks.m_ties import MTiesMerge
 from lightning_merge.callbacks.merge import MergeCallback
 from lightning_merge.callbacks.predictions import WritePredictions
+from lightning_merge.callbacks.task_vectors import (
+    PruneTaskVectors,
+    TransformTaskVectors,
+    TrimTaskVectors,
+)
 
-__all__ = ["CoefficientMap", "LwPTVMerge", "MTiesMerge", "MergeCallback", "WritePredictions"]
+__all__ = [
+    "CoefficientMap",
+    "LwPTVMerge",
+    "MTiesMerge",
+    "MergeCallback",
+    "PruneTaskVectors",
+    "TransformTaskVectors",
+    "TrimTaskVectors",
+    "WritePredictions",
+]

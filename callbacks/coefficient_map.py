@@ -29,7 +29,7 @@ class CoefficientMap(CheckedCallback):
 
     def _draw(self, module: CoefficientModule) -> None:
         coefficient_heatmap(
-            module.coefficients().cpu(),
+            module.final_coefficients().cpu(),
             module.stacked.tasks,
             module.stacked.names,
             module.run_folder / "figures" / "coefficients.png",

@@ -87,24 +87,28 @@ class MergeCallback(CheckedCallback):
         }
 
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Merge and register the candidate."""
+        """Merge and register the candidate, once per variant of the module."""
         module: CoefficientModule = pl_module
         seconds = Ranks.of(trainer).once(lambda: self._merge_all(module))
-        options = {
-            what: Candidate(self.name, *self._paths(module, what), seconds=spent)
-            for what, spent in seconds.items()
-        }
-        module.candidates[self.name] = (
-            Candidate(self.name, *self._paths(module), options=options)
-            if self.grid
-            else next(iter(options.values()))
-        )
+        for suffix in module.variants:
+            name = self.name + suffix
+            options = {
+                what: Candidate(name, *self._paths(module, suffix, what), seconds=spent)
+                for what, spent in seconds.items()
+            }
+            module.candidates[name] = (
+                Candidate(name, *self._paths(module, suffix), options=options)
+                if self.grid
+                else next(iter(options.values()))
+            )
 
-    def _paths(self, module: CoefficientModule, what: str = "") -> tuple[Path, Path]:
-        """Return the files of weights and figure of the candidate, or of one of its variants."""
-        name = f"{self.name}@{list(self.variants()).index(what)}" if what else self.name
-        folder = module.run_folder
-        return folder / "merged" / f"{name}.safetensors", folder / "figures" / f"{name}.png"
+    def _paths(
+        self, module: CoefficientModule, suffix: str = "", what: str = ""
+    ) -> tuple[Path, Path]:
+        """Return the files of weights and figure of a candidate, or of a point of its grid."""
+        name = self.name + suffix
+        name = f"{name}@{list(self.variants()).index(what)}" if what else name
+        return module.merged_file(name), module.run_folder / "figures" / f"{name}.png"
 
     @torch.no_grad()
     def _merge_all(self, module: CoefficientModule) -> dict[str, float]:
@@ -114,19 +118,40 @@ class MergeCallback(CheckedCallback):
         """
         module.to(module.trainer.strategy.root_device)
         given = resources(module, self.method)
-        inputs = {**module.zoo.hashes(module.data.tasks), **_hash_of_images(given)}
-        seconds = {}
-        for what, variant in self.variants().items():
-            method, (path, figure) = _seeded(variant), self._paths(module, what)
-            metadata = {**_described(method), **inputs}
-            spent = _already(path, metadata) if module.trainer.ckpt_path is not None else None
-            if spent is None:
-                started = time.perf_counter()
-                merged = self.merge(module, method, given)
-                spent = time.perf_counter() - started
-                self.draw(module, figure)
-                save_checkpoint(merged, path, metadata={**metadata, "seconds": repr(spent)})
-            seconds[what] = spent
+        inputs = {**module.zoo.hashes(tuple(module.experts)), **_hash_of_images(given)}
+        return {
+            what: self._merge_variant(module, what, _seeded(variant), given, inputs)
+            for what, variant in self.variants().items()
+        }
+
+    def _merge_variant(
+        self,
+        module: CoefficientModule,
+        what: str,
+        method: MergeMethod,
+        given: Mapping[str, Any],
+        inputs: Mapping[str, str],
+    ) -> float:
+        """Write one point of the grid, in all variants of the module; return its seconds."""
+        files = {
+            self._paths(module, suffix, what)[0]: {
+                **_described(method), **inputs, **module.describe_statistics(recalibrate)
+            }
+            for suffix, recalibrate in module.variants.items()
+        }  # fmt: skip
+        if module.trainer.ckpt_path is not None:
+            spent = [_already(path, metadata) for path, metadata in files.items()]
+            if spent[0] is not None and None not in spent:
+                return spent[0]
+        started = time.perf_counter()
+        merged = self.merge(module, method, given)
+        seconds = time.perf_counter() - started
+        self.draw(module, self._paths(module, what=what)[1])
+        for recalibrate, (path, metadata) in zip(
+            module.variants.values(), files.items(), strict=True
+        ):
+            weights = module.recalibrate(merged) if recalibrate else merged
+            save_checkpoint(weights, path, metadata={**metadata, "seconds": repr(seconds)})
         return seconds
 
     def merge(

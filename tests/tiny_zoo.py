@@ -175,18 +175,21 @@ def own_files(files, tmp_path) -> SimpleNamespace:
     )
 
 
+def model_of(files, name="StatsMerging", **options) -> dict:
+    """The config of a module on the tiny zoo."""
+    encoder = {"class_path": "lightning_merge.models.MiniViT", "init_args": ENCODER}
+    zoo = {"base": files.base, "experts": files.experts, "heads": files.heads}
+    return {
+        "class_path": f"lightning_merge.modules.{name}",
+        "init_args": {"encoder": encoder, "zoo": zoo, **options},
+    }
+
+
 def write_config(path: Path, files, root, **changes) -> Path:
     """Write the config of a tiny StatsMerging run; `changes` are dotted names in it."""
     config = {
         "seed_everything": 3,
-        "model": {
-            "class_path": "lightning_merge.modules.StatsMerging",
-            "init_args": {
-                "encoder": {"class_path": "lightning_merge.models.MiniViT", "init_args": ENCODER},
-                "zoo": {"base": files.base, "experts": files.experts, "heads": files.heads},
-                "hidden": 8,
-            },
-        },
+        "model": model_of(files, hidden=8),
         "data": {"root": str(root), "tasks": list(TASKS), "batch_size": 8},
         "trainer": {**TRAINER, "default_root_dir": str(path.parent / "run"), "max_epochs": 3},
     }

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from lightning_merge.callbacks import WritePredictions
 from lightning_merge.callbacks.checked import CheckedCallback
+from lightning_merge.callbacks.task_vectors import TransformTaskVectors
 from lightning_merge.cli import record, stages
 from lightning_merge.cli.parser import Parser
 from lightning_merge.cli.processes import Result, leave_together, start
@@ -196,7 +197,7 @@ class MergeCLI(LightningCLI):
 
     def _check(self) -> None:
         """Check what can be told before images are read."""
-        self.model.check(self.trainer, self.datamodule.tasks, self.subcommand)
+        self.model.check(self.trainer, self.datamodule.seen, self.subcommand)
         if self.subcommand == "fit":
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, CheckedCallback):
@@ -256,7 +257,10 @@ class MergeCLI(LightningCLI):
 
     def _describe(self) -> dict[str, Any]:
         """Return what the run depends on, files apart; see `record`."""
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        before = [c.described() for c in callbacks if isinstance(c, TransformTaskVectors)]
         return {
+            **({record.TASK_VECTORS: before} if before else {}),
             **record.describe_options(record.plain(self.config[self.subcommand])),
             **record.describe_images(self.datamodule),
             "processes": self.trainer.world_size,  # others see the images in another order
@@ -298,7 +302,7 @@ class MergeCLI(LightningCLI):
                 _remove(self._last)
         self.datamodule.write_splits(self.folder / "splits.json")
         config = self.config.fit.clone()
-        config.overwrite = False
+        del config["overwrite"]  # the other commands have no such option
         file = str(self.folder / "config.yaml")
         self._parser("fit").save(config, file, skip_none=False, overwrite=True, multifile=False)
         record.write(self._record, self._record_file)
@@ -308,7 +312,7 @@ class MergeCLI(LightningCLI):
         stages.prepare(
             model.zoo,
             model.encoder,
-            record.plain(self._get(self.config, "model").init_args.encoder),
+            record.plain(self._get(self.config, "model").init_args),
             self.datamodule,
             {key: options[key] for key in DATA_OF_A_TASK},
             fit=lambda arguments: MergeCLI(["fit", *arguments], alone=True),

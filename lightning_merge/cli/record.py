@@ -17,6 +17,9 @@ Record = Mapping[str, Any]
 """Name of an option or input -> its value or the hash of its content."""
 
 CALLBACKS, TEST_IMAGES = "trainer.callbacks", "test images of "
+TASK_VECTORS = "model.task_vectors"
+"""What callbacks make of task vectors before coefficients are learned."""
+TRANSDUCTIVE = "model.init_args.transductive"
 
 WITHOUT_EFFECT = (
     "config",
@@ -72,13 +75,15 @@ def describe_files(files: Iterable[str]) -> dict[str, str]:
 
 def learning(record: Record) -> dict[str, Any]:
     """Return what the checkpoint of a run depends on: all but what is done with it."""
-    return {k: v for k, v in record.items() if k != CALLBACKS and not k.startswith(TEST_IMAGES)}
+    apart = () if record.get(TRANSDUCTIVE) else (TEST_IMAGES,)
+    return {k: v for k, v in record.items() if k != CALLBACKS and not k.startswith(apart)}
 
 
 def network(record: Record) -> dict[str, Any]:
     """Return what a learned network is and was learned from, however it was trained."""
-    kinds = ("model.", "data.", "file ", "images of ", "classes of ")
-    return {name: value for name, value in record.items() if name.startswith(kinds)}
+    kinds = ["model.", "data.", "file ", "images of ", "classes of "]
+    kinds += [TEST_IMAGES] if record.get(TRANSDUCTIVE) else []
+    return {name: value for name, value in record.items() if name.startswith(tuple(kinds))}
 
 
 def differences(old: Record, new: Record) -> str:

@@ -6,50 +6,73 @@ import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from lightning_merge import __version__
+from lightning_merge.core.batch_norm import batch_statistics, has_batch_norm, recalibrated
 from lightning_merge.core.checkpoint import save_checkpoint
 from lightning_merge.core.coefficients import StackedTaskVectors
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.learner import Level
+from lightning_merge.core.seeding import generator_for
 from lightning_merge.core.task_vectors import TaskVectors
 from lightning_merge.data.dataset import Batch
 from lightning_merge.evaluation.candidates import BOUNDS, Candidate, bounds
 from lightning_merge.methods.base import Transform
+from lightning_merge.methods.checks import require_choice
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.base import TaskModule
 from lightning_merge.modules.zoo import Zoo
 
+BatchNorm = Literal["recalibrate", "average", "both"]
 
-def check_memory(vectors: TaskVectors, trainer: Trainer) -> None:
+
+def check_memory(vectors: TaskVectors, trainer: Trainer, *, offload: bool = False) -> None:
     """Check that a step's weights fit into a device's memory, or all processes' into the host's.
 
-    They are the stacked task vectors, the base, the encoder's own weights, a merged network and
-    its gradient, in float32; activations come on top.
+    They are the stacked task vectors, which offloading leaves on the host, the base, a merged
+    network, and a gradient of one tensor (counted as half a network), in float32; activations
+    come on top.
 
     Raises:
         InputError: they do not.
     """
     entries = sum(map(vectors.numel, vectors.names))
-    needed = 4 * (len(vectors) + 4) * entries
-    device = trainer.strategy.root_device
+    stacks, networks = 4 * len(vectors) * entries, 10 * entries
+    device, host = trainer.strategy.root_device, _host_memory()
+    processes = trainer.num_devices
+    what = f"learning coefficients of {len(vectors)} experts of {entries} entries takes"
+    instead = "merge them in closed form (see docs/methods.md), or take fewer or smaller experts"
     if device.type == "cuda":
+        needed = networks + (0 if offload else stacks)
         available = torch.cuda.get_device_properties(device).total_memory
-    elif hasattr(os, "sysconf"):
-        pages, processes = os.sysconf("SC_PHYS_PAGES"), trainer.num_devices
-        available = pages * os.sysconf("SC_PAGE_SIZE") // processes
-    else:  # Windows does not say
-        return
-    if needed > available:
+        if needed > available:
+            instead = (
+                "give --model.offload true, which keeps task vectors on the host, or "
+                * (not offload)
+                + instead
+            )
+            raise InputError(
+                f"{what} {needed / 1e9:.3g} GB on every device, and {device} has "
+                f"{available / 1e9:.3g} GB for it; {instead}"
+            )
+    needed = stacks * offload if device.type == "cuda" else stacks + networks
+    if host is not None and needed * processes > host:
         raise InputError(
-            f"learning coefficients of {len(vectors)} experts of {entries} entries takes "
-            f"{needed / 1e9:.3g} GB on every device, and {device} has {available / 1e9:.3g} GB for "
-            "it; merge them in closed form (see docs/methods.md), or take fewer or smaller experts"
+            f"{what} {needed / 1e9:.3g} GB in every process, and the host has "
+            f"{host / processes / 1e9:.3g} GB for it; {instead}"
         )
+
+
+def _host_memory() -> int | None:
+    """Return the bytes of the host's memory; None where the system does not say (Windows)."""
+    if not hasattr(os, "sysconf"):
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 class CoefficientModule(TaskModule):
@@ -60,43 +83,120 @@ class CoefficientModule(TaskModule):
     Every process holds the stacked task vectors and one merged network; a step of N processes
     is that of one with N times the batch size.
 
+    Tasks that the data module calls unseen have a head and are measured, no more.
+
     Args:
         encoder: architecture of the base and the experts.
         zoo: files of base, experts and heads.
         name: of the merged network in tables and files.
+        level: one coefficient per task and layer, or per task.
         transforms: applied to the task vectors before learning.
+        offload: keep the task vectors in the host's memory and send a tensor's to the device
+            when it is merged, for experts that do not fit there together.
+        batch_norm: where the network has BatchNorm: "recalibrate" its statistics on held-out
+            images after every merge (a step of learning then uses those of its batch), or
+            "average" those of the experts; "both" measures every merged network either way.
 
     Attributes:
         candidates: what the run compares, by name; merging callbacks add theirs.
+        final_scale: what the learned coefficients are multiplied by.
         seconds: time spent learning.
+        transductive: whether it learns from unlabelled test images.
     """
 
     learner: nn.Module
     note: str = ""
+    transductive: bool = False
 
     def __init__(
-        self, encoder: Encoder, zoo: Zoo, name: str, transforms: Sequence[Transform] = ()
+        self,
+        encoder: Encoder,
+        zoo: Zoo,
+        name: str,
+        level: Level = "layer",
+        transforms: Sequence[Transform] = (),
+        offload: bool = False,
+        batch_norm: BatchNorm = "recalibrate",
     ) -> None:
         super().__init__(encoder)
-        self.zoo, self.name, self.transforms = zoo, name, tuple(transforms)
+        require_choice(("layer", "task"), level=level)
+        require_choice(("recalibrate", "average", "both"), batch_norm=batch_norm)
+        self.zoo, self.name, self.level, self.transforms = zoo, name, level, tuple(transforms)
+        self.offload, self.batch_norm = offload, batch_norm
         self.requires_grad_(False)
         self.candidates: dict[str, Candidate] = {}
         self._merged: dict[str, Tensor] | None = None
+        self.final_scale = 1.0
         self.seconds = 0.0
 
     # What a subclass defines
 
     @abstractmethod
-    def make_learner(self, base: Mapping[str, Tensor], experts: Mapping[str, Any]) -> nn.Module:
-        """Return the module whose call gives the coefficients [K, L]."""
+    def make_learner(self, vectors: TaskVectors) -> nn.Module:
+        """Return the module whose call gives the coefficients [K, L] of transformed vectors."""
 
     @abstractmethod
     def task_loss(self, task: str, logits: Tensor, batch: Batch) -> Tensor:
         """Return the mean loss of one task's images."""
 
+    def describe_learner(self) -> dict[str, Any]:
+        """Return what it takes to build the learner anew for other experts; nothing if it can't."""
+        return {}
+
     def hyperparameters(self) -> dict[str, Any]:
         """Return what the learning depended on, for the metadata of its files."""
-        return {"transforms": repr(self.transforms)}
+        return {"transforms": repr(self.transforms), "final_scale": self.final_scale}
+
+    # What callbacks use
+
+    def transform(self, transform: Transform, final_scale: float = 1.0) -> None:
+        """Have the task vectors transformed, after all transforms so far, before learning.
+
+        Args:
+            transform: of the task vectors.
+            final_scale: what the learned coefficients are multiplied by, where there is one for
+                every layer.
+
+        Raises:
+            InputError: the task vectors are stacked already, without it.
+        """
+        if hasattr(self, "learner"):
+            if transform not in self.transforms:
+                raise InputError(f"transform={transform}: the module has learned without it")
+            return
+        self.transforms += (transform,)
+        if self.level == "layer":
+            self.final_scale *= final_scale
+
+    @property
+    def variants(self) -> dict[str, bool]:
+        """What to add to the name of a merged network -> whether to recalibrate it.
+
+        Without BatchNorm there is one variant, as it is.
+        """
+        if not has_batch_norm(self.encoder.backbone):
+            return {"": False}
+        if self.batch_norm == "both":
+            return {"": True, "_not_recalibrated": False}
+        return {"": self.batch_norm == "recalibrate"}
+
+    def describe_statistics(self, recalibrate: bool) -> dict[str, str]:
+        """Return where BatchNorm's statistics come from, for the metadata of merged weights."""
+        if not has_batch_norm(self.encoder.backbone):
+            return {}
+        if not recalibrate:
+            return {"batch_norm": "average"}
+        images = {task: self.data.digest(task) for task in self.data.seen}
+        count = self.data.unlabelled_images
+        return {"batch_norm": f"recalibrated on {count} held-out images of {json.dumps(images)}"}
+
+    def recalibrate(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return merged weights with BatchNorm statistics of held-out images of all tasks."""
+        images = self.data.unlabelled()
+        order = torch.randperm(len(images), generator=generator_for(0, "recalibrate"))
+        batches = images[order].split(self.data.eval_batch_size)
+        normal = (self.preprocess.normalize(b.to(self.device)) for b in batches)
+        return recalibrated(self.encoder.backbone, weights, normal)
 
     # State
 
@@ -120,7 +220,9 @@ class CoefficientModule(TaskModule):
                 "use bf16-mixed, 16-mixed or 32-true"
             )
         if len(tasks) < 2:
-            raise InputError(f"data.tasks={list(tasks)}: merging takes two tasks or more")
+            raise InputError(
+                f"data.tasks={list(tasks)}: merging takes two tasks or more that are not unseen"
+            )
 
     def prepare(self, stage: str) -> None:
         """Open the zoo, stack the task vectors and make the learner.
@@ -129,19 +231,24 @@ class CoefficientModule(TaskModule):
             InputError: files are missing or do not fit.
         """
         super().prepare(stage)
-        tasks = self.data.tasks
+        if stage == "fit" and self.data.fit_on == "train":
+            raise InputError(
+                "data.fit_on='train': experts were trained on these images, which tell nothing "
+                "about their merge; give data.fit_on: coefficients"
+            )
         if hasattr(self, "learner"):
             return
-        base, experts = self.zoo.open(self.encoder, tasks)
+        base, experts = self.zoo.open(self.encoder, self.data.seen)
         vectors = TaskVectors(base, experts)
-        check_memory(vectors, self.trainer)
+        check_memory(vectors, self.trainer, offload=self.offload)
         for transform in self.transforms:
             vectors = transform(vectors)
-        self.stacked = StackedTaskVectors(vectors)
-        self.learner = self.make_learner(base, experts)
+        device = self.trainer.strategy.root_device
+        self.stacked = StackedTaskVectors(vectors, device, offload=self.offload)
+        self.learner = self.make_learner(vectors)
         self.open_heads(self.zoo.heads)
         self.base, self.experts = base, experts
-        paths = {task: Path(self.zoo.expert(task)) for task in tasks}
+        paths = {task: Path(self.zoo.expert(task)) for task in self.data.tasks}
         for candidate in bounds(Path(self.zoo.base), paths):
             self.candidates[candidate.name] = candidate
 
@@ -174,9 +281,13 @@ class CoefficientModule(TaskModule):
         self.seconds = checkpoint["seconds"]
 
     def on_fit_start(self) -> None:
-        """Move the task vectors, which are no module state, to the device; start the clock."""
+        """Move the task vectors, which are no module state, to the device; start the clock.
+
+        The encoder's own weights are the base's, and lie in the same memory until fit ends.
+        """
         self._started = time.perf_counter()
         self.stacked.to(self.device)
+        self.stacked.share(dict(self.encoder.backbone.named_parameters()))
 
     def on_train_epoch_end(self) -> None:
         """Add the epoch's time to what earlier epochs, and interrupted sessions, took."""
@@ -194,35 +305,53 @@ class CoefficientModule(TaskModule):
         with torch.autocast(self.device.type, enabled=False):
             return self.learner()
 
-    def merged(self) -> dict[str, Tensor]:
-        """Return the merged weights; outside of training they are merged once and kept."""
-        with torch.autocast(self.device.type, enabled=False):  # mixed precision rounds no weight
-            if torch.is_grad_enabled():
-                self._merged = None
-                return self.stacked.merge(self.coefficients())
-            if self._merged is None:
-                self._merged = self.stacked.to(self.device).merge(self.coefficients())
-            return self._merged
+    def final_coefficients(self) -> Tensor:
+        """Return the coefficients [K, L] that the result is merged with."""
+        return self.final_scale * self.coefficients()
 
     def features(self, images: Tensor) -> Tensor:
-        """Map normalised images to features by the merged network."""
-        return self.encoder.functional(self.merged(), images)
+        """Map normalised images to features by the merged network, merged once and kept."""
+        if self._merged is None:
+            with torch.no_grad():
+                merged = self.stacked.to(self.device).merge(self.final_coefficients())
+            recalibrate = next(iter(self.variants.values()))
+            self._merged = self.recalibrate(merged) if recalibrate else merged
+        return self.encoder.functional(self._merged, images)
 
     def training_step(self, batch: Mapping[str, Batch], batch_idx: int) -> Tensor:
         """Return the loss, averaged over tasks."""
-        losses = {
-            task: self.task_loss(task, self.heads[task](features).float(), batch[task])
-            for task, features in self.task_features(batch).items()
-        }
-        every = torch.stack(list(losses.values()))
-        found = self.trainer.strategy.reduce(every.detach().clone(), reduce_op="mean")
+        self._merged = None
+        losses: dict[str, Tensor] = {}
+        images = torch.cat([part.images for part in batch.values()])
+
+        def of(weights: Mapping[str, Tensor]) -> Tensor:
+            with batch_statistics(self.encoder.backbone, any(self.variants.values())):
+                features = self.encoder.functional(weights, images)
+            parts = features.split([len(part.labels) for part in batch.values()])
+            for (task, part), own in zip(batch.items(), parts, strict=True):
+                losses[task] = self.task_loss(task, self.heads[task](own).float(), part)
+            return torch.stack(list(losses.values())).mean()
+
+        loss = self.stacked.loss(self.coefficients(), of, scale=self._loss_scale)
+        self._log_losses(losses)
+        return loss
+
+    @property
+    def _loss_scale(self) -> float:
+        """What mixed precision in float16 multiplies losses with."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        return 1.0 if scaler is None else scaler.get_scale()
+
+    def _log_losses(self, losses: Mapping[str, Tensor]) -> None:
+        """Log the mean loss of every task, over all processes, and their average."""
+        every = torch.stack(list(losses.values())).detach()
+        found = self.trainer.strategy.reduce(every, reduce_op="mean")
         mean = found.mean()
         self.log("train/loss", mean, prog_bar=True, batch_size=1)
         epoch: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True}
         self.log("train/loss_epoch", mean, batch_size=1, **epoch)
         values = zip(losses, found, strict=True)
         self.log_dict({f"train/loss/{task}": value for task, value in values}, batch_size=1)
-        return every.mean()
 
     # Results
 
@@ -233,18 +362,31 @@ class CoefficientModule(TaskModule):
         Raises:
             InputError: learning has diverged.
         """
-        path = self.run_folder / "merged" / f"{self.name}.safetensors"
+        values = self.final_coefficients()
         self._merged = None
-        values = self.coefficients().cpu()
+        self.ranks.once(lambda: self._save(values))
+        for parameter in self.encoder.backbone.parameters():
+            parameter.data = parameter.data.clone()  # no longer the base's memory
         self.stacked.to("cpu")  # evaluation wants the device
-        self.ranks.once(lambda: self._save(values, path))
         untrained = (
             "" if self.trainer.global_step else "as it starts: no step of training was taken"
         )
         note = "; ".join(filter(None, [self.note, untrained]))
-        self.candidates[self.name] = Candidate(self.name, path, seconds=self.seconds, note=note)
+        for suffix in self.variants:
+            name = self.name + suffix
+            self.candidates[name] = Candidate(
+                name,
+                self.merged_file(name),
+                seconds=self.seconds,
+                note=note,
+                transductive=self.transductive,
+            )
 
-    def _save(self, values: Tensor, path: Path) -> None:
+    def merged_file(self, name: str) -> Path:
+        """Return the file of a merged network."""
+        return self.run_folder / "merged" / f"{name}.safetensors"
+
+    def _save(self, values: Tensor) -> None:
         if not values.isfinite().all():
             raise InputError(f"{self.name}: the coefficients are not finite; lower learning_rate")
         metadata = {
@@ -252,12 +394,24 @@ class CoefficientModule(TaskModule):
             "hyperparameters": json.dumps(self.hyperparameters()),
             "tasks": json.dumps(self.stacked.tasks),
             "layers": json.dumps(self.stacked.names),
+            "final_scale": repr(self.final_scale),
             "version": __version__,
             **self.zoo.hashes(self.stacked.tasks),
         }
-        file = self.run_folder / "coefficients.safetensors"
-        save_checkpoint({"coefficients": values}, file, metadata=metadata)
-        save_checkpoint(self.stacked.merge(values), path, metadata=metadata)
+        state = {f"learner.{n}": t.cpu() for n, t in self.learner.state_dict().items()}
+        known = self.describe_learner()
+        described = {"learner": json.dumps(known)} if known else {}
+        save_checkpoint(
+            {"coefficients": values.cpu(), **state},
+            self.run_folder / "coefficients.safetensors",
+            metadata=metadata | described,
+        )
+        merged = self.stacked.merge(values)
+        for suffix, recalibrate in self.variants.items():
+            weights = self.recalibrate(merged) if recalibrate else merged
+            about = {**metadata, **self.describe_statistics(recalibrate)}
+            cpu = {name: tensor.cpu() for name, tensor in weights.items()}
+            save_checkpoint(cpu, self.merged_file(self.name + suffix), metadata=about)
 
     @property
     def run_folder(self) -> Path:

@@ -1,7 +1,7 @@
 """StatsMerging: coefficients from weight statistics, taught by task-specific teachers."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -9,15 +9,32 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.learner import PRIOR, Kind, Level, Normalize, StatsMergeLearner
 from lightning_merge.core.statistics import FEATURES, Feature, layer_statistics, standardize
 from lightning_merge.core.task_vectors import TaskVectors, wide
 from lightning_merge.data.dataset import Batch
 from lightning_merge.methods.base import Transform
 from lightning_merge.methods.checks import require_between
 from lightning_merge.models.encoder import Encoder
-from lightning_merge.modules.coefficients import CoefficientModule
-from lightning_merge.modules.learner import PRIOR, Kind, Level, Normalize, StatsMergeLearner
+from lightning_merge.modules.coefficients import BatchNorm, CoefficientModule
+from lightning_merge.modules.losses import entropy
 from lightning_merge.modules.zoo import Zoo
+
+
+def by_confidence(logits: Tensor, start: float, stop: float) -> Tensor:
+    """Return which answers lie from one to another share of all, by rising entropy.
+
+    Args:
+        logits: of a teacher, [n, C].
+        start: share of the most certain answers to leave out.
+        stop: share at which to end; shares that meet have no answer in common.
+
+    Returns:
+        Positions, int64, at most n, at least one.
+    """
+    order = entropy(logits).argsort(stable=True).cpu()
+    first, last = int(start * len(order)), int(stop * len(order))
+    return order[min(first, len(order) - 1) : max(last, first + 1)]
 
 
 class StatsMerging(CoefficientModule):
@@ -43,7 +60,13 @@ class StatsMerging(CoefficientModule):
         learning_rate: of Adam.
         step_size: epochs between drops of the learning rate.
         gamma: factor of each drop.
+        confidence: which images of a task teach, by the entropy of its teacher's answers: from
+            this to that share of them, the most certain first; (0, 0.33) are those of low, (0.67,
+            1) of high label noise (section D; the paper takes thirds of the range of entropies,
+            here each third has as many images).
         transforms: applied to the task vectors before learning.
+        offload: keep the task vectors in the host's memory.
+        batch_norm: see `CoefficientModule`.
 
     Raises:
         InputError: an option is out of range or files do not fit.
@@ -66,13 +89,20 @@ class StatsMerging(CoefficientModule):
         learning_rate: float = 1e-3,
         step_size: int = 100,
         gamma: float = 0.1,
+        confidence: tuple[float, float] = (0.0, 1.0),
         transforms: Sequence[Transform] = (),
+        offload: bool = False,
+        batch_norm: BatchNorm = "recalibrate",
     ) -> None:
         if rank < 0:
             raise InputError(f"rank={rank} must be 0 or more")
         if not features:
             raise InputError(f"features=[]: name one of {list(FEATURES)}")
-        super().__init__(encoder, zoo, name, transforms)
+        if not 0 <= confidence[0] < confidence[1] <= 1:
+            raise InputError(
+                f"confidence={list(confidence)} must be two shares, 0 <= from < to <= 1"
+            )
+        super().__init__(encoder, zoo, name, level, transforms, offload, batch_norm)
         self.statistics_of, self.statistics, self.rank = statistics_of, tuple(features), rank
         self.learner_options: dict[str, Any] = {
             "kind": learner, "level": level, "normalize": normalize, "prior": prior,
@@ -83,31 +113,37 @@ class StatsMerging(CoefficientModule):
             raise InputError(f"step_size={step_size} must be 1 or more epochs")
         # An option out of range shows now, not after experts were made.
         StatsMergeLearner(torch.zeros(2, 1, 1), **self.learner_options)
-        self.loss, self.learning_rate = loss, learning_rate
+        self.loss, self.learning_rate, self.confidence = loss, learning_rate, tuple(confidence)
         self.step_size, self.gamma = step_size, gamma
         self.note = "fitted on true labels of held-out images" if loss == "labels" else ""
         self.teacher_logits: dict[str, Tensor] = {}
 
     def hyperparameters(self) -> dict[str, Any]:
         """Return what the learning depended on, for the metadata of its files."""
-        own = ("statistics_of", "statistics", "rank", "loss", "learning_rate", "step_size", "gamma")
+        own = ("loss", "learning_rate", "step_size", "gamma", "confidence")
         options = {name: getattr(self, name) for name in own}
-        return {**self.learner_options, **options, **super().hyperparameters()}
+        return {**self.describe_learner(), **options, **super().hyperparameters()}
 
-    def make_learner(
-        self, base: Mapping[str, Tensor], experts: Mapping[str, Any]
-    ) -> StatsMergeLearner:
+    def describe_learner(self) -> dict[str, Any]:
+        """Return what it takes to build the learner anew for other experts."""
+        seen = {"features": list(self.statistics), "rank": self.rank}
+        return {**self.learner_options, **seen, "statistics_of": self.statistics_of}
+
+    def make_learner(self, vectors: TaskVectors) -> StatsMergeLearner:
         """Return the learner on the standardised statistics of every task and layer."""
-        vectors = TaskVectors(base, experts)
         read = vectors.weights if self.statistics_of == "experts" else vectors.__getitem__
         features = layer_statistics((read(n) for n in vectors.names), self.rank, self.statistics)
         return StatsMergeLearner(standardize(features), **self.learner_options)
 
     def on_fit_start(self) -> None:
-        """Let every expert label its task's images, once."""
+        """Let every expert label its task's images, once; leave out those to be left out."""
         super().on_fit_start()
-        if self.loss != "labels":
-            self.teacher_logits = {task: self._teach(task) for task in self.data.tasks}
+        everything = self.confidence == (0, 1)
+        if self.loss != "labels" or not everything:
+            self.teacher_logits = {task: self._teach(task) for task in self.data.seen}
+        if not everything:
+            for task, logits in self.teacher_logits.items():
+                self.data.restrict(task, by_confidence(logits, *self.confidence))
 
     @torch.no_grad()
     def _teach(self, task: str) -> Tensor:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_zoo import ENCODER, TASKS
+from tiny_zoo import ENCODER, TASKS, model_of
 
 from lightning_merge.callbacks import MergeCallback, MTiesMerge
 from lightning_merge.core.checkpoint import open_checkpoint, save_checkpoint
-from lightning_merge.modules import Evaluate, StatsMerging
+from lightning_merge.modules import CoefficientModule, Evaluate
 
 CALLBACKS = [
     {
@@ -129,7 +129,7 @@ def test_results_of_another_configuration_are_kept_unless_told_otherwise(
     assert "going on from" in caplog.text
     assert torch.equal(learned(folder), coefficients)
     assert "m_ties" in json.loads((folder / "results.json").read_text())["candidates"]
-    assert "overwrite: false" in (folder / "config.yaml").read_text()
+    assert run("validate", "--config", folder / "config.yaml").code == 0
 
     # So are other inputs under the same names.
     assert run("fit", "--config", path).code == 0
@@ -225,15 +225,15 @@ def test_before_fit_there_is_nothing_to_test(run, config):
 
 
 def stop_in_epoch_7(how):
-    """Let StatsMerging stop in the middle of an epoch; return how it was before."""
-    step = StatsMerging.training_step
+    """Let learning stop in the middle of an epoch; return how it was before."""
+    step = CoefficientModule.training_step
 
     def training_step(module, batch, batch_idx):
         if module.current_epoch == 7 and batch_idx:
             how()
         return step(module, batch, batch_idx)
 
-    StatsMerging.training_step = training_step
+    CoefficientModule.training_step = training_step
     return step
 
 
@@ -263,17 +263,26 @@ def interrupt(run, path):
     try:
         result = run("fit", "--config", path)
     finally:
-        StatsMerging.training_step = step
+        CoefficientModule.training_step = step
     assert result.code not in (0, 2)
     assert "Traceback" not in result.err
 
 
-@pytest.mark.parametrize("stop", [kill, interrupt])
-def test_a_stopped_run_goes_on_as_if_it_had_not(run, config, tmp_path, caplog, stop):
+@pytest.mark.parametrize(
+    ("stop", "name", "settings"),
+    [
+        (kill, "StatsMerging", {"hidden": 8, "step_size": 4}),
+        (interrupt, "StatsMerging", {"hidden": 8, "step_size": 4}),
+        (kill, "AdaMerging", {"learning_rate": 0.01}),
+    ],
+)
+def test_a_stopped_run_goes_on_as_if_it_had_not(
+    run, config, files, tmp_path, caplog, stop, name, settings
+):
     """Stop it after a checkpoint, start it again, compare with an unbroken run."""
     options = {
         "trainer__max_epochs": 10,
-        "model__init_args__step_size": 4,
+        "model": model_of(files, name, **settings),
         "data__batch_size": 4,
     }
     whole = tmp_path / "whole"

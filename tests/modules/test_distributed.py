@@ -27,7 +27,7 @@ from lightning_merge.core.checkpoint import open_checkpoint
 from lightning_merge.core.errors import InputError
 from lightning_merge.data import Augment, MergeDataModule
 from lightning_merge.models import MiniViT
-from lightning_merge.modules import Evaluate, FineTune, StatsMerging
+from lightning_merge.modules import AdaMerging, Evaluate, FineTune, StatsMerging
 
 
 def as_torchrun(work, size):
@@ -139,31 +139,41 @@ def test_the_results_are_the_same_from_one_two_and_three_processes(
 
 @pytest.fixture
 def learn(together, trainer, zoo, root):
-    """Fit StatsMerging on several processes; returns what every process has learned."""
+    """Fit a module on several processes; returns what every process has learned."""
 
-    def run(size, batch_size, root=root, **options):
+    def run(size, batch_size, root=root, kind=StatsMerging, **options):
         def work(rank):
             torch.manual_seed(11 if rank == 0 else 12)  # only the first one's counts
             data = MergeDataModule(str(root), tasks=list(TASKS), batch_size=batch_size)
             data.eval_batch_size = 5
-            module = StatsMerging(MiniViT(**ENCODER), zoo, hidden=8, learning_rate=0.03, **options)
+            module = kind(MiniViT(**ENCODER), zoo, learning_rate=0.03, **options)
             strategy = "ddp" if size > 1 else "auto"
             trainer(devices=size, strategy=strategy).fit(module, datamodule=data)
             with torch.no_grad():
-                return module.coefficients(), module.teacher_logits
+                return module.coefficients(), getattr(module, "teacher_logits", {})
 
         return together(size, work)
 
     return run
 
 
-@pytest.mark.parametrize("loss", ["hard", "soft"])
-def test_a_step_of_two_is_one_of_the_union_of_their_batches(learn, loss):
-    (one, teacher), *_ = learn(1, 4, loss=loss)
-    both = learn(2, 2, loss=loss)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"hidden": 8, "loss": "hard"},
+        {"hidden": 8, "loss": "soft"},
+        {"hidden": 8, "confidence": (0.0, 0.6)},
+        {"kind": AdaMerging},
+        {"kind": AdaMerging, "level": "task", "transductive": True},
+    ],
+    ids=["hard", "soft", "confident", "adamerging", "transductive"],
+)
+def test_a_step_of_two_is_one_of_the_union_of_their_batches(learn, options):
+    (one, teacher), *_ = learn(1, 4, **options)
+    both = learn(2, 2, **options)
     for values, logits in both:
         torch.testing.assert_close(values, one, rtol=1e-4, atol=1e-5)
-        assert all(torch.equal(logits[task], teacher[task]) for task in TASKS)
+        assert all(torch.equal(logits[task], teacher[task]) for task in teacher)
     assert torch.equal(both[0][0], both[1][0])
     assert (one - 0.3).abs().max() > 0.02
 
@@ -173,8 +183,8 @@ def test_a_task_with_fewer_images_than_processes_is_seen_by_all(learn, own_root)
         for split in own_root.glob(f"{task}/train/*"):
             for image in sorted(split.iterdir())[5:]:
                 image.unlink()
-    (one, _), *_ = learn(1, 3, own_root)
-    for values, _ in learn(3, 1, own_root):
+    (one, _), *_ = learn(1, 3, own_root, hidden=8)
+    for values, _ in learn(3, 1, own_root, hidden=8):
         torch.testing.assert_close(values, one, rtol=1e-4, atol=1e-5)
 
 

@@ -1,0 +1,84 @@
+"""AdaMerging: coefficients that make the merged network sure of its answers."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_merge.core.learner import PRIOR, Level, StatsMergeLearner
+from lightning_merge.core.task_vectors import TaskVectors
+from lightning_merge.data.dataset import Batch
+from lightning_merge.methods.base import Transform
+from lightning_merge.methods.checks import require_between
+from lightning_merge.models.encoder import Encoder
+from lightning_merge.modules.coefficients import BatchNorm, CoefficientModule
+from lightning_merge.modules.losses import entropy
+from lightning_merge.modules.zoo import Zoo
+
+
+class AdaMerging(CoefficientModule):
+    """Learn clamp(c, 0, 1) by the least mean entropy of the merged network's predictions.
+
+    No label is used, neither true nor a teacher's. The paper sums the losses of tasks, here they
+    are averaged, which is the same to Adam. With the callback `TrimTaskVectors` it is AdaMerging++.
+
+    Reference: Yang et al. 2024, "AdaMerging", equations 2 to 4.
+
+    Args:
+        encoder: architecture of the base and the experts.
+        zoo: files of base, experts and heads.
+        name: of the merged network in tables and files.
+        level: one coefficient per task and layer, or per task.
+        prior: coefficient at the start, between 0 and 1.
+        learning_rate: of Adam.
+        transductive: learn from the unlabelled test images, as published, in place of held-out
+            ones. Every table marks the result, which then is no estimate for new images.
+        transforms: applied to the task vectors before learning.
+        offload: keep the task vectors in the host's memory.
+        batch_norm: see `CoefficientModule`.
+
+    Raises:
+        InputError: an option is out of range or files do not fit.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        zoo: Zoo,
+        name: str = "adamerging",
+        level: Level = "layer",
+        prior: float = PRIOR,
+        learning_rate: float = 1e-3,
+        transductive: bool = False,
+        transforms: Sequence[Transform] = (),
+        offload: bool = False,
+        batch_norm: BatchNorm = "recalibrate",
+    ) -> None:
+        super().__init__(encoder, zoo, name, level, transforms, offload, batch_norm)
+        require_between(0, math.inf, learning_rate=learning_rate)
+        self._learner(1, 1, level, prior)  # a prior out of range shows now
+        self.prior, self.learning_rate, self.transductive = prior, learning_rate, transductive
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Return what the learning depended on, for the metadata of its files."""
+        own = ("level", "prior", "learning_rate", "transductive")
+        return {**{name: getattr(self, name) for name in own}, **super().hyperparameters()}
+
+    def make_learner(self, vectors: TaskVectors) -> StatsMergeLearner:
+        """Return the coefficients as parameters, which see nothing of the weights."""
+        return self._learner(len(vectors), len(vectors.names), self.level, self.prior)
+
+    @staticmethod
+    def _learner(tasks: int, layers: int, level: Level, prior: float) -> StatsMergeLearner:
+        blind = torch.zeros(tasks, layers, 1)
+        return StatsMergeLearner(blind, kind="free", level=level, normalize="clamp", prior=prior)
+
+    def task_loss(self, task: str, logits: Tensor, batch: Batch) -> Tensor:
+        """Return the mean entropy of one task's predictions."""
+        return entropy(logits).mean()
+
+    def configure_optimizers(self) -> Any:
+        """Return Adam."""
+        return torch.optim.Adam(self.learner.parameters(), self.learning_rate)

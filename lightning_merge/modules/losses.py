@@ -1,0 +1,9 @@
+"""Losses that several modules use."""
+
+from torch import Tensor
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Entropy of the predicted distributions in nats, [n], from logits [n, C]."""
+    logs = logits.log_softmax(1)
+    return -(logs.exp() * logs).sum(1)
