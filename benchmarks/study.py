@@ -1,0 +1,140 @@
+"""Every way to learn coefficients on the mini suite, each with and without LwPTV, in one table.
+
+    python benchmarks/study.py --data-root DATA --group forms --seeds 0 1 2
+
+A run that is finished is not repeated, so a stopped study goes on when it is started again, and two
+that share the seeds out may run beside each other.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from lightning_merge.cli.main import main as run
+from lightning_merge.evaluation.results import Aggregate, Results, aggregate
+from lightning_merge.evaluation.tables import markdown
+
+SML = ["--config", "configs/mini/sml.yaml", "--model.step_size", "2"]
+FREE = [*SML, "--model.learner", "free", "--model.learning_rate", "1e-2"]
+ADA = ["--config", "configs/mini/adamerging.yaml"]
+TASK = ["--model.level", "task"]
+TRIM = ["--trainer.callbacks+", "lightning_merge.callbacks.TrimTaskVectors"]
+PRUNE = ["--trainer.callbacks+", "lightning_merge.callbacks.PruneTaskVectors"]
+STATISTICS = ("mean", "variance", "norm", "singular_values")
+
+GROUPS: dict[str, dict[str, list[str]]] = {
+    "forms": {
+        "adamerging_task": [*ADA, *TASK],
+        "adamerging_task_pp": [*ADA, *TASK, *TRIM],
+        "adamerging_layer": ADA,
+        "adamerging_layer_pp": [*ADA, *TRIM],
+        "sml_task": [*SML, *TASK],
+        "sml_layer": SML,
+        "sml_softmax": [*SML, "--model.normalize", "softmax", "--model.prior", "0.3"],
+        "free_layer": FREE,
+        "free_task": [*FREE, *TASK],
+    },
+    "learners": {
+        "mlp4": [*SML, "--model.learner", "mlp4"],
+        "transformer2": [*SML, "--model.learner", "transformer2"],
+        "of_experts": [*SML, "--model.statistics_of", "experts"],
+    },
+    "features": {
+        **{
+            f"without_{name}": [*SML, "--model.features", str([f for f in STATISTICS if f != name])]
+            for name in STATISTICS
+        },
+        **{f"rank_{rank}": [*SML, "--model.rank", str(rank)] for rank in (0, 1, 2, 4, 5)},
+    },
+    "teaching": {
+        "soft_labels": [*SML, "--model.loss", "soft"],
+        "true_labels": [*SML, "--model.loss", "labels"],
+        "certain_third": [*SML, "--model.confidence", "[0, 0.3334]"],
+        "middle_third": [*SML, "--model.confidence", "[0.3334, 0.6667]"],
+        "uncertain_third": [*SML, "--model.confidence", "[0.6667, 1]"],
+        **{
+            f"images_{share}%": [*SML, "--data.coefficient_fraction", f"{share}%"]
+            for share in (1, 5, 25, 50, 75)
+        },
+    },
+    "transductive": {
+        "adamerging_layer_on_test_images": [*ADA, "--model.transductive", "true"],
+    },
+}
+"""Group -> name of a variant -> options of `fit`."""
+
+
+def arguments(name: str, options: Sequence[str], seed: int, given: argparse.Namespace) -> list[str]:
+    """The words of one `fit`."""
+    place = given.runs / name / f"seed{seed}"
+    return [
+        *("fit", *options[:2], "--trainer.callbacks", "null", *options[2:]),
+        *("--model.name", name, "--data.root", given.data_root, "--seed_everything", str(seed)),
+        *("--trainer.max_epochs", str(given.epochs), "--trainer.default_root_dir", str(place)),
+        *("--data.batch_size", "8", "--trainer.enable_progress_bar", "false"),
+    ]
+
+
+def variants(given: argparse.Namespace) -> dict[str, list[str]]:
+    """The variants that were asked for, each followed by itself with LwPTV."""
+    chosen: dict[str, list[str]] = {}
+    for group in given.group:
+        for name, options in GROUPS[group].items():
+            chosen[name] = options
+            if given.lwptv:
+                # The mask comes before any trimming, as in LwPTV's Algorithm 1.
+                chosen[f"{name}_lwptv"] = [*options[:2], *PRUNE, *options[2:]]
+    return chosen
+
+
+def table(found: Mapping[str, Sequence[Results]]) -> str:
+    """One table of one row per variant under the bounds: over seeds if there are some."""
+    runs = [run for several in found.values() for run in several]
+    first = runs[0]
+    bounds = [name for name, row in first.candidates.items() if row.bound]
+    if all(len(several) > 1 for several in found.values()):
+        rows = {name: aggregate(several) for name, several in found.items()}
+        one = next(iter(rows.values()))
+        return markdown(
+            Aggregate(
+                one.tasks,
+                {name: one.candidates[name] for name in bounds}
+                | {name: row.candidates[name] for name, row in rows.items()},
+                one.seeds,
+                one.versions,
+                "",
+                one.notes,
+            )
+        )
+    own = {name: several[0].candidates[name] for name, several in found.items()}
+    kept = {name: first.candidates[name] for name in bounds}
+    return markdown(replace(first, candidates=kept | own, command=""))
+
+
+def main() -> int:
+    """Run what is not there yet; print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--data-root", required=True, help="the suite's images")
+    add("--runs", type=Path, default=Path("runs/study"), help="folder of the runs")
+    add("--group", nargs="+", choices=GROUPS, default=["forms"], help="which variants")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add("--epochs", type=int, default=4, help="about 50 steps each")
+    add("--lwptv", action="store_true", help="each variant also with LwPTV")
+    given = parser.parse_args()
+    found: dict[str, list[Results]] = {}
+    for seed in given.seeds:
+        for name, options in variants(given).items():
+            if code := run(arguments(name, options, seed, given)):
+                print(f"{name}, seed {seed}: failed", file=sys.stderr)
+                return code
+            file = given.runs / name / f"seed{seed}" / "results.json"
+            found.setdefault(name, []).append(Results.from_json(file))
+    print(table(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
