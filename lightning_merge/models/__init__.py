@@ -13,6 +13,7 @@ from lightning_merge.models.heads import (
     load_heads,
     save_heads,
 )
+from lightning_merge.models.mini_resnet import MiniResNet
 from lightning_merge.models.mini_vit import MiniViT
 from lightning_merge.models.preprocess import Preprocess
 from lightning_merge.models.text_heads import zero_shot_head, zero_shot_heads
@@ -22,6 +23,7 @@ __all__ = [
     "Encoder",
     "Head",
     "LinearHead",
+    "MiniResNet",
     "MiniViT",
     "OpenClipEncoder",
     "Preprocess",

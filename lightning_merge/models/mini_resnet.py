@@ -1,0 +1,66 @@
+"""A small residual network with BatchNorm, for small images and little data."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_merge.core.errors import InputError
+from lightning_merge.models.encoder import Encoder
+from lightning_merge.models.preprocess import Preprocess
+
+
+class Stem(nn.Conv2d):
+    """A first convolution after which all run on channels-last images, half as fast again."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images [n, 3, s, s] to [n, channels, s, s]."""
+        return super().forward(images.contiguous(memory_format=torch.channels_last))
+
+
+class MiniResNet(Encoder):
+    """A ResNet of 0.4 million weights, which keeps small images at full size for one stage.
+
+    It is timm's ResNet of basic blocks (He et al. 2016, "Deep Residual Learning for Image
+    Recognition"), whose stem, made for large images, is one 3x3 convolution without pooling
+    here, as their networks for 32-pixel images have it.
+
+    Args:
+        image_size: side of the square input, in pixels.
+        channels: of the four stages; the first is even. The last is the width of the features.
+        layers: blocks of each stage. All stages but the first halve the side.
+        weights: checkpoint to start from; random weights without one.
+
+    Raises:
+        InputError: there are not four stages, one is empty, or the first has odd channels.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 32,
+        channels: Sequence[int] = (16, 32, 64, 160),
+        layers: Sequence[int] = (1, 1, 1, 1),
+        weights: str | None = None,
+    ) -> None:
+        from timm.models.resnet import BasicBlock, ResNet
+
+        if len(channels) != 4 or len(layers) != 4 or min(*channels, *layers) < 1:
+            raise InputError(f"channels={channels}, layers={layers}: give four of each, 1 or more")
+        if channels[0] % 2:
+            raise InputError(f"channels={channels}: the first must be even")
+        backbone: Any = ResNet(
+            BasicBlock,  # type: ignore[arg-type]
+            tuple(layers),
+            channels=tuple(channels),
+            stem_type="deep",  # the one whose width can be chosen
+            stem_width=channels[0] // 2,
+            num_classes=0,
+        )
+        backbone.conv1 = Stem(3, channels[0], 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
+        backbone.maxpool = nn.Identity()
+        preprocess = Preprocess(size=image_size, mean=(0.45, 0.44, 0.41), std=(0.26, 0.25, 0.27))
+        super().__init__(backbone, preprocess, dim=channels[-1])
+        if weights is not None:
+            self.load(weights)
