@@ -51,6 +51,9 @@ class FineTune(TaskModule):
         warmup: share of the steps with a rising learning rate.
         label_smoothing: of the cross-entropy.
         augment: random changes of the training images.
+        update_statistics: let BatchNorm normalise by each batch of each process, and keep the
+            running statistics of process zero, as pretraining has to. Without, the network is
+            trained with the statistics that it starts with.
         storage: "float32", "float16" or "bfloat16" of the output file.
         metadata: written into the output file.
         overwrite: replace the output if it exists.
@@ -73,6 +76,7 @@ class FineTune(TaskModule):
         warmup: float = 0.05,
         label_smoothing: float = 0.0,
         augment: Augment | None = None,
+        update_statistics: bool = False,
         storage: str = "float32",
         metadata: dict[str, str] | None = None,
         overwrite: bool = False,
@@ -88,10 +92,18 @@ class FineTune(TaskModule):
         self.learning_rate, self.weight_decay, self.warmup = learning_rate, weight_decay, warmup
         self.label_smoothing, self.augment = label_smoothing, augment
         self.metadata, self.overwrite = metadata or {}, overwrite
+        self.update_statistics = encoder.update_statistics = (
+            update_statistics or encoder.update_statistics
+        )
 
     def input_files(self, tasks: Sequence[str]) -> list[str]:
         """Return base and heads, where they are given."""
-        return [file for file in (self.base, self.heads_file) if file is not None]
+        return [*self.inputs().values()]
+
+    def inputs(self) -> dict[str, str]:
+        """Return the files that the training starts from, by what they are."""
+        files = {"base": self.base, "heads": self.heads_file}
+        return {name: file for name, file in files.items() if file is not None}
 
     def check(self, trainer: Trainer, tasks: Sequence[str], stage: str) -> None:
         """Check what can be told before any file is opened.
@@ -110,8 +122,7 @@ class FineTune(TaskModule):
         super().prepare(stage)
         self.train(stage == "fit")
         self._seed = self.ranks.gather(torch.initial_seed())[0]
-        files = {"base": self.base, "heads": self.heads_file}
-        self._hashes = {name: file_hash(file) for name, file in files.items() if file is not None}
+        self._hashes = {name: file_hash(file) for name, file in self.inputs().items()}
         if not self.heads:
             self._make_heads()
         # Shards of parameters are vectors, so their shapes are noted before there are any.
@@ -143,20 +154,23 @@ class FineTune(TaskModule):
         return batch._replace(images=self.preprocess.normalize(images))
 
     def training_step(self, batch: Mapping[str, Batch], batch_idx: int) -> Tensor:
-        """Return the mean cross-entropy over the images of all tasks."""
+        """Return the mean loss over the images of all tasks."""
         batch = {task: self.augmented(task, b, batch_idx) for task, b in batch.items()}
         total, images = torch.zeros((), device=self.device), 0
         for task, features in self.task_features(batch).items():
-            labels = batch[task].labels
             logits = self.heads[task](features).float()
-            total = total + F.cross_entropy(
-                logits, labels, reduction="sum", label_smoothing=self.label_smoothing
-            )
-            images += len(labels)
-            self.counts("train", task).update(logits.detach(), labels)
+            total = total + self.summed_loss(task, logits, batch[task])
+            images += len(logits)
+            self.counts("train", task).update(logits.detach(), batch[task].labels)
         loss = total / images
         self.log("train/loss", loss, prog_bar=True, batch_size=images, sync_dist=True)
         return loss
+
+    def summed_loss(self, task: str, logits: Tensor, batch: Batch) -> Tensor:
+        """Return the cross-entropy of one task's images, added up."""
+        return F.cross_entropy(
+            logits, batch.labels, reduction="sum", label_smoothing=self.label_smoothing
+        )
 
     def on_train_epoch_end(self) -> None:
         """Log the accuracy on the augmented training images."""
@@ -212,11 +226,12 @@ class FineTune(TaskModule):
         }
         save_checkpoint(stored, Path(self.output), metadata=self._provenance() | self.metadata)
 
-    def _provenance(self) -> dict[str, str]:
-        """Return what the weights were made from, for the metadata of their file."""
+    def hyperparameters(self) -> dict[str, Any]:
+        """Return what the training depended on, for the metadata of the weights' file."""
         names = ("learning_rate", "weight_decay", "warmup", "label_smoothing", "storage")
-        options = {name: getattr(self, name) for name in names}
-        options |= {
+        options = {name: getattr(self, name) for name in (*names, "update_statistics")}
+        return {
+            **options,
             "augment": repr(self.augment),
             "batch_size": self.data.batch_size,
             "sampling": self.data.sampling,
@@ -224,9 +239,12 @@ class FineTune(TaskModule):
             "epochs": self.trainer.current_epoch,
             "steps": self.trainer.global_step,
         }
+
+    def _provenance(self) -> dict[str, str]:
+        """Return what the weights were made from, for the metadata of their file."""
         return {
             "method": type(self).__name__,
-            "hyperparameters": json.dumps(options),
+            "hyperparameters": json.dumps(self.hyperparameters()),
             "tasks": json.dumps(list(self.data.tasks)),
             "images": json.dumps({task: self.data.digest(task) for task in self.data.tasks}),
             "seed": str(self._seed),

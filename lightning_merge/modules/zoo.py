@@ -43,6 +43,8 @@ class Zoo:
         text: text tower of zero-shot heads.
         base_recipe: config of the run that makes a missing base.
         expert_recipe: config of the run that makes a missing expert of any task.
+        teachers: experts of another architecture; the expert recipe is then one of `Distill`,
+            which makes a student of each. They are made first where they are missing.
     """
 
     base: str
@@ -53,6 +55,7 @@ class Zoo:
     text: TextTower = field(default_factory=TextTower)
     base_recipe: str | None = None
     expert_recipe: str | None = None
+    teachers: "Teachers | None" = None
 
     def expert(self, task: str) -> str:
         """Return the file of a task's expert.
@@ -67,6 +70,10 @@ class Zoo:
         if task not in self.experts:
             raise InputError(f"zoo.experts has no file for task {task!r}; it has {[*self.experts]}")
         return self.experts[task]
+
+    def files(self, tasks: Sequence[str]) -> set[str]:
+        """Return the names of all its files."""
+        return {self.base, self.heads, *map(self.expert, tasks)}
 
     def open(
         self, encoder: Encoder, tasks: Sequence[str], *, minimum: int = 2
@@ -103,6 +110,19 @@ class Zoo:
         """Return the SHA-256 of base and experts, for the metadata of what is merged from them."""
         experts = {f"expert/{task}": file_hash(self.expert(task)) for task in tasks}
         return {"base": file_hash(self.base), **experts}
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """Experts that students of another architecture are distilled from.
+
+    Args:
+        encoder: their architecture.
+        zoo: their files and recipes.
+    """
+
+    encoder: Encoder
+    zoo: Zoo
 
 
 def _misfit(encoder: Encoder, what: str, file: str) -> Iterator[str]:

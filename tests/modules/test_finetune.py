@@ -12,6 +12,7 @@ from lightning_merge.core.errors import InputError
 from lightning_merge.core.files import file_hash
 from lightning_merge.data.augment import Augment
 from lightning_merge.data.datamodule import MergeDataModule
+from lightning_merge.models import MiniResNet
 from lightning_merge.models.heads import load_heads
 from lightning_merge.modules import FineTune
 
@@ -74,6 +75,18 @@ def test_weights_are_stored_as_asked(trainer, encoder, data, output, storage):
     for name, tensor in stored.items():
         assert tensor.dtype == getattr(torch, storage)
         assert torch.equal(tensor, state[name].to(tensor.dtype))
+
+
+@pytest.mark.parametrize("update", [False, True])
+def test_statistics_of_batch_norm_follow_the_images_where_asked(trainer, data, output, update):
+    encoder = MiniResNet(image_size=8, channels=[4, 4, 8, 8])
+    before = {n: t.clone() for n, t in encoder.backbone.state_dict().items()}
+    module = FineTune(encoder, str(output), update_statistics=update)
+    trainer(max_epochs=1).fit(module, datamodule=data)
+    changed = {n for n, t in open_checkpoint(output).items() if not torch.equal(t, before[n])}
+    assert {"conv1.weight", "bn1.weight"} <= changed
+    statistics = {name for name in before if name.endswith(("running_mean", "running_var"))}
+    assert changed & statistics == (statistics if update else set())
 
 
 @pytest.mark.parametrize("fault", [KeyboardInterrupt, RuntimeError])

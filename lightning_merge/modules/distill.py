@@ -1,0 +1,153 @@
+"""Distil an expert of one architecture into another, so that the two can be merged with others."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lightning_merge.core.errors import InputError
+from lightning_merge.data.dataset import Batch, TaskImages, loader
+from lightning_merge.methods.checks import require_between, require_choice
+from lightning_merge.models.encoder import Encoder
+from lightning_merge.modules.base import fitting_heads
+from lightning_merge.modules.finetune import FineTune
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A trained expert: an encoder, its weights, and the heads it was trained with.
+
+    Args:
+        encoder: architecture, with the preprocessing of its own.
+        weights: file of the backbone's weights.
+        heads: file of heads, one for every task that is distilled.
+    """
+
+    encoder: Encoder
+    weights: str
+    heads: str
+
+
+def distillation_loss(
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    alpha: float = 0.7,
+    temperature: float = 4.0,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Return a CE(y, p) + (1 - a) T^2 KL(q_T || p_T), averaged over images.
+
+    p = softmax(student), p_T = softmax(student / T), q_T = softmax(teacher / T) (Hinton et al.
+    2015, "Distilling the Knowledge in a Neural Network", section 2; StatsMerging, "Heterogeneous
+    architectures"). T^2 keeps the size of the second gradient whatever the temperature.
+
+    Args:
+        student: logits [n, C]; gradients flow into them alone.
+        teacher: logits [n, C].
+        labels: classes y [n].
+        alpha: a, in [0, 1].
+        temperature: T, above 0.
+        label_smoothing: of the cross-entropy.
+    """
+    hard = F.cross_entropy(student, labels, label_smoothing=label_smoothing)
+    soft = F.kl_div(
+        (student / temperature).log_softmax(1),
+        (teacher.detach() / temperature).log_softmax(1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    return alpha * hard + (1 - alpha) * temperature**2 * soft
+
+
+class Distill(FineTune):
+    """Train a student to answer as a teacher of any architecture does.
+
+    The student is fine-tuned as `FineTune` does it, its heads frozen; what changes is the loss,
+    see `distillation_loss`. Students to be merged start from one base, or their task vectors
+    mean nothing together. The teacher answers once per run, for the training images without
+    augmentation, prepared as its own encoder wants them. With `labels` "teacher" its most likely
+    class stands for the true one, which is then used in no loss.
+
+    Args:
+        encoder: architecture of the student.
+        output: file that receives the student's backbone.
+        teacher: who is learned from.
+        heads: file of the student's frozen heads.
+        alpha: weight of the cross-entropy; the divergence has what remains.
+        temperature: of the divergence.
+        labels: of the cross-entropy.
+        options: those of FineTune.
+
+    Raises:
+        InputError: an option is out of range, files do not fit, or see FineTune.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        output: str,
+        teacher: Teacher,
+        heads: str,
+        alpha: float = 0.7,
+        temperature: float = 4.0,
+        labels: Literal["teacher", "true"] = "teacher",
+        **options: Any,
+    ) -> None:
+        require_between(0, 1, alpha=alpha)
+        if not 0 < temperature < math.inf:
+            raise InputError(f"temperature={temperature} must be above 0; 4 is the usual")
+        require_choice(("teacher", "true"), labels=labels)
+        super().__init__(encoder, output, heads=heads, **options)
+        self.teacher = teacher  # in a dataclass, so no part of the module's state
+        self.alpha, self.temperature, self.labels = alpha, temperature, labels
+        self.teacher_logits: dict[str, Tensor] = {}
+
+    def inputs(self) -> dict[str, str]:
+        """Return the files of student and teacher."""
+        teacher = {"teacher": self.teacher.weights, "teacher/heads": self.teacher.heads}
+        return {**super().inputs(), **teacher}
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Return what the training depended on, for the metadata of the weights' file."""
+        own = {name: getattr(self, name) for name in ("alpha", "temperature", "labels")}
+        return {**super().hyperparameters(), **own}
+
+    def prepare(self, stage: str) -> None:
+        """Load the teacher, and see that its heads fit, before training."""
+        super().prepare(stage)
+        if stage == "fit":
+            self.teacher.encoder.load(self.teacher.weights)
+            fitting_heads(self.teacher.heads, self.data, self.teacher.encoder)
+
+    @torch.no_grad()
+    def on_fit_start(self) -> None:
+        """Let the teacher answer for every training image, once."""
+        encoder = self.teacher.encoder.to(self.device).eval()
+        heads = fitting_heads(self.teacher.heads, self.data, encoder)
+        for task in self.data.seen:
+            head = heads[task].to(self.device)
+            images = self.data.images(task, self.data.fit_on)
+            logits = torch.zeros(len(images), head.num_classes, device=self.device)
+            for batch in self._seen_by(encoder, images):
+                if len(batch.index):
+                    normal = encoder.preprocess.normalize(batch.images.to(self.device))
+                    logits[batch.index.to(self.device)] = head(encoder(normal)).float()
+            self.teacher_logits[task] = self.trainer.strategy.reduce(logits, reduce_op="sum")
+        encoder.cpu()
+
+    def _seen_by(self, encoder: Encoder, images: TaskImages) -> Any:
+        """Return this process's batches of the same images as another encoder wants them."""
+        own = TaskImages(images.examples, images.rows, encoder.preprocess, cache=False)
+        workers = self.data.num_workers
+        return loader(own, self.data.eval_batch_size, num_workers=workers, ranks=self.ranks)
+
+    def summed_loss(self, task: str, logits: Tensor, batch: Batch) -> Tensor:
+        """Return the loss of one task's images, added up."""
+        teacher = self.teacher_logits[task][batch.index]
+        labels = batch.labels if self.labels == "true" else teacher.argmax(1)
+        options = (self.alpha, self.temperature, self.label_smoothing)
+        return len(labels) * distillation_loss(logits, teacher, labels, *options)
