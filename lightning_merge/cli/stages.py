@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_merge.core.checkpoint import file_hash, open_checkpoint
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.names import enumerate_names
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.data.tasks import task_spec
 from lightning_merge.models.encoder import Encoder
@@ -30,28 +31,37 @@ ON_ONE_DEVICE: dict[str, tuple[Any, ...]] = {
 
 
 def check(zoo: Zoo, tasks: Sequence[str]) -> None:
-    """Check that base and experts are there and readable, or recipes for them.
+    """Check that base and experts are there and readable, or recipes for them; teachers too.
 
     Raises:
-        InputError: a file is missing and no recipe makes it on one device, or one is unreadable.
+        InputError: a file is missing and no recipe makes it on one device, one is unreadable, or
+            students would be written over their teachers.
     """
+    if zoo.teachers is not None:
+        if shared := zoo.files(tasks) & zoo.teachers.zoo.files(tasks):
+            raise InputError(
+                f"zoo.teachers.zoo has files of the zoo itself: {enumerate_names(sorted(shared))}; "
+                "give students other names than their teachers"
+            )
+        check(zoo.teachers.zoo, tasks)
     for stage in _stages(zoo, tasks):
         stage.check()
 
 
 def prepare(
-    zoo: Zoo, encoder: Encoder, encoder_config: dict[str, Any], data: MergeDataModule,
+    zoo: Zoo, encoder: Encoder, config: dict[str, Any], data: MergeDataModule,
     data_config: dict[str, Any], fit: Fit,
 ) -> None:  # fmt: skip
     """Make base, heads and experts where they are missing or their inputs changed.
 
     `check` has passed. Files that this function did not make (they carry no fingerprint) are
-    used as they are. It runs in one process, on one device, however many the run has.
+    used as they are. Teachers come first, their own base and heads before them. It runs in one
+    process, on one device, however many the run has.
 
     Args:
         zoo: files and recipes.
         encoder: architecture of the zoo.
-        encoder_config: class_path and init_args of the encoder, handed to the recipes.
+        config: of "encoder" (class_path and init_args, handed to the recipes) and "zoo".
         data: the tasks.
         data_config: how the tasks were found and divided, handed to the recipes.
         fit: runs `fit` with a list of arguments.
@@ -59,7 +69,10 @@ def prepare(
     Raises:
         InputError: files do not fit, or a recipe fails.
     """
-    shared = ["--model.encoder", json.dumps(encoder_config)]
+    if zoo.teachers is not None:
+        theirs = config["zoo"]["teachers"]
+        prepare(zoo.teachers.zoo, zoo.teachers.encoder, theirs, data, data_config, fit)
+    shared = ["--model.encoder", json.dumps(config["encoder"])]
     base_stage, *others = _stages(zoo, data.tasks)
     stages = dict(zip(data.tasks, others, strict=True))
     data.preprocess = encoder.preprocess
@@ -69,16 +82,16 @@ def prepare(
     digests = {task: data.digest(task) for task in data.tasks}
     images = base_stage.images()
     if images is not None or not base_stage.path.exists():  # else there is nothing to remake it of
-        base_stage.make(fit, shared, {"encoder": encoder_config, **(images or {})})
+        base_stage.make(fit, shared, {"encoder": config["encoder"], **(images or {})})
     encoder.load(zoo.base)
     base = file_hash(zoo.base)
     _prepare_heads(zoo, encoder, data, {"base": base, **digests})
-    heads, known = file_hash(zoo.heads), open_checkpoint(zoo.heads).metadata
     inputs = {
         task: {
             "base": base,
-            "head": known.get(f"fingerprint/{task}", heads),
+            "head": _mark_of_head(zoo, task),
             "data": digests[task],
+            **_mark_of_teacher(zoo, config, task),
         }
         for task in data.tasks
     }
@@ -89,10 +102,40 @@ def prepare(
         options = [
             *shared,
             *("--model.base", zoo.base, "--model.heads", zoo.heads),
+            *_options_of_teacher(zoo, config, task),
             *("--data.tasks", json.dumps([task])),
             *(word for k, v in data_config.items() for word in (f"--data.{k}", str(v))),
         ]
         stage.make(fit, options, inputs[task])
+
+
+def _mark_of_head(zoo: Zoo, task: str) -> str:
+    """Return the fingerprint of a task's head, or the hash of all where a user has made them."""
+    return open_checkpoint(zoo.heads).metadata.get(f"fingerprint/{task}") or file_hash(zoo.heads)
+
+
+def _mark_of_teacher(zoo: Zoo, config: dict[str, Any], task: str) -> dict[str, Any]:
+    """Return what a student depends on of its teacher."""
+    if zoo.teachers is None:
+        return {}
+    known = {
+        "encoder": config["zoo"]["teachers"]["encoder"],
+        "weights": file_hash(zoo.teachers.zoo.expert(task)),
+        "head": _mark_of_head(zoo.teachers.zoo, task),
+    }
+    return {"teacher": known}
+
+
+def _options_of_teacher(zoo: Zoo, config: dict[str, Any], task: str) -> list[str]:
+    """Return the options that name a student's teacher to its recipe."""
+    if zoo.teachers is None:
+        return []
+    teacher = {
+        "encoder": config["zoo"]["teachers"]["encoder"],
+        "weights": zoo.teachers.zoo.expert(task),
+        "heads": zoo.teachers.zoo.heads,
+    }
+    return ["--model.teacher", json.dumps(teacher)]
 
 
 def _stages(zoo: Zoo, tasks: Sequence[str]) -> "list[Stage]":
