@@ -1,6 +1,7 @@
 """Several processes of one test, forked from it: the libraries are loaded once."""
 
 import multiprocessing
+import os
 import pickle
 import socket
 import sys
@@ -8,6 +9,7 @@ import traceback
 
 import pytest
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
 PATIENCE = 120  # seconds until a process counts as hanging
 
@@ -37,6 +39,24 @@ def forked(size, work, folder):
     for answer in answers:
         answer.unlink(missing_ok=True)
     return found
+
+
+def as_torchrun(work, size):
+    """The work of a process as torchrun would have it; an exit is its result."""
+
+    def run(rank, port):
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+        names |= {"GROUP_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        names |= {"TORCHELASTIC_RUN_ID": "test", "GLOO_SOCKET_IFNAME": "lo"}
+        names |= {"OMP_NUM_THREADS": 1}  # else Lightning takes all cores, whose threads are gone
+        os.environ.update({name: str(value) for name, value in names.items()})
+        rank_zero_only.rank = rank
+        try:
+            return work(rank)
+        except SystemExit as stop:
+            return stop.code
+
+    return run
 
 
 def _answer(answer, work, rank, port):

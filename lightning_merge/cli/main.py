@@ -23,6 +23,7 @@ NOISE = (
     r"Found .* module\(s\) in eval mode",
     "Experiment logs directory .* exists",
     "Checkpoint directory .* exists",
+    "Grad strides do not match bucket view strides",  # of channels-last convolutions under DDP
     "Total length of `list` across ranks is zero",  # no validation while coefficients are fitted
     r"The number of training batches \(\d+\) is smaller than the logging interval",
 )

@@ -2,12 +2,10 @@
 
 import json
 import math
-import os
 
 import pytest
 import torch
-from forks import forked
-from lightning.pytorch.utilities import rank_zero_only
+from forks import as_torchrun, forked
 from tiny_zoo import ENCODER, TASKS
 from torch import nn
 
@@ -228,12 +226,7 @@ def test_two_processes_share_the_teacher_and_train_as_one(trainer, root, teacher
     def distilled(size):
         output = tmp_path / f"{size}.safetensors"
 
-        def work(rank, port):
-            names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
-            names |= {"GROUP_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            names |= {"TORCHELASTIC_RUN_ID": "test", "GLOO_SOCKET_IFNAME": "lo"}
-            os.environ.update({name: str(value) for name, value in names.items()})
-            rank_zero_only.rank = rank
+        def work(rank):
             torch.manual_seed(5)
             data = MergeDataModule(
                 str(root), tasks=["shapes"], fit_on="train", batch_size=8 // size
@@ -245,7 +238,7 @@ def test_two_processes_share_the_teacher_and_train_as_one(trainer, root, teacher
             trainer(devices=size, strategy=strategy).fit(module, datamodule=data)
             return module.teacher_logits["shapes"]
 
-        return forked(size, work, tmp_path), open_checkpoint(output)
+        return forked(size, as_torchrun(work, size), tmp_path), open_checkpoint(output)
 
     ([answers], one), (both, two) = distilled(1), distilled(2)
     assert all(torch.equal(answers, own) for own in both)

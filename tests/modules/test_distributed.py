@@ -15,9 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from forks import forked
+from forks import as_torchrun, forked
 from lightning.pytorch.strategies import FSDPStrategy
-from lightning.pytorch.utilities import rank_zero_only
 from tiny_zoo import ENCODER, TASKS, TRAINER
 from torch.distributed.fsdp import FullyShardedDataParallel
 
@@ -28,24 +27,6 @@ from lightning_merge.core.errors import InputError
 from lightning_merge.data import Augment, MergeDataModule
 from lightning_merge.models import MiniViT
 from lightning_merge.modules import AdaMerging, Evaluate, FineTune, StatsMerging
-
-
-def as_torchrun(work, size):
-    """The work of a process as torchrun would have it; an exit is its result."""
-
-    def run(rank, port):
-        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
-        names |= {"GROUP_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        names |= {"TORCHELASTIC_RUN_ID": "test", "GLOO_SOCKET_IFNAME": "lo"}
-        names |= {"OMP_NUM_THREADS": 1}  # else Lightning takes all cores, whose threads are gone
-        os.environ.update({name: str(value) for name, value in names.items()})
-        rank_zero_only.rank = rank
-        try:
-            return work(rank)
-        except SystemExit as stop:
-            return stop.code
-
-    return run
 
 
 @pytest.fixture
