@@ -7,10 +7,12 @@ that share the seeds out may run beside each other.
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from lightning_merge.cli.main import main as run
 from lightning_merge.evaluation.results import Aggregate, Results, aggregate
@@ -89,28 +91,23 @@ def variants(given: argparse.Namespace) -> dict[str, list[str]]:
     return chosen
 
 
-def table(found: Mapping[str, Sequence[Results]]) -> str:
+def table(found: Mapping[str, Sequence[Results]], command: str) -> str:
     """One table of one row per variant under the bounds: over seeds if there are some."""
+    one: Results | Aggregate
+    own: dict[str, Any]
     runs = [run for several in found.values() for run in several]
     first = runs[0]
     bounds = [name for name, row in first.candidates.items() if row.bound]
     if all(len(several) > 1 for several in found.values()):
         rows = {name: aggregate(several) for name, several in found.items()}
         one = next(iter(rows.values()))
-        return markdown(
-            Aggregate(
-                one.tasks,
-                {name: one.candidates[name] for name in bounds}
-                | {name: row.candidates[name] for name, row in rows.items()},
-                one.seeds,
-                one.versions,
-                "",
-                one.notes,
-            )
-        )
-    own = {name: several[0].candidates[name] for name, several in found.items()}
-    kept = {name: first.candidates[name] for name in bounds}
-    return markdown(replace(first, candidates=kept | own, command=""))
+        own = {name: row.candidates[name] for name, row in rows.items()}
+    else:
+        one = first
+        own = {name: several[0].candidates[name] for name, several in found.items()}
+    kept = {name: one.candidates[name] for name in bounds}
+    notes = dict.fromkeys(note for run in runs for note in run.notes)
+    return markdown(replace(one, candidates=kept | own, command=command, notes=tuple(notes)))
 
 
 def main() -> int:
@@ -132,7 +129,7 @@ def main() -> int:
                 return code
             file = given.runs / name / f"seed{seed}" / "results.json"
             found.setdefault(name, []).append(Results.from_json(file))
-    print(table(found))
+    print(table(found, shlex.join(["python", *sys.argv])))
     return 0
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import inspect
 import itertools
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
@@ -21,8 +20,9 @@ from lightning_merge.core.checkpoint import open_checkpoint, save_checkpoint
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.files import file_hash
 from lightning_merge.core.ranks import Ranks
+from lightning_merge.core.seeding import run_seed
 from lightning_merge.evaluation.candidates import BOUNDS, Candidate
-from lightning_merge.methods.base import MergeMethod
+from lightning_merge.methods.base import MergeMethod, seeded
 from lightning_merge.modules.coefficients import CoefficientModule
 
 
@@ -68,11 +68,27 @@ class MergeCallback(CheckedCallback):
                 "merge callbacks with a module that learns coefficients, such as StatsMerging"
             )
         others: list[Any] = [c for c in trainer.callbacks if c is not self]  # type: ignore[attr-defined]
-        names = [c.name for c in others if isinstance(c, MergeCallback)]
-        if self.name in (*names, module.name, *BOUNDS):
+        names = [module.name, *(c.name for c in others if isinstance(c, MergeCallback))]
+        taken = {name + suffix for name in names for suffix in module.variants}
+        if taken & {self.name + suffix for suffix in module.variants} or self.name in BOUNDS:
             raise InputError(
                 f"trainer.callbacks: the name {self.name!r} of {type(self).__name__} is taken; "
                 "give every candidate its own"
+            )
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Check, and that what the method has learned elsewhere knows nothing of unseen tasks.
+
+        Raises:
+            InputError: it does.
+        """
+        super().setup(trainer, pl_module, stage)
+        if stage != "fit":
+            return
+        if known := sorted(set(self.method.origin().tasks) & set(pl_module.data.unseen)):
+            raise InputError(
+                f"data.unseen={list(pl_module.data.unseen)}: {self.name!r} merges by what was "
+                f"learned on {', '.join(known)}; take a file that was not, or leave it out"
             )
 
     def variants(self) -> dict[str, MergeMethod]:
@@ -90,16 +106,20 @@ class MergeCallback(CheckedCallback):
         """Merge and register the candidate, once per variant of the module."""
         module: CoefficientModule = pl_module
         seconds = Ranks.of(trainer).once(lambda: self._merge_all(module))
+        origin = self.method.origin()
         for suffix in module.variants:
-            name = self.name + suffix
-            options = {
-                what: Candidate(name, *self._paths(module, suffix, what), seconds=spent)
-                for what, spent in seconds.items()
-            }
-            module.candidates[name] = (
-                Candidate(name, *self._paths(module, suffix), options=options)
-                if self.grid
-                else next(iter(options.values()))
+            candidate = Candidate(
+                self.name + suffix,
+                *self._paths(module, suffix),
+                note=origin.note,
+                transductive=origin.transductive,
+            )
+            options = {}
+            for what, spent in seconds.items():
+                weights, figure = self._paths(module, suffix, what)
+                options[what] = replace(candidate, weights=weights, figure=figure, seconds=spent)
+            module.candidates[candidate.name] = (
+                replace(candidate, options=options) if self.grid else next(iter(options.values()))
             )
 
     def _paths(
@@ -120,7 +140,7 @@ class MergeCallback(CheckedCallback):
         given = resources(module, self.method)
         inputs = {**module.zoo.hashes(tuple(module.experts)), **_hash_of_images(given)}
         return {
-            what: self._merge_variant(module, what, _seeded(variant), given, inputs)
+            what: self._merge_variant(module, what, seeded(variant, run_seed()), given, inputs)
             for what, variant in self.variants().items()
         }
 
@@ -204,21 +224,6 @@ def _already(path: Path, metadata: Mapping[str, str]) -> float | None:
         return None
     rank_zero_info(f"{path} is merged already")
     return float(found["seconds"])
-
-
-def _seeded(method: Any) -> Any:
-    """Add the run's seed to a method's and its transforms' own, so that runs of others differ."""
-    changes: dict[str, Any] = {}
-    if hasattr(method, "seed"):
-        changes["seed"] = method.seed + run_seed()
-    if transforms := getattr(method, "transforms", ()):
-        changes["transforms"] = tuple(_seeded(transform) for transform in transforms)
-    return replace(method, **changes)
-
-
-def run_seed() -> int:
-    """Return the seed of the run, as lightning's seed_everything leaves it."""
-    return int(os.environ.get("PL_GLOBAL_SEED", 0))
 
 
 def prepend(method: MergeMethod, transform: Any) -> MergeMethod:

@@ -1,11 +1,13 @@
 """Learn coefficients of task vectors that were pruned or trimmed before."""
 
+import inspect
 from typing import Any
 
 from lightning.pytorch import Trainer
 
 from lightning_merge.callbacks.checked import CheckedCallback
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.files import file_hash
 from lightning_merge.core.ranks import Ranks
 from lightning_merge.methods import LwPTV, TrimAndElect
 from lightning_merge.methods.base import Transform
@@ -42,8 +44,9 @@ class TransformTaskVectors(CheckedCallback):
                 pl_module.transform(self.transform, self.final_scale)
 
     def described(self) -> str:
-        """Return what this makes of the learned network, as it is recorded."""
-        return f"{self.transform!r} x {self.final_scale}"
+        """Return what this makes of the learned network, and its code, as it is recorded."""
+        code = {file_hash(inspect.getfile(type(part))) for part in (self, self.transform)}
+        return f"{self.transform!r} x {self.final_scale}, code {sorted(code)}"
 
 
 class PruneTaskVectors(TransformTaskVectors):

@@ -1,8 +1,10 @@
 """The benchmark at a tiny size: its checkpoints, its measurements, its tables."""
 
+import argparse
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,10 +16,13 @@ sys.path.append(str(BENCHMARKS))  # its files import each other as siblings, as 
 
 import measure  # noqa: E402
 import report  # noqa: E402
+import study  # noqa: E402
 from agreement import compare  # noqa: E402
 from checkpoints import TOWERS, make_checkpoints  # noqa: E402
 from contenders import METHODS, FusionBench, LightningMerge, Mergekit  # noqa: E402
 from m_ties import time_m_ties  # noqa: E402
+
+from lightning_merge.evaluation.results import CandidateResult, Results  # noqa: E402
 
 MIB = 1 << 20
 
@@ -129,3 +134,25 @@ def test_one_command_prints_the_table(tmp_path):
 def test_m_ties_beside_its_parts(tiny):
     table = time_m_ties(tiny, TOWERS["tiny"], repeat=1)
     assert "M-TIES / sum" in table
+
+
+@pytest.mark.parametrize("seeds", [[0], [0, 1]])
+def test_the_study_prints_one_row_per_variant(seeds):
+    def result(name, seed):
+        row = CandidateResult(name, {"a": 0.5, "b": 0.25 * seed}, {"a": 4, "b": 4}, 1.0)
+        base = replace(row, name="base", bound=True)
+        return Results(("a", "b"), {"base": base, name: row}, seed, {}, notes=(f"of {name}",))
+
+    found = {name: [result(name, seed) for seed in seeds] for name in ("one", "two")}
+    table = study.table(found, "python study.py")
+    assert [row.split("|")[1].strip() for row in table.splitlines() if row.startswith("| ")] == [
+        "candidate", ":--", "*base*", "one", "two", "samples",
+    ]  # fmt: skip
+    assert "- of one\n- of two" in table
+    assert "`python study.py`" in table
+
+
+def test_the_study_masks_before_it_trims():
+    given = argparse.Namespace(group=["forms"], lwptv=True)
+    words = study.variants(given)["adamerging_layer_pp_lwptv"]
+    assert words.index(study.PRUNE[1]) < words.index(study.TRIM[1])

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
-from lightning_merge.callbacks import WritePredictions
+from lightning_merge.callbacks import MergeCallback, WritePredictions
 from lightning_merge.callbacks.checked import CheckedCallback
 from lightning_merge.callbacks.task_vectors import TransformTaskVectors
 from lightning_merge.cli import record, stages
@@ -170,8 +170,9 @@ class MergeCLI(LightningCLI):
         """Measure, and print one line per task where Lightning has a column per loader."""
         measure(**{**options, "verbose": False})
         if options["verbose"] and self.trainer.is_global_zero:
-            found = self.model.measured[part]
-            for name, value in {**found.accuracy, "average": found.average}.items():
+            found, data = self.model.measured[part], self.datamodule
+            average = found.mean(data.seen if part == "val" else data.tasks)
+            for name, value in {**found.accuracy, "average": average}.items():
                 print(f"{part}/{name}: {100 * value:.1f} %")
 
     def _begin(self, work: Callable[[], Result]) -> Result:
@@ -259,9 +260,13 @@ class MergeCLI(LightningCLI):
         """Return what the run depends on, files apart; see `record`."""
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
         before = [c.described() for c in callbacks if isinstance(c, TransformTaskVectors)]
+        after = [c.method.described() for c in callbacks if isinstance(c, MergeCallback)]
+        options = record.describe_options(record.plain(self.config[self.subcommand]))
         return {
+            **options,
             **({record.TASK_VECTORS: before} if before else {}),
-            **record.describe_options(record.plain(self.config[self.subcommand])),
+            record.CALLBACKS: [options[record.CALLBACKS], after],
+            record.TRANSDUCTIVE: getattr(self.model, "transductive", False),
             **record.describe_images(self.datamodule),
             "processes": self.trainer.world_size,  # others see the images in another order
         }
@@ -359,6 +364,7 @@ class MergeCLI(LightningCLI):
             self.folder,
             seed=self.seed,
             command=self.command,
+            notes=self.model.notes(),
         )
 
 

@@ -19,12 +19,14 @@ Record = Mapping[str, Any]
 CALLBACKS, TEST_IMAGES = "trainer.callbacks", "test images of "
 TASK_VECTORS = "model.task_vectors"
 """What callbacks make of task vectors before coefficients are learned."""
-TRANSDUCTIVE = "model.init_args.transductive"
+TRANSDUCTIVE = "model.transductive"
+"""Whether coefficients were learned from test images."""
 
 WITHOUT_EFFECT = (
     "config",
     "overwrite",
     "model.init_args.overwrite",
+    "model.init_args.offload",
     "data.num_workers",
     "data.cache_gib",
     "data.eval_batch_size",

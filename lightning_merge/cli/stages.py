@@ -39,8 +39,9 @@ def check(zoo: Zoo, tasks: Sequence[str]) -> None:
     """
     if zoo.teachers is not None:
         if shared := zoo.files(tasks) & zoo.teachers.zoo.files(tasks):
+            names = enumerate_names(sorted(map(str, shared)))
             raise InputError(
-                f"zoo.teachers.zoo has files of the zoo itself: {enumerate_names(sorted(shared))}; "
+                f"zoo.teachers.zoo has files of the zoo itself: {names}; "
                 "give students other names than their teachers"
             )
         check(zoo.teachers.zoo, tasks)

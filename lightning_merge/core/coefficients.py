@@ -67,9 +67,8 @@ class StackedTaskVectors:
         merged = {name: tensor.clone() for name, tensor in self.fixed.items()}
         with torch.autocast(coefficients.device.type, enabled=False):
             for name, column in zip(self.names, coefficients.unbind(1), strict=True):
-                base = self.base[name]
-                stack = self._stack(name)
-                flat = torch.addmv(base.reshape(-1), stack.T, column.to(base.dtype))
+                base = self.base[name]  # no name for the stack: one is on the device at a time
+                flat = torch.addmv(base.reshape(-1), self._stack(name).T, column.to(base.dtype))
                 merged[name] = flat.view(base.shape)
         return merged
 
@@ -113,8 +112,9 @@ class StackedTaskVectors:
 
     def share(self, parameters: Mapping[str, torch.nn.Parameter]) -> None:
         """Let a network's parameters, equal to the base's tensors, lie in the same memory."""
-        for name in self.names:
-            parameters[name].data = self.base[name].view_as(parameters[name])
+        for name, parameter in parameters.items():
+            if name in self.base:
+                parameter.data = self.base[name].view_as(parameter)
 
 
 class _WithGradient(torch.autograd.Function):

@@ -1,11 +1,17 @@
 """Random numbers that depend on what they are for, not on when they are drawn."""
 
 import hashlib
+import os
 
 import torch
 from torch import Tensor
 
 _BLOCK = 2**16
+
+
+def run_seed() -> int:
+    """The seed of the run, as lightning's seed_everything leaves it; 0 without one."""
+    return int(os.environ.get("PL_GLOBAL_SEED", 0))
 
 
 def generator_for(seed: int, *names: str) -> torch.Generator:

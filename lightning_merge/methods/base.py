@@ -5,8 +5,8 @@ import inspect
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
-from typing import ClassVar, NamedTuple, Protocol, TypeVar
+from dataclasses import fields, replace
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -95,6 +95,20 @@ class Resources(NamedTuple):
             raise InputError(f"batches: {method} got NaN or infinite inputs; leave them out")
         parameter = next(self.network(method).parameters(), inputs)
         return inputs.to(parameter if inputs.is_floating_point() else parameter.device)
+
+
+class Origin(NamedTuple):
+    """What a method has learned elsewhere, and from what; nothing, for most.
+
+    Attributes:
+        tasks: Those that it has learned from.
+        transductive: Whether from their unlabelled test images.
+        note: What a reader of its numbers must know.
+    """
+
+    tasks: tuple[str, ...] = ()
+    transductive: bool = False
+    note: str = ""
 
 
 class Transform(ABC):
@@ -188,6 +202,10 @@ class MergeMethod(ABC):
         """Plan and merge; to be replaced where the plan has merged tensors already."""
         merge_each(vectors, self.plan(vectors, resources), sink)
 
+    def origin(self) -> Origin:
+        """What was learned before, for methods that merge by it."""
+        return Origin()
+
     def described(self) -> str:
         """The method and its hyperparameters as they are written into files."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
@@ -204,6 +222,19 @@ class MergeMethod(ABC):
         for transform in self.transforms:
             vectors = transform(vectors)
         return vectors
+
+
+Seeded = TypeVar("Seeded")
+
+
+def seeded(method: Seeded, seed: int) -> Seeded:
+    """The method or transform with a run's seed added to its own and its transforms'."""
+    changes: dict[str, Any] = {}
+    if hasattr(method, "seed"):
+        changes["seed"] = method.seed + seed
+    if transforms := getattr(method, "transforms", ()):
+        changes["transforms"] = tuple(seeded(transform, seed) for transform in transforms)
+    return replace(method, **changes)  # type: ignore[type-var]
 
 
 def merge_each(

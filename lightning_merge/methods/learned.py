@@ -1,6 +1,7 @@
 """Merging by what another run has learned: on its own, or on any other, experts."""
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from lightning_merge.core.learner import StatsMergeLearner
 from lightning_merge.core.names import enumerate_names, match_names
 from lightning_merge.core.statistics import Feature, feature_names, layer_statistics, standardize
 from lightning_merge.core.task_vectors import TaskVectors, sum_tasks
-from lightning_merge.methods.base import MergeMethod, Resources, Transform, Update
+from lightning_merge.methods.base import MergeMethod, Origin, Resources, Transform, Update
 from lightning_merge.methods.checks import require_choice
 
 By = Literal["layer", "depth", "statistics"]
@@ -79,6 +80,11 @@ class LearnedCoefficients(MergeMethod):
         choose = {"layer": learned.by_layer, "depth": learned.by_depth}
         return choose.get(self.by, learned.by_statistics)(vectors)
 
+    def origin(self) -> Origin:
+        """The tasks, images and labels that the file's run has learned from."""
+        learned = _Learned.read(self.file)
+        return Origin(tuple(learned.tasks), learned.transductive, learned.note)
+
     def described(self) -> str:
         """The method, its hyperparameters and the hash of its file."""
         return f"{super().described()}, sha256 of file {file_hash(self.file)}"
@@ -96,6 +102,8 @@ class _Learned:
         options: What the learner was made with; empty if it saw no statistics.
         state: Weights of the learner.
         scale: What the learner's coefficients were multiplied by at the end.
+        transductive: Whether they were learned from unlabelled test images.
+        note: What a reader of their numbers must know.
     """
 
     file: str
@@ -105,6 +113,8 @@ class _Learned:
     options: dict[str, Any]
     state: dict[str, Tensor]
     scale: float
+    transductive: bool
+    note: str
 
     @classmethod
     def read(cls, file: str) -> "_Learned":
@@ -119,6 +129,7 @@ class _Learned:
             options = json.loads(stored.metadata.get("learner", "{}"))
             scale = float(stored.metadata.get("final_scale", 1))
             fits = stored.shape("coefficients") == (len(tasks), len(layers))
+            fits = fits and isinstance(options, dict) and math.isfinite(scale)
         except (KeyError, ValueError, TypeError):
             fits = False
         if not fits or not stored["coefficients"].isfinite().all():
@@ -128,7 +139,10 @@ class _Learned:
             )
         prefix = "learner."
         state = {n.removeprefix(prefix): stored[n] for n in stored if n.startswith(prefix)}
-        return cls(file, stored["coefficients"].float(), tasks, layers, options, state, scale)
+        transductive = stored.metadata.get("transductive") == "True"
+        note = stored.metadata.get("note", "")
+        values = stored["coefficients"].float()
+        return cls(file, values, tasks, layers, options, state, scale, transductive, note)
 
     def by_layer(self, vectors: TaskVectors) -> Tensor:
         """The coefficients of the same tasks and layers."""
@@ -165,6 +179,8 @@ class _Learned:
             )
         try:
             of, rank, features = (self.options[key] for key in _SEEN)
+            if not 0 <= rank <= max((tensor.numel() for tensor in self.state.values()), default=0):
+                raise TypeError(f"rank={rank} is more than its weights can see")
             self._learner(torch.zeros(1, 1, len(feature_names(rank, features))))
         except (KeyError, TypeError, RuntimeError) as fault:
             raise InputError(

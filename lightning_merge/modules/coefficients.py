@@ -1,7 +1,7 @@
 """What all modules that learn merging coefficients share."""
 
+import hashlib
 import json
-import os
 import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -18,61 +18,20 @@ from lightning_merge.core.checkpoint import save_checkpoint
 from lightning_merge.core.coefficients import StackedTaskVectors
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.learner import Level
-from lightning_merge.core.seeding import generator_for
+from lightning_merge.core.seeding import generator_for, run_seed
 from lightning_merge.core.task_vectors import TaskVectors
 from lightning_merge.data.dataset import Batch
 from lightning_merge.evaluation.candidates import BOUNDS, Candidate, bounds
-from lightning_merge.methods.base import Transform
+from lightning_merge.methods.base import Transform, seeded
 from lightning_merge.methods.checks import require_choice
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.base import TaskModule
+from lightning_merge.modules.memory import check_memory
 from lightning_merge.modules.zoo import Zoo
 
 BatchNorm = Literal["recalibrate", "average", "both"]
-
-
-def check_memory(vectors: TaskVectors, trainer: Trainer, *, offload: bool = False) -> None:
-    """Check that a step's weights fit into a device's memory, or all processes' into the host's.
-
-    They are the stacked task vectors, which offloading leaves on the host, the base, a merged
-    network, and a gradient of one tensor (counted as half a network), in float32; activations
-    come on top.
-
-    Raises:
-        InputError: they do not.
-    """
-    entries = sum(map(vectors.numel, vectors.names))
-    stacks, networks = 4 * len(vectors) * entries, 10 * entries
-    device, host = trainer.strategy.root_device, _host_memory()
-    processes = trainer.num_devices
-    what = f"learning coefficients of {len(vectors)} experts of {entries} entries takes"
-    instead = "merge them in closed form (see docs/methods.md), or take fewer or smaller experts"
-    if device.type == "cuda":
-        needed = networks + (0 if offload else stacks)
-        available = torch.cuda.get_device_properties(device).total_memory
-        if needed > available:
-            instead = (
-                "give --model.offload true, which keeps task vectors on the host, or "
-                * (not offload)
-                + instead
-            )
-            raise InputError(
-                f"{what} {needed / 1e9:.3g} GB on every device, and {device} has "
-                f"{available / 1e9:.3g} GB for it; {instead}"
-            )
-    needed = stacks * offload if device.type == "cuda" else stacks + networks
-    if host is not None and needed * processes > host:
-        raise InputError(
-            f"{what} {needed / 1e9:.3g} GB in every process, and the host has "
-            f"{host / processes / 1e9:.3g} GB for it; {instead}"
-        )
-
-
-def _host_memory() -> int | None:
-    """Return the bytes of the host's memory; None where the system does not say (Windows)."""
-    if not hasattr(os, "sysconf"):
-        return None
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+RECALIBRATION_BATCH = 256
+"""Images of a batch that gives BatchNorm statistics, at most."""
 
 
 class CoefficientModule(TaskModule):
@@ -81,7 +40,8 @@ class CoefficientModule(TaskModule):
     The network is merged once per step, whatever the number of tasks, and all tasks' images go
     through it together. Only `learner` is in the state dict, so checkpoints are kilobytes.
     Every process holds the stacked task vectors and one merged network; a step of N processes
-    is that of one with N times the batch size.
+    is that of one with N times the batch size, but for BatchNorm, whose statistics each process
+    takes from its own images.
 
     Tasks that the data module calls unseen have a head and are measured, no more.
 
@@ -126,6 +86,7 @@ class CoefficientModule(TaskModule):
         self.requires_grad_(False)
         self.candidates: dict[str, Candidate] = {}
         self._merged: dict[str, Tensor] | None = None
+        self._images: Tensor | None = None
         self.final_scale = 1.0
         self.seconds = 0.0
 
@@ -186,17 +147,33 @@ class CoefficientModule(TaskModule):
             return {}
         if not recalibrate:
             return {"batch_norm": "average"}
-        images = {task: self.data.digest(task) for task in self.data.seen}
-        count = self.data.unlabelled_images
-        return {"batch_norm": f"recalibrated on {count} held-out images of {json.dumps(images)}"}
+        digest = hashlib.sha256(self._held_out().numpy().tobytes()).hexdigest()
+        return {"batch_norm": f"recalibrated on {len(self._held_out())} images of digest {digest}"}
+
+    def notes(self) -> list[str]:
+        """Return what a reader of all the run's merged networks must know."""
+        if not any(self.variants.values()):
+            return []
+        return [
+            f"BatchNorm statistics of merged networks are those of {len(self._held_out())} "
+            "unlabelled held-out images, but where a name says that they are not recalibrated."
+        ]
 
     def recalibrate(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return merged weights with BatchNorm statistics of held-out images of all tasks."""
-        images = self.data.unlabelled()
-        order = torch.randperm(len(images), generator=generator_for(0, "recalibrate"))
-        batches = images[order].split(self.data.eval_batch_size)
-        normal = (self.preprocess.normalize(b.to(self.device)) for b in batches)
-        return recalibrated(self.encoder.backbone, weights, normal)
+        images = self._held_out()
+        batches = images.tensor_split(-(-len(images) // RECALIBRATION_BATCH))
+        normal = (self.preprocess.normalize(batch.to(self.device)) for batch in batches)
+        with torch.autocast(self.device.type, enabled=False):
+            return recalibrated(self.encoder.backbone, weights, normal)
+
+    def _held_out(self) -> Tensor:
+        """Return the unlabelled images that statistics are taken from, all tasks mixed."""
+        if self._images is None:
+            images = self.data.unlabelled(seed=run_seed())
+            order = torch.randperm(len(images), generator=generator_for(0, "recalibrate"))
+            self._images = images[order]
+        return self._images
 
     # State
 
@@ -208,16 +185,16 @@ class CoefficientModule(TaskModule):
         """Check what can be told before any file is opened.
 
         Raises:
-            InputError: fewer than two tasks, weights would be rounded to half precision,
+            InputError: fewer than two tasks, weights would be in another precision,
                 networks are sharded over devices, or the name is taken.
         """
         super().check(trainer, tasks, stage)
         if self.name in BOUNDS:
             raise InputError(f"model.name={self.name!r} is that of a reference; give another")
-        if str(trainer.precision).endswith("16-true"):
+        if trainer.precision not in ("32-true", "bf16-mixed", "16-mixed"):
             raise InputError(
-                f"trainer.precision={trainer.precision!r} would round the merged weights; "
-                "use bf16-mixed, 16-mixed or 32-true"
+                f"trainer.precision={trainer.precision!r}: weights are merged and measured in "
+                "float32; use bf16-mixed, 16-mixed or 32-true"
             )
         if len(tasks) < 2:
             raise InputError(
@@ -236,13 +213,18 @@ class CoefficientModule(TaskModule):
                 "data.fit_on='train': experts were trained on these images, which tell nothing "
                 "about their merge; give data.fit_on: coefficients"
             )
+        if any(self.variants.values()) and self.data.unlabelled_images < 2:
+            raise InputError(
+                f"data.unlabelled_images={self.data.unlabelled_images}: BatchNorm statistics take "
+                "two or more, better some hundred"
+            )
         if hasattr(self, "learner"):
             return
         base, experts = self.zoo.open(self.encoder, self.data.seen)
         vectors = TaskVectors(base, experts)
         check_memory(vectors, self.trainer, offload=self.offload)
         for transform in self.transforms:
-            vectors = transform(vectors)
+            vectors = seeded(transform, run_seed())(vectors)
         device = self.trainer.strategy.root_device
         self.stacked = StackedTaskVectors(vectors, device, offload=self.offload)
         self.learner = self.make_learner(vectors)
@@ -287,7 +269,7 @@ class CoefficientModule(TaskModule):
         """
         self._started = time.perf_counter()
         self.stacked.to(self.device)
-        self.stacked.share(dict(self.encoder.backbone.named_parameters()))
+        self.stacked.share(dict(self.encoder.backbone.named_parameters(remove_duplicate=False)))
 
     def on_train_epoch_end(self) -> None:
         """Add the epoch's time to what earlier epochs, and interrupted sessions, took."""
@@ -367,7 +349,6 @@ class CoefficientModule(TaskModule):
         self.ranks.once(lambda: self._save(values))
         for parameter in self.encoder.backbone.parameters():
             parameter.data = parameter.data.clone()  # no longer the base's memory
-        self.stacked.to("cpu")  # evaluation wants the device
         untrained = (
             "" if self.trainer.global_step else "as it starts: no step of training was taken"
         )
@@ -395,6 +376,8 @@ class CoefficientModule(TaskModule):
             "tasks": json.dumps(self.stacked.tasks),
             "layers": json.dumps(self.stacked.names),
             "final_scale": repr(self.final_scale),
+            "transductive": str(self.transductive),
+            "note": self.note,
             "version": __version__,
             **self.zoo.hashes(self.stacked.tasks),
         }

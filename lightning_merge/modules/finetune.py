@@ -124,6 +124,11 @@ class FineTune(TaskModule):
         self._seed = self.ranks.gather(torch.initial_seed())[0]
         self._hashes = {name: file_hash(file) for name, file in self.inputs().items()}
         if not self.heads:
+            if self.data.unseen and self.heads_file is None:
+                raise InputError(
+                    f"data.unseen={list(self.data.unseen)} without model.heads: heads are trained "
+                    "along, and theirs would not be; give a file of frozen heads"
+                )
             self._make_heads()
         # Shards of parameters are vectors, so their shapes are noted before there are any.
         self._matrices = {name for name, p in self.named_parameters() if p.ndim > 1}

@@ -10,7 +10,13 @@ from torch.nn import functional as F
 
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.learner import PRIOR, Kind, Level, Normalize, StatsMergeLearner
-from lightning_merge.core.statistics import FEATURES, Feature, layer_statistics, standardize
+from lightning_merge.core.statistics import (
+    FEATURES,
+    Feature,
+    feature_names,
+    layer_statistics,
+    standardize,
+)
 from lightning_merge.core.task_vectors import TaskVectors, wide
 from lightning_merge.data.dataset import Batch
 from lightning_merge.methods.base import Transform
@@ -62,7 +68,7 @@ class StatsMerging(CoefficientModule):
         gamma: factor of each drop.
         confidence: which images of a task teach, by the entropy of its teacher's answers: from
             this to that share of them, the most certain first; (0, 0.33) are those of low, (0.67,
-            1) of high label noise (section D; the paper takes thirds of the range of entropies,
+            1) of high label noise (A.5.3; the paper takes thirds of the range of entropies,
             here each third has as many images).
         transforms: applied to the task vectors before learning.
         offload: keep the task vectors in the host's memory.
@@ -96,8 +102,11 @@ class StatsMerging(CoefficientModule):
     ) -> None:
         if rank < 0:
             raise InputError(f"rank={rank} must be 0 or more")
-        if not features:
-            raise InputError(f"features=[]: name one of {list(FEATURES)}")
+        if not feature_names(rank, features) or len(set(features)) < len(features):
+            raise InputError(
+                f"features={list(features)} with rank={rank}: name some of {list(FEATURES)}, each "
+                "once; with rank=0 there are no singular values"
+            )
         if not 0 <= confidence[0] < confidence[1] <= 1:
             raise InputError(
                 f"confidence={list(confidence)} must be two shares, 0 <= from < to <= 1"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from torch import Tensor
@@ -9,7 +10,6 @@ from torch import Tensor
 from lightning_merge.core.checkpoint import open_checkpoint, select
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.files import file_hash
-from lightning_merge.core.task_vectors import wide
 from lightning_merge.core.validate import check_experts
 from lightning_merge.models.encoder import Encoder
 
@@ -71,17 +71,17 @@ class Zoo:
             raise InputError(f"zoo.experts has no file for task {task!r}; it has {[*self.experts]}")
         return self.experts[task]
 
-    def files(self, tasks: Sequence[str]) -> set[str]:
-        """Return the names of all its files."""
-        return {self.base, self.heads, *map(self.expert, tasks)}
+    def files(self, tasks: Sequence[str]) -> set[Path]:
+        """Return all its files, by the one name that each has."""
+        return {Path(f).resolve() for f in (self.base, self.heads, *map(self.expert, tasks))}
 
     def open(
         self, encoder: Encoder, tasks: Sequence[str], *, minimum: int = 2
     ) -> tuple[Mapping[str, Tensor], dict[str, Mapping[str, Tensor]]]:
         """Return base and experts under the names of the encoder's backbone, checked.
 
-        A base in half precision is widened, so that every network merged from it is as exact as
-        a learned one, whatever it is stored in.
+        The base is in float32, so that every network merged from it is as exact as a learned
+        one, whatever it is stored in.
 
         Args:
             encoder: their architecture; it is left with the base's weights.
@@ -99,7 +99,7 @@ class Zoo:
             raise InputError("\n".join(problems))
         names = list(encoder.backbone.state_dict())
         stored = select(open_checkpoint(self.base), names)
-        base = {name: wide(t) if t.is_floating_point() else t for name, t in stored.items()}
+        base = {name: t.float() if t.is_floating_point() else t for name, t in stored.items()}
         experts: dict[str, Mapping[str, Tensor]] = {
             task: select(open_checkpoint(self.expert(task)), names) for task in tasks
         }

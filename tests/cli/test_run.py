@@ -300,3 +300,33 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(
     assert epochs >= set(range(7, 10))
     if stop is interrupt:  # a kill may cost the rows that were not written yet
         assert epochs == set(range(10))
+
+
+def test_what_changes_no_number_is_no_other_configuration(run, config, files):
+    path = config(model=model_of(files, "AdaMerging"), trainer__max_epochs=1)
+    assert run("fit", "--config", path).code == 0
+    for option in (["--model.offload", "true"], ["--data.eval_batch_size", "3"]):
+        assert "nothing has changed" in run("fit", "--config", path, *option).out
+
+
+def test_other_coefficients_in_the_same_file_are_merged_anew(run, config, files, tmp_path):
+    """A run that merges by what another has learned depends on the other's file."""
+    other, file = str(tmp_path / "other"), tmp_path / "other" / "coefficients.safetensors"
+    settings = {"model": model_of(files, "AdaMerging"), "trainer__max_epochs": 1}
+    learn = ["--trainer.default_root_dir", other, "--overwrite", "true"]
+    method = {"class_path": "LearnedCoefficients", "init_args": {"file": str(file)}}
+    callback = {"class_path": "lightning_merge.callbacks.MergeCallback"}
+    callback["init_args"] = {"name": "again", "method": method}
+    assert run("fit", "--config", config(**settings), *learn).code == 0
+    path = config(**settings, trainer__callbacks=[callback])
+    assert run("fit", "--config", path).code == 0
+    assert "nothing has changed" in run("fit", "--config", path).out
+    more = ["--model.learning_rate", "0.2"]
+    assert run("fit", "--config", config(**settings), *learn, *more).code == 0
+    path = config(**settings, trainer__callbacks=[callback])
+    assert run("fit", "--config", path).code == 2
+    assert run("fit", "--config", path, "--overwrite", "true").code == 0
+    found = open_checkpoint(tmp_path / "run" / "merged" / "again.safetensors")
+    wanted = open_checkpoint(tmp_path / "other" / "merged" / "adamerging.safetensors")
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(found[name], tensor)

@@ -1,5 +1,8 @@
 """Merging with coefficients against the Python sum theta_0 + sum_k c_kl tau_kl."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -182,3 +185,30 @@ def test_inputs_are_untouched(case):
         tensor.zero_()
     assert all(torch.equal(t, weights(0)[n]) for n, t in base.items())
     assert all(torch.equal(t, weights(1)[n]) for n, t in experts["task0"].items())
+
+
+def test_buffers_and_tied_weights_do_not_matter_to_sharing():
+    module = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)})
+    module["b"].weight = module["a"].weight
+    module.register_buffer("scale", torch.ones(3))
+    base = module.state_dict()
+    stacked = StackedTaskVectors(TaskVectors(base, {"one": base}))
+    stacked.share(dict(module.named_parameters(remove_duplicate=False)))
+    assert torch.equal(module["b"].weight, base["b.weight"])
+    assert module["a"].bias.data_ptr() == stacked.base["a.bias"].data_ptr()
+
+
+def test_one_stack_is_sent_at_a_time(case):
+    *_, stacked, coefficients = case
+    alive, sent = weakref.WeakSet(), []
+    send = stacked._stack
+
+    def counted(name):
+        gc.collect()
+        sent.append(len(alive))
+        alive.add(copy := send(name).clone())
+        return copy
+
+    stacked._stack = counted
+    stacked.merge(coefficients.detach())
+    assert sent == [0] * len(stacked.names)

@@ -14,7 +14,7 @@ from lightning_merge.methods import LwPTV
 from lightning_merge.models.heads import load_heads, save_heads
 from lightning_merge.models.mini_vit import MiniViT
 from lightning_merge.modules import StatsMerging
-from lightning_merge.modules.coefficients import check_memory
+from lightning_merge.modules.memory import check_memory
 
 
 def fit(trainer, encoder, zoo, data, *, ckpt_path=None, options=None, **settings):

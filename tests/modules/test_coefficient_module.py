@@ -13,7 +13,7 @@ from lightning_merge.callbacks import MergeCallback
 from lightning_merge.core.checkpoint import open_checkpoint, save_checkpoint
 from lightning_merge.core.errors import InputError
 from lightning_merge.data import MergeDataModule
-from lightning_merge.methods import TaskArithmetic
+from lightning_merge.methods import Dare, LearnedCoefficients, TaskArithmetic
 from lightning_merge.models import MiniResNet
 from lightning_merge.models.heads import load_heads, save_heads
 from lightning_merge.modules import AdaMerging, StatsMerging
@@ -109,7 +109,9 @@ def test_learning_sees_statistics_of_its_batch_and_changes_none(trainer, resnet,
             before = {name: t.clone() for name, t in self.stacked.fixed.items()}
             values = self.coefficients().detach().requires_grad_()
             weights = self.stacked.merge(values)
-            network = MiniResNet(**SMALL, update_statistics=True).train()
+            network = MiniResNet(**SMALL)
+            network.update_statistics = True
+            network.train()
             images = torch.cat([part.images for part in batch.values()])
             parts = network.functional(weights, images).split(
                 [len(p.labels) for p in batch.values()]
@@ -201,3 +203,78 @@ def test_images_that_trained_the_experts_are_refused(trainer, encoder, zoo, root
     data = MergeDataModule(str(root), tasks=list(TASKS), fit_on="train")
     with pytest.raises(InputError, match=r"data\.fit_on='train'"):
         trainer(max_epochs=1).fit(AdaMerging(encoder, zoo), datamodule=data)
+
+
+def test_evaluation_batches_do_not_matter_to_statistics(trainer, resnet, resnets, data):
+    found = []
+    for size in (4, 16):
+        data.eval_batch_size = size
+        torch.manual_seed(0)
+        module = AdaMerging(resnet, resnets)
+        trainer(max_epochs=1).fit(module, datamodule=data)
+        found.append(statistics(dict(open_checkpoint(module.candidates["adamerging"].weights))))
+    for name, tensor in found[0].items():
+        assert torch.equal(tensor, found[1][name])
+    (note,) = module.notes()
+    assert f"those of {len(data.unlabelled())} unlabelled held-out images" in note
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "64-true"}, "precision='64-true'"),
+        ({"precision": "bf16-true"}, "precision='bf16-true'"),
+    ],
+)
+def test_precisions_that_are_not_float32_are_refused(trainer, encoder, zoo, data, options, message):
+    with pytest.raises(InputError, match=message):
+        trainer(**options).fit(AdaMerging(encoder, zoo), datamodule=data)
+
+
+def test_random_transforms_follow_the_seed_of_the_run(trainer, encoder, zoo, data, monkeypatch):
+    stacks = []
+    for seed in ("1", "2", "1"):
+        monkeypatch.setenv("PL_GLOBAL_SEED", seed)
+        module = AdaMerging(encoder, zoo, transforms=[Dare(0.5)])
+        trainer(max_epochs=1, limit_train_batches=1).fit(module, datamodule=data)
+        stacks.append(max(module.stacked.stacks.values(), key=torch.numel))
+    assert torch.equal(stacks[0], stacks[2])
+    assert not torch.equal(stacks[0], stacks[1])
+
+
+def learned(trainer, encoder, zoo, data, **options):
+    """Fit AdaMerging, and return its file of coefficients moved out of the way."""
+    module = AdaMerging(encoder, zoo, learning_rate=0.05, **options)
+    trainer(max_epochs=1).fit(module, datamodule=data)
+    file = module.run_folder / "coefficients.safetensors"
+    return str(file.rename(file.with_name("other.safetensors")))
+
+
+@pytest.mark.parametrize("grid", [None, {"by": ["layer", "depth"]}])
+def test_what_was_learned_on_test_images_stays_marked(trainer, encoder, zoo, data, grid):
+    file = learned(trainer, encoder, zoo, data, transductive=True)
+    module = AdaMerging(encoder, zoo)
+    callbacks = [MergeCallback(LearnedCoefficients(file), "again", grid)]
+    trainer(max_epochs=1, callbacks=callbacks).fit(module, datamodule=data)
+    again = module.candidates["again"]
+    assert again.transductive
+    assert all(option.transductive for option in (again.options or {}).values())
+    assert not module.candidates["adamerging"].transductive
+
+
+def test_what_was_learned_on_true_labels_stays_noted(trainer, encoder, zoo, data):
+    teacher = StatsMerging(encoder, zoo, hidden=4, loss="labels")
+    trainer(max_epochs=1).fit(teacher, datamodule=data)
+    file = teacher.run_folder / "coefficients.safetensors"
+    again = LearnedCoefficients(str(file.rename(file.with_name("other.safetensors"))))
+    module = AdaMerging(encoder, zoo)
+    trainer(max_epochs=1, callbacks=[MergeCallback(again, "again")]).fit(module, datamodule=data)
+    assert "true labels" in module.candidates["again"].note
+
+
+def test_what_was_learned_on_an_unseen_task_is_refused(trainer, encoder, zoo, data, monkeypatch):
+    file = learned(trainer, encoder, zoo, data)
+    monkeypatch.setattr(data, "unseen", ("shapes",))
+    callbacks = [MergeCallback(LearnedCoefficients(file, "depth"), "again")]
+    with pytest.raises(InputError, match=r"data\.unseen=\['shapes'\]: 'again'"):
+        trainer(callbacks=callbacks).fit(AdaMerging(encoder, zoo), datamodule=data)
