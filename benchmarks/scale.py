@@ -110,7 +110,9 @@ def learn(case: Case, folder: Path) -> Measured:
         values = torch.full((case.experts, len(stacked.names)), 0.3, requires_grad=True)
 
         def step() -> None:
-            network.functional(stacked.merge(values), images).square().mean().backward()
+            stacked.loss(
+                values, lambda weights: network.functional(weights, images).square().mean()
+            ).backward()
 
         seconds = fastest(step)
     return Measured(seconds, memory[-1])
