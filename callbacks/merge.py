@@ -191,12 +191,17 @@ class MergeCallback(CheckedCallback):
 
 
 def resources(module: CoefficientModule, method: MergeMethod) -> dict[str, Any]:
-    """Return the network and unlabelled held-out images for a method that needs them."""
+    """Return network, heads and unlabelled held-out images for a method that needs them."""
     if method.needs == "nothing":
         return {}
-    drawn = module.data.unlabelled(seed=run_seed())
-    images = module.preprocess.normalize(drawn.to(module.device))
-    return {"model": module.encoder.backbone, "batches": images}
+    drawn = module.data.unlabelled_by_task(seed=run_seed())
+    normalize = module.preprocess.normalize
+    return {
+        "model": module.encoder.backbone,
+        "batches": {task: normalize(part.to(module.device)) for task, part in drawn.items()},
+        "heads": dict(module.heads.items()),
+        "project": module.encoder.project,
+    }
 
 
 def _described(method: MergeMethod) -> dict[str, str]:
@@ -212,7 +217,8 @@ def _described(method: MergeMethod) -> dict[str, str]:
 def _hash_of_images(given: Mapping[str, Any]) -> dict[str, str]:
     if not given:
         return {}
-    return {"images": hashlib.sha256(given["batches"].cpu().numpy().tobytes()).hexdigest()}
+    images = torch.cat([*given["batches"].values()])
+    return {"images": hashlib.sha256(images.cpu().numpy().tobytes()).hexdigest()}
 
 
 def _already(path: Path, metadata: Mapping[str, str]) -> float | None:

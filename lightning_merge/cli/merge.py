@@ -82,7 +82,7 @@ def merge_files(
     weights = parts.pop("base")
     sources = dict(zip(experts, (_like(weights, part) for part in parts.values()), strict=True))
     check_experts(weights, sources, finite=False)  # values are checked as they stream by
-    model, batches = resources(method)
+    given = resources(method)
     metadata = {
         "method": type(method).__name__,
         "hyperparameters": method.described(),
@@ -96,7 +96,7 @@ def merge_files(
     with CheckpointWriter(
         target, layout, metadata=metadata, overwrite=overwrite, max_shard_size=shard_size
     ) as writer:
-        method.merge_to(writer, weights, sources, model=model, batches=batches, jobs=jobs)
+        method.merge_to(writer, weights, sources, jobs=jobs, **given._asdict())
         for name in set(whole) - set(weights):
             writer.write(name, 0, whole[name].reshape(-1))
         for checkpoint in opened.values():

@@ -6,16 +6,21 @@ from lightning_merge.cli.merge import merge_files, no_resources
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.methods.base import MergeMethod, Resources
 from lightning_merge.models.encoder import Encoder
+from lightning_merge.modules.base import fitting_heads
 
 
 def merge(
-    encoder: Encoder | None = None, data: MergeDataModule | None = None, **options: Any
+    encoder: Encoder | None = None,
+    data: MergeDataModule | None = None,
+    heads: str | None = None,
+    **options: Any,
 ) -> None:
     """Merge fine-tuned experts of one base into one checkpoint.
 
     Args:
         encoder: network of the weights, for methods that run it.
         data: tasks whose held-out images methods that need images may see.
+        heads: file of the tasks' frozen heads, for methods that need them.
         options: see `merge_files`.
     """
 
@@ -24,6 +29,12 @@ def merge(
             return no_resources(method)
         data.preprocess = encoder.preprocess
         data.load(test=False)
-        return Resources(encoder.backbone, encoder.preprocess.normalize(data.unlabelled()))
+        normalize = encoder.preprocess.normalize
+        return Resources(
+            model=encoder.backbone,
+            batches={t: normalize(i) for t, i in data.unlabelled_by_task().items()},
+            heads=None if heads is None else fitting_heads(heads, data, encoder),
+            project=encoder.project,
+        )
 
     merge_files(resources=resources, **options)

@@ -94,6 +94,7 @@ class TaskVectors:
         if self.device.type != "cpu":  # a device cannot be used in forked processes
             self.jobs = 1
         self._maps: tuple[TileMap, ...] = ()
+        self._whole = False
         self._zero: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
@@ -131,6 +132,9 @@ class TaskVectors:
 
     def spans(self, name: str) -> Iterator[Span]:
         """The tiles of a tensor: about `TILE` / K entries, whole rows of the last dimension."""
+        if self._whole:
+            yield Span(name, 0, self.numel(name))
+            return
         shape = self.base.shape(name)
         row = max(1, shape[-1]) if len(shape) > 1 else 1
         size, step = self.numel(name), max(1, TILE // len(self) // row) * row
@@ -182,6 +186,15 @@ class TaskVectors:
         """A lazy view in which every tile has also passed through `function(span, tile)`."""
         view = copy(self)
         view._maps = (*self._maps, function)
+        return view
+
+    def whole(self) -> "TaskVectors":
+        """A lazy view in which every tensor is one tile, for what needs its entries together.
+
+        Memory in use is then that of the largest tensor of all experts.
+        """
+        view = copy(self)
+        view._whole = True
         return view
 
     def zeroed(self, names: Iterable[str]) -> "TaskVectors":

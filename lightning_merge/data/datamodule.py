@@ -204,6 +204,10 @@ class MergeDataModule(LightningDataModule):
         return images
 
     def unlabelled(self, seed: int = 0) -> Tensor:
+        """Return the images of `unlabelled_by_task` together, uint8 [n, 3, s, s]."""
+        return torch.cat([*self.unlabelled_by_task(seed).values()])
+
+    def unlabelled_by_task(self, seed: int = 0) -> dict[str, Tensor]:
         """Return `unlabelled_images` held-out images, drawn evenly over the seen tasks.
 
         Which images of a task are drawn depends on the task, the seed and their number.
@@ -212,17 +216,17 @@ class MergeDataModule(LightningDataModule):
             seed: of the draw; other runs of the same splits may see other images.
 
         Returns:
-            uint8 [n, 3, s, s]; fewer than asked for where there are not as many.
+            Task -> uint8 [n, 3, s, s]; fewer than asked for where there are not as many.
         """
         pools = {task: self.images(task, "validation") for task in self.seen}
         counts = splits.balanced_counts(self.unlabelled_images, map(len, pools.values()))
-        drawn = []
+        drawn = {}
         for (task, pool), count in zip(pools.items(), counts, strict=True):
             generator = generator_for(self.split_seed + seed, "unlabelled", task)
             positions = torch.randperm(len(pool), generator=generator)[:count].tolist()
             if positions:
-                drawn.append(pool.__getitems__(positions).images)
-        return torch.cat(drawn)
+                drawn[task] = pool.__getitems__(positions).images
+        return drawn
 
     # Lightning's interface
 

@@ -66,11 +66,26 @@ class InMemory:
         """See `Sink`."""
 
 
+def _itself(output: Any) -> Tensor:
+    return output
+
+
 class Resources(NamedTuple):
-    """What a method may use beside the weights; each method says what it needs."""
+    """What a method may use beside the weights; each method says what it needs.
+
+    Attributes:
+        model: The network; its state dict has the names of the weights, or the same ones less a
+            prefix.
+        batches: Unlabelled inputs of the model: a tensor [n, ...], several of them, or either
+            by task.
+        heads: Frozen head of every task, from features [n, dim] to logits [n, C].
+        project: From what the model returns to features [n, dim].
+    """
 
     model: nn.Module | None = None
-    batches: Batches | None = None
+    batches: Batches | Mapping[str, Batches] | None = None
+    heads: Mapping[str, nn.Module] | None = None
+    project: Callable[[Any], Tensor] = _itself
 
     def network(self, method: str) -> nn.Module:
         """The model; an InputError that names the method if there is none."""
@@ -79,12 +94,43 @@ class Resources(NamedTuple):
         return self.model
 
     def inputs(self, method: str) -> Tensor:
-        """All batches as one tensor [n, ...] of the model's device and floating type.
+        """The inputs of all tasks as one tensor [n, ...] of the model's device and floating type.
 
         Raises:
             InputError: There are no batches, or they are empty or no tensors.
         """
-        given = [self.batches] if isinstance(self.batches, Tensor) else list(self.batches or ())
+        if isinstance(self.batches, Mapping):
+            return torch.cat([self._joined(method, part) for part in self.batches.values()])
+        return self._joined(method, self.batches)
+
+    def task_inputs(self, method: str, tasks: Sequence[str]) -> dict[str, Tensor]:
+        """The inputs of every task, as `inputs` gives those of all together.
+
+        Raises:
+            InputError: They are not given by task, or a task has none.
+        """
+        if not isinstance(self.batches, Mapping):
+            raise InputError(
+                f"batches: {method} wants inputs of every task; pass batches={{task: images}}"
+            )
+        if missing := [task for task in tasks if task not in self.batches]:
+            raise InputError(
+                f"batches: {method} got none of {', '.join(missing)}; it has those of "
+                f"{', '.join(self.batches)}"
+            )
+        return {task: self._joined(method, self.batches[task]) for task in tasks}
+
+    def head(self, method: str, task: str) -> nn.Module:
+        """The head of a task; an InputError that names the method if there is none."""
+        if task not in (self.heads or {}):
+            raise InputError(
+                f"heads: {method} needs the head of {task!r}; pass heads={{task: head}}"
+            )
+        return self.heads[task]  # type: ignore[index]
+
+    def _joined(self, method: str, batches: Batches | None) -> Tensor:
+        """Some batches as one tensor."""
+        given = [batches] if isinstance(batches, Tensor) else list(batches or ())
         if not all(isinstance(batch, Tensor) for batch in given):
             kinds = sorted({type(batch).__name__ for batch in given})
             raise InputError(f"batches: {method} wants tensors of inputs, not {', '.join(kinds)}")
@@ -139,6 +185,8 @@ class MergeMethod(ABC):
     transforms: Sequence[Transform]
     reference: ClassVar[str] = ""
     needs: ClassVar[str] = "nothing"
+    whole: ClassVar[bool] = False
+    """Whether tiles are whole tensors, for methods that see a tensor as a matrix."""
 
     @abstractmethod
     def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
@@ -155,7 +203,9 @@ class MergeMethod(ABC):
         experts: Mapping[str, Weights],
         *,
         model: nn.Module | None = None,
-        batches: Batches | None = None,
+        batches: Batches | Mapping[str, Batches] | None = None,
+        heads: Mapping[str, nn.Module] | None = None,
+        project: Callable[[Any], Tensor] = _itself,
     ) -> dict[str, Tensor]:
         """Merge the experts into one set of weights.
 
@@ -163,7 +213,10 @@ class MergeMethod(ABC):
             base: Pretrained weights by name.
             experts: Task to fine-tuned weights, of the base's names and shapes.
             model: The network, for methods that run it; it comes back unchanged.
-            batches: Unlabelled inputs of the model, for methods that need them.
+            batches: Unlabelled inputs of the model, for methods that need them; by task, for
+                methods that need those of every task.
+            heads: Frozen head of every task, for methods that need them.
+            project: From what the model returns to the heads' input.
 
         Returns:
             Merged weights under the base's names, typed as `TaskVectors.layout` says. Inputs are
@@ -175,7 +228,7 @@ class MergeMethod(ABC):
         """
         vectors = self.task_vectors(base, experts)
         sink = InMemory(vectors.layout(), vectors.device)
-        self._merge(vectors, Resources(model, batches), sink)
+        self._merge(vectors, Resources(model, batches, heads, project), sink)
         return sink.tensors
 
     @torch.no_grad()
@@ -186,7 +239,9 @@ class MergeMethod(ABC):
         experts: Mapping[str, Weights],
         *,
         model: nn.Module | None = None,
-        batches: Batches | None = None,
+        batches: Batches | Mapping[str, Batches] | None = None,
+        heads: Mapping[str, nn.Module] | None = None,
+        project: Callable[[Any], Tensor] = _itself,
         jobs: int = 1,
     ) -> None:
         """Merge out of core: give the merged tensors to a sink, tile by tile.
@@ -196,7 +251,7 @@ class MergeMethod(ABC):
         work at once, of no influence on the result. See `__call__` for the rest.
         """
         vectors = self.task_vectors(base, experts, jobs)
-        self._merge(vectors, Resources(model, batches), sink)
+        self._merge(vectors, Resources(model, batches, heads, project), sink)
 
     def _merge(self, vectors: TaskVectors, resources: Resources, sink: Sink) -> None:
         """Plan and merge; to be replaced where the plan has merged tensors already."""
@@ -221,7 +276,7 @@ class MergeMethod(ABC):
         vectors = TaskVectors(base, experts, jobs)
         for transform in self.transforms:
             vectors = transform(vectors)
-        return vectors
+        return vectors.whole() if self.whole else vectors
 
 
 Seeded = TypeVar("Seeded")

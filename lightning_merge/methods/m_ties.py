@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,6 @@ from lightning_merge.core.task_vectors import Span, TaskVectors, TileMap, wide
 from lightning_merge.core.tracing import activated_linears, run_visiting
 from lightning_merge.core.trim import row_trim
 from lightning_merge.methods.base import (
-    Batches,
     InMemory,
     MergeMethod,
     Resources,
@@ -130,14 +129,12 @@ class MTies(MergeMethod):
         self,
         base: Weights,
         experts: Mapping[str, Weights],
-        *,
-        model: nn.Module,
-        batches: Batches,
+        **resources: Any,
     ) -> MTiesAnalysis:
         """Merge as a call does, and return the node losses and keep ratios with the result."""
         vectors = self.task_vectors(base, experts)
         sink = InMemory(vectors.layout(), vectors.device)
-        ranking = self._rank_and_merge(vectors, Resources(model, batches), sink)
+        ranking = self._rank_and_merge(vectors, Resources(**resources), sink)
         return MTiesAnalysis(sink.tensors, ranking.losses, ranking.keep_ratios)
 
     def _merge(self, vectors: TaskVectors, resources: Resources, sink: Sink) -> None:
