@@ -74,7 +74,10 @@ def make_experts(base):
 def resources(net):
     """What methods may need beside weights, as keyword arguments."""
     generator = torch.Generator().manual_seed(1)
-    return {"model": net, "batches": torch.randn(40, 6, generator=generator)}
+    tasks = [f"task{k}" for k in range(20)]
+    heads = {task: nn.Linear(4, 3) for task in tasks}
+    batches = {task: torch.randn(8, 6, generator=generator) for task in tasks}
+    return {"model": net, "batches": batches, "heads": heads}
 
 
 @pytest.fixture(scope="session")

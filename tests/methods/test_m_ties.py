@@ -14,6 +14,10 @@ from lightning_merge.methods import LwPTV, MTies, Ties, m_ties
 from lightning_merge.methods.base import merge_one
 
 
+def all_inputs(resources):
+    return torch.cat([*resources["batches"].values()])
+
+
 def open_clip_tower():
     from open_clip.transformer import QuickGELU, VisionTransformer
 
@@ -151,7 +155,7 @@ def test_one_pass_equals_algorithm_1_without_bias(net, base, make_experts, resou
         base[name] = merged[name]  # statistics and integers are not Algorithm 1's
     want = algorithm_1(
         net, base, {t: e | {n: merged[n] for n in inert} for t, e in experts.items()},
-        resources["batches"], layers, keep=0.6, spread=0.3,
+        all_inputs(resources), layers, keep=0.6, spread=0.3,
     )  # fmt: skip
     for name, tensor in merged.items():
         torch.testing.assert_close(tensor, want[name], rtol=1e-4, atol=1e-5, msg=name)
@@ -160,7 +164,7 @@ def test_one_pass_equals_algorithm_1_without_bias(net, base, make_experts, resou
 def test_base_inputs_come_from_the_unmerged_network(net, base, make_experts, resources):
     experts = make_experts(4)
     analysis = MTies(layer_inputs="base").analyse(base, experts, **resources)
-    x = input_of(net, base, "fc2", resources["batches"])
+    x = input_of(net, base, "fc2", all_inputs(resources))
     hidden = torch.stack([x @ e["fc2.weight"].T for e in experts.values()])
     loss = (hidden.mean(0).tanh() - hidden.tanh().mean(0)).abs().mean(0)
     torch.testing.assert_close(analysis.losses["fc2.weight"], loss)
@@ -193,7 +197,7 @@ def test_every_tensor_is_merged_once(layer_inputs, base, make_experts, resources
 def test_a_network_in_half_precision_rounds_nothing(net, base, make_experts, resources):
     method, experts = MTies(node_order="uniform"), make_experts(3)
     want = method(base, experts, **resources)
-    got = method(base, experts, model=copy.deepcopy(net).bfloat16(), batches=resources["batches"])
+    got = method(base, experts, model=copy.deepcopy(net).bfloat16(), batches=all_inputs(resources))
     for name, tensor in want.items():
         assert torch.equal(got[name], tensor), name
 
