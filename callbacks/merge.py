@@ -3,11 +3,11 @@
 import hashlib
 import inspect
 import itertools
-import time
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Trainer
@@ -16,39 +16,58 @@ from torch import Tensor
 
 from lightning_merge import __version__
 from lightning_merge.callbacks.checked import CheckedCallback
+from lightning_merge.core.batch_norm import recalibrated
 from lightning_merge.core.checkpoint import open_checkpoint, save_checkpoint
+from lightning_merge.core.cost import measured
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.files import file_hash
 from lightning_merge.core.ranks import Ranks
 from lightning_merge.core.seeding import run_seed
 from lightning_merge.evaluation.candidates import BOUNDS, Candidate
-from lightning_merge.methods.base import MergeMethod, seeded
-from lightning_merge.modules.coefficients import CoefficientModule
+from lightning_merge.methods.base import MergeMethod, Method, Weights, seeded
+from lightning_merge.methods.network import NetworkMethod, Recalibrate, as_they_are, save_network
+from lightning_merge.modules.coefficients import RECALIBRATION_BATCH, CoefficientModule
+
+
+class Made(NamedTuple):
+    """What a merge took, and what its result takes; fields as in `Candidate`."""
+
+    seconds: float
+    peak_memory: int | None = None
+    extra_parameters: int = 0
+    inference_cost: float = 1.0
 
 
 class MergeCallback(CheckedCallback):
     """Merge at the end of fit, save the weights, and hand them to the comparison.
 
-    Of several processes the first one merges, and the others wait. The time reported is that of
-    the merge by the hyperparameters that are chosen: without the search for them, drawing
-    images, writing files and figures.
+    Of several processes the first one merges, and the others wait. Time and memory reported are
+    those of the merge by the hyperparameters that are chosen: without the search for them,
+    drawing images, writing files and figures.
+
+    Where BatchNorm is recalibrated, the weights that a merge method returns are, afterwards. A
+    network method decides itself where it needs the statistics, and so is called once for every
+    variant: Surgery and WEMoE have them measured for the merged network before they learn on its
+    features, EMR for every task's weights on images of that task. An Ensemble's networks are the
+    experts and keep their own.
 
     Args:
-        method: a merge method with its hyperparameters.
+        method: a merge method, or a network method, with its hyperparameters.
         name: row of the table and name of the file; the method's name without one.
         grid: hyperparameter -> values to try; the best on the held-out images is kept, so the
             reported number is measured on images that nothing was chosen on.
 
     Raises:
         InputError: the grid names something that the method does not have, a value of it is out
-            of bounds, or (when fit begins) the run has no experts or the name is taken.
+            of bounds, or (when fit begins) the run has no experts, the method cannot take its
+            architecture, or the name is taken.
     """
 
     def __init__(
         self,
-        method: MergeMethod,
+        method: Method,
         name: str | None = None,
-        grid: dict[str, list[float]] | None = None,
+        grid: Mapping[str, Sequence[int | float]] | None = None,
     ) -> None:
         self.method, self.grid = method, grid or {}
         self.name = name or type(method).__name__.lower()
@@ -61,12 +80,14 @@ class MergeCallback(CheckedCallback):
         self.variants()  # a value out of bounds shows now
 
     def check(self, trainer: Trainer, module: Any) -> None:
-        """Check that there will be experts to merge, and that the name is free."""
+        """Check that there will be experts that can be merged, and that the name is free."""
         if not isinstance(module, CoefficientModule):
             raise InputError(
                 f"trainer.callbacks: {type(module).__name__} has no experts to merge; use "
                 "merge callbacks with a module that learns coefficients, such as StatsMerging"
             )
+        if isinstance(self.method, NetworkMethod):
+            self.method.check(module.encoder.backbone)
         others: list[Any] = [c for c in trainer.callbacks if c is not self]  # type: ignore[attr-defined]
         names = [module.name, *(c.name for c in others if isinstance(c, MergeCallback))]
         taken = {name + suffix for name in names for suffix in module.variants}
@@ -91,7 +112,7 @@ class MergeCallback(CheckedCallback):
                 f"learned on {', '.join(known)}; take a file that was not, or leave it out"
             )
 
-    def variants(self) -> dict[str, MergeMethod]:
+    def variants(self) -> dict[str, Method]:
         """Return the method for every point of the grid, by what distinguishes it."""
         points = itertools.product(*self.grid.values())
         return {
@@ -105,9 +126,9 @@ class MergeCallback(CheckedCallback):
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Merge and register the candidate, once per variant of the module."""
         module: CoefficientModule = pl_module
-        seconds = Ranks.of(trainer).once(lambda: self._merge_all(module))
+        made = Ranks.of(trainer).once(lambda: self._merge_all(module))
         origin = self.method.origin()
-        for suffix in module.variants:
+        for suffix in self._statistics(module):
             candidate = Candidate(
                 self.name + suffix,
                 *self._paths(module, suffix),
@@ -115,12 +136,17 @@ class MergeCallback(CheckedCallback):
                 transductive=origin.transductive,
             )
             options = {}
-            for what, spent in seconds.items():
+            for what, found in made.items():
                 weights, figure = self._paths(module, suffix, what)
-                options[what] = replace(candidate, weights=weights, figure=figure, seconds=spent)
+                option = replace(candidate, weights=weights, figure=figure)
+                options[what] = replace(option, **found[suffix]._asdict())
             module.candidates[candidate.name] = (
                 replace(candidate, options=options) if self.grid else next(iter(options.values()))
             )
+
+    def _statistics(self, module: CoefficientModule) -> Mapping[str, bool]:
+        """Return the suffix of each variant of the result -> whether it is recalibrated."""
+        return module.variants if getattr(self.method, "recalibrates", True) else {"": False}
 
     def _paths(
         self, module: CoefficientModule, suffix: str = "", what: str = ""
@@ -131,14 +157,16 @@ class MergeCallback(CheckedCallback):
         return module.merged_file(name), module.run_folder / "figures" / f"{name}.png"
 
     @torch.no_grad()
-    def _merge_all(self, module: CoefficientModule) -> dict[str, float]:
-        """Write every variant and its figure; return the seconds that each merge took.
+    def _merge_all(self, module: CoefficientModule) -> dict[str, dict[str, Made]]:
+        """Write every point of the grid in every variant, and its figure; return what each took.
 
         A run that goes on takes what it has merged from the same files before.
         """
         module.to(module.trainer.strategy.root_device)
         given = resources(module, self.method)
         inputs = {**module.zoo.hashes(tuple(module.experts)), **_hash_of_images(given)}
+        if self.method.needs.endswith("heads"):
+            inputs["heads"] = file_hash(module.zoo.heads)
         return {
             what: self._merge_variant(module, what, seeded(variant, run_seed()), given, inputs)
             for what, variant in self.variants().items()
@@ -148,31 +176,53 @@ class MergeCallback(CheckedCallback):
         self,
         module: CoefficientModule,
         what: str,
-        method: MergeMethod,
+        method: Method,
         given: Mapping[str, Any],
         inputs: Mapping[str, str],
-    ) -> float:
-        """Write one point of the grid, in all variants of the module; return its seconds."""
-        files = {
-            self._paths(module, suffix, what)[0]: {
-                **_described(method), **inputs, **module.describe_statistics(recalibrate)
-            }
-            for suffix, recalibrate in module.variants.items()
-        }  # fmt: skip
+    ) -> dict[str, Made]:
+        """Write one point of the grid, in all variants of the module."""
+        about = {
+            suffix: {**_described(method), **inputs, **module.describe_statistics(recalibrate)}
+            for suffix, recalibrate in self._statistics(module).items()
+        }
+        files = {suffix: self._paths(module, suffix, what)[0] for suffix in about}
         if module.trainer.ckpt_path is not None:
-            spent = [_already(path, metadata) for path, metadata in files.items()]
-            if spent[0] is not None and None not in spent:
-                return spent[0]
-        started = time.perf_counter()
-        merged = self.merge(module, method, given)
-        seconds = time.perf_counter() - started
+            before = {suffix: _already(path, about[suffix]) for suffix, path in files.items()}
+            found = {suffix: made for suffix, made in before.items() if made is not None}
+            if len(found) == len(files):
+                return found
+        if isinstance(method, NetworkMethod):
+            return self._make_networks(module, method, given, files, about)
+        assert isinstance(method, MergeMethod)
+        with measured(module.device) as cost:
+            merged = self.merge(module, method, given)
         self.draw(module, self._paths(module, what=what)[1])
-        for recalibrate, (path, metadata) in zip(
-            module.variants.values(), files.items(), strict=True
-        ):
+        made = Made(cost.seconds, cost.peak_memory)
+        for suffix, recalibrate in self._statistics(module).items():
             weights = module.recalibrate(merged) if recalibrate else merged
-            save_checkpoint(weights, path, metadata={**metadata, "seconds": repr(seconds)})
-        return seconds
+            save_checkpoint(weights, files[suffix], metadata={**about[suffix], **_stored(made)})
+        return dict.fromkeys(files, made)
+
+    def _make_networks(
+        self,
+        module: CoefficientModule,
+        method: NetworkMethod,
+        given: Mapping[str, Any],
+        files: Mapping[str, Path],
+        about: Mapping[str, Mapping[str, str]],
+    ) -> dict[str, Made]:
+        """Write the networks of one point of the grid, each made with its own statistics."""
+        found = {}
+        for suffix, recalibrate in self._statistics(module).items():
+            statistics = recalibrating(module) if recalibrate else as_they_are
+            with measured(module.device) as cost:
+                network = method(module.base, module.experts, **given, recalibrate=statistics)
+            found[suffix] = Made(
+                cost.seconds, cost.peak_memory, network.extra_parameters, network.inference_cost
+            )
+            metadata = {**about[suffix], **_stored(found[suffix])}
+            save_network(network, files[suffix], metadata=metadata)
+        return found
 
     def merge(
         self, module: CoefficientModule, method: MergeMethod, given: Mapping[str, Any]
@@ -190,21 +240,35 @@ class MergeCallback(CheckedCallback):
         """Draw what the last merge saw; a subclass says what."""
 
 
-def resources(module: CoefficientModule, method: MergeMethod) -> dict[str, Any]:
+def resources(module: CoefficientModule, method: Method) -> dict[str, Any]:
     """Return network, heads and unlabelled held-out images for a method that needs them."""
+    network = {"model": module.encoder.backbone, "project": module.encoder.project}
     if method.needs == "nothing":
-        return {}
+        return network if isinstance(method, NetworkMethod) else {}
     drawn = module.data.unlabelled_by_task(seed=run_seed())
     normalize = module.preprocess.normalize
     return {
-        "model": module.encoder.backbone,
+        **network,
         "batches": {task: normalize(part.to(module.device)) for task, part in drawn.items()},
         "heads": dict(module.heads.items()),
-        "project": module.encoder.project,
     }
 
 
-def _described(method: MergeMethod) -> dict[str, str]:
+def recalibrating(module: CoefficientModule) -> Recalibrate:
+    """Return what measures BatchNorm statistics on a run's unlabelled held-out images."""
+
+    def recalibrate(weights: Weights, task: str | None = None) -> Weights:
+        if task is None:
+            return module.recalibrate(weights)
+        images = module.data.unlabelled_by_task(seed=run_seed())[task]
+        batches = images.tensor_split(-(-len(images) // RECALIBRATION_BATCH))
+        normal = (module.preprocess.normalize(part.to(module.device)) for part in batches)
+        return recalibrated(module.encoder.backbone, weights, normal)
+
+    return recalibrate
+
+
+def _described(method: Method) -> dict[str, str]:
     """Return the method and its code, for the metadata of what it merges."""
     return {
         "method": type(method).__name__,
@@ -215,21 +279,27 @@ def _described(method: MergeMethod) -> dict[str, str]:
 
 
 def _hash_of_images(given: Mapping[str, Any]) -> dict[str, str]:
-    if not given:
+    if "batches" not in given:
         return {}
     images = torch.cat([*given["batches"].values()])
     return {"images": hashlib.sha256(images.cpu().numpy().tobytes()).hexdigest()}
 
 
-def _already(path: Path, metadata: Mapping[str, str]) -> float | None:
-    """Return the seconds that the merge of a file took, if it is there with this metadata."""
+def _stored(made: Made) -> dict[str, str]:
+    """Return what is known of a merge, for the metadata of its file."""
+    return {key: repr(value) for key, value in made._asdict().items() if value is not None}
+
+
+def _already(path: Path, metadata: Mapping[str, str]) -> Made | None:
+    """Return what the merge of a file took, if it is there with this metadata."""
     if not path.exists():
         return None
     found = open_checkpoint(path).metadata
     if "seconds" not in found or not metadata.items() <= found.items():
         return None
     rank_zero_info(f"{path} is merged already")
-    return float(found["seconds"])
+    values = {key: json.loads(found[key]) for key in Made._fields if key in found}
+    return Made(**values)
 
 
 def prepend(method: MergeMethod, transform: Any) -> MergeMethod:

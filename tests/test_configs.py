@@ -29,7 +29,8 @@ CONFIGS = sorted(
     f.relative_to(ROOT / "configs").as_posix() for f in ROOT.rglob("configs/**/*.yaml")
 )
 FITS = [name for name in CONFIGS if "trainer" in read(name)]
-MERGES = [name for name in CONFIGS if "method" in read(name)]
+TUNES = [name for name in CONFIGS if "space" in read(name)]
+MERGES = [name for name in CONFIGS if "method" in read(name) and name not in TUNES]
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +51,7 @@ def _tiny_towers(monkeypatch):
 
 
 def test_every_config_belongs_to_one_command():
-    assert sorted(FITS + MERGES) == CONFIGS
+    assert sorted(FITS + MERGES + TUNES) == CONFIGS
 
 
 @pytest.mark.parametrize("name", FITS)
@@ -86,6 +87,13 @@ def test_fit_names_a_missing_file(name, tmp_path, capsys):
 def test_merge_names_a_missing_file(name, tmp_path, capsys):
     assert main(["merge", "--config", str(ROOT / "configs" / name)]) == 2
     _names_one_of([read(name)["base"]], capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", TUNES)
+def test_tune_names_a_missing_file(name, tmp_path, capsys):
+    assert main(["tune", "--config", str(ROOT / "configs" / name)]) == 2
+    _names_one_of([*files(read(name))], capsys.readouterr().err)
     assert not list(tmp_path.iterdir())
 
 

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from lightning_merge.data.source import open_source
 from lightning_merge.data.tasks import TASKS
-from lightning_merge.methods.base import MergeMethod, Transform, registered
+from lightning_merge.methods.base import Method, Transform, registered
+from lightning_merge.methods.network import NetworkMethod
 from lightning_merge.models import encoders
 
 
@@ -19,7 +20,7 @@ def show(what: Literal["all", "methods", "transforms", "tasks", "encoders"] = "a
     """
     drawn = open_source("drawn", "").tasks()
     lists = {
-        "methods": _registered(registered(MergeMethod)),  # type: ignore[type-abstract]
+        "methods": _registered(registered(Method)),  # type: ignore[type-abstract]
         "transforms": _registered(registered(Transform)),  # type: ignore[type-abstract]
         "tasks": dict.fromkeys(drawn, "made by the package itself: data.source: drawn")
         | {name: spec.summary for name, spec in TASKS.items()},
@@ -35,9 +36,10 @@ def show(what: Literal["all", "methods", "transforms", "tasks", "encoders"] = "a
 
 
 def _registered(kinds: dict[str, Any]) -> dict[str, str]:
-    """Return the first sentence of each, and what it needs beside weights."""
+    """Return the first sentence of each, what it needs, and if it makes a network."""
     return {
         name: (inspect.getdoc(kind) or "").partition("\n")[0].partition(". ")[0]
         + ("" if kind.needs == "nothing" else f"; needs {kind.needs}")
+        + ("; returns a network" if issubclass(kind, NetworkMethod) else "")
         for name, kind in kinds.items()
     }

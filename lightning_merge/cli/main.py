@@ -87,6 +87,11 @@ def _run(arguments: list[str]) -> None:
 
         MergeCLI(arguments)
         return
+    if arguments[0] == "tune":
+        from lightning_merge.cli.tune import tune
+
+        tune(arguments[1:])
+        return
     from jsonargparse import auto_cli
 
     from lightning_merge.cli.parser import Parser
@@ -106,6 +111,10 @@ def _command(arguments: list[str]) -> Callable[..., None]:
         from lightning_merge.cli.report import report
 
         return report
+    if arguments[0] == "mergeability":
+        from lightning_merge.cli.mergeability import mergeability
+
+        return mergeability
     images = ("--encoder", "--data", "--config", "--help", "--print_config", "-h")
     if any(argument.startswith(images) for argument in arguments):
         from lightning_merge.cli.merge_images import merge as merge_images

@@ -7,7 +7,8 @@ from typing import NoReturn
 from jsonargparse import ArgumentParser
 
 from lightning_merge.core.errors import InputError
-from lightning_merge.methods.base import MergeMethod, Transform, registered
+from lightning_merge.methods.base import Method, Transform, registered
+from lightning_merge.methods.network import NetworkMethod
 
 
 class Parser(ArgumentParser):
@@ -33,7 +34,14 @@ def explained(message: str) -> str:
             f"method {name!r} is a transform: give a method, and "
             f"--method.transforms '[{{class_path: {name}}}]'"
         )
-    methods = list(registered(MergeMethod))  # type: ignore[type-abstract]
+    if name in registered(NetworkMethod):  # type: ignore[type-abstract]
+        return (
+            f"method {name!r} returns a network that one set of weights cannot stand for: put it "
+            "into a run's trainer.callbacks, {class_path: lightning_merge.callbacks.MergeCallback, "
+            f"init_args: {{method: {{class_path: {name}}}}}}}, or call {name}()(base, experts, "
+            "model=...) in Python"
+        )
+    methods = list(registered(Method))  # type: ignore[type-abstract]
     near = difflib.get_close_matches(name, methods, 1, 0.4)
     meant = f"did you mean {near[0]}? " if near else ""
     return f"method {name!r} is unknown: {meant}There are {', '.join(methods)}"

@@ -1,4 +1,4 @@
-"""Make what a zoo lacks: base, heads and experts, each once, each resumable."""
+"""Make what a zoo lacks: base, heads, experts, a multi-task network; each once and resumable."""
 
 import hashlib
 import json
@@ -45,7 +45,7 @@ def check(zoo: Zoo, tasks: Sequence[str]) -> None:
                 "give students other names than their teachers"
             )
         check(zoo.teachers.zoo, tasks)
-    for stage in _stages(zoo, tasks):
+    for stage in (*_stages(zoo, tasks), *_multi_task_stages(zoo)):
         stage.check()
 
 
@@ -53,7 +53,7 @@ def prepare(
     zoo: Zoo, encoder: Encoder, config: dict[str, Any], data: MergeDataModule,
     data_config: dict[str, Any], fit: Fit,
 ) -> None:  # fmt: skip
-    """Make base, heads and experts where they are missing or their inputs changed.
+    """Make base, heads, experts and multi-task network where they lack or their inputs changed.
 
     `check` has passed. Files that this function did not make (they carry no fingerprint) are
     used as they are. Teachers come first, their own base and heads before them. It runs in one
@@ -98,16 +98,16 @@ def prepare(
     }
     # Those that are there already are checked before others are made.
     made = [task for task, stage in stages.items() if stage.is_made(inputs[task])]
-    zoo.open(encoder, made, minimum=0)
+    of_all = {"tasks": {t: [inputs[t]["head"], digests[t]] for t in data.seen}, "base": base}
+    together = _multi_task_stages(zoo)
+    zoo.open(encoder, made, minimum=0, multi_task=all(s.is_made(of_all) for s in together))
+    shared += ["--model.base", zoo.base, "--model.heads", zoo.heads]
+    shared += [word for k, v in data_config.items() for word in (f"--data.{k}", str(v))]
     for task, stage in stages.items():
-        options = [
-            *shared,
-            *("--model.base", zoo.base, "--model.heads", zoo.heads),
-            *_options_of_teacher(zoo, config, task),
-            *("--data.tasks", json.dumps([task])),
-            *(word for k, v in data_config.items() for word in (f"--data.{k}", str(v))),
-        ]
-        stage.make(fit, options, inputs[task])
+        teacher = _options_of_teacher(zoo, config, task)
+        stage.make(fit, [*shared, *teacher, "--data.tasks", json.dumps([task])], inputs[task])
+    for stage in together:
+        stage.make(fit, [*shared, "--data.tasks", json.dumps(data.seen)], of_all)
 
 
 def _mark_of_head(zoo: Zoo, task: str) -> str:
@@ -146,6 +146,14 @@ def _stages(zoo: Zoo, tasks: Sequence[str]) -> "list[Stage]":
         for t in tasks
     ]
     return [Stage("base", Path(zoo.base), zoo.base_recipe, "zoo.base_recipe"), *experts]
+
+
+def _multi_task_stages(zoo: Zoo) -> "list[Stage]":
+    """Return the stage of the multi-task network, if the zoo has one."""
+    if zoo.multi_task is None:
+        return []
+    recipe = (zoo.multi_task_recipe, "zoo.multi_task_recipe")
+    return [Stage("multi-task network", Path(zoo.multi_task), *recipe)]
 
 
 class Stage:

@@ -6,6 +6,8 @@ COMMANDS = {
     "test": "measure on the test images",
     "predict": "write the predicted classes of the test images",
     "merge": "merge checkpoints by any closed-form method",
+    "tune": "choose a method's hyperparameters on held-out images, and test them once",
+    "mergeability": "M-Loss of experts and of their pairs: how well they will merge",
     "report": "one table of the mean and spread of several runs",
     "list": "show methods, tasks and encoders, one line each",
 }
@@ -17,7 +19,7 @@ Merge fine-tuned experts of one pretrained network into a single network.
 
 commands:
 """
-    + "\n".join(f"  {name:<9} {what}" for name, what in COMMANDS.items())
+    + "\n".join(f"  {name:<12} {what}" for name, what in COMMANDS.items())
     + """
 
 Every command answers to --help; fit, validate, test and predict take Lightning's grammar

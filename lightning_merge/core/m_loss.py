@@ -4,12 +4,13 @@ For experts k with pre-activations h_k of one layer at the same input and weight
 D = act(sum_k a_k h_k) - sum_k a_k act(h_k): the merged layer's output less the ensemble's.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_merge.core.errors import InputError
@@ -102,6 +103,41 @@ def layer_m_loss(
     return loss.mean()
 
 
+class MLosses(NamedTuple):
+    """All M-Losses of one layer, averaged over samples; see `m_losses`.
+
+    Attributes:
+        node: Definition 3.4, [d].
+        node_normalized: Definition 3.6, [d].
+        layer: Definition 3.3, [].
+        layer_normalized: Definition 3.5, [].
+    """
+
+    node: Tensor
+    node_normalized: Tensor
+    layer: Tensor
+    layer_normalized: Tensor
+
+
+def m_losses(merged: Tensor, ensemble: Tensor, eps: float = 1e-4) -> MLosses:
+    """`node_m_loss` and `layer_m_loss`, normalised and not, of outputs that are known already.
+
+    Args:
+        merged: act(sum_k a_k h_k), [n, d].
+        ensemble: sum_k a_k act(h_k), [n, d].
+        eps: Guards the division.
+    """
+    loss = (merged - ensemble).abs()
+    relative = loss / (merged.abs() + eps)
+    return MLosses(loss.mean(0), relative.mean(0), *layer_m_losses(merged, ensemble, eps))
+
+
+def layer_m_losses(merged: Tensor, ensemble: Tensor, eps: float = 1e-4) -> tuple[Tensor, Tensor]:
+    """The last two of `m_losses` alone."""
+    norm = (merged - ensemble).norm(dim=-1)
+    return norm.mean(), (norm / (merged.norm(dim=-1) + eps)).mean()
+
+
 def linear_node_m_loss(
     inputs: Tensor,
     weights: Tensor,
@@ -155,3 +191,78 @@ def row_keep_ratios(loss: Tensor, keep: float, spread: float) -> Tensor:
     if bool(loss.isnan().any()):
         raise InputError("loss has NaN values, which have no rank: look for them in the inputs")
     return keep - spread * rank_normalize(loss)
+
+
+def expected_m_loss(
+    activation: str | Activation,
+    sigma: float,
+    k: float,
+    num_experts: int = 2,
+    paper: bool = False,
+) -> float:
+    """Node M-Loss to be expected of experts that differ by Gaussian noise (papers: M-Loss, 4).
+
+    For x ~ U(-k, k) and K pre-activations x + N(0, sigma^2), sigma << k and the activation f
+    bent within (-k, k) alone,
+
+        E|D| = (1 - 1/K) TV(f') sigma^2 / (4 k),
+
+    TV(f') being the total variation of f': 1 for ReLU, 1 - a for a leaky ReLU of slope a, 1.51562
+    for GELU, 1.39936 for QuickGELU. It follows from D = f'' v / 2 to second order, v the variance
+    of the pre-activations, whose mean is (1 - 1/K) sigma^2; for a kink it is exact.
+
+    The paper, for K = 2, has sigma^2 / k times 1 / sqrt(2 pi), (1 - a) / sqrt(2 pi) and 1/4 for
+    ReLU, leaky ReLU and GELU, where the above has 0.125, 0.125 (1 - a) and 0.18945, as simulation
+    does. It takes |x + delta| to be independent of which pre-activations are positive; of GELU it
+    takes f' to be monotonic, and the density of x to be 1/k.
+
+    Args:
+        activation: A name of `ACTIVATIONS`, or an element-wise function such as nn.LeakyReLU(0.1).
+        sigma: Standard deviation of the experts' pre-activations about the base's.
+        k: Half the range of the base's pre-activations.
+        num_experts: K.
+        paper: The paper's constants, which are too large.
+
+    Returns:
+        The expected |D| of one node, in units of the pre-activations.
+
+    Raises:
+        InputError: The activation's name is unknown, a number is out of its bounds, or the paper
+            has no such case.
+    """
+    if not (0 <= sigma < math.inf and 0 < k < math.inf and num_experts >= 1):
+        raise InputError(
+            f"sigma={sigma}, k={k}, num_experts={num_experts}: choose sigma >= 0, k > 0 and "
+            "num_experts >= 1"
+        )
+    if isinstance(activation, str):
+        if activation not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise InputError(f"activation={activation!r}: choose one of {known}, or a function")
+        activation = ACTIVATIONS[activation]
+    if not paper:
+        return (1 - 1 / num_experts) * _variation(activation) * sigma**2 / (4 * k)
+    if num_experts != 2:
+        raise InputError(f"num_experts={num_experts}: the paper has 2; choose paper=False")
+    return _paper_constant(activation) * sigma**2 / k
+
+
+def _variation(activation: Activation) -> float:
+    """Total variation of an activation's derivative, kinks included, by second differences."""
+    step = 2.0**-10
+    x = torch.arange(-32, 32 + step, step, dtype=torch.float64)
+    return float(activation(x).diff(n=2).abs().sum()) / step
+
+
+def _paper_constant(activation: Activation) -> float:
+    """E|D| k / sigma^2 of two experts as the paper has it."""
+    if isinstance(activation, nn.LeakyReLU):
+        return (1 - activation.negative_slope) / math.sqrt(2 * math.pi)
+    if activation is functional.relu or isinstance(activation, nn.ReLU):
+        return 1 / math.sqrt(2 * math.pi)
+    if activation is functional.gelu or isinstance(activation, nn.GELU):
+        return 0.25
+    raise InputError(
+        f"activation={activation!r}: the paper has relu, gelu and nn.LeakyReLU(slope); "
+        "choose paper=False"
+    )

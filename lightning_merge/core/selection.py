@@ -54,6 +54,41 @@ def kth_smallest_magnitude(vectors: TaskVectors, names: Sequence[str], rank: int
     return _Search(vectors, names, rank, total, dtype).run()
 
 
+def kth_smallest(vectors: TaskVectors, names: Sequence[str], rank: int) -> Tensor:
+    """The rank-th smallest entry of every expert, signs included, [K].
+
+    The positive parts are ordered as the entries are; where theirs is zero, the negative parts,
+    counted from the other end, say which entry it is. Arguments as of `kth_smallest_magnitude`.
+    """
+    positive = kth_smallest_magnitude(vectors.map(_positive_part), names, rank).value
+    if bool((positive > 0).all()):
+        return positive
+    backwards = sum(vectors.numel(name) for name in names) + 1 - rank
+    negative = kth_smallest_magnitude(vectors.map(_negative_part), names, backwards).value
+    return positive - negative
+
+
+def largest(vectors: TaskVectors, names: Sequence[str]) -> Tensor:
+    """The largest entry of every expert, signs included, over the named tensors, [K] in float64.
+
+    Reads every tensor once; at least one has to have entries.
+    """
+
+    def of_tensor(name: str) -> Tensor:
+        tops = [tile.amax(1) for _, _, tile in vectors.tiles(name)]
+        return torch.stack(tops).amax(0).double()
+
+    return torch.stack(vectors.each(filter(vectors.numel, names), of_tensor)).amax(0)
+
+
+def _positive_part(span: Span, tile: Tensor) -> Tensor:
+    return tile.relu_()
+
+
+def _negative_part(span: Span, tile: Tensor) -> Tensor:
+    return tile.neg_().relu_()
+
+
 class _Search:
     """Per expert, a range of bits [low, high) that narrows to the one value searched for."""
 

@@ -132,7 +132,7 @@ class TaskVectors:
 
     def spans(self, name: str) -> Iterator[Span]:
         """The tiles of a tensor: about `TILE` / K entries, whole rows of the last dimension."""
-        if self._whole:
+        if self._whole and self.numel(name):
             yield Span(name, 0, self.numel(name))
             return
         shape = self.base.shape(name)
@@ -181,6 +181,19 @@ class TaskVectors:
     def weights(self, name: str) -> Tensor:
         """The weights theta_0 + tau_k that the mapped task vectors stand for, [K, *shape]."""
         return self[name] + wide(self.base[name])
+
+    def expert(self, name: str, index: int) -> Tensor:
+        """The weights of one expert, [*shape]: a row of `weights`, or of `stack` for statistics.
+
+        Where no map needs to see the experts together, the others are not read.
+        """
+        if not is_merged(name, self.base.dtype(name)):
+            return self.stack(name)[index]
+        if not self._maps and not self.is_zero(name):
+            found = wide(self.experts[self.tasks[index]][name])
+            if bool(found.isfinite().all()):
+                return found
+        return self.weights(name)[index]  # which names what is not finite
 
     def map(self, function: TileMap) -> "TaskVectors":
         """A lazy view in which every tile has also passed through `function(span, tile)`."""

@@ -1,7 +1,8 @@
-"""Linear layers inside a network: which of them feed an activation, and what goes into them."""
+"""Layers and blocks inside a network: which there are, and what goes into them."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -114,3 +115,82 @@ def run_visiting(
             f"layers={list(waiting)}: not called when the model runs on the given inputs; "
             "leave them out"
         )
+
+
+class _Reached(Exception):
+    """Ends a forward pass at the module that was asked for."""
+
+
+def arguments_of(
+    model: nn.Module, state: Mapping[str, Tensor], inputs: Tensor, name: str
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a module is first called with; the network runs up to there, with other weights.
+
+    Args:
+        model: Any network; it comes back unchanged.
+        state: Tensors by the names of the network's state dict, used in place of its own.
+        inputs: One batch.
+        name: The module's name, "" for the network itself.
+
+    Returns:
+        Positional and keyword arguments.
+
+    Raises:
+        InputError: The module was never called.
+    """
+    found: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found.append((args, kwargs))
+        raise _Reached
+
+    handle = model.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True)
+    with evaluating(model), ExitStack() as stack:
+        stack.callback(handle.remove)
+        with suppress(_Reached):
+            torch.func.functional_call(model, dict(state), (inputs,), tie_weights=False)
+    if not found:
+        raise InputError(
+            f"batches: {name} is not called when the model runs on all of the given inputs; "
+            "choose a method that does not visit it"
+        )
+    return found[0]
+
+
+def called_modules(model: nn.Module, inputs: Tensor) -> list[str]:
+    """Names of the modules that a network calls, in the order of their first calls."""
+    called: dict[str, None] = {}
+    with evaluating(model), ExitStack() as stack:
+        for name, module in model.named_modules():
+            note = partial(_note, called, name)
+            stack.callback(module.register_forward_pre_hook(note).remove)
+        model(inputs)
+    return list(called)
+
+
+def _note(called: dict[str, None], name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+    called.setdefault(name)
+
+
+def repeated_blocks(model: nn.Module) -> set[str]:
+    """Names of the blocks that a network repeats, as transformers and ResNets do.
+
+    A block is an element of an `nn.ModuleList` or `nn.Sequential` in which at least two elements
+    have parameters that are matrices, all of one class, each in at least two modules. Of nested
+    blocks the innermost count.
+    """
+    found: set[str] = set()
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList | nn.Sequential):
+            continue
+        parts = {n: part for n, part in module.named_children() if _owners_of_matrices(part)}
+        alike = len({type(part) for part in parts.values()}) == 1 < len(parts)
+        if alike and all(_owners_of_matrices(part) > 1 for part in parts.values()):
+            found |= {f"{name}.{n}" if name else n for n in parts}
+    return {name for name in found if not any(other.startswith(f"{name}.") for other in found)}
+
+
+def _owners_of_matrices(module: nn.Module) -> int:
+    """Number of modules that have a parameter of two or more dimensions themselves."""
+    parts = [part.parameters(recurse=False) for part in module.modules()]
+    return sum(any(tensor.dim() > 1 for tensor in own) for own in parts)

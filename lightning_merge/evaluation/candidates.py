@@ -11,21 +11,28 @@ class Candidate:
 
     Args:
         name: row of the table.
-        weights: one file for all tasks, or one per task (the individual experts).
+        weights: one file for all tasks, of weights or of a network of a network method, or one
+            of weights per task (the individual experts).
         figure: file of a picture of them, if there is one.
         seconds: time that merging or learning took.
+        peak_memory: bytes that making them took at the most, where they were measured.
+        extra_parameters: numbers stored beside those of one network.
+        inference_cost: passes of the base that an image takes.
         note: what a reader of the number must know.
         bound: not a merged network: base, individual experts.
         transductive: unlabelled test images took part in making them.
         options: candidates to choose from on the validation split, by what distinguishes them;
-            the best one's files take the places of `weights` and `figure`, and its time that
-            of `seconds`.
+            the best one's files take the places of `weights` and `figure`, and what it took
+            that of the others.
     """
 
     name: str
     weights: Path | Mapping[str, Path]
     figure: Path | None = None
     seconds: float = 0.0
+    peak_memory: int | None = None
+    extra_parameters: int = 0
+    inference_cost: float = 1.0
     note: str = ""
     bound: bool = False
     transductive: bool = False
@@ -36,13 +43,27 @@ class Candidate:
         return self.weights if isinstance(self.weights, Path) else self.weights[task]
 
 
-BOUNDS = ("base", "individual")
+BOUNDS = ("base", "individual", "multi_task")
 
 
-def bounds(base: Path, experts: Mapping[str, Path]) -> Sequence[Candidate]:
-    """Return the rows that enclose every merged network: the base and the experts."""
-    names = iter(BOUNDS)
-    return (
-        Candidate(next(names), base, note="pretrained, not merged", bound=True),
-        Candidate(next(names), experts, note="each task by its own expert", bound=True),
+def bounds(
+    base: Path, experts: Mapping[str, Path], multi_task: Path | None = None
+) -> Sequence[Candidate]:
+    """Return the rows that enclose every merged network.
+
+    Args:
+        base: the pretrained network.
+        experts: task -> its expert.
+        multi_task: one network trained on all tasks together, if there is one.
+    """
+    files = (base, experts, multi_task)
+    notes = (
+        "pretrained, not merged",
+        "each task by its own expert",
+        "one network trained on all seen tasks together, not merged",
     )
+    return [
+        Candidate(name, file, note=note, bound=True)
+        for name, file, note in zip(BOUNDS, files, notes, strict=True)
+        if file is not None
+    ]

@@ -81,6 +81,35 @@ def m_loss_map(losses: Mapping[str, Tensor], path: str | Path, *, group: int = 5
     return _write(figure, path)
 
 
+def pairwise_matrix(values: Tensor, names: Sequence[str], path: str | Path, label: str) -> Path:
+    """Draw a number for every pair, with the numbers in their cells.
+
+    Args:
+        values: [K, K]; the diagonal is left out.
+        names: K names.
+        path: PNG to write, whole or not at all.
+        label: What the numbers are.
+
+    Raises:
+        InputError: The names do not fit the shape.
+    """
+    _check_shape("values", values, len(names), len(names))
+    side = min(_BESIDE + 0.45 * len(names), _WIDEST)
+    figure = Figure(figsize=(max(side, 6.0), max(side - 1, 4.0)), dpi=_DPI, layout="constrained")
+    axes = figure.subplots()
+    pairs = values.detach().float().masked_fill(torch.eye(len(names), dtype=torch.bool), torch.nan)
+    image = _draw(axes, pairs, SEQUENTIAL)
+    middle = (pairs.nan_to_num(torch.inf).min() + pairs.nan_to_num(-torch.inf).max()) / 2
+    for row, column in itertools.permutations(range(len(names)), 2):
+        colour = "white" if pairs[row, column] <= middle else "black"
+        text = f"{pairs[row, column]:.3g}"
+        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=_FONT - 1)
+    _name_rows(axes, names)
+    _name_columns(figure, axes, names)
+    _colour_bar(figure, axes, image, label)
+    return _write(figure, path)
+
+
 def lwptv_figure(
     scores: Tensor,
     masks: Tensor,

@@ -4,7 +4,7 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from importlib import metadata
 from pathlib import Path
 from statistics import fmean, stdev
@@ -48,6 +48,10 @@ class CandidateResult:
         transductive: Whether the (unlabelled) test images took part in making it.
         bound: Whether it is a reference, such as the base or the individual experts,
             rather than a merged network. References are never marked best.
+        peak_memory: Bytes that making the candidate took at the most, beyond what the process
+            held before; None where it was not measured.
+        extra_parameters: Numbers that are stored beside those of one network.
+        inference_cost: Passes of the base network that an image takes.
 
     Raises:
         InputError: An accuracy is outside [0, 1] or not finite, or the tasks of accuracy and
@@ -61,6 +65,9 @@ class CandidateResult:
     note: str = ""
     transductive: bool = False
     bound: bool = False
+    peak_memory: int | None = None
+    extra_parameters: int = 0
+    inference_cost: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.accuracy or set(self.accuracy) != set(self.samples):
@@ -185,16 +192,16 @@ class Results:
 
 def _candidate_to_dict(candidate: CandidateResult, tasks: Sequence[str]) -> dict[str, Any]:
     optional = {
-        "note": candidate.note,
-        "transductive": candidate.transductive,
-        "bound": candidate.bound,
+        field.name: getattr(candidate, field.name)
+        for field in fields(candidate)
+        if field.default is not MISSING and getattr(candidate, field.name) != field.default
     }
     return {
         "accuracy": {task: float(candidate.accuracy[task]) for task in tasks},
         "average": float(candidate.average),
         "samples": {task: int(candidate.samples[task]) for task in tasks},
         "seconds": float(candidate.seconds),
-    } | {key: value for key, value in optional.items() if value}
+    } | optional
 
 
 def _candidate_from_dict(name: str, fields: Mapping[str, Any]) -> CandidateResult:
@@ -238,7 +245,9 @@ class CandidateAggregate:
     """One candidate over several seeds; fields as in :class:`CandidateResult`.
 
     ``samples`` holds the smallest and largest number of test images over the seeds, and
-    ``averages`` the spread of each of a run's averages by its name.
+    ``averages`` the spread of each of a run's averages by its name. Extra parameters and
+    inference cost, which the seed does not change, are the largest of any run; the peak of memory
+    is there if all runs have measured it.
     """
 
     name: str
@@ -249,6 +258,9 @@ class CandidateAggregate:
     note: str
     transductive: bool
     bound: bool
+    peak_memory: Spread | None = None
+    extra_parameters: int = 0
+    inference_cost: float = 1.0
 
     @property
     def average(self) -> Spread:
@@ -326,6 +338,7 @@ def _aggregate_candidate(
 ) -> CandidateAggregate:
     averages = [run.averages(unseen) for run in runs]
     counts = {task: [run.samples[task] for run in runs] for task in tasks}
+    peaks = [run.peak_memory for run in runs if run.peak_memory is not None]
     return CandidateAggregate(
         name=runs[0].name,
         accuracy={task: _spread(run.accuracy[task] for run in runs) for task in tasks},
@@ -335,6 +348,9 @@ def _aggregate_candidate(
         note="; ".join(_distinct(run.note for run in runs)),
         transductive=any(run.transductive for run in runs),
         bound=any(run.bound for run in runs),
+        peak_memory=_spread(peaks) if len(peaks) == len(runs) else None,
+        extra_parameters=max(run.extra_parameters for run in runs),
+        inference_cost=max(run.inference_cost for run in runs),
     )
 
 

@@ -18,6 +18,8 @@ from lightning_merge.evaluation.results import (
 TRANSDUCTIVE = "†"
 UNSEEN = "unseen"
 
+Row = CandidateResult | CandidateAggregate
+
 
 def markdown(results: Results | Aggregate) -> str:
     """The table of a results.md: percent, one decimal, tasks then average.
@@ -29,22 +31,26 @@ def markdown(results: Results | Aggregate) -> str:
     tie). References are italic, transductive candidates bear a dagger; neither is ever bold.
     Sample counts close the table; protocol, notes, seed, versions and command follow it.
 
+    What candidates cost stands beside their accuracy: extra parameters and passes per image where
+    one of them differs from a plain network, seconds and peak memory where memory was measured.
+
     Args:
         results: One run, or several by :func:`~lightning_merge.evaluation.results.aggregate`,
             whose cells read ``mean ± standard deviation``.
     """
-    columns = _columns(results)
-    best = _best(results)
-    lines = [_line(["candidate", *columns]), _line([":--", *["--:"] * len(columns)])]
+    columns, best = _columns(results), _best(results)
+    costs = {**_size_columns(results), **_effort_columns(results)}
+    header = [*columns, *costs]
+    lines = [_line(["candidate", *header]), _line([":--", *["--:"] * len(header)])]
     for candidate in results.candidates.values():
         name = f"*{_name(candidate)}*" if candidate.bound else _name(candidate)
         cells = (
             f"**{cell}**" if (candidate.name, column) in best else cell
             for column, cell in zip(columns, _cells(candidate, results), strict=True)
         )
-        lines.append(_line([name, *cells]))
+        lines.append(_line([name, *cells, *(column[candidate.name] for column in costs.values())]))
     samples = _samples(results)
-    lines.append(_line(["samples", *samples, *[""] * (len(columns) - len(samples))]))
+    lines.append(_line(["samples", *samples, *[""] * (len(header) - len(samples))]))
     return "\n".join([*lines, "", *_legend(results), "", *_notes(results), *_origin(results), ""])
 
 
@@ -54,15 +60,19 @@ def rich_table(
     """The same table for a terminal, bold, italic and dagger as in :func:`markdown`.
 
     Where the tasks do not fit side by side only the averages are shown, and the caption
-    names the file that has the rest.
+    names the file that has the rest. Seconds and memory are left to that file, too.
 
     Args:
         results: One run, or several aggregated.
         width: Columns of the terminal.
         details: File that holds the table of every task.
     """
-    columns = _columns(results)
-    rows = {name: _cells(row, results) for name, row in results.candidates.items()}
+    sizes = _size_columns(results)
+    columns = [*_columns(results), *sizes]
+    rows = {
+        name: [*_cells(row, results), *(column[name] for column in sizes.values())]
+        for name, row in results.candidates.items()
+    }
     room = _room(results, columns, rows.values(), width)
     shown = slice(len(results.tasks) if room is None else 0, None)
     best = _best(results)
@@ -79,7 +89,7 @@ def rich_table(
     return table
 
 
-def _name(candidate: CandidateResult | CandidateAggregate) -> str:
+def _name(candidate: Row) -> str:
     return candidate.name + (f" {TRANSDUCTIVE}" if candidate.transductive else "")
 
 
@@ -88,9 +98,7 @@ def _columns(results: Results | Aggregate) -> list[str]:
     return [*tasks, *averaged_tasks(results.tasks, results.unseen)]
 
 
-def _cells(
-    candidate: CandidateResult | CandidateAggregate, results: Results | Aggregate
-) -> list[str]:
+def _cells(candidate: Row, results: Results | Aggregate) -> list[str]:
     averages: Mapping[str, float | Spread] = (
         candidate.averages(results.unseen)
         if isinstance(candidate, CandidateResult)
@@ -98,6 +106,44 @@ def _cells(
     )
     values = [*(candidate.accuracy[task] for task in results.tasks), *averages.values()]
     return [_percent(value) for value in values]
+
+
+def _size_columns(results: Results | Aggregate) -> dict[str, dict[str, str]]:
+    """Cells by candidate of what it takes to keep and to run one; none where all are alike."""
+    rows = results.candidates.values()
+    if not any(row.extra_parameters or row.inference_cost != 1 for row in rows):
+        return {}
+    return {
+        "extra parameters": {r.name: "" if r.bound else _short(r.extra_parameters) for r in rows},
+        "passes": {r.name: "" if r.bound else f"{r.inference_cost:.2f}" for r in rows},
+    }
+
+
+def _effort_columns(results: Results | Aggregate) -> dict[str, dict[str, str]]:
+    """Cells by candidate of what it took to make one; none where memory was not measured."""
+    rows = results.candidates.values()
+    if all(row.peak_memory is None for row in rows):
+        return {}
+    return {
+        "seconds": {r.name: "" if r.bound else _amount(r.seconds) for r in rows},
+        "peak MiB": {
+            r.name: "" if r.peak_memory is None else _amount(r.peak_memory, 2**20) for r in rows
+        },
+    }
+
+
+def _short(number: int) -> str:
+    """A number with one decimal, as 1.2M."""
+    for unit, size in {"G": 10**9, "M": 10**6, "k": 10**3}.items():
+        if number >= size:
+            return f"{number / size:.1f}{unit}"
+    return str(number)
+
+
+def _amount(value: float | Spread, unit: int = 1) -> str:
+    if isinstance(value, Spread):
+        return f"{value.mean / unit:.1f} ± {value.std / unit:.1f}"
+    return f"{value / unit:.1f}"
 
 
 def _percent(value: float | Spread) -> str:
@@ -151,6 +197,16 @@ def _legend(results: Results | Aggregate) -> Iterable[str]:
     rows = results.candidates.values()
     if any(row.bound for row in rows):
         yield "Italic: references that bound the others, not merged networks; never bold."
+    if _size_columns(results):
+        yield (
+            "Extra parameters: numbers stored beside those of one network, 32 bits of masks being "
+            "one. Passes: what an image takes, in passes of the base network."
+        )
+    if _effort_columns(results):
+        yield (
+            "Seconds and peak memory: of making the candidate; memory beyond what the process, or "
+            "its device, held before."
+        )
     if any(row.transductive for row in rows):
         yield f"{TRANSDUCTIVE}: transductive, made with the unlabelled test images; never bold."
 

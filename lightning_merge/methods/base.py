@@ -171,7 +171,34 @@ class Transform(ABC):
         """Return a lazy view of transformed task vectors, after a planning pass if needed."""
 
 
-class MergeMethod(ABC):
+class Method(ABC):
+    """What makes one thing of several experts, weights or a network; see its two subclasses.
+
+    Attributes:
+        transforms: Applied to the task vectors first, in order.
+        reference: Where it was published.
+        needs: What it takes beside weights.
+    """
+
+    transforms: Sequence[Transform]
+    reference: ClassVar[str] = ""
+    needs: ClassVar[str] = "nothing"
+
+    def origin(self) -> Origin:
+        """What was learned before, for methods that merge by it."""
+        return Origin()
+
+    def described(self) -> str:
+        """The method and its hyperparameters as they are written into files."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        plain = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        parts = (
+            f"{k}={v.described() if isinstance(v, Method) else repr(v)}" for k, v in plain.items()
+        )
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+
+class MergeMethod(Method):
     """Merges experts of one base; subclasses are frozen dataclasses with the hyperparameters.
 
     A subclass defines `plan`, which may read the task vectors once or more (a global
@@ -182,9 +209,6 @@ class MergeMethod(ABC):
     and the result has the types of `TaskVectors.layout`.
     """
 
-    transforms: Sequence[Transform]
-    reference: ClassVar[str] = ""
-    needs: ClassVar[str] = "nothing"
     whole: ClassVar[bool] = False
     """Whether tiles are whole tensors, for methods that see a tensor as a matrix."""
 
@@ -257,16 +281,6 @@ class MergeMethod(ABC):
         """Plan and merge; to be replaced where the plan has merged tensors already."""
         merge_each(vectors, self.plan(vectors, resources), sink)
 
-    def origin(self) -> Origin:
-        """What was learned before, for methods that merge by it."""
-        return Origin()
-
-    def described(self) -> str:
-        """The method and its hyperparameters as they are written into files."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
-        plain = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in plain.items())})"
-
     @torch.no_grad()
     def task_vectors(
         self, base: Weights, experts: Mapping[str, Weights], jobs: int = 1
@@ -283,12 +297,14 @@ Seeded = TypeVar("Seeded")
 
 
 def seeded(method: Seeded, seed: int) -> Seeded:
-    """The method or transform with a run's seed added to its own and its transforms'."""
+    """The method or transform with a run's seed added to its own, and to those that it holds."""
     changes: dict[str, Any] = {}
     if hasattr(method, "seed"):
         changes["seed"] = method.seed + seed
     if transforms := getattr(method, "transforms", ()):
         changes["transforms"] = tuple(seeded(transform, seed) for transform in transforms)
+    if isinstance(inner := getattr(method, "method", None), MergeMethod):
+        changes["method"] = seeded(inner, seed)
     return replace(method, **changes)  # type: ignore[type-var]
 
 
@@ -316,18 +332,26 @@ def merge_each(
         sink.written(name, written)
 
 
-def merge_one(vectors: TaskVectors, name: str, update: Update, sink: Sink) -> list[tuple[int, int]]:
+def merge_one(
+    vectors: TaskVectors,
+    name: str,
+    update: Update,
+    sink: Sink,
+    dtype: torch.dtype | None = None,
+) -> list[tuple[int, int]]:
     """Write one tensor updated, averaged or copied as its kind asks; say which entries.
+
+    What is updated is rounded to the given type, by default to that of `TaskVectors.layout`.
 
     Raises:
         InputError: A value is not finite, or gets too large.
     """
-    dtype = vectors.base.dtype(name)
-    if not is_merged(name, dtype):
-        stored = vectors.stack(name).mean(0) if dtype.is_floating_point else vectors.base[name]
+    kind = vectors.base.dtype(name)
+    if not is_merged(name, kind):
+        stored = vectors.stack(name).mean(0) if kind.is_floating_point else vectors.base[name]
         sink.write(name, 0, stored.reshape(-1))
         return [(0, vectors.numel(name))]
-    runs, stored_as = [], vectors.dtype(name)
+    runs, stored_as = [], dtype or vectors.dtype(name)
     for span, merged, tile in vectors.tiles(name):
         if not vectors.is_zero(name):
             merged.add_(update(span, tile))

@@ -1,4 +1,4 @@
-"""LwPTV: prune the layers of task vectors in which the tasks hardly differ."""
+"""LwPTV: prune the layers, or parameters, of task vectors in which the tasks hardly differ."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.selection import kth_smallest_magnitude
 from lightning_merge.core.task_vectors import Span, TaskVectors, sum_tasks
 from lightning_merge.methods.base import Transform
 from lightning_merge.methods.checks import require_choice
@@ -20,33 +21,44 @@ class LwPTV(Transform):
     keeps the layers whose score exceeds its floor(L * prune_ratio)-th smallest (from 0);
     the layers that any task keeps are kept for all. A layer is one named tensor.
 
-    Reference: Zhang et al. 2025, "Merging Smarter, Generalizing Better", equations 5 to 7.
+    PwPTV does the same for parameters, which the paper prefers for language models: the score is
+    |tau_k - mean_j tau_j| of one entry, and all d entries of a task are ranked together.
+
+    Reference: Zhang et al. 2025, "Merging Smarter, Generalizing Better", equations 5 to 7 and
+    appendices B.10 and B.16.
 
     Args:
         prune_ratio: Fraction eta of layers that each task prunes; 0 prunes nothing, 1 or
-            more everything.
+            more everything. The paper's for language models is one of 0.1, 0.2, ..., 0.7.
         score: "diversity" as above, or "magnitude", the mean of |tau_kl| (ablation).
         shared: Keep for all tasks what one keeps; False lets each task use its own mask
             (ablation).
+        granularity: What is scored and pruned, "layer" (LwPTV) or "parameter" (PwPTV).
 
     Raises:
-        InputError: `prune_ratio` is negative or the score unknown.
+        InputError: `prune_ratio` is negative, or the score or granularity unknown.
     """
 
     prune_ratio: float = 0.7
     score: Literal["diversity", "magnitude"] = "diversity"
     shared: bool = True
+    granularity: Literal["layer", "parameter"] = "layer"
     reference: ClassVar[str] = "Zhang et al. 2025, Merging Smarter, Generalizing Better"
 
     def __post_init__(self) -> None:
         if not self.prune_ratio >= 0:
             raise InputError(f"prune_ratio={self.prune_ratio} is negative: choose one in [0, 1]")
         require_choice(("diversity", "magnitude"), score=self.score)
+        require_choice(("layer", "parameter"), granularity=self.granularity)
 
     def __call__(self, vectors: TaskVectors) -> TaskVectors:
-        """Return the task vectors with the pruned layers zeroed."""
+        """Return the task vectors with the pruned layers or parameters zeroed."""
         if self.prune_ratio == 0:
             return vectors
+        layers = self.granularity == "layer"
+        return self._prune_layers(vectors) if layers else self._prune_parameters(vectors)
+
+    def _prune_layers(self, vectors: TaskVectors) -> TaskVectors:
         masks = self.task_masks(self.scores(vectors))
         if self.shared:
             masks = self.shared_mask(masks).expand_as(masks)
@@ -60,21 +72,34 @@ class LwPTV(Transform):
 
         return vectors.map(prune).zeroed(name for name, keep in kept.items() if not any(keep))
 
+    def _prune_parameters(self, vectors: TaskVectors) -> TaskVectors:
+        total = sum(map(vectors.numel, vectors.names))
+        rank = int(total * self.prune_ratio)
+        if rank >= total:
+            return vectors.zeroed(vectors.names)
+        deviations = vectors.map(lambda span, tile: self._deviation(tile))
+        threshold = kth_smallest_magnitude(deviations, vectors.names, rank + 1).value[:, None]
+
+        def prune(span: Span, tile: Tensor) -> Tensor:
+            keep = self._deviation(tile.clone()).abs_() > threshold
+            return tile.masked_fill_(~(keep.any(0) if self.shared else keep), 0.0)
+
+        return vectors.map(prune)
+
     def scores(self, vectors: TaskVectors) -> Tensor:
         """Saliency s_kl of every task and layer, [K, L] in float64; reads every tensor once."""
 
         def score(name: str) -> Tensor:
-            parts = (self._deviation(tile) for _, _, tile in vectors.tiles(name))
+            tiles = (self._deviation(tile).abs_() for _, _, tile in vectors.tiles(name))
+            parts = (tile.sum(1, dtype=torch.float64).cpu() for tile in tiles)
             total = sum(parts, torch.zeros(len(vectors), dtype=torch.float64))
             return total / max(vectors.numel(name), 1)
 
         return torch.stack(vectors.each(vectors.names, score), dim=1)
 
     def _deviation(self, tile: Tensor) -> Tensor:
-        """The sum over a tile's entries that `scores` averages, [K] in float64 on the CPU."""
-        if self.score == "diversity":
-            tile.sub_(sum_tasks(tile).div_(len(tile)))
-        return tile.abs_().sum(1, dtype=torch.float64).cpu()
+        """What the score is the magnitude of, [K, n]; it takes the place of the tile."""
+        return tile.sub_(sum_tasks(tile).div_(len(tile))) if self.score == "diversity" else tile
 
     def task_masks(self, scores: Tensor) -> Tensor:
         """The layers that each task keeps by itself, bool [K, L], from scores [K, L]."""

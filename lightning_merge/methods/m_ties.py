@@ -1,5 +1,6 @@
 """M-TIES: TIES in which the nodes where averaging weights fails most keep the least."""
 
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +20,7 @@ from lightning_merge.core.m_loss import (
 )
 from lightning_merge.core.names import match_names
 from lightning_merge.core.seeding import generator_for
-from lightning_merge.core.task_vectors import Span, TaskVectors, TileMap, wide
+from lightning_merge.core.task_vectors import Span, TaskVectors, wide
 from lightning_merge.core.tracing import activated_linears, run_visiting
 from lightning_merge.core.trim import row_trim
 from lightning_merge.methods.base import (
@@ -55,8 +56,109 @@ class MTiesAnalysis:
     keep_ratios: dict[str, Tensor]
 
 
+class RankedByMLoss(MergeMethod):
+    """What M-TIES and M-DARE share: keep ratios of nodes from one pass over the network.
+
+    Subclasses are dataclasses with these fields and say in `updating` what is made of the ratios.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[str] = "unlabelled batches"
+    keep: float
+    spread: float
+    layer_inputs: LayerInputs
+    reduce: Reduce
+    layers: Sequence[int | str] | None
+    node_order: NodeOrder
+    activation: str | None
+    seed: int
+
+    def __post_init__(self) -> None:
+        require_between(0, 1, keep=self.keep)
+        require_between(0, self.keep, spread=self.spread)
+        if isinstance(self.layers, str) or self.layers == []:
+            raise InputError(f"layers={self.layers!r}: give a list of names or positions, or none")
+        require_choice(get_args(LayerInputs), layer_inputs=self.layer_inputs)
+        require_choice(get_args(Reduce), reduce=self.reduce)
+        require_choice(get_args(NodeOrder), node_order=self.node_order)
+        if self.activation is not None:
+            require_choice(tuple(ACTIVATIONS), activation=self.activation)
+
+    @abstractmethod
+    def updating(self, vectors: TaskVectors, keep_ratios: dict[str, Tensor]) -> Update:
+        """The function that merges a tile, by row where a tensor has ratios [out].
+
+        They come while the network runs; a tensor is merged when its ratios are there.
+        """
+
+    def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
+        """Rank the nodes in one pass over the network."""
+        return self._rank(vectors, resources).update
+
+    @torch.no_grad()
+    def analyse(
+        self,
+        base: Weights,
+        experts: Mapping[str, Weights],
+        **resources: Any,
+    ) -> MTiesAnalysis:
+        """Merge as a call does, and return the node losses and keep ratios with the result."""
+        vectors = self.task_vectors(base, experts)
+        sink = InMemory(vectors.layout(), vectors.device)
+        ranking = self._rank_and_merge(vectors, Resources(**resources), sink)
+        return MTiesAnalysis(sink.tensors, ranking.losses, ranking.keep_ratios)
+
+    def _merge(self, vectors: TaskVectors, resources: Resources, sink: Sink) -> None:
+        self._rank_and_merge(vectors, resources, sink)
+
+    def _rank_and_merge(self, vectors: TaskVectors, resources: Resources, sink: Sink) -> "_Ranking":
+        ranking = self._rank(vectors, resources)
+        merge_each(vectors, ranking.update, sink, ranking.merged)
+        return ranking
+
+    def _rank(self, vectors: TaskVectors, resources: Resources) -> "_Ranking":
+        model, images = resources.network(self.name), resources.inputs(self.name)
+        layers = self._choose_layers(model, images[:1])
+        ranking = _Ranking(self, vectors)
+        ranking.run(model, images, layers)
+        return ranking
+
+    def _choose_layers(self, model: nn.Module, example: Tensor) -> dict[str, Activation]:
+        """The ranked layers by module name, with their activations."""
+        try:
+            found = activated_linears(model, example)
+        except (RuntimeError, ValueError, AssertionError, IndexError) as fault:
+            raise InputError(
+                f"batches: the network does not take inputs of shape [n, "
+                f"{', '.join(map(str, example.shape[1:]))}]: {str(fault).splitlines()[0]}"
+            ) from fault
+        if self.layers is None and not found:
+            raise InputError(
+                "layers=None: no linear layer of the model feeds an activation module; "
+                "name linear layers, and the activation that follows them"
+            )
+        names = list(found)
+        linears = [n for n, module in model.named_modules() if isinstance(module, nn.Linear)]
+        chosen: dict[str, Activation] = {}
+        for layer in names if self.layers is None else self.layers:
+            if isinstance(layer, int) and not -len(names) <= layer < len(names):
+                raise InputError(f"layers: {layer} is none of the {len(names)} layers found")
+            name = names[layer] if isinstance(layer, int) else layer
+            if name not in linears:
+                raise InputError(
+                    f"layers: {name!r} is no linear layer of the model, as {linears[:3]} are"
+                )
+            if self.activation is None and name not in found:
+                raise InputError(
+                    f"layers: no activation module follows {name!r}; "
+                    f"set activation to one of {', '.join(ACTIVATIONS)}"
+                )
+            chosen[name] = ACTIVATIONS[self.activation] if self.activation else found[name]
+        return chosen
+
+
 @dataclass(frozen=True)
-class MTies(MergeMethod):
+class MTies(RankedByMLoss):
     """TIES with a keep ratio per node, ranked by M-Loss. Needs unlabelled batches.
 
     In every linear layer with an activation, row j of each expert's task vector keeps the
@@ -104,107 +206,38 @@ class MTies(MergeMethod):
     seed: int = 0
     transforms: Sequence[Transform] = ()
     reference: ClassVar[str] = "Wang et al. 2025, M-Loss"
-    needs: ClassVar[str] = "unlabelled batches"
+    name: ClassVar[str] = "M-TIES"
 
     def __post_init__(self) -> None:
-        require_between(0, 1, keep=self.keep)
-        require_between(0, self.keep, spread=self.spread)
+        super().__post_init__()
         require_finite(scale=self.scale)
-        if isinstance(self.layers, str) or self.layers == []:
-            raise InputError(f"layers={self.layers!r}: give a list of names or positions, or none")
-        require_choice(get_args(LayerInputs), layer_inputs=self.layer_inputs)
-        require_choice(get_args(Reduce), reduce=self.reduce)
-        require_choice(get_args(NodeOrder), node_order=self.node_order)
         require_choice(get_args(Combine), combine=self.combine)
         require_choice(get_args(TrimScope), trim=self.trim)
-        if self.activation is not None:
-            require_choice(tuple(ACTIVATIONS), activation=self.activation)
 
-    def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
-        """Rank the nodes in one pass over the network."""
-        return self._rank(vectors, resources).update
+    def updating(self, vectors: TaskVectors, keep_ratios: dict[str, Tensor]) -> Update:
+        """Trim by row where a layer is ranked, plainly elsewhere; elect and merge."""
+        trim = row_trim(vectors, keep_ratios, trimming(vectors, self.keep, self.trim))
 
-    @torch.no_grad()
-    def analyse(
-        self,
-        base: Weights,
-        experts: Mapping[str, Weights],
-        **resources: Any,
-    ) -> MTiesAnalysis:
-        """Merge as a call does, and return the node losses and keep ratios with the result."""
-        vectors = self.task_vectors(base, experts)
-        sink = InMemory(vectors.layout(), vectors.device)
-        ranking = self._rank_and_merge(vectors, Resources(**resources), sink)
-        return MTiesAnalysis(sink.tensors, ranking.losses, ranking.keep_ratios)
+        def update(span: Span, tile: Tensor) -> Tensor:
+            trimmed = trim(span, tile)
+            merged = disjoint_merge(trimmed, elect_signs(trimmed), self.combine)
+            return merged.mul_(self.scale)
 
-    def _merge(self, vectors: TaskVectors, resources: Resources, sink: Sink) -> None:
-        self._rank_and_merge(vectors, resources, sink)
-
-    def _rank_and_merge(self, vectors: TaskVectors, resources: Resources, sink: Sink) -> "_Ranking":
-        ranking = self._rank(vectors, resources)
-        merge_each(vectors, ranking.update, sink, ranking.merged)
-        return ranking
-
-    def _rank(self, vectors: TaskVectors, resources: Resources) -> "_Ranking":
-        model, images = resources.network("M-TIES"), resources.inputs("M-TIES")
-        layers = self._choose_layers(model, images[:1])
-        ranking = _Ranking(self, vectors)
-        ranking.run(model, images, layers)
-        return ranking
-
-    def _choose_layers(self, model: nn.Module, example: Tensor) -> dict[str, Activation]:
-        """The ranked layers by module name, with their activations."""
-        try:
-            found = activated_linears(model, example)
-        except (RuntimeError, ValueError, AssertionError, IndexError) as fault:
-            raise InputError(
-                f"batches: the network does not take inputs of shape [n, "
-                f"{', '.join(map(str, example.shape[1:]))}]: {str(fault).splitlines()[0]}"
-            ) from fault
-        if self.layers is None and not found:
-            raise InputError(
-                "layers=None: no linear layer of the model feeds an activation module; "
-                "name linear layers, and the activation that follows them"
-            )
-        names = list(found)
-        linears = [n for n, module in model.named_modules() if isinstance(module, nn.Linear)]
-        chosen: dict[str, Activation] = {}
-        for layer in names if self.layers is None else self.layers:
-            if isinstance(layer, int) and not -len(names) <= layer < len(names):
-                raise InputError(f"layers: {layer} is none of the {len(names)} layers found")
-            name = names[layer] if isinstance(layer, int) else layer
-            if name not in linears:
-                raise InputError(
-                    f"layers: {name!r} is no linear layer of the model, as {linears[:3]} are"
-                )
-            if self.activation is None and name not in found:
-                raise InputError(
-                    f"layers: no activation module follows {name!r}; "
-                    f"set activation to one of {', '.join(ACTIVATIONS)}"
-                )
-            chosen[name] = ACTIVATIONS[self.activation] if self.activation else found[name]
-        return chosen
+        return update
 
 
 @dataclass
 class _Ranking:
-    """The state of one M-TIES run: what is known of the layers passed so far."""
+    """The state of one run: what is known of the layers passed so far."""
 
-    method: MTies
+    method: RankedByMLoss
     vectors: TaskVectors
     losses: dict[str, Tensor] = field(default_factory=dict)
     keep_ratios: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._done: set[str] = set()
-        plain = trimming(self.vectors, self.method.keep, self.method.trim)
-        self._trim: TileMap = row_trim(self.vectors, self.keep_ratios, plain)
-
-    def update(self, span: Span, tile: Tensor) -> Tensor:
-        """Trim by row where a layer is ranked, plainly elsewhere; elect and merge."""
-        trimmed = self._trim(span, tile)
-        merged = disjoint_merge(trimmed, elect_signs(trimmed), self.method.combine)
-        return merged.mul_(self.method.scale)
+        self.update = self.method.updating(self.vectors, self.keep_ratios)
 
     def run(self, model: nn.Module, images: Tensor, layers: Mapping[str, Activation]) -> None:
         """Pass the images through the network once, ranking each layer on the way."""
@@ -229,7 +262,8 @@ class _Ranking:
     def _merge(self, names: Iterable[str]) -> None:
         """Merge tensors into the running network."""
         for name in names:
-            merge_one(self.vectors, name, self.update, self._running)
+            dtype = self._running.tensors[name].dtype  # not rounded to what is stored
+            merge_one(self.vectors, name, self.update, self._running, dtype)
             self._done.add(name)
 
     @property

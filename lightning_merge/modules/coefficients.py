@@ -21,7 +21,7 @@ from lightning_merge.core.learner import Level
 from lightning_merge.core.seeding import generator_for, run_seed
 from lightning_merge.core.task_vectors import TaskVectors
 from lightning_merge.data.dataset import Batch
-from lightning_merge.evaluation.candidates import BOUNDS, Candidate, bounds
+from lightning_merge.evaluation.candidates import BOUNDS, Candidate
 from lightning_merge.methods.base import Transform, seeded
 from lightning_merge.methods.checks import require_choice
 from lightning_merge.models.encoder import Encoder
@@ -179,7 +179,7 @@ class CoefficientModule(TaskModule):
 
     def input_files(self, tasks: Sequence[str]) -> list[str]:
         """Return the files of the zoo."""
-        return [self.zoo.base, self.zoo.heads, *map(self.zoo.expert, tasks)]
+        return self.zoo.inputs(tasks)
 
     def check(self, trainer: Trainer, tasks: Sequence[str], stage: str) -> None:
         """Check what can be told before any file is opened.
@@ -230,8 +230,7 @@ class CoefficientModule(TaskModule):
         self.learner = self.make_learner(vectors)
         self.open_heads(self.zoo.heads)
         self.base, self.experts = base, experts
-        paths = {task: Path(self.zoo.expert(task)) for task in self.data.tasks}
-        for candidate in bounds(Path(self.zoo.base), paths):
+        for candidate in self.zoo.bounds(self.data.tasks):
             self.candidates[candidate.name] = candidate
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]

@@ -8,17 +8,21 @@ from torch import Tensor
 
 from lightning_merge.data.dataset import Batch
 from lightning_merge.evaluation.candidates import Candidate
+from lightning_merge.methods.network import TaskNetwork, holds_network, load_network
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.base import TaskModule
 
 
 class Evaluate(TaskModule):
-    """Test one set of weights, or one per task, with the frozen heads.
+    """Test one set of weights, or one per task, or a network made of several.
+
+    Heads are frozen.
 
     Args:
         encoder: architecture of the weights.
         heads: file of the heads of the tasks.
-        weights: file for all tasks, or a mapping from task to file.
+        weights: file of weights, or of a network as `save_network` writes it, for all tasks; or a
+            mapping from task to file.
     """
 
     def __init__(self, encoder: Encoder, heads: str, weights: str | dict[str, str]) -> None:
@@ -31,6 +35,7 @@ class Evaluate(TaskModule):
         )
         self.candidate = Candidate("weights", files)
         self._loaded: Path | None = None
+        self.network: TaskNetwork | None = None
         self.requires_grad_(False)
 
     def input_files(self, tasks: Sequence[str]) -> list[str]:
@@ -49,12 +54,23 @@ class Evaluate(TaskModule):
         self._loaded = None
 
     def logits(self, batch: Batch, dataloader_idx: int) -> Tensor:
-        """Load the weights that answer for the task and return the logits."""
+        """Load what answers for the task and return the logits."""
         self._load(dataloader_idx)
-        return super().logits(batch, dataloader_idx)
+        if self.network is None:
+            return super().logits(batch, dataloader_idx)
+        if not len(batch.images):  # a process whose batches have run out
+            batch = batch._replace(images=batch.images.new_zeros(1, *batch.images.shape[1:]))
+        task = self.data.tasks[dataloader_idx]
+        return self.network.logits(task, batch.images, self.heads[task])
 
     def _load(self, dataloader_idx: int) -> None:
         file = self.candidate.file(self.data.tasks[dataloader_idx])
-        if file != self._loaded:
+        if file == self._loaded:
+            return
+        self.network = None
+        if holds_network(file):
+            backbone, project = self.encoder.backbone, self.encoder.project
+            self.network = load_network(file, backbone, project).to(self.device)
+        else:
             self.encoder.load(file)
-            self._loaded = file
+        self._loaded = file

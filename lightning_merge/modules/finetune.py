@@ -250,8 +250,8 @@ class FineTune(TaskModule):
         return {
             "method": type(self).__name__,
             "hyperparameters": json.dumps(self.hyperparameters()),
-            "tasks": json.dumps(list(self.data.tasks)),
-            "images": json.dumps({task: self.data.digest(task) for task in self.data.tasks}),
+            "tasks": json.dumps(list(self.data.seen)),
+            "images": json.dumps({task: self.data.digest(task) for task in self.data.seen}),
             "seed": str(self._seed),
             "version": __version__,
             **self._hashes,

@@ -11,6 +11,7 @@ from lightning_merge.core.checkpoint import open_checkpoint, select
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.files import file_hash
 from lightning_merge.core.validate import check_experts
+from lightning_merge.evaluation.candidates import Candidate, bounds
 from lightning_merge.models.encoder import Encoder
 
 
@@ -43,6 +44,9 @@ class Zoo:
         text: text tower of zero-shot heads.
         base_recipe: config of the run that makes a missing base.
         expert_recipe: config of the run that makes a missing expert of any task.
+        multi_task: weights of one network trained on all tasks together, a row of every table;
+            unseen tasks take no part in it.
+        multi_task_recipe: config of the run that makes it where it is missing.
         teachers: experts of another architecture; the expert recipe is then one of `Distill`,
             which makes a student of each. They are made first where they are missing.
     """
@@ -55,6 +59,8 @@ class Zoo:
     text: TextTower = field(default_factory=TextTower)
     base_recipe: str | None = None
     expert_recipe: str | None = None
+    multi_task: str | None = None
+    multi_task_recipe: str | None = None
     teachers: "Teachers | None" = None
 
     def expert(self, task: str) -> str:
@@ -73,10 +79,21 @@ class Zoo:
 
     def files(self, tasks: Sequence[str]) -> set[Path]:
         """Return all its files, by the one name that each has."""
-        return {Path(f).resolve() for f in (self.base, self.heads, *map(self.expert, tasks))}
+        return {Path(f).resolve() for f in self.inputs(tasks)}
+
+    def inputs(self, tasks: Sequence[str]) -> list[str]:
+        """Return the files that the numbers of a run depend on."""
+        multi_task = [] if self.multi_task is None else [self.multi_task]
+        return [self.base, self.heads, *map(self.expert, tasks), *multi_task]
+
+    def bounds(self, tasks: Sequence[str]) -> Sequence[Candidate]:
+        """Return the rows of every table that are no merged networks."""
+        experts = {task: Path(self.expert(task)) for task in tasks}
+        multi_task = None if self.multi_task is None else Path(self.multi_task)
+        return bounds(Path(self.base), experts, multi_task)
 
     def open(
-        self, encoder: Encoder, tasks: Sequence[str], *, minimum: int = 2
+        self, encoder: Encoder, tasks: Sequence[str], *, minimum: int = 2, multi_task: bool = True
     ) -> tuple[Mapping[str, Tensor], dict[str, Mapping[str, Tensor]]]:
         """Return base and experts under the names of the encoder's backbone, checked.
 
@@ -87,12 +104,15 @@ class Zoo:
             encoder: their architecture; it is left with the base's weights.
             tasks: whose experts to open.
             minimum: the least number of experts.
+            multi_task: also check the file of the multi-task network, if there is one.
 
         Raises:
             InputError: a file is missing, is of another architecture, or an expert does not fit
                 the base; all problems are listed.
         """
         files = {f"expert of {task}": self.expert(task) for task in tasks} | {"base": self.base}
+        if multi_task and self.multi_task is not None:
+            files = {"multi-task network": self.multi_task} | files
         if problems := [
             text for what, file in files.items() for text in _misfit(encoder, what, file)
         ]:

@@ -102,7 +102,7 @@ def test_the_time_is_that_of_the_merge_alone(trainer, encoder, zoo, data, monkey
         def draw(self, module, path):
             now[0] += 100
 
-    monkeypatch.setattr("lightning_merge.callbacks.merge.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("lightning_merge.core.cost.time.perf_counter", lambda: now[0])
     callback = Timed(TaskArithmetic(), "tuned", {"scale": [0.2, 0.6]})
     module = fit(trainer, encoder, zoo, data, callback)
     options = module.candidates["tuned"].options

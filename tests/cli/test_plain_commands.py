@@ -12,7 +12,7 @@ from lightning_merge.core.files import file_fingerprint
 from lightning_merge.data.drawn import DRAWN_TASKS
 from lightning_merge.data.tasks import TASKS as KNOWN_TASKS
 from lightning_merge.methods import Average, LwPTV, MTies, TaskArithmetic, Ties
-from lightning_merge.methods.base import MergeMethod, Transform, registered
+from lightning_merge.methods.base import Method, Transform, registered
 from lightning_merge.models import encoders
 from lightning_merge.models.mini_vit import MiniViT
 
@@ -147,7 +147,7 @@ def test_merge_by_a_config_and_with_images(merge, files, root, tmp_path, data):
 def test_list_shows_all_there_is(run, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     everything = {
-        "methods": registered(MergeMethod),
+        "methods": registered(Method),
         "transforms": registered(Transform),
         "tasks": {**KNOWN_TASKS, **DRAWN_TASKS},
         "encoders": encoders(),

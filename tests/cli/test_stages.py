@@ -1,9 +1,12 @@
 """Which of base, heads and experts `fit` makes, and which it leaves alone."""
 
+import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from tiny_zoo import ENCODER, TASKS, TRAINER, picture
 
@@ -44,6 +47,7 @@ def fit(run, config, own_files, own_root, recipe):
     def call(**changes):
         files = {task: Path(own_files.expert[task]) for task in TASKS}
         files |= {"heads": Path(own_files.heads), "base": Path(own_files.base)}
+        files |= {"multi_task": own_files.folder / "multi_task.safetensors"}
         before = {n: f.stat().st_mtime_ns if f.exists() else None for n, f in files.items()}
         changes = {
             "model__init_args__zoo__expert_recipe": str(recipe_path),
@@ -53,7 +57,8 @@ def fit(run, config, own_files, own_root, recipe):
         path = config(own_files, own_root, **changes)
         result = run("fit", "--config", path, "--overwrite", "true")
         assert result.code == 0, result.err
-        return {name for name, file in files.items() if file.stat().st_mtime_ns != before[name]}
+        after = {n: f.stat().st_mtime_ns if f.exists() else None for n, f in files.items()}
+        return {name for name in files if after[name] != before[name]}
 
     recipe_path = recipe()
     return call
@@ -109,6 +114,62 @@ def test_a_base_is_made_by_its_recipe(fit, own_files, recipe, own_root, tmp_path
     moved = {"data__root": str(tmp_path / "moved")}
     assert fit(model__init_args__zoo__base_recipe=str(path), **moved) == set()
     assert ENCODER["width"] in next(iter(open_checkpoint(own_files.base).values())).shape
+
+
+@pytest.fixture
+def together(own_files, recipe):
+    """Options of a multi-task network that the expert's recipe makes."""
+    place = "model__init_args__zoo__multi_task"
+    return {
+        place: str(own_files.folder / "multi_task.safetensors"),
+        f"{place}_recipe": str(recipe()),
+    }
+
+
+def test_a_multi_task_network_is_made_on_demand_and_shown_as_a_bound(
+    fit, together, own_files, own_root, tmp_path
+):
+    assert fit(**together) == {"multi_task"}
+    made = open_checkpoint(own_files.folder / "multi_task.safetensors")
+    assert json.loads(made.metadata["tasks"]) == list(TASKS)
+    assert made.metadata["heads"] == file_hash(own_files.heads)
+    rows = json.loads((tmp_path / "run" / "results.json").read_text())["candidates"]
+    assert [*rows][:3] == ["base", "individual", "multi_task"]
+    assert rows["multi_task"]["bound"]
+    assert fit(**together) == set()
+    generator = __import__("numpy").random.default_rng(99)
+    picture("reds", 0, generator).save(own_root / "reds" / "train" / "dark" / "new.png")
+    assert fit(**together) == {"multi_task"}
+
+
+def test_unseen_tasks_take_no_part_in_a_multi_task_network(fit, together, own_files, own_root):
+    shutil.copytree(own_root / "reds", own_root / "other")
+    shutil.copy(own_files.expert["reds"], own_files.folder / "other.safetensors")
+    os.remove(own_files.heads)
+    options = {**together, "data__tasks": [*TASKS, "other"], "data__unseen": ["other"]}
+    assert fit(**options) == {"multi_task", "heads"}
+    made = open_checkpoint(own_files.folder / "multi_task.safetensors")
+    assert json.loads(made.metadata["tasks"]) == list(TASKS)
+    assert set(json.loads(made.metadata["images"])) == set(TASKS)
+    generator = __import__("numpy").random.default_rng(99)
+    picture("reds", 0, generator).save(own_root / "other" / "train" / "dark" / "new.png")
+    assert fit(**options) == {"heads"}
+
+
+def test_a_multi_task_network_of_another_architecture_is_refused(
+    run, config, own_files, own_root, together
+):
+    save_checkpoint({"weight": torch.ones(3)}, own_files.folder / "multi_task.safetensors")
+    result = run("fit", "--config", config(own_files, own_root, **together))
+    assert result.code == 2
+    assert "multi-task network" in result.err
+
+
+def test_a_missing_multi_task_network_without_a_recipe(run, config, own_files, own_root):
+    place = "model__init_args__zoo__multi_task"
+    result = run("fit", "--config", config(own_files, own_root, **{place: "nowhere.safetensors"}))
+    assert result.code == 2
+    assert "zoo.multi_task_recipe" in result.err
 
 
 def test_zero_shot_heads_depend_on_names_and_the_text_tower(data, tmp_path):

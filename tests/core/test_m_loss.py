@@ -1,15 +1,21 @@
 """M-Loss against plain formulas, the published code, and its expectation by simulation."""
 
+import math
+
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from torch.nn import functional
 
+import lightning_merge
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.m_loss import (
     ACTIVATIONS,
+    expected_m_loss,
     layer_m_loss,
     linear_node_m_loss,
+    m_losses,
     node_m_loss,
     rank_normalize,
     row_keep_ratios,
@@ -75,23 +81,94 @@ def test_gradients(loss, hidden):
     assert torch.autograd.gradcheck(lambda h: loss(h, torch.tanh), hidden)
 
 
+VARIATIONS = {  # METHODS: total variation of the derivative
+    "relu": (functional.relu, 1.0),
+    "gelu": (functional.gelu, 1.51562),
+    "quick_gelu": (ACTIVATIONS["quick_gelu"], 1.39936),
+    "leaky": (nn.LeakyReLU(0.1), 0.9),
+    "tanh": (torch.tanh, 2.0),  # up to 1 at 0, and down again
+    "none": (nn.Identity(), 0.0),
+}
+
+
+@pytest.mark.parametrize("name", VARIATIONS)
+def test_expectation_is_that_of_the_total_variation(name):
+    activation, variation = VARIATIONS[name]
+    for sigma, k, experts in ((0.2, 8.0, 2), (0.05, 3.0, 7), (0.2, 8.0, 1)):
+        expected = (1 - 1 / experts) * variation * sigma**2 / (4 * k)
+        given = expected_m_loss(activation, sigma, k, experts)
+        assert given == pytest.approx(expected, rel=1e-5, abs=1e-15)
+        if name in ACTIVATIONS:
+            assert expected_m_loss(name, sigma, k, experts) == given
+
+
 @pytest.mark.parametrize(
-    ("activation", "variation"),
+    ("name", "k"),  # so wide that the activation bends no more outside
+    [("relu", 1), ("leaky", 1), ("gelu", 6), ("quick_gelu", 8), ("gelu_tanh", 6), ("silu", 12)],
+)
+@pytest.mark.parametrize("experts", [2, 3, 8])
+def test_expectation_by_simulation(name, k, experts):
+    """Experts' pre-activations x + N(0, s^2), x evenly over (-k, k)."""
+    activation = {**ACTIVATIONS, "leaky": nn.LeakyReLU(0.1)}[name]
+    generator, sigma, samples = torch.Generator().manual_seed(0), 0.1, 400_000
+    x = torch.linspace(-k, k, samples).view(1, -1, 1)
+    total = 0.0
+    for _ in range(2):
+        noise = torch.randn(experts, samples, 1, generator=generator)
+        total += node_m_loss(x + sigma * noise, activation).item() / 2
+    assert total == pytest.approx(expected_m_loss(activation, sigma, k, experts), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("activation", "constant"),
     [
-        (functional.relu, 1.0),
-        (lambda x: functional.leaky_relu(x, 0.1), 0.9),
-        (functional.gelu, 1.51562),
-        (ACTIVATIONS["quick_gelu"], 1.39936),
+        ("relu", 1 / math.sqrt(2 * math.pi)),
+        (nn.ReLU(), 1 / math.sqrt(2 * math.pi)),
+        (nn.LeakyReLU(0.2), 0.8 / math.sqrt(2 * math.pi)),
+        ("gelu", 0.25),
+        (nn.GELU(), 0.25),
     ],
 )
-@pytest.mark.parametrize("experts", [2, 5])
-def test_expectation_by_simulation(activation, variation, experts):
-    """E[D] = (1 - 1/K) TV(f') s^2 / (4 k), x ~ U(-k, k), pre-activations x + N(0, s^2)."""
-    generator, k, s = torch.Generator().manual_seed(0), 8.0, 0.2
-    x = k * (2 * torch.rand(1, 200_000, 1, generator=generator) - 1)
-    noise = torch.randn(experts, 200_000, 1, generator=generator)
-    loss = node_m_loss(x + s * noise, activation).item()
-    assert loss == pytest.approx((1 - 1 / experts) * variation * s**2 / (4 * k), rel=0.05)
+def test_the_papers_constants_are_too_large(activation, constant):
+    given = expected_m_loss(activation, sigma=0.3, k=5, paper=True)
+    assert given == pytest.approx(constant * 0.3**2 / 5)
+    assert given > 1.3 * expected_m_loss(activation, sigma=0.3, k=5)
+
+
+def test_expectation_is_exported():
+    assert lightning_merge.expected_m_loss is expected_m_loss
+    with pytest.raises(AttributeError, match="no attribute 'unexpected_m_loss'"):
+        _ = lightning_merge.unexpected_m_loss
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"activation": "relux"}, "activation='relux': choose one of gelu"),
+        ({"sigma": -1}, "sigma=-1"),
+        ({"k": 0}, "k=0"),
+        ({"k": math.nan}, "k=nan"),
+        ({"num_experts": 0}, "num_experts=0"),
+        ({"paper": True, "num_experts": 3}, "num_experts=3: the paper has 2"),
+        ({"paper": True, "activation": "quick_gelu"}, "the paper has relu"),
+    ],
+)
+def test_expectations_that_there_are_not(changes, message):
+    with pytest.raises(InputError, match=message):
+        expected_m_loss(**{"activation": "relu", "sigma": 0.1, "k": 3, **changes})
+
+
+@pytest.mark.parametrize("eps", [1e-4, 0.1])
+def test_all_losses_at_once(hidden, eps):
+    outputs = torch.tanh(hidden)
+    found = m_losses(torch.tanh(hidden.mean(0)), outputs.mean(0), eps)
+    for normalized, node, layer in (
+        (False, found.node, found.layer),
+        (True, found.node_normalized, found.layer_normalized),
+    ):
+        options = {"normalized": normalized, "eps": eps}
+        torch.testing.assert_close(node, node_m_loss(hidden, torch.tanh, **options))
+        torch.testing.assert_close(layer, layer_m_loss(hidden, torch.tanh, **options))
 
 
 @pytest.mark.shared

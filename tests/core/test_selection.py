@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_merge.core import selection
-from lightning_merge.core.selection import kth_smallest_magnitude
+from lightning_merge.core.selection import kth_smallest, kth_smallest_magnitude, largest
 from lightning_merge.core.task_vectors import TaskVectors
 
 
@@ -62,6 +62,19 @@ def test_is_what_sorting_finds(draw, dtype, share):
         want = row.abs().sort().values[rank - 1]
         assert value[k] == want
         assert less[k] == (row.abs() < want).sum()
+
+
+@pytest.mark.parametrize("draw", [normal, heavy, few_values, mostly_zero], ids=lambda d: d.__name__)
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.97, 1.0])
+def test_signed_entries_as_sorting_finds_them(draw, share):
+    generator = torch.Generator().manual_seed(0)
+    rows = [draw(SIZE, generator), draw(SIZE, generator) - 2, draw(SIZE, generator) + 0.5]
+    split = {f"e{k}": {"a": r[:5], "none": r[:0], "b": r[5:]} for k, r in enumerate(rows)}
+    base = {"a": torch.zeros(5), "none": torch.zeros(0), "b": torch.zeros(SIZE - 5)}
+    vectors = TaskVectors(base, split, jobs=2)
+    rank, ordered = max(1, int(share * SIZE)), torch.stack(rows).sort(dim=1).values
+    assert torch.equal(kth_smallest(vectors, vectors.names, rank), ordered[:, rank - 1])
+    assert torch.equal(largest(vectors, vectors.names), ordered[:, -1].double())
 
 
 def test_reads_large_well_behaved_data_once(monkeypatch):

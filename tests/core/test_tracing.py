@@ -5,7 +5,14 @@ import torch
 from torch import nn
 
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.tracing import activated_linears, is_activation, run_visiting
+from lightning_merge.core.tracing import (
+    activated_linears,
+    arguments_of,
+    called_modules,
+    is_activation,
+    repeated_blocks,
+    run_visiting,
+)
 
 
 @pytest.mark.parametrize(
@@ -70,3 +77,42 @@ def test_a_layer_that_never_runs_is_an_error():
     net.forward = lambda x: net["used"](x)
     with pytest.raises(InputError, match="idle"):
         run_visiting(net, net.state_dict(), torch.ones(1, 2), {"idle": lambda x: None})
+
+
+def test_arguments_of_a_module_and_no_further(net):
+    state = {name: torch.zeros_like(t) for name, t in net.state_dict().items()}
+    reached = []
+    handle = net[5].register_forward_pre_hook(lambda *_: reached.append(True))
+    (found,), keywords = arguments_of(net, state, torch.randn(2, 3), "3")
+    handle.remove()
+    assert not found.any()
+    assert (found.shape, keywords, reached) == ((2, 4), {}, [])
+    assert net.training
+    assert not any(module._forward_pre_hooks for module in net)
+
+
+def test_called_modules_in_order():
+    net = nn.ModuleDict({"last": nn.Linear(2, 2), "idle": nn.ReLU(), "first": nn.Linear(2, 2)})
+    net.forward = lambda x: net["last"](net["first"](net["first"](x)))
+    assert called_modules(net, torch.ones(1, 2)) == ["", "first", "last"]
+
+
+def block():
+    return nn.TransformerEncoderLayer(4, 1)
+
+
+@pytest.mark.parametrize(
+    ("network", "blocks"),
+    [
+        (nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)), set()),  # layers, no blocks
+        (nn.Sequential(block(), nn.Identity(), block()), {"0", "2"}),
+        (nn.Sequential(nn.Sequential(block(), block()), nn.Linear(4, 2)), {"0.0", "0.1"}),
+        (
+            nn.ModuleList([nn.Sequential(block(), block()) for _ in "ab"]),
+            {"0.0", "0.1", "1.0", "1.1"},
+        ),
+        (nn.Sequential(nn.Sequential(block())), set()),  # one only
+    ],
+)
+def test_repeated_blocks(network, blocks):
+    assert repeated_blocks(network) == blocks

@@ -9,6 +9,7 @@ from lightning_merge.evaluation.figures import (
     lwptv_figure,
     m_loss_map,
     mask_rows,
+    pairwise_matrix,
     short_names,
 )
 
@@ -66,6 +67,14 @@ def test_m_loss_map(widths, tmp_path):
     check(path, len(widths), group_means(losses, 50).shape[1])
 
 
+@pytest.mark.parametrize("tasks", [2, 8, 20])
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_pairwise_matrix(tasks, scale, tmp_path):
+    values = scale * torch.rand(tasks, tasks, dtype=torch.float64)
+    names = [f"task_{row}" for row in range(tasks)]
+    check(pairwise_matrix(values, names, tmp_path / "p.png", "M-Loss"), tasks, tasks)
+
+
 def test_mask_rows_end_with_the_shared_mask():
     masks = torch.tensor([[True, False, False], [False, False, True]])
     rows = mask_rows(masks, masks.any(0))
@@ -97,6 +106,7 @@ def test_short_names_keep_what_tells_layers_apart():
     [
         (lambda path: coefficient_heatmap(torch.ones(2, 3), ["a"], ["x"] * 3, path), r"\(2, 3\)"),
         (lambda path: coefficient_heatmap(torch.ones(0, 0), [], [], path), "coefficients"),
+        (lambda path: pairwise_matrix(torch.ones(2, 3), ["a", "b"], path, ""), "values"),
         (lambda path: m_loss_map({}, path), "losses"),
         (lambda path: m_loss_map({"a": torch.ones(2, 2)}, path), r"'a': \(2, 2\)"),
         (lambda path: m_loss_map({"a": torch.ones(2)}, path, group=0), "group is 0"),

@@ -195,3 +195,33 @@ def test_reading_results_loads_no_drawing_and_no_lightning():
         "sys.exit(any(name in sys.modules for name in ('lightning', 'matplotlib', 'rich')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+COSTS = {"peak_memory": 3 * 2**20, "extra_parameters": 1000, "inference_cost": 2.5}
+
+
+def test_costs_are_written_where_they_are_known(tmp_path):
+    run = collect(candidate("ties", []), candidate("emr", [], **COSTS))
+    path = run.to_json(tmp_path / "results.json")
+    content = json.loads(path.read_text())["candidates"]
+    assert not set(COSTS) & set(content["ties"])
+    assert {key: content["emr"][key] for key in COSTS} == COSTS
+    assert Results.from_json(path) == run
+
+
+def test_memory_of_nothing_is_not_unknown(tmp_path):
+    run = collect(candidate("ties", [], peak_memory=0))
+    assert Results.from_json(run.to_json(tmp_path / "results.json")) == run
+
+
+def test_costs_over_seeds():
+    runs = [
+        collect(candidate("emr", [], **{**COSTS, "peak_memory": peak}), candidate("ties", [],
+                peak_memory=peak if seed else None), seed=seed)
+        for seed, peak in enumerate([100, 300])
+    ]  # fmt: skip
+    total = aggregate(runs).candidates
+    assert total["emr"].peak_memory == pytest.approx((200, stdev([100, 300])))
+    assert (total["emr"].extra_parameters, total["emr"].inference_cost) == (1000, 2.5)
+    assert total["ties"].peak_memory is None
+    assert (total["ties"].extra_parameters, total["ties"].inference_cost) == (0, 1.0)

@@ -173,3 +173,58 @@ def test_the_best_are_bold_in_the_terminal(results):
         console.print(rich_table(results))
     assert re.search(r"\x1b\[1m\s*73\.3", capture.get())
     assert not re.search(r"\x1b\[1m\s*9[05]\.0", capture.get())
+
+
+def costly(several=False):
+    """A reference, a merged network and one that takes more."""
+    runs = [
+        collect(
+            candidate("base", [], bound=True),
+            candidate("ties", [], peak_memory=(3 + seed) * 2**20),
+            candidate("emr", [], extra_parameters=1_250_000, inference_cost=2.5),
+            seed=seed,
+        )
+        for seed in range(2 if several else 1)
+    ]
+    return aggregate(runs) if several else runs[0]
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_costs_are_columns_where_some_candidate_has_them(several):
+    header, rows, below = parse(markdown(costly(several)))
+    assert header[-5:] == ["average", "extra parameters", "passes", "seconds", "peak MiB"]
+    seconds = "1.5 ± 0.0" if several else "1.5"
+    peak = "3.5 ± 0.7" if several else "3.0"
+    assert rows["*base*"][-4:] == ["", "", "", ""]
+    assert rows["ties"][-4:] == ["0", "1.00", seconds, peak]
+    assert rows["emr"][-4:] == ["1.2M", "2.50", seconds, ""]
+    assert any(line.startswith("Extra parameters: ") for line in below)
+    assert any(line.startswith("Seconds and peak memory: ") for line in below)
+
+
+def test_without_costs_there_are_no_columns_of_them(results):
+    plain = markdown(results)
+    for word in ("passes", "Passes", "seconds", "peak", "Extra"):
+        assert word not in plain
+    only_memory = markdown(collect(candidate("ties", [], peak_memory=1)))
+    assert "| average | seconds | peak MiB |" in only_memory
+    assert "passes" not in only_memory
+
+
+@pytest.mark.parametrize(("width", "tasks"), [(200, True), (60, False)])
+def test_the_terminal_shows_what_a_network_takes(width, tasks):
+    text = render(rich_table(costly(), width=width), width=width)
+    line = next(line for line in text.splitlines() if line.split()[:1] == ["emr"])
+    assert line.split()[-3:] == ["50.0", "1.2M", "2.50"]
+    assert ("sun397" in text) == tasks
+    assert "peak" not in text
+
+
+@pytest.mark.parametrize(
+    ("number", "printed"),
+    [(0, "0"), (999, "999"), (1000, "1.0k"), (123_456, "123.5k"), (86_000_000, "86.0M"),
+     (2_500_000_000, "2.5G")],
+)  # fmt: skip
+def test_numbers_are_short(number, printed):
+    rows = candidate("a", [], inference_cost=2.0, extra_parameters=number)
+    assert parse(markdown(collect(rows)))[1]["a"][-2] == printed

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from lightning_merge.core import task_vectors
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.task_vectors import TaskVectors
+from lightning_merge.core.task_vectors import TaskVectors, flatten_tasks
 from lightning_merge.methods import LwPTV
 
 
@@ -43,8 +44,44 @@ def test_masks_are_shared_or_per_task(shared, base, make_experts):
             assert torch.equal(masked[name][task], vectors[name][task] * keep)
 
 
+@pytest.mark.parametrize("score", ["diversity", "magnitude"])
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("ratio", [0.1, 0.7, 0.95])
+def test_parameters_are_ranked_over_the_whole_task_vector(score, shared, ratio, base, make_experts):
+    vectors = TaskVectors(base, make_experts(3))
+    taus = torch.cat([flatten_tasks(vectors[n]) for n in vectors.names], dim=1)
+    scores = (taus - (taus[0] + taus[1] + taus[2]) / 3 if score == "diversity" else taus).abs()
+    keep = scores > scores.sort(dim=1).values[:, [int(taus.shape[1] * ratio)]]
+    kept = taus * (keep.any(0) if shared else keep)
+    masked = LwPTV(ratio, score, shared, granularity="parameter")(vectors)
+    got = torch.cat([flatten_tasks(masked[n]) for n in vectors.names], dim=1)
+    assert torch.equal(got, kept)
+
+
+def test_parameters_do_not_depend_on_tiles_or_processes(base, make_experts, monkeypatch):
+    prune = LwPTV(granularity="parameter")
+    whole = prune(TaskVectors(base, make_experts(3)))
+    want = {name: whole[name] for name in whole.names}
+    monkeypatch.setattr(task_vectors, "TILE", 1)
+    divided = prune(TaskVectors(base, make_experts(3), jobs=3))
+    for name, stack in want.items():
+        tiles = [tile.clone() for _, _, tile in divided.tiles(name)]
+        assert torch.equal(torch.cat([stack.new_zeros(3, 0), *tiles], 1), flatten_tasks(stack))
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.4, 0.7, 1.0, 2.0])
+def test_layers_of_one_entry_are_parameters(ratio):
+    generator = torch.Generator().manual_seed(0)
+    base = {f"p{i}": torch.zeros(()) for i in range(30)}
+    experts = {f"t{k}": {n: torch.randn((), generator=generator) for n in base} for k in range(3)}
+    vectors = TaskVectors(base, experts)
+    layers, parameters = (LwPTV(ratio, granularity=g)(vectors) for g in ("layer", "parameter"))
+    assert all(torch.equal(layers[n], parameters[n]) for n in base)
+
+
 @pytest.mark.parametrize(
-    "options", [{"prune_ratio": -0.1}, {"prune_ratio": float("nan")}, {"score": "x"}]
+    "options",
+    [{"prune_ratio": -0.1}, {"prune_ratio": float("nan")}, {"score": "x"}, {"granularity": "x"}],
 )
 def test_bad_options(options):
     with pytest.raises(InputError, match=next(iter(options))):

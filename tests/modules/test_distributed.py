@@ -65,15 +65,23 @@ CANDIDATES = [
         },
     },
     {"class_path": "lightning_merge.callbacks.MTiesMerge"},
+    {
+        "class_path": "lightning_merge.callbacks.MergeCallback",
+        "init_args": {
+            "name": "surgery",
+            "method": {"class_path": "Surgery", "init_args": {"steps": 3}},
+        },
+    },
     {"class_path": "lightning_merge.callbacks.CoefficientMap"},
 ]
+COST = ("seconds", "peak_memory")
 
 
 def content(path):
-    """Bytes of all tensors of a file, and its metadata but for the time that merging took."""
+    """Bytes of all tensors of a file, and its metadata but for what merging took."""
     stored = open_checkpoint(path)
     tensors = {name: tensor.numpy().tobytes() for name, tensor in stored.items()}
-    return tensors, {k: v for k, v in stored.metadata.items() if k != "seconds"}
+    return tensors, {k: v for k, v in stored.metadata.items() if k not in COST}
 
 
 def test_the_results_are_the_same_from_one_two_and_three_processes(
@@ -99,7 +107,7 @@ def test_the_results_are_the_same_from_one_two_and_three_processes(
         assert results["versions"].get("processes", "1") == str(size)
         found[size] = {
             "rows": {
-                name: {key: row[key] for key in row if key != "seconds"}
+                name: {key: row[key] for key in row if key not in COST}
                 for name, row in results["candidates"].items()
             },
             "predictions": (folder / "predictions.csv").read_text(),
@@ -109,7 +117,7 @@ def test_the_results_are_the_same_from_one_two_and_three_processes(
         }
     assert found[1] == found[2] == found[3]
     rows = found[1]["rows"]
-    assert list(rows) == ["base", "individual", "tuned", "m_ties", "sml"]
+    assert list(rows) == ["base", "individual", "tuned", "m_ties", "surgery", "sml"]
     assert rows["base"]["samples"] == {"reds": 14, "shapes": 21}
     assert len(list(csv.DictReader(found[1]["predictions"].splitlines()))) == 14 + 21
     assert len({tuple(row["accuracy"].values()) for row in rows.values()}) > 2

@@ -67,6 +67,32 @@ def test_without_heads_one_is_trained_per_task_and_dropped(trainer, encoder, roo
     assert set(open_checkpoint(output)) == set(encoder.backbone.state_dict())
 
 
+def test_several_tasks_with_frozen_heads_train_one_network(trainer, encoder, root, files, output):
+    tasks = list(TASKS)
+    data = MergeDataModule(root=str(root), tasks=tasks, fit_on="train", batch_size=8)
+    module = FineTune(encoder, str(output), files.base, files.heads, learning_rate=0.01)
+    trainer(max_epochs=15).fit(module, datamodule=data)
+    assert min(module.measured["val"].accuracy.values()) > 0.8
+    assert not any(p.requires_grad for p in module.heads.parameters())
+    assert json.loads(open_checkpoint(output).metadata["tasks"]) == tasks
+
+
+def test_unseen_tasks_are_measured_and_not_trained(trainer, encoder, root, files, output):
+    options = {"root": str(root), "fit_on": "train", "batch_size": 8}
+    all_tasks = MergeDataModule(tasks=list(TASKS), unseen=["shapes"], **options)
+    module = FineTune(encoder, str(output), files.base, files.heads)
+    torch.manual_seed(1)
+    trainer(max_epochs=1).fit(module, datamodule=all_tasks)
+    assert set(module.measured["val"].accuracy) == set(TASKS)
+    assert json.loads(open_checkpoint(output).metadata["tasks"]) == ["reds"]
+    alone = output.with_name("alone.safetensors")
+    module = FineTune(encoder, str(alone), files.base, files.heads)
+    torch.manual_seed(1)
+    trainer(max_epochs=1).fit(module, datamodule=MergeDataModule(tasks=["reds"], **options))
+    weights = open_checkpoint(output)
+    assert all(torch.equal(weights[name], t) for name, t in open_checkpoint(alone).items())
+
+
 @pytest.mark.parametrize("storage", ["float32", "float16", "bfloat16"])
 def test_weights_are_stored_as_asked(trainer, encoder, data, output, storage):
     trainer(max_epochs=1).fit(FineTune(encoder, str(output), storage=storage), datamodule=data)

@@ -1,0 +1,284 @@
+"""Whether M-Loss tells how much accuracy merging two experts costs, on the mini suite.
+
+    python benchmarks/mergeability_study.py --data-root DATA
+
+Every pair of experts is merged and measured on the test images of its two tasks. What is to
+predict the accuracy that is lost sees weights and unlabelled held-out images alone; nothing is
+chosen on test images. Beside M-Loss stand predictors that need no image at all.
+
+Pairs that share an expert are not independent, so chance is judged by expert: p is the share of
+random renamings of the experts under which a rank correlation is at least as far from 0 (Mantel
+1967), and the interval is that of experts drawn anew with replacement.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import report
+import torch
+from torch import Tensor
+
+from lightning_merge.core.checkpoint import Checkpoint, open_checkpoint
+from lightning_merge.core.files import atomic_write
+from lightning_merge.core.mergeability import LayerInputs, Mergeability, mergeability
+from lightning_merge.core.task_vectors import TaskVectors
+from lightning_merge.data.datamodule import MergeDataModule
+from lightning_merge.methods import Average, TaskArithmetic
+from lightning_merge.methods.base import MergeMethod
+from lightning_merge.models import Encoder, Head, MiniViT, load_heads
+
+TASKS = ("sun397", "cars", "resisc45", "eurosat", "svhn", "gtsrb", "mnist", "dtd")
+METHODS: dict[str, MergeMethod] = {
+    "average": Average(),
+    "task arithmetic, 0.3": TaskArithmetic(scale=0.3),
+}
+Matrix = np.ndarray
+"""A number for every pair of experts, [K, K], symmetric."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What is measured.
+
+    Attributes:
+        base: Pretrained weights.
+        experts: Task to fine-tuned weights.
+        encoder: Their network.
+        heads: Task to head.
+        data: The tasks' images, loaded.
+    """
+
+    base: Checkpoint
+    experts: Mapping[str, Checkpoint]
+    encoder: Encoder
+    heads: Mapping[str, Head]
+    data: MergeDataModule
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """Positions of the experts of every pair."""
+        return list(combinations(range(len(self.experts)), 2))
+
+    def matrix(self, value: Callable[[str, str], float]) -> Matrix:
+        """Return a number for every pair of tasks."""
+        tasks, found = list(self.experts), np.zeros((len(self.experts), len(self.experts)))
+        for i, j in self.pairs:
+            found[i, j] = found[j, i] = value(tasks[i], tasks[j])
+        return found
+
+    @torch.no_grad()
+    def accuracy(self, weights: Mapping[str, Tensor], task: str) -> float:
+        """Return the accuracy of some weights on a task's test images, in percent."""
+        self.encoder.load(weights)
+        images, right = self.data.images(task, "test"), 0
+        for positions in torch.arange(len(images)).split(self.data.eval_batch_size):
+            batch = images.__getitems__(positions.tolist())
+            features = self.encoder(self.encoder.preprocess.normalize(batch.images))
+            right += int((self.heads[task](features).argmax(1) == batch.labels).sum())
+        return 100 * right / len(images)
+
+    def lost(self, method: MergeMethod, individual: Mapping[str, float]) -> Matrix:
+        """Return the mean accuracy over its two tasks that merging each pair costs, in points."""
+
+        def of_pair(first: str, second: str) -> float:
+            print(f"{type(method).__name__}: {first} and {second}", file=sys.stderr)
+            merged = method(self.base, {task: self.experts[task] for task in (first, second)})
+            losses = [individual[task] - self.accuracy(merged, task) for task in (first, second)]
+            return sum(losses) / 2
+
+        return self.matrix(of_pair)
+
+    def m_loss(self, tasks: Sequence[str], layer_inputs: LayerInputs = "merged") -> Mergeability:
+        """Return the M-Loss of some experts on the unlabelled images of their tasks."""
+        normalize, images = self.encoder.preprocess.normalize, self.data.unlabelled_by_task()
+        return mergeability(
+            self.base,
+            {task: self.experts[task] for task in tasks},
+            self.encoder.backbone,
+            torch.cat([normalize(images[task]) for task in tasks]),
+            layer_inputs,
+        )
+
+
+def predictors(suite: Suite) -> dict[str, Matrix]:
+    """Everything that is to predict the loss of accuracy, the greater the more."""
+    together = suite.m_loss(list(suite.experts))
+    alone = {pair: suite.m_loss(pair) for pair in combinations(suite.experts, 2)}
+    deltas = TaskVectors(suite.base, suite.experts)
+    vectors = torch.cat([deltas[name].flatten(1) for name in deltas.names], 1).double()
+    lengths = vectors.norm(dim=1)
+    raw = torch.stack([layer.pairwise for layer in together.layers.values()]).mean(0)
+    return {
+        "M-Loss, one pass for all pairs": together.pairwise.numpy(),
+        "M-Loss, not normalised": raw.numpy(),
+        "M-Loss, a pass per pair on its tasks": suite.matrix(lambda i, j: alone[i, j].overall),
+        "distance of the weights": torch.cdist(vectors, vectors).numpy(),
+        "- cosine of the task vectors": -(vectors @ vectors.T / lengths.outer(lengths)).numpy(),
+        "length of both task vectors": (lengths[:, None] + lengths).numpy(),
+    }
+
+
+def ranks(values: Matrix) -> Matrix:
+    """Ranks from 0, equal values sharing the mean of theirs."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts + 1) / 2)[inverse]
+
+
+def spearman(x: Matrix, y: Matrix) -> float:
+    """Rank correlation of two vectors: Pearson's, of their ranks. NaN where one is constant."""
+    a, b = (ranks(values) - (len(values) - 1) / 2 for values in (x, y))
+    size = np.sqrt((a @ a) * (b @ b))
+    return float(a @ b / size) if size else float("nan")
+
+
+def kendall(x: Matrix, y: Matrix) -> float:
+    """Kendall's tau-b of two vectors. NaN where one is constant."""
+    a, b = (np.sign(values[:, None] - values) for values in (x, y))
+    size = np.sqrt((a * a).sum() * (b * b).sum())
+    return float((a * b).sum() / size) if size else float("nan")
+
+
+def partial_spearman(x: Matrix, y: Matrix, z: Matrix) -> float:
+    """Rank correlation of x and y with what both share with z taken out."""
+    xy, xz, yz = spearman(x, y), spearman(x, z), spearman(y, z)
+    size = np.sqrt((1 - xz**2) * (1 - yz**2))
+    return (xy - xz * yz) / size if size > 1e-9 else float("nan")
+
+
+def upper(matrix: Matrix, experts: Sequence[int] | None = None) -> Matrix:
+    """The values of all pairs of some experts, all by default; none of an expert with itself."""
+    chosen = range(len(matrix)) if experts is None else experts
+    return np.array([matrix[i, j] for i, j in combinations(chosen, 2) if i != j])
+
+
+def chance(x: Matrix, y: Matrix, statistic: Callable[[Matrix, Matrix], float], draws: int) -> float:
+    """Two-sided p of a correlation between two matrices, over random renamings of the experts."""
+    generator = np.random.default_rng(0)
+    found, other = abs(statistic(upper(x), upper(y))), upper(y)
+    renamed = (generator.permutation(len(x)) for _ in range(draws))
+    if np.isnan(found):
+        return float("nan")
+    reached = sum(abs(statistic(upper(x, order), other)) >= found - 1e-12 for order in renamed)
+    return (1 + reached) / (1 + draws)
+
+
+def interval(
+    x: Matrix, y: Matrix, statistic: Callable[[Matrix, Matrix], float], draws: int
+) -> tuple[float, float]:
+    """95 % interval of a correlation over experts drawn anew with replacement."""
+    generator = np.random.default_rng(0)
+    chosen = [generator.integers(len(x), size=len(x)) for _ in range(draws)]
+    values = [statistic(upper(x, experts), upper(y, experts)) for experts in chosen]
+    low, high = np.nanpercentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def interaction(matrix: Matrix) -> Matrix:
+    """What is left of m_ij when the best a_i + a_j is taken off: what belongs to the pair alone."""
+    count, rows = len(matrix), (matrix - np.diag(np.diag(matrix))).sum(1)
+    own = (rows - rows.sum() / (2 * (count - 1))) / (count - 2)
+    left = matrix - own[:, None] - own
+    return np.where(abs(upper(left)).max() > 1e-9 * abs(matrix).max(), left, 0)  # or rounding
+
+
+HEADER = (
+    *("predictor", "Spearman", "95 %", "p", "Kendall", "p"),
+    *("given the distance", "of interactions", "p"),
+)
+
+
+def rows(found: Mapping[str, Matrix], lost: Matrix, draws: int) -> list[list[str]]:
+    """One line per predictor: its rank correlations with the accuracy lost.
+
+    The last three are Spearman's: with the distance of the weights taken out, and of what belongs
+    to the pairs alone, for some experts lose more than others whatever they are merged with.
+    """
+    lines = []
+    distance = upper(found["distance of the weights"])
+    for name, values in found.items():
+        low, high = interval(values, lost, spearman, draws)
+        line = [name, _cell(spearman(upper(values), upper(lost))), f"{low:+.2f} to {high:+.2f}"]
+        line += [_cell(chance(values, lost, spearman, draws), ".3f")]
+        line += [_cell(kendall(upper(values), upper(lost)))]
+        line += [_cell(chance(values, lost, kendall, draws), ".3f")]
+        given = partial_spearman(upper(values), upper(lost), distance)
+        pair, of_pair = interaction(values), interaction(lost)
+        line += [_cell(given), _cell(spearman(upper(pair), upper(of_pair)))]
+        lines.append([*line, _cell(chance(pair, of_pair, spearman, draws), ".3f")])
+    return lines
+
+
+def _cell(value: float, form: str = "+.2f") -> str:
+    return "" if np.isnan(value) else format(value, form)
+
+
+def sentence(method: str, found: Mapping[str, Matrix], lost: Matrix, draws: int) -> str:
+    """What the first predictor, M-Loss, says about one way to merge."""
+    name, values = next(iter(found.items()))
+    correlation = spearman(upper(values), upper(lost))
+    p = chance(values, lost, spearman, draws)
+    others = {n: spearman(upper(v), upper(lost)) for n, v in found.items() if "M-Loss" not in n}
+    best = max(others, key=others.__getitem__)
+    known = "is told apart from chance" if p < 0.05 else "is not told apart from chance"
+    low, high = interval(values, lost, spearman, draws)
+    return (
+        f"{method}: pairs lose {upper(lost).mean():.1f} points on average "
+        f"({upper(lost).min():.1f} to {upper(lost).max():.1f}); {name}, ranks them with Spearman's "
+        f"{correlation:+.2f} ({low:+.2f} to {high:+.2f}), which {known} (p = {p:.3f}); the best "
+        f"control, {best}, with {others[best]:+.2f}."
+    )
+
+
+def open_suite(given: argparse.Namespace) -> Suite:
+    """Open all files and look at all images."""
+    encoder = MiniViT()
+    data = MergeDataModule(
+        root=given.data_root, tasks=given.tasks, unlabelled_images=given.unlabelled
+    )
+    data.preprocess = encoder.preprocess
+    data.load()
+    experts = {task: open_checkpoint(given.experts.format(task=task)) for task in given.tasks}
+    return Suite(open_checkpoint(given.base), experts, encoder, load_heads(given.heads), data)
+
+
+def main() -> int:
+    """Measure all pairs; print a table per way to merge, and a sentence each."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    add = parser.add_argument
+    add("--data-root", required=True, help="the suite's images")
+    add("--base", default="assets/mini_base.safetensors")
+    add("--experts", default="runs/mini/experts/{task}.safetensors")
+    add("--heads", default="runs/mini/heads.safetensors")
+    add("--tasks", nargs="+", default=list(TASKS))
+    add("--unlabelled", type=int, default=128, help="held-out images of all tasks together")
+    add("--draws", type=int, default=5000, help="renamings, and draws of experts")
+    add("--output", type=Path, help="JSON of the numbers of all pairs")
+    given = parser.parse_args()
+    if len(given.tasks) < 4:
+        parser.error(f"--tasks: {len(given.tasks)} make too few pairs to rank; give 4 or more")
+    suite = open_suite(given)
+    individual = {task: suite.accuracy(expert, task) for task, expert in suite.experts.items()}
+    found = predictors(suite)
+    lost = {name: suite.lost(method, individual) for name, method in METHODS.items()}
+    if given.output is not None:
+        numbers = {"tasks": given.tasks, "individual": individual}
+        numbers |= {name: values.tolist() for name, values in [*found.items(), *lost.items()]}
+        with atomic_write(given.output) as temporary:
+            temporary.write_text(json.dumps(numbers, indent=1))
+    for name, values in lost.items():
+        print(f"Accuracy lost by {name}, {len(suite.pairs)} pairs\n")
+        print(report.markdown(HEADER, rows(found, values, given.draws)))
+        print(f"\n{sentence(name, found, values, given.draws)}\n")
+    print(f"Command: `{shlex.join(['python', *sys.argv])}`; {report.machine()}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

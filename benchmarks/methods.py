@@ -1,0 +1,139 @@
+"""Every merge method on the mini suite, each with and without LwPTV, chosen on held-out images.
+
+    python benchmarks/methods.py --data-root DATA --group weights --seeds 0
+    python benchmarks/methods.py --data-root DATA --group random data networks --seeds 0 1 2
+
+A run that is finished is not repeated, so a stopped one goes on when it is started again.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from study import table
+
+from lightning_merge.cli.main import main as run
+from lightning_merge.evaluation.results import Results
+
+SCALES = {"scale": [0.05, 0.1, 0.15, 0.2, 0.3]}
+WIDE = {"scale": [0.1, 0.25, 0.5, 1.0, 1.5]}
+SUM = ("TaskArithmetic", {}, SCALES)
+Entry = tuple[str, dict[str, Any], dict[str, list[float]]]
+"""Class, options, and grid of a method."""
+
+
+def _behind(*transforms: str, **options: Any) -> dict[str, Any]:
+    """Return the options of a method behind transforms, the last of which has options."""
+    given: list[dict[str, Any]] = [{"class_path": transform} for transform in transforms]
+    given[-1]["init_args"] = options
+    return {"transforms": given}
+
+
+GROUPS: dict[str, dict[str, Entry]] = {
+    "weights": {
+        "average": ("Average", {}, {}),
+        "task_arithmetic": SUM,
+        "ties": ("Ties", {}, WIDE),
+        "wise_ft": ("Average", _behind("WiSEFT"), {}),
+        "magnitude_pruning": (*SUM[:1], _behind("MagnitudePruning"), SCALES),
+        "absolute_pruning": (*SUM[:1], _behind("AbsolutePruning"), SCALES),
+        "pwptv": (*SUM[:1], _behind("LwPTV", granularity="parameter"), SCALES),
+        "pcb": ("PCB", {}, WIDE),
+        "consensus": ("Consensus", {}, WIDE),
+        "lines": ("LiNeS", {}, {"beta": [0.25, 0.5, 1.0]}),
+        "model_stock": ("ModelStock", {}, {}),
+        "knots": ("KnOTS", {}, WIDE),
+        "tsvm": ("TSVM", {}, WIDE),
+        "iso_c": ("IsoC", {}, WIDE),
+        "iso_cts": ("IsoCTS", {}, WIDE),
+    },
+    "random": {
+        "dare": (*SUM[:1], _behind("Dare"), SCALES),
+        "random_pruning": (*SUM[:1], _behind("RandomPruning"), SCALES),
+    },
+    "data": {
+        "m_ties": ("MTies", {}, WIDE),
+        "m_dare": ("MDare", {}, SCALES),
+        "fisher": ("Fisher", {}, {}),
+        "regmean": ("RegMean", {}, {}),
+        "regmean_pp": ("RegMeanPlusPlus", {}, {}),
+    },
+    "networks": {
+        "emr": ("EMR", {}, {}),
+        "surgery": ("Surgery", {"method": {"class_path": "TaskArithmetic"}}, {}),
+        "wemoe": ("WEMoE", {}, {}),
+        "ensemble": ("Ensemble", {}, {}),
+    },
+}
+"""Group -> row of the table -> method."""
+
+
+def with_lwptv(group: Mapping[str, Entry]) -> Iterator[tuple[str, Entry]]:
+    """Yield every method, each followed by itself behind LwPTV's mask."""
+    for name, (kind, options, grid) in group.items():
+        yield name, (kind, options, grid)
+        behind = [{"class_path": "LwPTV"}, *options.get("transforms", [])]
+        yield f"{name}_lwptv", (kind, {**options, "transforms": behind}, grid)
+
+
+def config(methods: Mapping[str, Entry]) -> dict[str, Any]:
+    """Return the trainer's part of a config, one callback per method."""
+    callbacks = [
+        {
+            "class_path": "lightning_merge.callbacks.MergeCallback",
+            "init_args": {
+                "name": name,
+                "method": {"class_path": kind, "init_args": options},
+                "grid": grid,
+            },
+        }
+        for name, (kind, options, grid) in methods.items()
+    ]
+    return {"trainer": {"callbacks": callbacks}}
+
+
+def arguments(place: Path, methods: Mapping[str, Entry], given: argparse.Namespace) -> list[str]:
+    """Write the config of a run beside its folder; return the words of its `fit`."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    file = place.with_suffix(".yaml")
+    file.write_text(json.dumps(config(methods)))  # JSON is YAML
+    zoo = ["--model.zoo.multi_task", "runs/mini/multi_task.safetensors"]
+    return [
+        *("fit", "--config", "configs/mini/sml.yaml", "--config", str(file), *zoo),
+        *("--model.zoo.multi_task_recipe", "configs/mini/multitask.yaml"),
+        *("--data.root", given.data_root, "--data.unlabelled_images", str(given.images)),
+        *("--model.name", "start", "--trainer.max_epochs", "0"),  # nothing is learned
+        *("--trainer.default_root_dir", str(place), "--trainer.enable_progress_bar", "false"),
+    ]
+
+
+def main() -> int:
+    """Run what is not there yet; print one table per group."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--data-root", required=True, help="the suite's images")
+    add("--runs", type=Path, default=Path("runs/methods"), help="folder of the runs")
+    add("--group", nargs="+", choices=GROUPS, default=[*GROUPS], help="which methods")
+    add("--seeds", type=int, nargs="+", default=[0])
+    add("--images", type=int, default=512, help="unlabelled held-out images, of all tasks")
+    given = parser.parse_args()
+    for group in given.group:
+        methods = dict(with_lwptv(GROUPS[group]))
+        runs = []
+        for seed in given.seeds:
+            place = given.runs / group / f"seed{seed}"
+            words = arguments(place, methods, given)
+            if code := run([*words, "--seed_everything", str(seed)]):
+                print(f"{group}, seed {seed}: failed", file=sys.stderr)
+                return code
+            runs.append(Results.from_json(place / "results.json"))
+        print(table(dict.fromkeys(methods, runs), shlex.join(["python", *sys.argv])))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

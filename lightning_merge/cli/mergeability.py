@@ -1,0 +1,177 @@
+"""The mergeability command: M-Loss of experts, before anything is merged."""
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from lightning_merge.core.checkpoint import open_checkpoint
+from lightning_merge.core.errors import InputError
+from lightning_merge.core.files import atomic_write, file_fingerprint
+from lightning_merge.core.mergeability import LayerInputs, Mergeability
+from lightning_merge.core.mergeability import mergeability as measure
+from lightning_merge.data.datamodule import MergeDataModule
+from lightning_merge.evaluation.figures import m_loss_map, pairwise_matrix
+from lightning_merge.models.encoder import Encoder
+
+FILES = ("mergeability.json", "nodes.png", "pairwise.png")
+_COLUMNS = 64  # groups of nodes across the figure
+
+
+def mergeability(
+    base: str,
+    experts: dict[str, str],
+    encoder: Encoder,
+    data: MergeDataModule,
+    layer_inputs: LayerInputs = "merged",
+    output: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Show how well experts will merge: their M-Loss on unlabelled held-out images.
+
+    Lower is better. Numbers without a unit are normalised: relative to the merged layer's output.
+
+    Args:
+        base: weights of the pretrained network: .safetensors, .pt, .ckpt or a Hub folder.
+        experts: file of each expert by task, as in --experts.mnist F --experts.cars F.
+        encoder: network of the weights.
+        data: tasks whose held-out images are looked at, data.unlabelled_images in all.
+        layer_inputs: layers are compared at inputs from the "merged" network, the mean of all
+            experts, or from the "base".
+        output: folder for mergeability.json, nodes.png and pairwise.png.
+        overwrite: replace these files if they exist.
+
+    Raises:
+        InputError: a file is missing or unreadable, weights do not fit, or the output exists.
+    """
+    folder = None if output is None else Path(output)
+    _check_output(folder, overwrite)
+    started = time.perf_counter()
+    opened = {task: open_checkpoint(file) for task, file in experts.items()}
+    weights = open_checkpoint(base)
+    data.preprocess = encoder.preprocess
+    data.load(test=False)
+    images = encoder.preprocess.normalize(data.unlabelled())
+    found = measure(weights, opened, encoder.backbone, images, layer_inputs)
+    console = Console()
+    console.width = max(console.width, 100, 20 + 9 * len(experts))  # the terminal may wrap
+    for table in tables(found):
+        console.print(table)
+    if folder is not None:
+        origin = {"base": file_fingerprint(base)}
+        origin |= {f"expert/{task}": file_fingerprint(file) for task, file in experts.items()}
+        about = {"layer_inputs": layer_inputs, "images": len(images), "files": origin}
+        write(found, folder, about)
+    seconds = time.perf_counter() - started
+    print(
+        f"{folder or 'M-Loss'}: {len(found.layers)} layers of {len(experts)} experts on "
+        f"{len(images)} images in {seconds:.1f} s"
+    )
+
+
+def tables(found: Mergeability) -> list[Table]:
+    """Tables of the layers, of the pairs, and of the experts."""
+    layers = _table("M-Loss by layer", "layer", "activation", "nodes", *_LAYER_COLUMNS)
+    for name, layer in found.layers.items():
+        values = _layer_values(layer.all).values()
+        layers.add_row(name, layer.activation, str(len(layer.all.node)), *_numbers(values))
+    pairs = _table("M-Loss of pairs, normalised, mean over layers", "expert", *found.tasks)
+    for row, (task, values) in enumerate(zip(found.tasks, found.pairwise.tolist(), strict=True)):
+        cells = list(_numbers(values))
+        cells[row] = "-"
+        pairs.add_row(task, *cells)
+    experts = _table("M-Loss of experts, as above", "expert", "mean of its pairs")
+    for task, value in found.experts.items():
+        experts.add_row(task, *_numbers([value]))
+    experts.add_section()
+    experts.add_row("all together", *_numbers([found.overall]))
+    return [layers, pairs, experts]
+
+
+_LAYER_COLUMNS = ("layer M-Loss", "normalised", "node mean", "node max", "node normalised")
+
+
+def _layer_values(losses: Any) -> dict[str, float]:
+    """What the table shows of one layer, by column."""
+    found = (
+        losses.layer,
+        losses.layer_normalized,
+        losses.node.mean(),
+        losses.node.max(),
+        losses.node_normalized.mean(),
+    )
+    return dict(zip(_LAYER_COLUMNS, map(float, found), strict=True))
+
+
+def _table(title: str, first: str, *others: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    table.add_column(first, no_wrap=True)
+    for name in others:
+        table.add_column(name, justify="left" if name == "activation" else "right")
+    return table
+
+
+def _numbers(values: Iterable[float]) -> Iterable[str]:
+    return (f"{value:.3g}" for value in values)
+
+
+def write(found: Mergeability, folder: Path, about: dict[str, Any]) -> None:
+    """Write all numbers as JSON, and the figures, each whole or not at all.
+
+    Args:
+        found: what was measured.
+        folder: where to; made if need be.
+        about: how it was measured, for the record.
+    """
+    text = json.dumps({**about, **as_json(found)}, indent=1)
+    with atomic_write(folder / FILES[0]) as temporary:
+        temporary.write_text(text)
+    nodes = {name: layer.all.node for name, layer in found.layers.items()}
+    group = -(-max(map(len, nodes.values())) // _COLUMNS)
+    m_loss_map(nodes, folder / FILES[1], group=group)
+    pairwise_matrix(found.pairwise, found.tasks, folder / FILES[2], "normalised M-Loss of the pair")
+
+
+def as_json(found: Mergeability) -> dict[str, Any]:
+    """Return all numbers, node by node, in six digits."""
+    return {
+        "tasks": list(found.tasks),
+        "overall": found.overall,
+        "experts": found.experts,
+        "pairwise": _rounded(found.pairwise),
+        "layers": {
+            name: {
+                "activation": layer.activation,
+                **{key: _rounded(value) for key, value in layer.all._asdict().items()},
+                "pairwise": _rounded(layer.pairwise),
+                "pairwise_normalized": _rounded(layer.pairwise_normalized),
+            }
+            for name, layer in found.layers.items()
+        },
+    }
+
+
+def _rounded(values: torch.Tensor) -> Any:
+    def shorten(value: float | Sequence[Any]) -> Any:
+        return float(f"{value:.6g}") if isinstance(value, float) else [*map(shorten, value)]
+
+    return shorten(values.tolist())
+
+
+def _check_output(folder: Path | None, overwrite: bool) -> None:
+    if folder is None:
+        return
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"output={str(folder)!r} is a file: give a folder")
+    there = [name for name in FILES if (folder / name).exists()]
+    if there and not overwrite:
+        raise InputError(
+            f"output={str(folder)!r} has {', '.join(there)}: give another folder or "
+            "--overwrite true"
+        )

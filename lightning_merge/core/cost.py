@@ -1,0 +1,64 @@
+"""What a piece of work took: seconds and memory."""
+
+import ctypes
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+@dataclass
+class Cost:
+    """What some work has taken.
+
+    Attributes:
+        seconds: Wall-clock time.
+        peak_memory: Bytes of the device, or of the host where it is the CPU, that were in use at
+            the most beyond those in use before; None where the system does not say.
+    """
+
+    seconds: float = 0.0
+    peak_memory: int | None = None
+
+
+@contextmanager
+def measured(device: torch.device) -> Iterator[Cost]:
+    """Measure the block; its cost is known when it has ended."""
+    cost, before = Cost(), _restart(device)
+    started = time.perf_counter()
+    yield cost
+    cost.seconds = time.perf_counter() - started
+    if before is not None:
+        cost.peak_memory = max(0, _peak(device) - before)
+
+
+def _restart(device: torch.device) -> int | None:
+    """Forget the peak so far and return the bytes in use; None where that cannot be done."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    _give_back()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak of the resident set, proc(5)
+    except OSError:  # no Linux, or not allowed
+        return None
+    return _peak(device)
+
+
+def _give_back() -> None:
+    """Give the system the memory that the C library keeps for later, which would hide its use."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc alone
+    if trim is not None:
+        trim(0)
+
+
+def _peak(device: torch.device) -> int:
+    """Return the bytes in use at the most since the restart."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    lines = Path("/proc/self/status").read_text().splitlines()
+    kilobytes = next(line.split()[1] for line in lines if line.startswith("VmHWM"))
+    return 1024 * int(kilobytes)

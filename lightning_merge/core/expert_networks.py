@@ -1,0 +1,89 @@
+"""One network with the weights of one expert or another."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from lightning_merge.core.errors import InputError
+from lightning_merge.core.names import match_names
+from lightning_merge.core.task_vectors import TaskVectors, is_merged, sum_tasks, wide
+from lightning_merge.core.tracing import evaluating
+
+
+class ExpertNetworks:
+    """The floating-point state of a network for every expert, read when it is asked for.
+
+    Args:
+        model: The network; it is not changed.
+        vectors: Task vectors; the experts are those that they stand for.
+
+    Attributes:
+        stored: Names of the network's floating-point tensors to the stored names.
+        merged: Those of them that have task vectors.
+    """
+
+    def __init__(self, model: nn.Module, vectors: TaskVectors) -> None:
+        self.model, self.vectors = model, vectors
+        self._own = {n: t.detach() for n, t in model.state_dict().items() if t.is_floating_point()}
+        self.stored = match_names(self._own, vectors.base)
+        base = vectors.base
+        self.merged = [n for n, s in self.stored.items() if is_merged(s, base.dtype(s))]
+
+    def check(self, inputs: Tensor) -> None:
+        """Run the network as it is on one input.
+
+        Raises:
+            InputError: It does not take inputs of that shape.
+        """
+        try:
+            with evaluating(self.model):
+                self.model(inputs[:1])
+        except (RuntimeError, ValueError, AssertionError, IndexError) as fault:
+            shape = ", ".join(map(str, inputs.shape[1:]))
+            raise InputError(
+                f"batches: the network does not take inputs of shape [n, {shape}]: "
+                f"{str(fault).splitlines()[0]}"
+            ) from fault
+
+    def stacks(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """The named tensors of all experts, [K, *shape], BatchNorm statistics included."""
+        return {name: self._stack(name) for name in names}
+
+    def expert(self, index: int) -> dict[str, Tensor]:
+        """All tensors of one expert, in the network's types and on its device."""
+        read = self.vectors.expert
+        return {name: self.like(name, read(own, index)) for name, own in self.stored.items()}
+
+    def average(self) -> dict[str, Tensor]:
+        """All tensors averaged, as experts are where a method says nothing else."""
+        return {name: self.like(name, mean_of(self._stack(name))) for name in self.stored}
+
+    def like(self, name: str, tensor: Tensor) -> Tensor:
+        """A copy in the type, layout and place of the network's tensor of that name."""
+        return torch.empty_like(self._own[name]).copy_(tensor)
+
+    def task_vectors(self, name: str) -> Tensor:
+        """The task vectors of the named tensor, [K, *shape]."""
+        return self.vectors[self.stored[name]]
+
+    def base(self, name: str) -> Tensor:
+        """The base's tensor in the precision of all sums."""
+        return wide(self.vectors.base[self.stored[name]])
+
+    def _stack(self, name: str) -> Tensor:
+        stored = self.stored[name]
+        if is_merged(stored, self.vectors.base.dtype(stored)):
+            return self.vectors.weights(stored)
+        return self.vectors.stack(stored)
+
+
+def mean_of(stack: Tensor) -> Tensor:
+    """Mean of a stack [K, ...] over the experts, as the average of weights has it."""
+    return sum_tasks(stack).div_(len(stack))
+
+
+def run_with(model: nn.Module, state: dict[str, Tensor], inputs: Tensor) -> Tensor:
+    """Call a network with other tensors, tied ones each on its own."""
+    return functional_call(model, state, (inputs,), tie_weights=False)

@@ -1,0 +1,278 @@
+"""How well experts merge, told by M-Loss alone: of all of them, of every pair, layer by layer."""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from lightning_merge.core.checkpoint import as_checkpoint, select
+from lightning_merge.core.errors import InputError
+from lightning_merge.core.m_loss import MLosses, layer_m_losses, m_losses
+from lightning_merge.core.task_vectors import TaskVectors, wide
+from lightning_merge.core.tracing import evaluating, is_activation
+from lightning_merge.core.validate import check_experts
+
+LayerInputs = Literal["merged", "base"]
+
+_CHUNK = 2**22  # pre-activations of all experts in memory at a time: 16 MiB in float32
+
+
+class LayerMergeability(NamedTuple):
+    """M-Loss of one layer with d nodes.
+
+    Attributes:
+        activation: Name of the activation's class.
+        all: M-Losses of all experts averaged together.
+        pairwise: Layer M-Loss of every pair averaged half and half, [K, K], symmetric, 0 on the
+            diagonal.
+        pairwise_normalized: The same, normalised.
+    """
+
+    activation: str
+    all: MLosses
+    pairwise: Tensor
+    pairwise_normalized: Tensor
+
+
+@dataclass(frozen=True)
+class Mergeability:
+    """What `mergeability` finds; the lower all numbers, the nearer is merging to ensembling.
+
+    The summaries are means over layers of the normalised layer M-Loss (Definition 3.5), which has
+    no unit, so that every layer counts alike however large its activations are.
+
+    Attributes:
+        tasks: The experts' names.
+        layers: M-Loss by the name of the layer's linear or convolutional module, in the order of
+            execution.
+    """
+
+    tasks: tuple[str, ...]
+    layers: dict[str, LayerMergeability]
+
+    @property
+    def overall(self) -> float:
+        """M-Loss of all experts averaged together."""
+        return float(torch.stack([la.all.layer_normalized for la in self.layers.values()]).mean())
+
+    @property
+    def pairwise(self) -> Tensor:
+        """M-Loss of every pair averaged half and half, [K, K]."""
+        return torch.stack([layer.pairwise_normalized for layer in self.layers.values()]).mean(0)
+
+    @property
+    def experts(self) -> dict[str, float]:
+        """Mean M-Loss of each expert's pairs."""
+        means = self.pairwise.sum(1) / (len(self.tasks) - 1)
+        return dict(zip(self.tasks, means.tolist(), strict=True))
+
+
+class AffineLayer(NamedTuple):
+    """A linear or convolutional module, BatchNorm behind it if there is any, and an activation.
+
+    Attributes:
+        names: Of the modules before the activation, in order.
+        modules: These modules; in evaluation their composition is affine in its input.
+        activation: What their output goes into.
+        growth: Entries of the output per entry of the input.
+    """
+
+    names: tuple[str, ...]
+    modules: tuple[nn.Module, ...]
+    activation: nn.Module
+    growth: float
+
+    @property
+    def node_dim(self) -> int:
+        """Dimension of the output, from the end, along which its nodes lie."""
+        first = self.modules[0]
+        return -1 - len(first.kernel_size) if isinstance(first, _ConvNd) else -1
+
+
+@torch.no_grad()
+def mergeability(
+    base: Mapping[str, Tensor],
+    experts: Mapping[str, Mapping[str, Tensor]],
+    model: nn.Module,
+    inputs: Tensor,
+    layer_inputs: LayerInputs = "merged",
+) -> Mergeability:
+    """Measure layer and node M-Loss of experts and of all pairs of them, in one pass.
+
+    The network runs once, with the weights of the base or with the mean of all experts'. At every
+    layer that `affine_layers` finds, all K experts' pre-activations h_k are computed at the
+    input x that this network has there: h_k = W_k x + b_k, or BN_k(W_k * x) where BatchNorm
+    follows a convolution - each expert's own, statistics included, which is one affine map, as if
+    BatchNorm were folded into the convolution. A node is an output feature or channel; tokens
+    and positions are samples.
+
+    Reference: Wang et al. 2025, "M-Loss", Definitions 3.3 to 3.6.
+
+    Args:
+        base: Pretrained weights.
+        experts: Task to fine-tuned weights, two or more.
+        model: The network; it comes back unchanged. The weights have the names of its state dict,
+            under a prefix or less one; what else they hold takes no part.
+        inputs: Unlabelled inputs of the model, [n, ...].
+        layer_inputs: "merged", the mean of all experts, or "base".
+
+    Raises:
+        InputError: Weights do not fit the model or each other or are not finite, `layer_inputs`
+            is unknown, or there is no input, or no layer with an activation.
+    """
+    if layer_inputs not in ("merged", "base"):
+        raise InputError(f"layer_inputs={layer_inputs!r}: choose merged or base")
+    if not len(inputs):
+        raise InputError("inputs: there are none; give some images, e.g. 128")
+    own = [name for name, tensor in model.state_dict().items() if tensor.is_floating_point()]
+    weights = select(as_checkpoint(base), own)
+    fitting = {task: select(as_checkpoint(expert), own) for task, expert in experts.items()}
+    check_experts(weights, fitting, finite=False)  # values: when they are read
+    vectors = TaskVectors(weights, fitting)
+    layers = affine_layers(model, inputs[:1])
+    if not layers:
+        raise InputError(
+            "model: no linear or convolutional layer of it feeds an activation module, so that "
+            "M-Loss has nothing to compare"
+        )
+    if layer_inputs == "merged":
+        state = {name: vectors.stack(name).mean(0).to(inputs) for name in own}
+    else:
+        state = {name: wide(vectors.base[name]).to(inputs) for name in own}
+    return Mergeability(vectors.tasks, _measure(model, state, inputs, layers, vectors))
+
+
+def affine_layers(model: nn.Module, inputs: Tensor) -> list[AffineLayer]:
+    """Find every linear or convolutional module that goes into an activation module.
+
+    BatchNorm in between belongs to the layer, and modules that pass their input on, such as Dropout
+    in evaluation, do not count. Where anything else happens in between, as the addition of a
+    shortcut in a residual block, or another normalisation, there is no such layer.
+
+    Args:
+        model: Any network; it comes back unchanged.
+        inputs: A small batch that the network accepts, [n, ...].
+
+    Returns:
+        The layers in the order of execution.
+    """
+    passed: dict[int, tuple[tuple[str, ...], Tensor, int, float]] = {}
+    found: dict[str, AffineLayer] = {}
+
+    def known(args: tuple[Any, ...]) -> tuple[tuple[str, ...], float] | None:
+        """The modules whose output this is, unless it was changed in place since."""
+        names, tensor, version, growth = passed.get(id(args[0]) if args else 0, ((), None, 0, 0.0))
+        return (names, growth) if tensor is not None and tensor._version == version else None
+
+    def remember(name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        before = known(args) if isinstance(module, _BatchNorm) else ((), 1.0)
+        if before is not None:
+            growth = before[1] * output.numel() / args[0].numel()
+            passed[id(output)] = ((*before[0], name), output, output._version, growth)
+
+    def look_up(module: nn.Module, args: tuple[Any, ...]) -> None:
+        producer = known(args)
+        if producer and producer[0][0] not in found and is_activation(module):
+            names, growth = producer
+            modules = tuple(model.get_submodule(name) for name in names)
+            found[names[0]] = AffineLayer(names, modules, module, growth)
+
+    with evaluating(model), ExitStack() as stack:
+        for name, module in model.named_modules():
+            if _is_affine(module):
+                hook: Callable[..., None] = partial(remember, name)
+                stack.callback(module.register_forward_hook(hook).remove)
+            elif not [*module.children(), *module.parameters()]:
+                stack.callback(module.register_forward_pre_hook(look_up).remove)
+        model(inputs)
+    return list(found.values())
+
+
+def _is_affine(module: nn.Module) -> bool:
+    if isinstance(module, _BatchNorm):  # not those that compute the activation, too
+        return module.running_mean is not None and not [*module.children()]
+    return isinstance(module, (nn.Linear, _ConvNd))
+
+
+def _measure(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    inputs: Tensor,
+    layers: list[AffineLayer],
+    vectors: TaskVectors,
+) -> dict[str, LayerMergeability]:
+    """Run the network once with `state`, measuring each layer when it is first called."""
+    waiting = {layer.names[0]: layer for layer in layers}
+    measured: dict[str, LayerMergeability] = {}
+
+    def visit(name: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        # Each only once: the experts' modules below are this one with other weights.
+        if layer := waiting.pop(name, None):
+            measured[name] = _layer(layer, args[0], _stacks(layer, vectors, args[0]))
+
+    with evaluating(model), ExitStack() as stack:
+        for layer in layers:
+            hook = layer.modules[0].register_forward_pre_hook(partial(visit, layer.names[0]))
+            stack.callback(hook.remove)
+        functional_call(model, dict(state), (inputs,), tie_weights=False)
+    return measured
+
+
+def _stacks(layer: AffineLayer, vectors: TaskVectors, like: Tensor) -> list[dict[str, Tensor]]:
+    """The experts' tensors [K, ...] of each module of a layer, by their names within it."""
+    return [
+        {
+            own: vectors.stack(f"{name}.{own}").to(like)
+            for own, tensor in module.state_dict().items()
+            if tensor.is_floating_point()
+        }
+        for name, module in zip(layer.names, layer.modules, strict=True)
+    ]
+
+
+def _layer(
+    layer: AffineLayer, inputs: Tensor, stacks: list[dict[str, Tensor]]
+) -> LayerMergeability:
+    """M-Losses of one layer at its inputs, in chunks of them."""
+    count = len(next(iter(stacks[0].values())))
+    entries = count * layer.growth * inputs.numel() / len(inputs)
+    total: list[Tensor] = []
+    for chunk in inputs.split(max(1, int(_CHUNK / entries))):
+        hidden = torch.stack([_pre_activations(layer, chunk, stacks, k) for k in range(count)])
+        share = len(chunk) / len(inputs)
+        terms = [share * term.double() for term in _chunk_losses(hidden, layer.activation)]
+        total = [a + b for a, b in zip(total, terms, strict=True)] if total else terms
+    *losses, pairwise, normalized = (term.cpu() for term in total)
+    return LayerMergeability(
+        type(layer.activation).__name__, MLosses(*losses), pairwise, normalized
+    )
+
+
+def _pre_activations(
+    layer: AffineLayer, inputs: Tensor, stacks: list[dict[str, Tensor]], expert: int
+) -> Tensor:
+    """One expert's pre-activations, samples by nodes, [n, d]."""
+    for module, stack in zip(layer.modules, stacks, strict=True):
+        own = {name: stacked[expert] for name, stacked in stack.items()}
+        inputs = functional_call(module, own, (inputs,), tie_weights=False)
+    return inputs.movedim(layer.node_dim, -1).flatten(0, -2)
+
+
+def _chunk_losses(hidden: Tensor, activation: nn.Module) -> list[Tensor]:
+    """The four M-Losses of all experts [K, n, d], and both matrices of their pairs [K, K]."""
+    outputs = activation(hidden.clone())  # it may work in place
+    losses = m_losses(activation(hidden.mean(0)), outputs.mean(0))
+    pairwise = hidden.new_zeros(2, len(hidden), len(hidden))
+    for i, j in combinations(range(len(hidden)), 2):
+        merged = activation((hidden[i] + hidden[j]) / 2)
+        pair = layer_m_losses(merged, (outputs[i] + outputs[j]) / 2)
+        pairwise[:, i, j] = pairwise[:, j, i] = torch.stack(pair)
+    return [*losses, *pairwise]

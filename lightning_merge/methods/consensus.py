@@ -1,0 +1,82 @@
+"""Consensus merging: keep the parameters that TALL masks give to several tasks."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lightning_merge.core.errors import InputError
+from lightning_merge.core.task_vectors import Span, TaskVectors, sum_tasks
+from lightning_merge.methods.base import MergeMethod, Resources, Transform, Update
+from lightning_merge.methods.checks import require_between, require_finite
+
+
+@dataclass(frozen=True)
+class Consensus(MergeMethod):
+    """Sum of task vectors where enough tasks claim the parameter. Needs nothing but weights.
+
+    A parameter is in the TALL mask of task k if |tau_k| > lambda_k |sum_j tau_j - tau_k|: what the
+    others add does not drown its own change. The update is scale * sum_j tau_j in the entries that
+    at least `agree` masks have, and zero elsewhere, where the change is selfish (one task's) or
+    catastrophic (no task's).
+
+    Reference: Wang et al. 2024, "Localizing Task Information for Improved Model Merging and
+    Compression".
+
+    Args:
+        agree: Number of masks k that an entry has to be in; 0 is task arithmetic.
+        tall: Lambda of the masks, one for all or one by task. The paper chooses each task's among
+            0.2, 0.3, ..., 0.6 on validation data.
+        scale: Factor of the update.
+        transforms: Applied to the task vectors first, in order.
+
+    Raises:
+        InputError: A value is out of its bounds, or a task has no lambda.
+    """
+
+    agree: int = 2
+    tall: float | Mapping[str, float] = 0.4
+    scale: float = 0.3
+    transforms: Sequence[Transform] = ()
+    reference: ClassVar[str] = "Wang et al. 2024, arXiv:2405.07813"
+
+    def __post_init__(self) -> None:
+        require_between(0, float("inf"), agree=self.agree)
+        by_task = self.tall if isinstance(self.tall, Mapping) else {"": self.tall}
+        for task, value in by_task.items():
+            require_between(0, float("inf"), **{f"tall[{task!r}]" if task else "tall": value})
+        require_finite(scale=self.scale)
+
+    def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
+        """Look up the tasks' lambdas; the masks are made tile by tile."""
+        thresholds = self._thresholds(vectors.tasks)
+
+        def update(span: Span, tile: Tensor) -> Tensor:
+            total = sum_tasks(tile)
+            claims = tall_masks(tile, total, thresholds).sum(0)
+            return total.mul_(claims >= self.agree).mul_(self.scale)
+
+        return update
+
+    def _thresholds(self, tasks: Sequence[str]) -> Tensor:
+        if not isinstance(self.tall, Mapping):
+            return torch.full((len(tasks),), self.tall, dtype=torch.float64)
+        if missing := [task for task in tasks if task not in self.tall]:
+            raise InputError(
+                f"tall: no lambda for {', '.join(missing)}; it has those of {', '.join(self.tall)}"
+            )
+        return torch.tensor([self.tall[task] for task in tasks], dtype=torch.float64)
+
+
+def tall_masks(task_vectors: Tensor, multi_task: Tensor, thresholds: Tensor) -> Tensor:
+    """Entries whose change a task needs, |tau_k| > lambda_k |tau - tau_k|, bool [K, n].
+
+    Args:
+        task_vectors: Stack [K, n].
+        multi_task: The merged task vector tau, [n].
+        thresholds: Lambda of every task, [K].
+    """
+    foreign = (multi_task - task_vectors).abs_().mul_(thresholds[:, None].to(task_vectors))
+    return task_vectors.abs() > foreign

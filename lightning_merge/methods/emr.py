@@ -1,0 +1,198 @@
+"""EMR: one task vector for all tasks, and for each a mask of one bit per entry and a factor."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from lightning_merge.core.elect import elect_signs
+from lightning_merge.core.names import is_statistic, match_names
+from lightning_merge.core.task_vectors import flatten_tasks, is_merged
+from lightning_merge.methods.base import Resources, Transform, Weights
+from lightning_merge.methods.checks import require_choice
+from lightning_merge.methods.network import (
+    NetworkMethod,
+    Recalibrate,
+    TaskNetwork,
+    frozen,
+    own_names,
+    stacked,
+)
+
+Rescale = Literal["entries", "tensors"]
+
+
+class MaskedNetwork(TaskNetwork):
+    """theta_0 + lambda_k M_k tau with one tau for all tasks k.
+
+    A task that took no part has no mask: its images see theta_0 + tau, and the mean statistics
+    of BatchNorm. The weights are made anew for every batch, of which the larger the better.
+
+    Args:
+        model: Architecture of base and experts.
+        project: From what it returns to features.
+        tasks: Names of the tasks, in the order of the rows.
+
+    Attributes:
+        network: The base.
+        unified: The task vector of all tasks, flattened over `shapes`, [d].
+        masks: One bit per entry, packed, [K, d / 8].
+        rescalers: lambda [K].
+        statistics: BatchNorm statistics by task, flattened, [K, s].
+    """
+
+    unified: Tensor
+    masks: Tensor
+    rescalers: Tensor
+    statistics: Tensor
+
+    def __init__(
+        self, model: nn.Module, project: Callable[[Any], Tensor], tasks: Sequence[str]
+    ) -> None:
+        super().__init__(model, project, tasks=list(tasks))
+        self.network, self.tasks = frozen(model), tuple(tasks)
+        floating = {n: t for n, t in model.state_dict().items() if t.is_floating_point()}
+        self.shapes = {n: t.shape for n, t in floating.items() if is_merged(n, t.dtype)}
+        self.measured = {n: t.shape for n, t in floating.items() if is_statistic(n)}
+        entries, number = (
+            sum(s.numel() for s in found.values()) for found in (self.shapes, self.measured)
+        )
+        example = next(iter(floating.values()))
+        dtype = reduce(torch.promote_types, [t.dtype for t in floating.values()], torch.float32)
+        self.register_buffer("unified", example.new_zeros(entries, dtype=dtype))
+        masks = example.new_zeros(len(tasks), -(-entries // 8), dtype=torch.uint8)
+        self.register_buffer("masks", masks)
+        self.register_buffer("rescalers", example.new_ones(len(tasks), dtype=torch.float64))
+        self.register_buffer("statistics", example.new_zeros(len(tasks), number, dtype=dtype))
+
+    def weights(self, task: str) -> dict[str, Tensor]:
+        """All floating-point tensors of the network for a task, by their names in the model."""
+        if task in self.tasks:
+            row = self.tasks.index(task)
+            update = unpack(self.masks[row], len(self.unified)) * self.unified
+            update *= self.rescalers[row].to(update)
+            statistics = self.statistics[row]
+        else:
+            update, statistics = self.unified, self.statistics.mean(0)
+        base = self.network.state_dict()
+        merged = {
+            name: (base[name].to(part.dtype) + part).to(base[name].dtype)
+            for name, part in split(update, self.shapes).items()
+        }
+        return merged | split(statistics, self.measured)
+
+    def recalibrate(self, recalibrate: Recalibrate) -> None:
+        """Take every task's statistics from what is measured with its weights."""
+        for task, row in zip(self.tasks, self.statistics, strict=True):
+            found = recalibrate({**self.network.state_dict(), **self.weights(task)}, task)
+            for name, target in split(row, self.measured).items():
+                target.copy_(found[name])
+
+    def logits(self, task: str, images: Tensor, head: nn.Module) -> Tensor:
+        """See `TaskNetwork`."""
+        features = self.project(functional_call(self.network, self.weights(task), (images,)))
+        logits: Tensor = head(features)
+        return logits
+
+
+@dataclass(frozen=True)
+class EMR(NetworkMethod):
+    """Elect, mask and rescale: task k runs theta_0 + lambda_k M_k tau. Needs the task's name.
+
+    tau has in every entry the sign of sum_k tau_k (0 where it is 0) and the largest magnitude of
+    the tau_k of that sign; M_k keeps the entries where tau_k has it, and lambda_k = sum |tau_k| /
+    sum |M_k tau| gives back the mean magnitude. Where experts change different entries, or there
+    is one, each is restored as it was.
+
+    BatchNorm statistics are the task's expert's own, or measured anew on images of the task:
+    it is known which task an image is of, and they are few numbers.
+
+    Reference: Huang et al. 2024, "EMR-Merging", Algorithm 1.
+
+    Args:
+        rescale: lambda_k of sums over all "entries", as in the paper, or of sums over "tensors"
+            of their mean magnitudes, in which a bias counts as much as a matrix, as in the
+            published code.
+        transforms: Applied to the task vectors first, in order.
+
+    Raises:
+        InputError: `rescale` is unknown.
+    """
+
+    rescale: Rescale = "entries"
+    transforms: Sequence[Transform] = ()
+    reference: ClassVar[str] = "Huang et al. 2024, arXiv:2405.17461"
+
+    def __post_init__(self) -> None:
+        require_choice(get_args(Rescale), rescale=self.rescale)
+
+    def make(
+        self,
+        base: Weights,
+        experts: Mapping[str, Weights],
+        given: Resources,
+        recalibrate: Recalibrate,
+    ) -> MaskedNetwork:
+        """Unify the task vectors, a tensor at a time."""
+        model = given.network("EMR")
+        network = MaskedNetwork(model, given.project, tuple(experts))
+        network.network.load_state_dict(own_names(model, base))
+        vectors = self.task_vectors(base, experts)
+        stored = match_names(model.state_dict(), vectors.base)
+        amounts, masks = torch.zeros(2, len(vectors), dtype=torch.float64), []
+        unified = split(network.unified, network.shapes)
+        for name, target in unified.items():
+            tile = flatten_tasks(vectors[stored[name]])
+            merged, mask = unify(tile)
+            target.copy_(merged.view_as(target))
+            masks.append(mask)
+            kept = torch.stack([tile.abs(), mask * merged.abs()]).double().sum(-1).cpu()
+            amounts += kept if self.rescale == "entries" else kept / max(1, tile.shape[1])
+        network.masks.copy_(pack(torch.cat(masks, 1)))
+        wanted, found = amounts
+        network.rescalers.copy_(torch.where(found > 0, wanted / found, 1.0))
+        for name, target in split(network.statistics, network.measured).items():
+            target.copy_(stacked(vectors, stored[name]))
+        if network.measured:
+            network.recalibrate(recalibrate)
+        return network
+
+
+def unify(task_vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Elect a sign and the largest magnitude of that sign (steps 1 and 2 of Algorithm 1).
+
+    Args:
+        task_vectors: Stack [K, n].
+
+    Returns:
+        The unified task vector [n], and where each expert has its sign, bool [K, n].
+    """
+    signs = elect_signs(task_vectors, zero_sign=0.0)
+    agreeing = (task_vectors * signs).relu_()
+    return agreeing.amax(0) * signs, agreeing > 0
+
+
+def split(flat: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    """Views of a vector [..., d] as tensors [..., *shape] by name."""
+    parts = flat.split([shape.numel() for shape in shapes.values()], -1)
+    return {
+        name: part.view((*part.shape[:-1], *shape))
+        for (name, shape), part in zip(shapes.items(), parts, strict=True)
+    }
+
+
+def pack(masks: Tensor) -> Tensor:
+    """Pack booleans [K, d] into bytes [K, d / 8], the first into the lowest bit."""
+    padded = nn.functional.pad(masks.to(torch.uint8), (0, -masks.shape[1] % 8))
+    places = torch.arange(8, dtype=torch.uint8, device=masks.device)
+    return (padded.unflatten(1, (-1, 8)) << places).sum(-1, dtype=torch.uint8)
+
+
+def unpack(mask: Tensor, count: int) -> Tensor:
+    """The first `count` booleans of packed bytes [b]."""
+    places = torch.arange(8, dtype=torch.uint8, device=mask.device)
+    return ((mask.unsqueeze(-1) >> places) & 1).flatten()[:count].bool()

@@ -1,0 +1,94 @@
+"""The mean of the experts' outputs: what every merged network stands in for."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from lightning_merge.core.names import match_names
+from lightning_merge.methods.base import Resources, Transform, Weights
+from lightning_merge.methods.checks import require_choice
+from lightning_merge.methods.network import (
+    NetworkMethod,
+    Recalibrate,
+    TaskNetwork,
+    frozen,
+    stacked,
+)
+
+Outputs = Literal["logits", "probabilities"]
+
+
+class EnsembleNetwork(TaskNetwork):
+    """Several networks whose outputs are averaged.
+
+    Args:
+        model: Architecture of all of them.
+        project: From what it returns to features.
+        members: Number of networks, K.
+        outputs: What is averaged.
+    """
+
+    def __init__(
+        self, model: nn.Module, project: Callable[[Any], Tensor], members: int, outputs: Outputs
+    ) -> None:
+        super().__init__(model, project, members=members, outputs=outputs)
+        self.members = nn.ModuleList(frozen(model) for _ in range(members))
+        self.outputs = outputs
+        self.inference_cost = float(members)
+
+    def logits(self, task: str, images: Tensor, head: nn.Module) -> Tensor:
+        """Return mean logits [n, C], or logarithms of mean probabilities."""
+        outputs = torch.stack([head(self.project(member(images))) for member in self.members])
+        if self.outputs == "logits":
+            return outputs.mean(0)
+        return outputs.log_softmax(-1).logsumexp(0) - math.log(len(outputs))
+
+
+@dataclass(frozen=True)
+class Ensemble(NetworkMethod):
+    """Mean of the experts' outputs, 1/K sum_k f(x; theta_k). Needs K passes per image.
+
+    Every expert sees every image; the task's head is behind each of them. Nothing says which
+    expert knows the task, so the others, which do not, count alike.
+
+    Reference: Wang et al. 2025, "M-Loss", section 2.2 and Table 1: "the output of the i-th
+    model", whose theory averages before the softmax. BatchNorm statistics are each expert's own,
+    as all its weights, and never recalibrated.
+
+    Args:
+        outputs: "logits" are averaged, or "probabilities".
+        transforms: Applied to the task vectors first; the networks are then those of the weights
+            theta_0 + tau_k that they leave.
+
+    Raises:
+        InputError: `outputs` is unknown.
+    """
+
+    outputs: Outputs = "logits"
+    transforms: Sequence[Transform] = ()
+    reference: ClassVar[str] = "Wang et al. 2025, M-Loss, section 2.2"
+    recalibrates: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        require_choice(get_args(Outputs), outputs=self.outputs)
+
+    def make(
+        self,
+        base: Weights,
+        experts: Mapping[str, Weights],
+        given: Resources,
+        recalibrate: Recalibrate,
+    ) -> EnsembleNetwork:
+        """Put the experts side by side."""
+        model = given.network("Ensemble")
+        network = EnsembleNetwork(model, given.project, len(experts), self.outputs)
+        vectors = self.task_vectors(base, experts)
+        members = [member.state_dict() for member in network.members]
+        for own, name in match_names(model.state_dict(), vectors.base).items():
+            for member, weights in zip(members, stacked(vectors, name), strict=True):
+                member[own].copy_(weights)
+        return network

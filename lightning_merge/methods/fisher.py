@@ -1,0 +1,112 @@
+"""Fisher merging: an average in which each expert's important parameters weigh more."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, get_args
+
+import torch
+from torch import Tensor
+
+from lightning_merge.core.expert_networks import ExpertNetworks, mean_of, run_with
+from lightning_merge.core.fisher import Labels, fisher_diagonal
+from lightning_merge.core.seeding import uniform_numbers
+from lightning_merge.core.task_vectors import Span, TaskVectors
+from lightning_merge.core.tracing import evaluating
+from lightning_merge.methods.base import MergeMethod, Resources, Transform, Update
+from lightning_merge.methods.checks import require_between, require_choice
+
+
+@dataclass(frozen=True)
+class Fisher(MergeMethod):
+    """Mean of the experts weighted with their diagonal Fisher information.
+
+    theta_0 + sum_k F_k tau_k / sum_k F_k for every entry, where F_k is `epsilon` plus the mean,
+    over unlabelled inputs x of task k, of E_y (d log p_k(y | x) / d theta)^2. The gradient is
+    that of a single sample, the label y one of the expert's own. Entries that no expert has
+    information about, tensors outside the network among them, are averaged.
+
+    Cost: K experts times one pass over their own inputs, forward once and backward once per
+    class ("expected") or once. In memory are the sums of two networks, an expert, and the
+    gradients of some samples.
+
+    Reference: Matena and Raffel 2022, "Merging Models with Fisher-Weighted Averaging". Published
+    code for CLIP and language models squares the gradient of a whole batch instead, summed over
+    classes with weights sqrt(p), cross terms included; that is no Fisher information, and is not
+    offered.
+
+    Args:
+        labels: "expected", "predicted" or "sampled", see `fisher_diagonal`.
+        epsilon: Information that every entry has at least, as published.
+        normalize: Divide an expert's information by its L2 norm over all parameters, so that
+            all experts weigh the same in total.
+        seed: Of the sampled labels.
+        transforms: Applied to the task vectors first; the information is then that of the
+            experts they stand for.
+
+    Raises:
+        InputError: A value is out of its bounds.
+    """
+
+    labels: Labels = "expected"
+    epsilon: float = 1e-6
+    normalize: bool = False
+    seed: int = 0
+    transforms: Sequence[Transform] = ()
+    reference: ClassVar[str] = "Matena and Raffel 2022, arXiv:2111.09832"
+    needs: ClassVar[str] = "unlabelled batches of every task and heads"
+
+    def __post_init__(self) -> None:
+        require_choice(get_args(Labels), labels=self.labels)
+        require_between(0, 1, epsilon=self.epsilon)
+
+    def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
+        """Sum the information of all experts, and what it weighs."""
+        inputs = resources.task_inputs("Fisher", vectors.tasks)
+        for task in vectors.tasks:
+            resources.head("Fisher", task)
+        networks = ExpertNetworks(resources.network("Fisher"), vectors)
+        networks.check(next(iter(inputs.values())))
+        totals: dict[str, Tensor] = {}
+        weighted: dict[str, Tensor] = {}
+        for index, task in enumerate(vectors.tasks):
+            information = self._information(networks, resources, index, inputs[task])
+            for name in networks.merged:
+                stored, part = networks.stored[name], information.pop(name).flatten()
+                vector = networks.task_vectors(name)[index].flatten()
+                part = part.to(vector)
+                weighted[stored] = weighted.get(stored, 0) + part * vector
+                totals[stored] = totals.get(stored, 0) + part
+        return _divide(weighted, totals)
+
+    def _information(
+        self, networks: ExpertNetworks, resources: Resources, index: int, inputs: Tensor
+    ) -> dict[str, Tensor]:
+        """The weights of one expert's entries, by the network's names."""
+        task, model = networks.vectors.tasks[index], networks.model
+        head, state = resources.head("Fisher", task), networks.expert(index)
+
+        def logits(parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
+            return head(resources.project(run_with(model, {**state, **parameters}, images)))
+
+        parameters = {name: state[name] for name in networks.merged}
+        draws = uniform_numbers(0, len(inputs), self.seed, task)
+        with evaluating(model), evaluating(head):
+            found = fisher_diagonal(logits, parameters, inputs, self.labels, draws)
+        norm = sum(float(f.double().square().sum()) for f in found.values()) ** 0.5
+        divisor = norm + self.epsilon if self.normalize and norm else 1.0
+        return {name: f.add_(self.epsilon).div_(divisor) for name, f in found.items()}
+
+
+def _divide(weighted: dict[str, Tensor], totals: dict[str, Tensor]) -> Update:
+    """The function that divides the sums, and averages where there is nothing to divide by."""
+
+    def update(span: Span, tile: Tensor) -> Tensor:
+        average = mean_of(tile)
+        if span.name not in totals:
+            return average
+        run = slice(span.start, span.stop)
+        total = totals[span.name][run]
+        known = total > torch.finfo(total.dtype).tiny
+        return torch.where(known, weighted[span.name][run] / total, average)
+
+    return update

@@ -1,0 +1,135 @@
+"""Isotropic merging: an update whose singular values are all the same."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, get_args
+
+import torch
+from torch import Tensor
+
+from lightning_merge.core.decompose import (
+    Convolutions,
+    as_matrices,
+    polar_factor,
+    singular_triplets,
+)
+from lightning_merge.core.task_vectors import Span, TaskVectors, sum_tasks
+from lightning_merge.methods.base import MergeMethod, Resources, Transform, Update
+from lightning_merge.methods.checks import require_between, require_choice, require_finite
+
+
+class _Isotropic(MergeMethod):
+    """What Iso-C and Iso-CTS share: every matrix by itself, other tensors averaged."""
+
+    scale: float
+    convolutions: Convolutions
+    whole: ClassVar[bool] = True
+
+    def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
+        """Decompose every matrix by itself."""
+
+        def update(span: Span, tile: Tensor) -> Tensor:
+            matrices = as_matrices(tile, vectors.base.shape(span.name), self.convolutions)
+            if matrices is None:
+                return sum_tasks(tile).mul_(self.scale / len(tile))
+            return self.isotropic(matrices).mul_(self.scale).to(tile.dtype).flatten()
+
+        return update
+
+    @abstractmethod
+    def isotropic(self, matrices: Tensor) -> Tensor:
+        """The update [m, n], in float64, of task vectors [K, m, n]."""
+
+    def _check(self) -> None:
+        require_finite(scale=self.scale)
+        require_choice(get_args(Convolutions), convolutions=self.convolutions)
+
+
+@dataclass(frozen=True)
+class IsoC(_Isotropic):
+    """The summed update with its singular values replaced by their mean. Needs only weights.
+
+    For sum_k tau_k = U S V^T of shape [out, rest] the update is scale * mean(S) U V^T, the mean
+    over all min(out, rest) values; directions that no expert has changed stay at zero. Tensors
+    that are no matrices are averaged, times scale. Cost: 1 eigenvalue problem of size
+    min(out, rest) per tensor.
+
+    Reference: Marczak et al. 2025, "No task left behind: isotropic model merging", Algorithm 1.
+    The published code averages convolutions (`convolutions="average"`) and the text projection,
+    and chooses the scale on held-out data.
+
+    Args:
+        scale: Factor of the update.
+        convolutions: A convolution's weight is a "matrix" [out, rest], or one takes the "average".
+        transforms: Applied to the task vectors first, in order.
+
+    Raises:
+        InputError: The scale is not finite, or `convolutions` unknown.
+    """
+
+    scale: float = 1.0
+    convolutions: Convolutions = "matrix"
+    transforms: Sequence[Transform] = ()
+    reference: ClassVar[str] = "Marczak et al. 2025, arXiv:2502.04959"
+
+    def __post_init__(self) -> None:
+        self._check()
+
+    def isotropic(self, matrices: Tensor) -> Tensor:
+        """See the class; [m, n] from [K, m, n]."""
+        left, values, right = singular_triplets(sum_tasks(matrices))
+        return left @ right.mT * (values.sum() / min(matrices.shape[1:]))
+
+
+@dataclass(frozen=True)
+class IsoCTS(_Isotropic):
+    """Iso-C in a common and task-specific subspaces. Needs nothing but weights.
+
+    Of sum_k tau_k only the c largest singular triplets are common. Expert k adds the t largest
+    triplets of tau_k - U_c U_c^T tau_k, what it has changed outside of the common subspace. All
+    left vectors, and all right ones, are replaced by the nearest orthonormal ones, all
+    c + K t = min(out, rest) singular values by their mean. t is round((1 - common) min(out, rest)
+    / K). With t = 0, as for small tensors, this is Iso-C. Tensors that are no matrices are
+    averaged, times scale. Cost: K + 3 eigenvalue problems of size min(out, rest) per tensor.
+
+    Reference: Marczak et al. 2025, "No task left behind: isotropic model merging", Algorithm 2.
+    The published code averages convolutions (`convolutions="average"`) and the text projection,
+    and chooses the scale on held-out data.
+
+    Args:
+        scale: Factor of the update.
+        common: Fraction of the dimensions that is common, in [0, 1].
+        convolutions: A convolution's weight is a "matrix" [out, rest], or one takes the "average".
+        transforms: Applied to the task vectors first, in order.
+
+    Raises:
+        InputError: A value is out of its bounds.
+    """
+
+    scale: float = 1.0
+    common: float = 0.8
+    convolutions: Convolutions = "matrix"
+    transforms: Sequence[Transform] = ()
+    reference: ClassVar[str] = "Marczak et al. 2025, arXiv:2502.04959"
+
+    def __post_init__(self) -> None:
+        require_between(0, 1, common=self.common)
+        self._check()
+
+    def isotropic(self, matrices: Tensor) -> Tensor:
+        """See the class; [m, n] from [K, m, n]."""
+        full, specific = min(matrices.shape[1:]), self._specific(matrices)
+        shared = singular_triplets(sum_tasks(matrices), full - len(matrices) * specific)
+        parts = [shared]
+        for matrix in matrices.double() if specific else ():
+            outside = matrix - shared.left @ (shared.left.mT @ matrix)
+            parts.append(singular_triplets(outside, specific))
+        left, values, right = (torch.cat(part, dim=-1) for part in zip(*parts, strict=True))
+        return polar_factor(left) @ polar_factor(right).mT * (values.sum() / full)
+
+    def _specific(self, matrices: Tensor) -> int:
+        """How many dimensions every expert has to itself, t."""
+        experts, full = len(matrices), min(matrices.shape[1:])
+        rest = full - int(full * self.common)
+        return min(round(rest / experts), full // experts)

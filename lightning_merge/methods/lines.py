@@ -1,0 +1,153 @@
+"""LiNeS: scale a merged update by depth, deep blocks more than shallow ones."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lightning_merge.core.sums import sum_over_tensor
+from lightning_merge.core.task_vectors import Span, TaskVectors, sum_tasks
+from lightning_merge.methods.base import (
+    MergeMethod,
+    Origin,
+    Resources,
+    Transform,
+    Update,
+    Weights,
+)
+from lightning_merge.methods.checks import require_finite
+from lightning_merge.methods.task_arithmetic import TaskArithmetic
+
+
+def _sum() -> MergeMethod:
+    return TaskArithmetic(scale=1.0)
+
+
+@dataclass(frozen=True)
+class LiNeS(MergeMethod):
+    """Another method's update, scaled by relative depth. Needs what the other method needs.
+
+    The update of block b of B (from 0) is multiplied by alpha + beta b / (B - 1), that of
+    tensors outside of the blocks (embeddings, stems, final norms, heads) by alpha: shallow
+    layers, which are general, stay near the base.
+
+    Blocks are found by `block_depths` from numbers in names: the blocks of transformers, the
+    stages of ResNets. A network without any is scaled by alpha as a whole.
+
+    By default alpha = ||sum_k tau_k||_1 / ||merged update||_1 / K, over all tensors, which brings
+    a method's update to the size of the average. It takes one more pass that merges everything.
+
+    Reference: Wang et al. 2025, "LiNeS", equations 4 and 5. There beta is chosen on held-out data.
+
+    Args:
+        method: Makes the update; its scale matters only if alpha is given.
+        beta: How much more the last block is scaled than the first.
+        alpha: Scale of the first block and of what is in none; by norms as above if None.
+        transforms: Applied to the task vectors first, before the method's own.
+
+    Raises:
+        InputError: A factor is not finite.
+    """
+
+    method: MergeMethod = field(default_factory=_sum)
+    beta: float = 0.5
+    alpha: float | None = None
+    transforms: Sequence[Transform] = ()
+    reference: ClassVar[str] = "Wang et al. 2025, arXiv:2410.17146"
+
+    def __post_init__(self) -> None:
+        require_finite(beta=self.beta, alpha=self.alpha or 0.0)
+        for inherited in ("needs", "whole"):
+            object.__setattr__(self, inherited, getattr(self.method, inherited))
+
+    def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
+        """Plan the method, and find alpha and the depths."""
+        update = self.method.plan(vectors, resources)
+        alpha = self._norm_ratio(vectors, update) if self.alpha is None else self.alpha
+        depths = block_depths(vectors.names)
+        factors = {name: alpha + self.beta * depths.get(name, 0.0) for name in vectors.names}
+        return lambda span, tile: update(span, tile).mul_(factors[span.name])
+
+    def task_vectors(
+        self, base: Weights, experts: Mapping[str, Weights], jobs: int = 1
+    ) -> TaskVectors:
+        """Those that the method sees behind these transforms and its own."""
+        transforms = (*self.transforms, *self.method.transforms)
+        method: MergeMethod = replace(self.method, transforms=transforms)  # type: ignore[type-var]
+        return method.task_vectors(base, experts, jobs)
+
+    def origin(self) -> Origin:
+        """What the method has learned before."""
+        return self.method.origin()
+
+    def described(self) -> str:
+        """As of any method, with the other method as that describes itself."""
+        return super().described().replace(repr(self.method), self.method.described())
+
+    def _norm_ratio(self, vectors: TaskVectors, update: Update) -> float:
+        """The default of alpha, from summed absolute values; 0 where nothing is merged."""
+
+        def norms(span: Span, tile: Tensor) -> Tensor:
+            summed = sum_tasks(tile).double().abs().sum()
+            return torch.stack([summed, update(span, tile).double().abs().sum()])
+
+        def of(name: str) -> Tensor:
+            if vectors.is_zero(name) or not vectors.numel(name):
+                return torch.zeros(2, dtype=torch.float64)
+            return sum_over_tensor(vectors, name, norms, whole=self.whole)
+
+        total = sum(vectors.each(vectors.names, of), torch.zeros(2, dtype=torch.float64))
+        summed, merged = total.tolist()
+        return summed / merged / len(vectors) if merged else 0.0
+
+
+def block_depths(names: Sequence[str]) -> dict[str, float]:
+    """Relative depths in [0, 1] of the tensors that belong to blocks, from their names alone.
+
+    A series is a set of names that differ in one number: a level of its own
+    (`visual.transformer.resblocks.3.`) or the end of a level that has others below it
+    (`layer2.0.`, but not `fc1.weight`). A name belongs to the first of its numbers that varies.
+    The series of most names are the blocks; those of other towers are the series that are called
+    alike (`transformer.resblocks.`). Each is numbered by itself.
+
+    Args:
+        names: Of all tensors.
+
+    Returns:
+        b / (B - 1) for tensors of block b of B, in the order of `names`; no other names.
+    """
+    numbers: dict[str, set[int]] = defaultdict(set)
+    for name in names:
+        for series, number in _numbers(name):
+            numbers[series].add(number)
+    place: dict[str, tuple[str, int]] = {}
+    for name in names:
+        varying = ((s, n) for s, n in _numbers(name) if len(numbers[s]) > 1)
+        if found := next(varying, None):
+            place[name] = found
+    sizes = Counter(series for series, _ in place.values())
+    largest = max(sizes, key=sizes.__getitem__, default="")
+    order = {s: sorted(numbers[s]) for s in sizes if _last_level(s) == _last_level(largest)}
+    return {
+        name: order[series].index(number) / (len(order[series]) - 1)
+        for name, (series, number) in place.items()
+        if series in order
+    }
+
+
+def _numbers(name: str) -> Iterator[tuple[str, int]]:
+    """The numbers in a tensor's name that may count blocks, each with what comes before it."""
+    levels = name.split(".")
+    for i, level in enumerate(levels[:-1]):
+        digits = re.search(r"\d+$", level)
+        if digits and (digits[0] == level or i < len(levels) - 2):
+            yield ".".join([*levels[:i], level[: digits.start()]]), int(digits[0])
+
+
+def _last_level(series: str) -> str:
+    """`resblocks` of `visual.transformer.resblocks.`, `layer` of `visual.layer`."""
+    return series.rstrip(".").rpartition(".")[2]

@@ -1,0 +1,87 @@
+"""M-DARE: DARE in which the nodes where averaging weights fails most keep the least."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lightning_merge.core.m_loss import Reduce
+from lightning_merge.core.seeding import uniform_numbers
+from lightning_merge.core.task_vectors import Span, TaskVectors, sum_tasks
+from lightning_merge.methods.base import Transform, Update
+from lightning_merge.methods.checks import require_finite
+from lightning_merge.methods.m_ties import LayerInputs, NodeOrder, RankedByMLoss
+
+
+@dataclass(frozen=True)
+class MDare(RankedByMLoss):
+    """DARE with a keep probability per node, ranked by M-Loss. Needs unlabelled batches.
+
+    In every linear layer with an activation, an entry of row j of a task vector is kept with
+    probability p_j = keep - spread * rank_j, rank_j as in `MTies`, and divided by it; entries of
+    all other tensors with probability `keep`. The update is scale * sum. With spread 0 it is
+    task arithmetic behind `Dare(drop=1 - keep)`, with the same random numbers.
+
+    Reference: Wang et al. 2025, "M-Loss", Figure 1, which names DARE as a backend of the row
+    ratios without details.
+
+    Args:
+        keep: Probability of the node of lowest loss and of all other tensors, in [0, 1].
+        spread: How much less the node of highest loss has, in [0, keep].
+        scale: Factor of the sum.
+        layer_inputs: A layer sees activations of the "merged" prefix or of the "base".
+        reduce: Average of |D| ("abs") or of D^2 ("square") over samples and tokens.
+        layers: Which layers are ranked: positions among those found, or names of linear
+            modules; all that are found by default.
+        node_order: "loss", or a control: "random" ranks, "uniform" probability
+            keep - spread / 2, "reversed" ranks.
+        activation: gelu, gelu_tanh, quick_gelu, relu, silu or tanh in place of the model's
+            own; required for named layers whose activation is no module.
+        seed: Of what is kept, and of the random ranks.
+        transforms: Applied to the task vectors first; the M-Loss is then that of the
+            experts they stand for.
+
+    Raises:
+        InputError: A value is out of its bounds.
+    """
+
+    keep: float = 0.8
+    spread: float = 0.1
+    scale: float = 0.3
+    layer_inputs: LayerInputs = "merged"
+    reduce: Reduce = "abs"
+    layers: Sequence[int | str] | None = None
+    node_order: NodeOrder = "loss"
+    activation: str | None = None
+    seed: int = 0
+    transforms: Sequence[Transform] = ()
+    reference: ClassVar[str] = "Wang et al. 2025, M-Loss"
+    name: ClassVar[str] = "M-DARE"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_finite(scale=self.scale)
+
+    def updating(self, vectors: TaskVectors, keep_ratios: dict[str, Tensor]) -> Update:
+        """Drop by row where a layer is ranked, evenly elsewhere; rescale and sum."""
+
+        def update(span: Span, tile: Tensor) -> Tensor:
+            keep = self._probabilities(span, vectors, keep_ratios)
+            for task, row in zip(vectors.tasks, tile, strict=True):
+                numbers = uniform_numbers(span.start, span.stop, self.seed, task, span.name)
+                row.masked_fill_((numbers < 1 - keep).to(row.device), 0.0)
+            return sum_tasks(tile.div_(keep.clamp(min=1e-9).to(tile))).mul_(self.scale)
+
+        return update
+
+    def _probabilities(
+        self, span: Span, vectors: TaskVectors, keep_ratios: dict[str, Tensor]
+    ) -> Tensor:
+        """The probability of keeping each entry of a span, [n], or one for all, in float64."""
+        if span.name not in keep_ratios:
+            return torch.tensor(self.keep, dtype=torch.float64)
+        inputs = vectors.base.shape(span.name)[-1]
+        rows = keep_ratios[span.name][span.start // inputs : span.stop // inputs]
+        return rows.repeat_interleave(inputs)

@@ -1,0 +1,64 @@
+"""Model Stock: average, and go back to the base as far as the angles between experts say."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lightning_merge.core.sums import sum_over_tensor
+from lightning_merge.core.task_vectors import Span, TaskVectors, sum_tasks
+from lightning_merge.methods.base import MergeMethod, Resources, Transform, Update
+
+
+@dataclass(frozen=True)
+class ModelStock(MergeMethod):
+    """theta_0 + t mean_k tau_k, with t of every tensor from angles. Needs nothing but weights.
+
+    t = K cos / (1 + (K - 1) cos), where cos is the mean over pairs of experts of the cosine
+    between their task vectors of the tensor; that of a zero vector counts as 0. Parallel
+    experts are averaged (t = 1), orthogonal ones leave the base (t = 0). Where experts point
+    away from each other t is negative; it has no lower limit as they cancel, and is not let
+    below -1. One expert alone has t = 1. Reads everything twice.
+
+    It is meant for experts of one task that differ by seeds; task vectors of different tasks are
+    nearly orthogonal, so that it stays close to the base.
+
+    Reference: Jang et al. 2024, "Model Stock", equation 7. Its layers are tensors, as here.
+
+    Args:
+        transforms: Applied to the task vectors first, in order.
+    """
+
+    transforms: Sequence[Transform] = ()
+    reference: ClassVar[str] = "Jang et al. 2024, arXiv:2403.19522"
+
+    def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
+        """Find the ratio t of every tensor."""
+        values = vectors.each(vectors.names, lambda name: _ratio(vectors, name))
+        ratios = dict(zip(vectors.names, values, strict=True))
+
+        def update(span: Span, tile: Tensor) -> Tensor:
+            return sum_tasks(tile).mul_(ratios[span.name] / len(tile))
+
+        return update
+
+
+def _ratio(vectors: TaskVectors, name: str) -> float:
+    """The ratio t of one tensor."""
+    experts = len(vectors)
+    if experts == 1 or vectors.is_zero(name) or not vectors.numel(name):
+        return 1.0
+    gram = sum_over_tensor(vectors, name, lambda _, tile: _products(tile), whole=False)
+    norms = gram.diagonal().sqrt()
+    cosines = gram / torch.outer(norms, norms).clamp(min=torch.finfo(torch.float64).tiny)
+    pairs = experts * (experts - 1)
+    mean = float(cosines.sum() - cosines.diagonal().sum()) / pairs
+    return max(experts * mean / max(1 + (experts - 1) * mean, 1e-12), -1.0)
+
+
+def _products(tile: Tensor) -> Tensor:
+    """The inner products of task vectors [K, n] with each other, [K, K] in float64."""
+    wide = tile.double()
+    return wide @ wide.mT

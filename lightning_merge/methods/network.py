@@ -1,0 +1,255 @@
+"""What methods share that return a network of their own instead of one set of weights."""
+
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lightning_merge.core.checkpoint import open_checkpoint, save_checkpoint
+from lightning_merge.core.errors import InputError
+from lightning_merge.core.names import match_names
+from lightning_merge.core.task_vectors import TaskVectors, is_merged
+from lightning_merge.methods.average import Average
+from lightning_merge.methods.base import (
+    Batches,
+    Method,
+    Resources,
+    Weights,
+    registered,
+)
+
+ENCODED = 64
+"""Images that are encoded at a time where features are kept."""
+
+
+class Recalibrate(Protocol):
+    """Gives weights the BatchNorm statistics of a task's images, or of all tasks' together."""
+
+    def __call__(self, weights: Weights, task: str | None = None) -> Weights:
+        """Return the weights with other statistics; names are the model's own."""
+
+
+def as_they_are(weights: Weights, task: str | None = None) -> Weights:
+    """Leave the statistics alone."""
+    return weights
+
+
+def same(output: Any) -> Tensor:
+    """Take what the model returns for features."""
+    return output
+
+
+class TaskNetwork(nn.Module, ABC):
+    """A network whose answer may depend on the task. It is frozen and always evaluates.
+
+    All that it stores is in its state dict; the model gives the architecture, and the options,
+    which JSON can hold, the rest of what it takes to make it anew.
+
+    Args:
+        model: The network that was merged.
+        project: From what the model returns to the heads' input.
+        options: What else the subclass was made with.
+
+    Attributes:
+        inference_cost: Passes of the model that an image takes.
+    """
+
+    inference_cost: float = 1.0
+
+    def __init__(self, model: nn.Module, project: Callable[[Any], Tensor], **options: Any) -> None:
+        super().__init__()
+        self.project, self.options = project, options
+        self._of_one = sum(map(_numbers, model.state_dict().values()))
+
+    @abstractmethod
+    def logits(self, task: str, images: Tensor, head: nn.Module) -> Tensor:
+        """Map a task's images [n, ...] to logits [n, C].
+
+        Args:
+            task: Name of the task; it may be one that took no part in merging.
+            images: Inputs as the model takes them.
+            head: The task's head, from features to logits.
+        """
+
+    @property
+    def extra_parameters(self) -> int:
+        """How many numbers are stored beside those of one network, 32 bits of masks being one."""
+        return sum(map(_numbers, self.state_dict().values())) - self._of_one
+
+
+def _numbers(tensor: Tensor) -> int:
+    """Count what a tensor stores; bytes are packed masks."""
+    return -(-tensor.numel() // 4) if tensor.dtype == torch.uint8 else tensor.numel()
+
+
+class NetworkMethod(Method):
+    """Makes one network of the experts of one base; subclasses are frozen dataclasses.
+
+    Unlike a `MergeMethod`, it returns a module: its weights depend on the task or the input, or
+    are several sets. So it needs the model, and it does not stream.
+
+    Attributes:
+        recalibrates: Whether BatchNorm statistics of its networks can be measured anew.
+    """
+
+    recalibrates: ClassVar[bool] = True
+
+    @abstractmethod
+    def make(
+        self,
+        base: Weights,
+        experts: Mapping[str, Weights],
+        given: Resources,
+        recalibrate: Recalibrate,
+    ) -> TaskNetwork:
+        """Make the network of the experts; what a subclass defines. Gradients are off."""
+
+    def check(self, model: nn.Module) -> None:
+        """Check what can be told from the architecture alone.
+
+        Raises:
+            InputError: The method cannot make anything of it.
+        """
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        base: Weights,
+        experts: Mapping[str, Weights],
+        *,
+        model: nn.Module | None = None,
+        batches: Batches | Mapping[str, Batches] | None = None,
+        heads: Mapping[str, nn.Module] | None = None,
+        project: Callable[[Any], Tensor] = same,
+        recalibrate: Recalibrate = as_they_are,
+    ) -> TaskNetwork:
+        """Make the network of the experts.
+
+        Args:
+            base: Pretrained weights by name.
+            experts: Task to fine-tuned weights, of the base's names and shapes.
+            model: The network of the weights; it comes back unchanged.
+            batches: Unlabelled inputs by task, for methods that need them.
+            heads: Frozen head of every task, for methods that need them.
+            project: From what the model returns to the heads' input.
+            recalibrate: Gives weights other BatchNorm statistics, where there are some.
+
+        Returns:
+            A frozen network on the model's device.
+
+        Raises:
+            InputError: Base and experts do not fit, have NaN or infinite values, or something
+                that the method needs is missing.
+        """
+        given = Resources(model, batches, heads, project)
+        self.check(given.network(type(self).__name__))
+        return self.make(base, experts, given, recalibrate)
+
+    def task_vectors(self, base: Weights, experts: Mapping[str, Weights]) -> TaskVectors:
+        """Check the input and return its task vectors after this method's transforms."""
+        return Average(transforms=self.transforms).task_vectors(base, experts)
+
+
+def own_names(model: nn.Module, weights: Weights) -> dict[str, Tensor]:
+    """The weights under the names of the model's state dict, without what it does not have."""
+    stored = match_names(model.state_dict(), weights)
+    return {own: weights[name] for own, name in stored.items()}
+
+
+def stacked(vectors: TaskVectors, name: str) -> Tensor:
+    """A tensor of every expert, [K, *shape], after the transforms where it has a task vector.
+
+    Raises:
+        InputError: It has a NaN or infinite value.
+    """
+    dtype = vectors.base.dtype(name)
+    if is_merged(name, dtype):
+        return vectors.weights(name)
+    if dtype.is_floating_point:
+        return vectors.stack(name)
+    return torch.stack([expert[name] for expert in vectors.experts.values()])
+
+
+def frozen(model: nn.Module) -> nn.Module:
+    """A copy of a network that always evaluates and is not trained."""
+    return deepcopy(model).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def encode(network: nn.Module, project: Callable[[Any], Tensor], images: Tensor) -> Tensor:
+    """The features [n, dim] of images [n, ...], in float32."""
+    return torch.cat([project(network(part)).float() for part in images.split(ENCODED)])
+
+
+def minibatches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Yield indices of min(size, count) samples for ever, every sample once per round."""
+    waiting = torch.empty(0, dtype=torch.long)
+    while True:
+        if len(waiting) < min(size, count):
+            waiting = torch.cat([waiting, torch.randperm(count, generator=generator)])
+        yield waiting[:size]
+        waiting = waiting[size:]
+
+
+def save_network(network: TaskNetwork, path: Path, *, metadata: Mapping[str, str]) -> Path:
+    """Write all that `load_network` needs beside the model's architecture."""
+    made = {"network": type(network).__name__, "options": json.dumps(network.options)}
+    state = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
+    return save_checkpoint(state, path, metadata={**metadata, **made})
+
+
+def holds_network(path: str | Path) -> bool:
+    """Whether a file is one of `save_network`, and not of weights."""
+    return "network" in open_checkpoint(path).metadata
+
+
+def load_network(
+    path: str | Path, model: nn.Module, project: Callable[[Any], Tensor] = same
+) -> TaskNetwork:
+    """Make the network of a file, on the CPU or the model's device.
+
+    Args:
+        path: What `save_network` has written.
+        model: A network of the architecture that was merged; it comes back unchanged.
+        project: From what the model returns to the heads' input.
+
+    Raises:
+        InputError: The file cannot be read, or is of something else.
+    """
+    stored = open_checkpoint(path)
+    kinds = registered(TaskNetwork)  # type: ignore[type-abstract]
+    try:
+        kind: Any = kinds[stored.metadata["network"]]
+        network: TaskNetwork = kind(model, project, **json.loads(stored.metadata["options"]))
+        network.load_state_dict({name: stored[name] for name in stored})
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as fault:
+        raise InputError(
+            f"{path} does not hold a network of {type(model).__name__} ({fault}): give a file "
+            f"that {', '.join(makers())} has written for this architecture"
+        ) from fault
+    return network
+
+
+def makers() -> list[str]:
+    """The names of all network methods."""
+    return [*registered(NetworkMethod)]  # type: ignore[type-abstract]
+
+
+def check_learning(steps: int, learning_rate: float, batch_size: int) -> None:
+    """Check what the methods that learn a part of their network have in common.
+
+    Raises:
+        InputError: Names the argument and its value.
+    """
+    if steps < 0 or batch_size < 1:
+        raise InputError(
+            f"steps={steps}, batch_size={batch_size}: give at least 0 steps of at least 1 image"
+        )
+    if not 0 < learning_rate < math.inf:
+        raise InputError(f"learning_rate={learning_rate}: give a positive number, e.g. 0.001")

@@ -1,0 +1,124 @@
+"""PCB-Merging: every parameter's coefficient is what it wins in a competition of the experts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations_with_replacement
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_merge.core.selection import kth_smallest, kth_smallest_magnitude, largest
+from lightning_merge.core.task_vectors import Span, TaskVectors, sum_tasks
+from lightning_merge.methods.base import MergeMethod, Resources, Transform, Update
+from lightning_merge.methods.checks import require_between, require_choice, require_finite
+
+Variant = Literal["vision", "language"]
+
+
+@dataclass(frozen=True)
+class PCB(MergeMethod):
+    """Parameter competition balancing. Needs nothing but weights.
+
+    With c_k the magnitudes |tau_k| clipped at their quantiles and u_k the same moved to [0, 1],
+    both over all parameters of an expert, a parameter's score is the product of
+
+    * how much it matters to its own expert: exp(K u_k^2), and
+    * how well the experts agree: sum_j tanh(s_k u_k s_j u_j), s_k = sign tau_k, for "vision";
+      tanh(tau_k sum_j tau_j) for "language".
+
+    Each expert's `density` highest scores, moved to [0, 1], are its weights beta_k, the others
+    zero. The update is scale * sum_k beta_k s_k c_k / sum_k beta_k.
+
+    Reference: Du et al. 2024, "Parameter Competition Balancing for Model Merging", as in the code
+    published with it, whose exp and tanh stand for the paper's softmax.
+
+    Args:
+        density: Fraction r of each expert's parameters that keeps a weight, in [0, 1].
+        scale: Factor lambda of the update.
+        variant: How agreement is measured, "vision" or "language", see above.
+        clip: Fraction of the magnitudes that is clipped at either end, in [0, 0.5]; 0 for none.
+        rescale: Move the kept scores to [0, 1], as the code does; False takes them as they are,
+            as the paper writes.
+        transforms: Applied to the task vectors first, in order.
+
+    Raises:
+        InputError: A value is out of its bounds.
+    """
+
+    density: float = 0.05
+    scale: float = 1.2
+    variant: Variant = "vision"
+    clip: float = 0.01
+    rescale: bool = True
+    transforms: Sequence[Transform] = ()
+    reference: ClassVar[str] = "Du et al. 2024, arXiv:2410.02396"
+
+    def __post_init__(self) -> None:
+        require_between(0, 1, density=self.density)
+        require_between(0, 0.5, clip=self.clip)
+        require_finite(scale=self.scale)
+        require_choice(("vision", "language"), variant=self.variant)
+
+    def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
+        """Find the quantiles of magnitudes, then those of the scores that they lead to."""
+        names, total = vectors.names, sum(map(vectors.numel, vectors.names))
+        if total == 0:
+            return lambda span, tile: tile[0]
+        ranks = (int(total * self.clip), max(int(total * (1 - self.clip) - 1), 0))
+        low, high = (kth_smallest_magnitude(vectors, names, rank + 1).value for rank in ranks)
+        contest = _Contest(self.variant, low[:, None], torch.maximum(low, high)[:, None])
+        scores = vectors.map(contest.scores)
+        floor = kth_smallest(scores, names, min(int(total * (1 - self.density)), total - 1) + 1)
+        top = largest(scores, names) if self.rescale else None
+
+        def update(span: Span, tile: Tensor) -> Tensor:
+            weights = _weights(contest.scores(span, tile), floor, top)
+            weighed = contest.clipped(tile).mul_(tile.sign()).mul_(weights)
+            shares = sum_tasks(weights)
+            return sum_tasks(weighed).div_(shares.masked_fill_(shares == 0, 1)).mul_(self.scale)
+
+        return update
+
+
+class _Contest(NamedTuple):
+    """From task vectors to scores [K, n], given the bounds of magnitudes [K, 1]."""
+
+    variant: Variant
+    low: Tensor
+    high: Tensor
+
+    def clipped(self, tile: Tensor) -> Tensor:
+        """Magnitudes within the bounds, [K, n]."""
+        return tile.abs().clamp_(self.low.to(tile), self.high.to(tile))
+
+    def scores(self, span: Span, tile: Tensor) -> Tensor:
+        """See `PCB`; a score's factor exp(-K) cancels later, and prevents overflow."""
+        width = (self.high - self.low).to(tile)
+        unit = self.clipped(tile).sub_(self.low.to(tile)).div_(width.masked_fill(width == 0, 1))
+        agreement = (
+            _agreement(unit * tile.sign())
+            if self.variant == "vision"
+            else torch.tanh(tile * sum_tasks(tile))
+        )
+        return unit.square_().sub_(1).mul_(len(tile)).exp_().mul_(agreement)
+
+
+def _agreement(signed: Tensor) -> Tensor:
+    """sum_j tanh(x_k x_j) of a stack [K, n]; every pair is computed once."""
+    agreement = torch.zeros_like(signed)
+    for one, other in combinations_with_replacement(range(len(signed)), 2):
+        shared = torch.tanh(signed[one] * signed[other])
+        agreement[one] += shared
+        if other != one:
+            agreement[other] += shared
+    return agreement
+
+
+def _weights(scores: Tensor, floor: Tensor, top: Tensor | None) -> Tensor:
+    """Scores [K, n] to weights, given each expert's lowest score that is kept and its highest."""
+    lowest = floor[:, None].to(scores)
+    if top is None:
+        return scores.relu() * (scores >= lowest)
+    width = top[:, None].to(scores) - lowest
+    return scores.sub_(lowest).relu_().div_(width.masked_fill_(width == 0, 1))

@@ -1,0 +1,111 @@
+"""Simple pruning of task vectors, the controls of LwPTV: by magnitude, by chance, by layer."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from lightning_merge.core.seeding import uniform_numbers
+from lightning_merge.core.selection import kth_smallest_magnitude
+from lightning_merge.core.task_vectors import Span, TaskVectors
+from lightning_merge.core.trim import Cut
+from lightning_merge.methods.base import Transform
+from lightning_merge.methods.checks import require_between
+from lightning_merge.methods.lwptv import LwPTV
+
+
+@dataclass(frozen=True)
+class MagnitudePruning(Transform):
+    """Magnitude-based weight pruning (MWP) of every task vector. Needs nothing but weights.
+
+    Over all d parameters of an expert the floor(d * prune_ratio) smallest |tau| become zero;
+    what equals the smallest that stays is kept as well.
+
+    Reference: Sanh et al. 2020, "Movement pruning"; a baseline in Zhang et al. 2025, table 3.
+
+    Args:
+        prune_ratio: Fraction of the entries that is pruned, in [0, 1].
+
+    Raises:
+        InputError: `prune_ratio` is outside [0, 1].
+    """
+
+    prune_ratio: float = 0.7
+    reference: ClassVar[str] = "Sanh et al. 2020, arXiv:2005.07683"
+
+    def __post_init__(self) -> None:
+        require_between(0, 1, prune_ratio=self.prune_ratio)
+
+    def __call__(self, vectors: TaskVectors) -> TaskVectors:
+        """Return the task vectors without their smallest entries."""
+        total = sum(map(vectors.numel, vectors.names))
+        pruned = int(total * self.prune_ratio)
+        if pruned == 0:
+            return vectors
+        if pruned == total:
+            return vectors.zeroed(vectors.names)
+        cut = Cut(kth_smallest_magnitude(vectors, vectors.names, pruned + 1).value.tolist())
+        return vectors.map(lambda span, tile: cut(tile, span.start))
+
+
+@dataclass(frozen=True)
+class RandomPruning(Transform):
+    """Drop each entry with some probability and leave the others as they are.
+
+    DARE without its rescaling: with the same seed both drop the same entries. Needs nothing but
+    weights.
+
+    Reference: Zhang et al. 2025, "Merging Smarter, Generalizing Better", table 3, "random mask".
+
+    Args:
+        prune_ratio: Probability of dropping an entry, in [0, 1].
+        seed: Seed of the random numbers, which depend on it, the task and the tensor's name.
+
+    Raises:
+        InputError: `prune_ratio` is outside [0, 1].
+    """
+
+    prune_ratio: float = 0.7
+    seed: int = 0
+    reference: ClassVar[str] = "Zhang et al. 2025, Merging Smarter, Generalizing Better"
+
+    def __post_init__(self) -> None:
+        require_between(0, 1, prune_ratio=self.prune_ratio)
+
+    def __call__(self, vectors: TaskVectors) -> TaskVectors:
+        """Return the task vectors with entries dropped."""
+
+        def drop(span: Span, tile: Tensor) -> Tensor:
+            for task, row in zip(vectors.tasks, tile, strict=True):
+                numbers = uniform_numbers(span.start, span.stop, self.seed, task, span.name)
+                row.masked_fill_((numbers < self.prune_ratio).to(row.device), 0.0)
+            return tile
+
+        return vectors.map(drop)
+
+
+@dataclass(frozen=True)
+class AbsolutePruning(Transform):
+    """Prune the layers of every task vector whose mean |tau| is small. Needs nothing but weights.
+
+    As LwPTV with the magnitude for a score and a mask for each task: what one task keeps is not
+    kept for the others.
+
+    Reference: Zhang et al. 2025, "Merging Smarter, Generalizing Better", table 3, "absolute value".
+
+    Args:
+        prune_ratio: Fraction of the layers that is pruned, in [0, 1].
+
+    Raises:
+        InputError: `prune_ratio` is outside [0, 1].
+    """
+
+    prune_ratio: float = 0.7
+    reference: ClassVar[str] = "Zhang et al. 2025, Merging Smarter, Generalizing Better"
+
+    def __post_init__(self) -> None:
+        require_between(0, 1, prune_ratio=self.prune_ratio)
+
+    def __call__(self, vectors: TaskVectors) -> TaskVectors:
+        """Return the task vectors with their small layers zeroed."""
+        return LwPTV(self.prune_ratio, score="magnitude", shared=False)(vectors)

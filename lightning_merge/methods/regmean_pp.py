@@ -1,0 +1,138 @@
+"""RegMean++: RegMean in which every block's inputs come from the blocks merged before it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+from torch import Tensor
+from torch.func import functional_call
+
+from lightning_merge.core.expert_networks import ExpertNetworks, mean_of
+from lightning_merge.core.gram import Grams, Regression
+from lightning_merge.core.linear_inputs import LinearInputs
+from lightning_merge.core.task_vectors import TaskVectors
+from lightning_merge.core.tracing import arguments_of, called_modules, evaluating, repeated_blocks
+from lightning_merge.methods.base import MergeMethod, Resources, Transform, Update
+from lightning_merge.methods.checks import require_between, require_choice
+from lightning_merge.methods.regmean import BATCH, Layers, regressed, require_found, updates
+
+Unit = Literal["block", "layer"]
+
+
+@dataclass(frozen=True)
+class RegMeanPlusPlus(MergeMethod):
+    """RegMean with the activations of the merged prefix. Needs unlabelled batches of every task.
+
+    Units are merged one after the other in the order in which the network calls them. The
+    inputs of task k pass through the network merged so far up to the next unit; there expert
+    k's unit runs on them, and the inputs X_k of its layers enter the regression of `RegMean`. So
+    layers inside a unit see what the expert's own layers before them in the unit make of them.
+    A unit is a block of a transformer or ResNet, and outside of blocks a single layer.
+
+    Cost: per unit, one pass of all inputs up to there: with U units about U / 2 forward passes
+    and one more through the experts' units. In memory are one network, and one unit of all
+    experts with its Gram matrices; nothing is kept of the activations.
+
+    Reference: Nguyen et al. 2025, "RegMean++". The published code merges linear layers
+    inside of blocks by regression (`layers="linear_modules"`), averages the embedding, and
+    leaves what comes after the last block as it was in the base; here that is averaged, too.
+
+    Args:
+        reduce: Factor of the Gram matrices off their diagonal, in [0, 1].
+        layers: As in `RegMean`.
+        unit: "block" as published, or "layer": every layer sees the merged prefix itself (attention
+            that is one module counts as one layer).
+        transforms: Applied to the task vectors first.
+
+    Raises:
+        InputError: A value is out of its bounds.
+    """
+
+    reduce: float = 0.95
+    layers: Layers = "all"
+    unit: Unit = "block"
+    transforms: Sequence[Transform] = ()
+    reference: ClassVar[str] = "Nguyen et al. 2025, arXiv:2508.03121"
+    needs: ClassVar[str] = "unlabelled batches of every task"
+
+    def __post_init__(self) -> None:
+        require_between(0, 1, reduce=self.reduce)
+        require_choice(get_args(Layers), layers=self.layers)
+        require_choice(get_args(Unit), unit=self.unit)
+
+    def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
+        """Merge unit by unit, in the order of execution."""
+        inputs = list(resources.task_inputs("RegMean++", vectors.tasks).values())
+        networks = ExpertNetworks(resources.network("RegMean++"), vectors)
+        networks.check(inputs[0])
+        merged = networks.average()
+        solved: dict[str, Tensor] = {}
+        units = self._units(networks, inputs[0][:1])
+        require_found(units)
+        for unit, weights in units.items():
+            for name, update in self._regress(networks, merged, unit, weights, inputs).items():
+                weight = networks.base(name) + update.view(merged[name].shape)
+                merged[name] = networks.like(name, weight)
+                solved[networks.stored[name]] = update
+        return updates(solved)
+
+    def _units(self, networks: ExpertNetworks, example: Tensor) -> dict[str, list[str]]:
+        """Modules in the order of their calls, and the weights that are merged in each."""
+        model = networks.model
+        seen: dict[str, None] = {}
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        watched = {n: parameters[n] for n in regressed(networks, self.layers) if n in parameters}
+        with evaluating(model), LinearInputs(watched, lambda name, rows: seen.setdefault(name)):
+            model(example)
+        called = called_modules(model, example)
+        blocks = repeated_blocks(model) if self.unit == "block" else set()
+        units: dict[str, list[str]] = {name: [] for name in called}
+        for weight in seen:
+            units[_owner(weight, called, blocks)].append(weight)
+        return {unit: weights for unit, weights in units.items() if weights}
+
+    def _regress(
+        self,
+        networks: ExpertNetworks,
+        merged: Mapping[str, Tensor],
+        unit: str,
+        weights: Sequence[str],
+        inputs: Sequence[Tensor],
+    ) -> dict[str, Tensor]:
+        """The updates of one unit's weights, with the prefix that is merged already."""
+        prefix = f"{unit}." if unit else ""
+        stacks = networks.stacks(name for name in networks.stored if name.startswith(prefix))
+        vectors = {name: networks.task_vectors(name) for name in weights}
+        regressions = {name: Regression(mean_of(stack)) for name, stack in vectors.items()}
+        for index, images in enumerate(inputs):
+            own = {name: networks.like(name, stack[index]) for name, stack in stacks.items()}
+            grams = _grams(networks, merged, unit, own, weights, images)
+            for name, regression in regressions.items():
+                regression.add(grams.means(name, self.reduce), vectors[name][index])
+        return {name: regression.solve() for name, regression in regressions.items()}
+
+
+def _owner(weight: str, called: Sequence[str], blocks: set[str]) -> str:
+    """The unit of a weight: its block if it is in one, else the innermost module called."""
+    parts = weight.split(".")[:-1]
+    above = [".".join(parts[:size]) for size in range(len(parts), -1, -1)]
+    inside = [name for name in above if name in blocks and name in called]
+    return inside[0] if inside else next(name for name in above if name in called)
+
+
+def _grams(
+    networks: ExpertNetworks,
+    merged: Mapping[str, Tensor],
+    unit: str,
+    own: Mapping[str, Tensor],
+    weights: Sequence[str],
+    images: Tensor,
+) -> Grams:
+    """Gram matrices of an expert's unit at what the merged prefix makes of its images."""
+    grams, module = Grams(), networks.model.get_submodule(unit)
+    state = {name.removeprefix(f"{unit}."): tensor for name, tensor in own.items()}
+    for part in images.split(BATCH):
+        args, kwargs = arguments_of(networks.model, merged, part, unit)
+        with evaluating(module), LinearInputs({name: own[name] for name in weights}, grams.add):
+            functional_call(module, state, args, kwargs, tie_weights=False)
+    return grams

@@ -1,0 +1,180 @@
+"""Surgery: a small correction of the merged network's features for every task."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import skip_init
+
+from lightning_merge.core.errors import InputError
+from lightning_merge.core.seeding import generator_for
+from lightning_merge.methods.base import (
+    MergeMethod,
+    Origin,
+    Resources,
+    Transform,
+    Weights,
+    seeded,
+)
+from lightning_merge.methods.network import (
+    NetworkMethod,
+    Recalibrate,
+    TaskNetwork,
+    check_learning,
+    encode,
+    frozen,
+    minibatches,
+    own_names,
+)
+from lightning_merge.methods.task_arithmetic import TaskArithmetic
+
+
+class Correction(nn.Module):
+    """z - U relu(D z), which begins as the identity, U being zero.
+
+    Args:
+        dim: Width of the features z.
+        rank: Width between D and U.
+    """
+
+    def __init__(self, dim: int, rank: int) -> None:
+        super().__init__()
+        self.down = skip_init(nn.Linear, dim, rank, bias=False)
+        self.up = skip_init(nn.Linear, rank, dim, bias=False)
+
+    def reset(self, generator: torch.Generator) -> None:
+        """Draw D as linear layers are drawn, uniform in +-1 / sqrt(dim); set U to zero."""
+        with torch.no_grad():
+            drawn = torch.rand(self.down.weight.shape, generator=generator)
+            bound = self.down.in_features**-0.5
+            self.down.weight.copy_(drawn.mul_(2 * bound).sub_(bound))
+            self.up.weight.zero_()
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Correct features [n, dim]."""
+        shift: Tensor = self.up(torch.relu(self.down(features.to(self.down.weight.dtype))))
+        return features - shift
+
+
+class CorrectedNetwork(TaskNetwork):
+    """One merged network, and a correction of its features for each task that it knows.
+
+    Args:
+        model: Architecture of the merged network.
+        project: From what it returns to features.
+        tasks: Names of the tasks.
+        dim: Width of the features.
+        rank: Of the corrections.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        project: Callable[[Any], Tensor],
+        tasks: Sequence[str],
+        dim: int,
+        rank: int,
+    ) -> None:
+        super().__init__(model, project, tasks=list(tasks), dim=dim, rank=rank)
+        self.network, self.tasks = frozen(model), tuple(tasks)
+        self.corrections = nn.ModuleList(Correction(dim, rank) for _ in tasks)
+        self.corrections.to(next(self.network.parameters()).device)
+        self.requires_grad_(False)
+
+    def logits(self, task: str, images: Tensor, head: nn.Module) -> Tensor:
+        """See `TaskNetwork`."""
+        features = self.project(self.network(images))
+        if task in self.tasks:
+            features = self.corrections[self.tasks.index(task)](features)
+        logits: Tensor = head(features)
+        return logits
+
+
+@dataclass(frozen=True)
+class Surgery(NetworkMethod):
+    """Correct a merged network's features: z - U_k relu(D_k z) for task k. Needs its name.
+
+    D_k [rank, dim] and U_k [dim, rank] minimise the mean |z - U_k relu(D_k z) - z_k| over
+    unlabelled held-out images of task k, z_k being its expert's features. The features are
+    computed once; then there are no more images to be seen. The paper learns on the unlabelled
+    test images.
+
+    Reference: Yang et al. 2024, "Representation surgery for multi-task model merging", with the
+    published code's 1000 steps of Adam. There U starts at random; here at zero, so that without a
+    step the merged network is unchanged. BatchNorm statistics are measured before the features.
+
+    Args:
+        method: Makes the merged network.
+        rank: Of the corrections.
+        steps: Of Adam, for each task.
+        learning_rate: Of Adam.
+        batch_size: Images per step.
+        seed: Of D, of the order of the images, and added to that of the method.
+        transforms: Applied to the task vectors before the method's own.
+
+    Raises:
+        InputError: A value is out of its bounds.
+    """
+
+    method: MergeMethod = field(default_factory=TaskArithmetic)
+    rank: int = 16
+    steps: int = 1000
+    learning_rate: float = 1e-3
+    batch_size: int = 16
+    seed: int = 0
+    transforms: Sequence[Transform] = ()
+    reference: ClassVar[str] = "Yang et al. 2024, arXiv:2402.02705"
+    needs: ClassVar[str] = "unlabelled batches of every task"
+
+    def __post_init__(self) -> None:
+        check_learning(self.steps, self.learning_rate, self.batch_size)
+        if self.rank < 1:
+            raise InputError(f"rank={self.rank}: give 1 or more, for example 16")
+
+    def make(
+        self,
+        base: Weights,
+        experts: Mapping[str, Weights],
+        given: Resources,
+        recalibrate: Recalibrate,
+    ) -> CorrectedNetwork:
+        """Merge, and correct the features of one task after the other."""
+        model, images = given.network("Surgery"), given.task_inputs("Surgery", tuple(experts))
+        merged = own_names(model, self._merging()(base, experts, **given._asdict()))
+        expert = frozen(model)
+        dim = encode(expert, given.project, next(iter(images.values()))[:1]).shape[1]
+        network = CorrectedNetwork(model, given.project, tuple(experts), dim, self.rank)
+        network.network.load_state_dict(recalibrate(merged))
+        for task, correction in zip(experts, network.corrections, strict=True):
+            expert.load_state_dict(own_names(model, experts[task]))
+            inputs = encode(network.network, given.project, images[task])
+            self._fit(task, correction, inputs, encode(expert, given.project, images[task]))
+        return network
+
+    def _merging(self) -> MergeMethod:
+        """The method behind this one's transforms and with its seed."""
+        method = seeded(self.method, self.seed)
+        transforms = (*self.transforms, *method.transforms)
+        return replace(method, transforms=transforms)  # type: ignore[type-var]
+
+    @torch.enable_grad()
+    def _fit(self, task: str, correction: nn.Module, inputs: Tensor, targets: Tensor) -> None:
+        """Bring corrected features [n, dim] near to the expert's."""
+        assert isinstance(correction, Correction)
+        generator = generator_for(self.seed, "surgery", task)
+        correction.reset(generator)
+        correction.requires_grad_(True)
+        optimizer = torch.optim.Adam(correction.parameters(), self.learning_rate)
+        batches = minibatches(len(inputs), self.batch_size, generator)
+        for _, rows in zip(range(self.steps), batches, strict=False):
+            optimizer.zero_grad()
+            functional.l1_loss(correction(inputs[rows]), targets[rows]).backward()
+            optimizer.step()
+        correction.requires_grad_(False)
+
+    def origin(self) -> Origin:
+        """What the method that merges has learned elsewhere."""
+        return self.method.origin()

@@ -1,0 +1,82 @@
+"""TSV-M: merge the largest singular triplets of every expert, made orthogonal."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, get_args
+
+import torch
+from torch import Tensor
+
+from lightning_merge.core.decompose import (
+    Convolutions,
+    as_matrices,
+    polar_factor,
+    singular_triplets,
+)
+from lightning_merge.core.task_vectors import Span, TaskVectors, sum_tasks
+from lightning_merge.methods.base import MergeMethod, Resources, Transform, Update
+from lightning_merge.methods.checks import require_choice, require_finite
+
+
+@dataclass(frozen=True)
+class TSVM(MergeMethod):
+    """Task singular vectors, whitened and added. Needs nothing but weights.
+
+    Of each expert's update [out, rest] = U_k S_k V_k^T the largest floor(min(out, rest) / K)
+    triplets are kept, at least one. Beside each other, U = [U_1 ... U_K] and V = [V_1 ... V_K]
+    are replaced by the nearest matrices with orthonormal columns (orthogonal Procrustes), so that
+    tasks no longer interfere; the update is scale * U S V^T. Tensors that are no matrices are
+    averaged, times scale.
+
+    Where columns of different experts coincide, the nearest matrix is not unique; the part that
+    is not determined is left out, so that K copies of one expert merge to its largest triplets.
+    Cost: 1 eigenvalue problem of size min(out, rest) per expert and tensor, and 2 for all.
+
+    Reference: Gargiulo et al. 2025, "Task Singular Vectors", Algorithm 1. The published code
+    averages convolutions (`convolutions="average"`) and the text projection.
+
+    Args:
+        scale: Factor of the update.
+        convolutions: A convolution's weight is a "matrix" [out, rest], or one takes the "average".
+        transforms: Applied to the task vectors first, in order.
+
+    Raises:
+        InputError: The scale is not finite, or `convolutions` unknown.
+    """
+
+    scale: float = 1.0
+    convolutions: Convolutions = "matrix"
+    transforms: Sequence[Transform] = ()
+    reference: ClassVar[str] = "Gargiulo et al. 2025, arXiv:2412.00081"
+    whole: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        require_finite(scale=self.scale)
+        require_choice(get_args(Convolutions), convolutions=self.convolutions)
+
+    def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
+        """Decompose every matrix by itself."""
+
+        def update(span: Span, tile: Tensor) -> Tensor:
+            matrices = as_matrices(tile, vectors.base.shape(span.name), self.convolutions)
+            if matrices is None:
+                return sum_tasks(tile).mul_(self.scale / len(tile))
+            return whitened_sum(matrices).mul_(self.scale).to(tile.dtype).flatten()
+
+        return update
+
+
+def whitened_sum(matrices: Tensor) -> Tensor:
+    """The sum of truncated matrices with decorrelated singular vectors.
+
+    Args:
+        matrices: [K, m, n].
+
+    Returns:
+        [m, n] in float64.
+    """
+    rank = max(1, min(matrices.shape[1:]) // len(matrices))
+    left, values, right = zip(*(singular_triplets(m, rank) for m in matrices), strict=True)
+    return (
+        polar_factor(torch.cat(left, 1)) * torch.cat(values) @ polar_factor(torch.cat(right, 1)).mT
+    )

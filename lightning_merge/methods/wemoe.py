@@ -1,0 +1,286 @@
+"""WEMoE: the MLPs' task vectors are mixed anew for every input, by routers."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.utils import skip_init
+from torch.utils.checkpoint import checkpoint
+
+from lightning_merge.core.errors import InputError
+from lightning_merge.core.names import match_names
+from lightning_merge.core.seeding import generator_for
+from lightning_merge.core.task_vectors import flatten_tasks
+from lightning_merge.methods.base import Resources, Transform, Weights
+from lightning_merge.methods.checks import require_finite
+from lightning_merge.methods.network import (
+    NetworkMethod,
+    Recalibrate,
+    TaskNetwork,
+    check_learning,
+    frozen,
+    minibatches,
+    own_names,
+)
+from lightning_merge.methods.task_arithmetic import TaskArithmetic
+
+
+class RoutedMLP(nn.Module):
+    """An MLP with weights theta_0 + sum_k r_k(x) tau_k for each sample x.
+
+    r(x) [K] is the mean over the sample's tokens of W_2 relu(W_1 t + b_1) + b_2.
+
+    Args:
+        mlp: The base's.
+        width: Of the tokens.
+        experts: Number of task vectors, K.
+        batch_dim: Dimension of the input that counts samples.
+    """
+
+    vectors: Tensor
+
+    def __init__(self, mlp: nn.Module, width: int, experts: int, batch_dim: int = 0) -> None:
+        super().__init__()
+        self.mlp, self.batch_dim = mlp, batch_dim
+        self.sizes = {name: p.shape for name, p in mlp.named_parameters()}
+        first = next(mlp.parameters())
+        count = sum(shape.numel() for shape in self.sizes.values())
+        self.register_buffer("vectors", torch.zeros(experts, count).to(first))
+        fc1, fc2 = skip_init(nn.Linear, width, width), skip_init(nn.Linear, width, experts)
+        self.gate = nn.Sequential(fc1, nn.ReLU(), fc2).to(first)
+
+    @torch.no_grad()
+    def reset(self, prior: float, generator: torch.Generator) -> None:
+        """Draw W_1 and W_2 from N(0, 0.01^2), and set b_1 to 0 and b_2 to the prior."""
+        for layer, bias in ((self.gate[0], 0.0), (self.gate[2], prior)):
+            assert isinstance(layer, nn.Linear)
+            layer.weight.copy_(0.01 * torch.randn(layer.weight.shape, generator=generator))
+            layer.bias.fill_(bias)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map tokens [..., width] of samples to others."""
+        samples = tokens.unbind(self.batch_dim)
+        return torch.stack([self._recomputed(sample) for sample in samples], self.batch_dim)
+
+    def _recomputed(self, sample: Tensor) -> Tensor:
+        """Keep no sample's weights for the backward pass, which makes them again."""
+        if not torch.is_grad_enabled():
+            return self._one(sample)
+        out: Tensor = checkpoint(self._one, sample, use_reentrant=False)
+        return out
+
+    def _one(self, sample: Tensor) -> Tensor:
+        """Merge for one sample [..., width] and map it."""
+        weights = self.gate(sample).flatten(0, -2).mean(0)
+        with torch.autocast(sample.device.type, enabled=False):
+            update = weights.to(self.vectors.dtype) @ self.vectors
+        parts = update.split([shape.numel() for shape in self.sizes.values()])
+        base = dict(self.mlp.named_parameters())
+        merged = {
+            name: base[name] + part.view(shape)
+            for (name, shape), part in zip(self.sizes.items(), parts, strict=True)
+        }
+        out: Tensor = functional_call(self.mlp, merged, (sample,))
+        return out
+
+
+class RoutedNetwork(TaskNetwork):
+    """A merged network with routed MLPs; the images tell it enough about the task.
+
+    Args:
+        model: Architecture of the merged network.
+        project: From what it returns to features.
+        experts: Number of task vectors, K.
+        blocks: Name of each MLP to the width and the number of an image's tokens.
+        batch_dim: Dimension of the MLPs' inputs that counts images.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        project: Callable[[Any], Tensor],
+        experts: int,
+        blocks: Mapping[str, tuple[int, int]],
+        batch_dim: int,
+    ) -> None:
+        plain = {name: list(sizes) for name, sizes in blocks.items()}
+        super().__init__(model, project, experts=experts, blocks=plain, batch_dim=batch_dim)
+        self.network = frozen(model)
+        self.blocks = {name: (width, tokens) for name, (width, tokens) in plain.items()}
+        for name, (width, _) in self.blocks.items():
+            mlp = self.network.get_submodule(name)
+            self.network.set_submodule(name, RoutedMLP(mlp, width, experts, batch_dim))
+        self.requires_grad_(False)
+
+    def routed(self) -> Iterator[tuple[str, RoutedMLP]]:
+        """Yield the routed MLPs by their names in the model."""
+        for name in self.blocks:
+            mlp = self.network.get_submodule(name)
+            assert isinstance(mlp, RoutedMLP)
+            yield name, mlp
+
+    @property
+    def inference_cost(self) -> float:  # type: ignore[override]
+        """Multiplications by weights in relation to one pass, which takes d per token.
+
+        The routers add theirs per token, and merging K entries per MLP's parameter and image.
+        """
+        tokens = max(tokens for _, tokens in self.blocks.values())
+        more = 0
+        for name, mlp in self.routed():
+            gate = sum(parameter.numel() for parameter in mlp.gate.parameters())
+            more += self.blocks[name][1] * gate + mlp.vectors.numel()
+        return 1 + more / (tokens * self._of_one)
+
+    def logits(self, task: str, images: Tensor, head: nn.Module) -> Tensor:
+        """See `TaskNetwork`."""
+        logits: Tensor = head(self.project(self.network(images)))
+        return logits
+
+
+@dataclass(frozen=True)
+class WEMoE(NetworkMethod):
+    """Weight-ensembling mixture of experts: MLPs theta_0 + sum_k r_k(x) tau_k for each image x.
+
+    All other tensors are merged by task arithmetic. A router r in front of every MLP is learned
+    by minimising the mean entropy of the predictions on unlabelled held-out images of every task
+    (the paper takes the test images); all else is frozen. It needs no task's name.
+
+    MLPs are modules `mlp` of numbered blocks with two linear layers or more: `resblocks.N.mlp` of
+    open_clip, `blocks.N.mlp` of timm, `layers.N.mlp` of transformers. BatchNorm layers elsewhere
+    have the statistics of the network merged by task arithmetic.
+
+    Reference: Tang et al. 2024, "Merging multi-task models via weight-ensembling mixture of
+    experts", with the routers of two layers and the learning rate of FusionBench's code.
+
+    Args:
+        scale: Of task arithmetic, outside of the MLPs.
+        prior: What every router gives before learning.
+        steps: Of Adam.
+        learning_rate: Of Adam.
+        batch_size: Images of each task per step.
+        seed: Of the routers' weights and the order of the images.
+        transforms: Applied to the task vectors first, in order.
+
+    Raises:
+        InputError: A value is out of its bounds, or the model has no such MLP.
+    """
+
+    scale: float = 0.3
+    prior: float = 0.3
+    steps: int = 1000
+    learning_rate: float = 1e-4
+    batch_size: int = 16
+    seed: int = 0
+    transforms: Sequence[Transform] = ()
+    reference: ClassVar[str] = "Tang et al. 2024, arXiv:2402.00433"
+    needs: ClassVar[str] = "unlabelled batches of every task and heads"
+
+    def __post_init__(self) -> None:
+        require_finite(scale=self.scale, prior=self.prior)
+        check_learning(self.steps, self.learning_rate, self.batch_size)
+
+    def check(self, model: nn.Module) -> None:
+        """Check that there are MLPs to route."""
+        if not mlp_names(model):
+            raise InputError(
+                f"model={type(model).__name__}: WEMoE routes MLPs of Transformer blocks, such as "
+                "blocks.0.mlp, and it has none; choose another method"
+            )
+
+    def make(
+        self,
+        base: Weights,
+        experts: Mapping[str, Weights],
+        given: Resources,
+        recalibrate: Recalibrate,
+    ) -> RoutedNetwork:
+        """Merge, put routers in front of the MLPs, and learn them."""
+        model, images = given.network("WEMoE"), given.task_inputs("WEMoE", tuple(experts))
+        heads = {task: given.head("WEMoE", task) for task in experts}
+        blocks, batch_dim = find_mlps(model, next(iter(images.values()))[:1])
+        method = TaskArithmetic(self.scale, self.transforms)
+        merged = recalibrate(own_names(model, method(base, experts)))
+        vectors = method.task_vectors(base, experts)
+        stored = match_names(model.state_dict(), vectors.base)
+        network = RoutedNetwork(model, given.project, len(experts), blocks, batch_dim)
+        state = network.network.state_dict()
+        inside = {f"{name}.{own}": name for name, mlp in network.routed() for own in mlp.sizes}
+        for own in merged.keys() - inside.keys():
+            state[own].copy_(merged[own])
+        for name, mlp in network.routed():
+            names = [stored[f"{name}.{own}"] for own in mlp.sizes]
+            for own, parameter in zip(names, mlp.mlp.parameters(), strict=True):
+                parameter.copy_(base[own])
+            mlp.vectors.copy_(torch.cat([flatten_tasks(vectors[own]) for own in names], 1))
+            mlp.reset(self.prior, generator_for(self.seed, "wemoe", name))
+        self._fit(network, images, heads)
+        return network
+
+    @torch.enable_grad()
+    def _fit(
+        self,
+        network: RoutedNetwork,
+        images: Mapping[str, Tensor],
+        heads: Mapping[str, nn.Module],
+    ) -> None:
+        """Learn the routers, one task's images at a time within a step."""
+        gates = nn.ModuleList(mlp.gate for _, mlp in network.routed()).requires_grad_(True)
+        optimizer = torch.optim.Adam(gates.parameters(), self.learning_rate)
+        batches = {
+            task: minibatches(len(own), self.batch_size, generator_for(self.seed, "wemoe", task))
+            for task, own in images.items()
+        }
+        for _ in range(self.steps):
+            optimizer.zero_grad()
+            for task, own in images.items():
+                logits = network.logits(task, own[next(batches[task])], heads[task])
+                (entropy(logits) / len(images)).backward()
+            optimizer.step()
+        gates.requires_grad_(False)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Mean entropy of predictions [n, C]."""
+    logs = logits.float().log_softmax(-1)
+    return -(logs.exp() * logs).sum(-1).mean()
+
+
+def mlp_names(model: nn.Module) -> list[str]:
+    """The MLPs of numbered blocks: modules `N.mlp` that have two linear layers or more."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if re.search(r"(^|\.)\d+\.mlp$", name)
+        and sum(isinstance(part, nn.Linear) for part in module.modules()) > 1
+    ]
+
+
+@torch.no_grad()
+def find_mlps(model: nn.Module, image: Tensor) -> tuple[dict[str, tuple[int, int]], int]:
+    """Find what routers of the MLPs have to know: sizes of their inputs, and their order.
+
+    Args:
+        model: A network that has such MLPs; it comes back unchanged.
+        image: An input that it takes, [1, ...].
+
+    Returns:
+        Name of each MLP to the width and number of an image's tokens, and which dimension of
+        the MLPs' inputs counts images.
+    """
+    network, names = frozen(model), mlp_names(model)
+    shapes: list[torch.Size] = []
+    for name in names:
+        network.get_submodule(name).register_forward_pre_hook(
+            lambda _, inputs: shapes.append(inputs[0].shape)
+        )
+    network(image)
+    network(torch.cat([image, image]))
+    one, two = shapes[: len(names)], shapes[len(names) :]
+    batch_dim = [a != b for a, b in zip(one[0], two[0], strict=True)].index(True)
+    sizes = {name: (s[-1], s.numel() // s[-1]) for name, s in zip(names, one, strict=True)}
+    return sizes, batch_dim

@@ -1,0 +1,35 @@
+"""WiSE-FT: go only a part of the way from the base to each expert."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from lightning_merge.core.task_vectors import TaskVectors
+from lightning_merge.methods.base import Transform
+from lightning_merge.methods.checks import require_finite
+
+
+@dataclass(frozen=True)
+class WiSEFT(Transform):
+    """Replace every expert by theta_0 + alpha tau_k. Needs nothing else.
+
+    Before a method that is linear it is nothing but another scale; it matters for one expert
+    alone, and in front of what depends on the size of task vectors.
+
+    Reference: Wortsman et al. 2022, "Robust fine-tuning of zero-shot models".
+
+    Args:
+        alpha: Factor of every task vector; 0 is the base, 1 the expert.
+
+    Raises:
+        InputError: `alpha` is not finite.
+    """
+
+    alpha: float = 0.5
+    reference: ClassVar[str] = "Wortsman et al. 2022, arXiv:2109.01903"
+
+    def __post_init__(self) -> None:
+        require_finite(alpha=self.alpha)
+
+    def __call__(self, vectors: TaskVectors) -> TaskVectors:
+        """Return the task vectors times alpha."""
+        return vectors.map(lambda span, tile: tile.mul_(self.alpha))
