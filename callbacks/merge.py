@@ -1,6 +1,5 @@
 """Any method as a callback: merge the run's experts when fit ends."""
 
-import hashlib
 import inspect
 import itertools
 import json
@@ -16,7 +15,6 @@ from torch import Tensor
 
 from lightning_merge import __version__
 from lightning_merge.callbacks.checked import CheckedCallback
-from lightning_merge.core.batch_norm import recalibrated
 from lightning_merge.core.checkpoint import open_checkpoint, save_checkpoint
 from lightning_merge.core.cost import measured
 from lightning_merge.core.errors import InputError
@@ -24,9 +22,9 @@ from lightning_merge.core.files import file_hash
 from lightning_merge.core.ranks import Ranks
 from lightning_merge.core.seeding import run_seed
 from lightning_merge.evaluation.candidates import BOUNDS, Candidate
-from lightning_merge.methods.base import MergeMethod, Method, Weights, seeded
-from lightning_merge.methods.network import NetworkMethod, Recalibrate, as_they_are, save_network
-from lightning_merge.modules.coefficients import RECALIBRATION_BATCH, CoefficientModule
+from lightning_merge.methods.base import MergeMethod, Method, seeded
+from lightning_merge.methods.network import NetworkMethod, as_they_are, save_network
+from lightning_merge.modules.coefficients import CoefficientModule
 
 
 class Made(NamedTuple):
@@ -163,8 +161,10 @@ class MergeCallback(CheckedCallback):
         A run that goes on takes what it has merged from the same files before.
         """
         module.to(module.trainer.strategy.root_device)
-        given = resources(module, self.method)
-        inputs = {**module.zoo.hashes(tuple(module.experts)), **_hash_of_images(given)}
+        given = module.held_out.resources(self.method)._asdict()
+        inputs = module.zoo.hashes(tuple(module.experts))
+        if self.method.needs != "nothing":
+            inputs["images"] = module.held_out.digest
         if self.method.needs.endswith("heads"):
             inputs["heads"] = file_hash(module.zoo.heads)
         return {
@@ -199,7 +199,7 @@ class MergeCallback(CheckedCallback):
         self.draw(module, self._paths(module, what=what)[1])
         made = Made(cost.seconds, cost.peak_memory)
         for suffix, recalibrate in self._statistics(module).items():
-            weights = module.recalibrate(merged) if recalibrate else merged
+            weights = module.held_out.recalibrate(merged) if recalibrate else merged
             save_checkpoint(weights, files[suffix], metadata={**about[suffix], **_stored(made)})
         return dict.fromkeys(files, made)
 
@@ -214,7 +214,7 @@ class MergeCallback(CheckedCallback):
         """Write the networks of one point of the grid, each made with its own statistics."""
         found = {}
         for suffix, recalibrate in self._statistics(module).items():
-            statistics = recalibrating(module) if recalibrate else as_they_are
+            statistics = module.held_out.recalibrate if recalibrate else as_they_are
             with measured(module.device) as cost:
                 network = method(module.base, module.experts, **given, recalibrate=statistics)
             found[suffix] = Made(
@@ -232,40 +232,12 @@ class MergeCallback(CheckedCallback):
         Args:
             module: the run's, with base and experts.
             method: what merges them.
-            given: what the method needs beside the weights, see `resources`.
+            given: what the method needs beside the weights, see `HeldOut.resources`.
         """
         return method(module.base, module.experts, **given)
 
     def draw(self, module: CoefficientModule, path: Path) -> None:
         """Draw what the last merge saw; a subclass says what."""
-
-
-def resources(module: CoefficientModule, method: Method) -> dict[str, Any]:
-    """Return network, heads and unlabelled held-out images for a method that needs them."""
-    network = {"model": module.encoder.backbone, "project": module.encoder.project}
-    if method.needs == "nothing":
-        return network if isinstance(method, NetworkMethod) else {}
-    drawn = module.data.unlabelled_by_task(seed=run_seed())
-    normalize = module.preprocess.normalize
-    return {
-        **network,
-        "batches": {task: normalize(part.to(module.device)) for task, part in drawn.items()},
-        "heads": dict(module.heads.items()),
-    }
-
-
-def recalibrating(module: CoefficientModule) -> Recalibrate:
-    """Return what measures BatchNorm statistics on a run's unlabelled held-out images."""
-
-    def recalibrate(weights: Weights, task: str | None = None) -> Weights:
-        if task is None:
-            return module.recalibrate(weights)
-        images = module.data.unlabelled_by_task(seed=run_seed())[task]
-        batches = images.tensor_split(-(-len(images) // RECALIBRATION_BATCH))
-        normal = (module.preprocess.normalize(part.to(module.device)) for part in batches)
-        return recalibrated(module.encoder.backbone, weights, normal)
-
-    return recalibrate
 
 
 def _described(method: Method) -> dict[str, str]:
@@ -276,13 +248,6 @@ def _described(method: Method) -> dict[str, str]:
         "version": __version__,
         "code": file_hash(inspect.getfile(type(method))),
     }
-
-
-def _hash_of_images(given: Mapping[str, Any]) -> dict[str, str]:
-    if "batches" not in given:
-        return {}
-    images = torch.cat([*given["batches"].values()])
-    return {"images": hashlib.sha256(images.cpu().numpy().tobytes()).hexdigest()}
 
 
 def _stored(made: Made) -> dict[str, str]:

@@ -7,6 +7,7 @@ from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.methods.base import MergeMethod, Resources
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.base import fitting_heads
+from lightning_merge.modules.held_out import HeldOut
 
 
 def merge(
@@ -29,12 +30,7 @@ def merge(
             return no_resources(method)
         data.preprocess = encoder.preprocess
         data.load(test=False)
-        normalize = encoder.preprocess.normalize
-        return Resources(
-            model=encoder.backbone,
-            batches={t: normalize(i) for t, i in data.unlabelled_by_task().items()},
-            heads=None if heads is None else fitting_heads(heads, data, encoder),
-            project=encoder.project,
-        )
+        found = {} if heads is None else fitting_heads(heads, data, encoder)
+        return HeldOut(encoder, data, found).resources(method)
 
     merge_files(resources=resources, **options)

@@ -5,16 +5,16 @@ from pathlib import Path
 import torch
 
 from lightning_merge.callbacks.merge import Made
-from lightning_merge.core.batch_norm import has_batch_norm, recalibrated
+from lightning_merge.core.batch_norm import has_batch_norm
 from lightning_merge.core.checkpoint import save_checkpoint
 from lightning_merge.core.cost import measured
-from lightning_merge.core.seeding import generator_for, run_seed
+from lightning_merge.core.seeding import run_seed
 from lightning_merge.data.datamodule import MergeDataModule
-from lightning_merge.methods.base import MergeMethod, Method, Resources, Weights, seeded
+from lightning_merge.methods.base import MergeMethod, Method, Weights, seeded
 from lightning_merge.methods.network import NetworkMethod, as_they_are, save_network
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.base import fitting_heads
-from lightning_merge.modules.coefficients import RECALIBRATION_BATCH
+from lightning_merge.modules.held_out import HeldOut
 from lightning_merge.modules.zoo import Zoo
 
 
@@ -40,11 +40,11 @@ class ZooMerger:
         device: torch.device,
         recalibrate: bool = True,
     ) -> None:
-        self.encoder, self.zoo, self.data, self.device = encoder, zoo, data, device
+        self.encoder, self.zoo, self.data, self.device = encoder.to(device), zoo, data, device
         self.recalibrates = recalibrate and has_batch_norm(encoder.backbone)
-        data.preprocess = encoder.preprocess
         self._base, self._experts = zoo.open(encoder, data.seen)
-        self._heads = fitting_heads(zoo.heads, data, encoder)
+        heads = fitting_heads(zoo.heads, data, encoder)
+        self._held_out = HeldOut(encoder, data, {t: head.to(device) for t, head in heads.items()})
 
     @torch.no_grad()
     def merge(self, method: Method, file: Path) -> Made:
@@ -58,12 +58,12 @@ class ZooMerger:
             InputError: the method cannot merge them.
         """
         method = seeded(method, run_seed())
-        self.encoder.load(self.zoo.base).to(self.device)
-        given = self._resources(method)._asdict()
+        self.encoder.load(self.zoo.base)
+        given = self._held_out.resources(method)._asdict()
         about = {"method": type(method).__name__, "hyperparameters": method.described()}
         about |= self.zoo.hashes(self.data.seen)
         if isinstance(method, NetworkMethod):
-            statistics = self.recalibrate if self.recalibrates else as_they_are
+            statistics = self._held_out.recalibrate if self.recalibrates else as_they_are
             with measured(self.device) as cost:
                 network = method(self._base, self._experts, **given, recalibrate=statistics)
             save_network(network, file, metadata=about)
@@ -73,28 +73,6 @@ class ZooMerger:
         with measured(self.device) as cost:
             merged: Weights = method(self._base, self._experts, **given)
         if self.recalibrates:
-            merged = self.recalibrate(merged)
+            merged = self._held_out.recalibrate(merged)
         save_checkpoint(merged, file, metadata=about)
         return Made(cost.seconds, cost.peak_memory)
-
-    def recalibrate(self, weights: Weights, task: str | None = None) -> dict[str, torch.Tensor]:
-        """Return weights with BatchNorm statistics of held-out images of a task, or of all."""
-        parts = self.data.unlabelled_by_task(seed=run_seed())
-        images = torch.cat([*parts.values()]) if task is None else parts[task]
-        order = torch.randperm(len(images), generator=generator_for(0, "recalibrate"))
-        batches = images[order].tensor_split(-(-len(images) // RECALIBRATION_BATCH))
-        normalize = self.encoder.preprocess.normalize
-        normal = (normalize(batch.to(self.device)) for batch in batches)
-        return recalibrated(self.encoder.backbone, weights, normal)
-
-    def _resources(self, method: Method) -> Resources:
-        """Return the network, and heads and unlabelled held-out images where they are needed."""
-        network = Resources(self.encoder.backbone, project=self.encoder.project)
-        if method.needs == "nothing":
-            return network
-        drawn = self.data.unlabelled_by_task(seed=run_seed())
-        normalize = self.encoder.preprocess.normalize
-        return network._replace(
-            batches={task: normalize(images.to(self.device)) for task, images in drawn.items()},
-            heads={task: head.to(self.device) for task, head in self._heads.items()},
-        )

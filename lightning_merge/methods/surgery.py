@@ -17,7 +17,6 @@ from lightning_merge.methods.base import (
     Resources,
     Transform,
     Weights,
-    seeded,
 )
 from lightning_merge.methods.network import (
     NetworkMethod,
@@ -112,7 +111,7 @@ class Surgery(NetworkMethod):
         steps: Of Adam, for each task.
         learning_rate: Of Adam.
         batch_size: Images per step.
-        seed: Of D, of the order of the images, and added to that of the method.
+        seed: Of D and of the order of the images.
         transforms: Applied to the task vectors before the method's own.
 
     Raises:
@@ -155,10 +154,9 @@ class Surgery(NetworkMethod):
         return network
 
     def _merging(self) -> MergeMethod:
-        """The method behind this one's transforms and with its seed."""
-        method = seeded(self.method, self.seed)
-        transforms = (*self.transforms, *method.transforms)
-        return replace(method, transforms=transforms)  # type: ignore[type-var]
+        """The method behind this one's transforms."""
+        transforms = (*self.transforms, *self.method.transforms)
+        return replace(self.method, transforms=transforms)  # type: ignore[type-var]
 
     @torch.enable_grad()
     def _fit(self, task: str, correction: nn.Module, inputs: Tensor, targets: Tensor) -> None:

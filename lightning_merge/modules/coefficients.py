@@ -1,6 +1,5 @@
 """What all modules that learn merging coefficients share."""
 
-import hashlib
 import json
 import time
 from abc import abstractmethod
@@ -13,12 +12,12 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from lightning_merge import __version__
-from lightning_merge.core.batch_norm import batch_statistics, has_batch_norm, recalibrated
+from lightning_merge.core.batch_norm import batch_statistics, has_batch_norm
 from lightning_merge.core.checkpoint import save_checkpoint
 from lightning_merge.core.coefficients import StackedTaskVectors
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.learner import Level
-from lightning_merge.core.seeding import generator_for, run_seed
+from lightning_merge.core.seeding import run_seed
 from lightning_merge.core.task_vectors import TaskVectors
 from lightning_merge.data.dataset import Batch
 from lightning_merge.evaluation.candidates import BOUNDS, Candidate
@@ -26,12 +25,11 @@ from lightning_merge.methods.base import Transform, seeded
 from lightning_merge.methods.checks import require_choice
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.base import TaskModule
+from lightning_merge.modules.held_out import HeldOut
 from lightning_merge.modules.memory import check_memory
 from lightning_merge.modules.zoo import Zoo
 
 BatchNorm = Literal["recalibrate", "average", "both"]
-RECALIBRATION_BATCH = 256
-"""Images of a batch that gives BatchNorm statistics, at most."""
 
 
 class CoefficientModule(TaskModule):
@@ -59,6 +57,7 @@ class CoefficientModule(TaskModule):
 
     Attributes:
         candidates: what the run compares, by name; merging callbacks add theirs.
+        held_out: the unlabelled images that methods and BatchNorm may see, once it is set up.
         final_scale: what the learned coefficients are multiplied by.
         seconds: time spent learning.
         transductive: whether it learns from unlabelled test images.
@@ -86,7 +85,6 @@ class CoefficientModule(TaskModule):
         self.requires_grad_(False)
         self.candidates: dict[str, Candidate] = {}
         self._merged: dict[str, Tensor] | None = None
-        self._images: Tensor | None = None
         self.final_scale = 1.0
         self.seconds = 0.0
 
@@ -147,33 +145,17 @@ class CoefficientModule(TaskModule):
             return {}
         if not recalibrate:
             return {"batch_norm": "average"}
-        digest = hashlib.sha256(self._held_out().numpy().tobytes()).hexdigest()
-        return {"batch_norm": f"recalibrated on {len(self._held_out())} images of digest {digest}"}
+        images = f"{len(self.held_out)} images of digest {self.held_out.digest}"
+        return {"batch_norm": f"recalibrated on {images}"}
 
     def notes(self) -> list[str]:
         """Return what a reader of all the run's merged networks must know."""
         if not any(self.variants.values()):
             return []
         return [
-            f"BatchNorm statistics of merged networks are those of {len(self._held_out())} "
+            f"BatchNorm statistics of merged networks are those of {len(self.held_out)} "
             "unlabelled held-out images, but where a name says that they are not recalibrated."
         ]
-
-    def recalibrate(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return merged weights with BatchNorm statistics of held-out images of all tasks."""
-        images = self._held_out()
-        batches = images.tensor_split(-(-len(images) // RECALIBRATION_BATCH))
-        normal = (self.preprocess.normalize(batch.to(self.device)) for batch in batches)
-        with torch.autocast(self.device.type, enabled=False):
-            return recalibrated(self.encoder.backbone, weights, normal)
-
-    def _held_out(self) -> Tensor:
-        """Return the unlabelled images that statistics are taken from, all tasks mixed."""
-        if self._images is None:
-            images = self.data.unlabelled(seed=run_seed())
-            order = torch.randperm(len(images), generator=generator_for(0, "recalibrate"))
-            self._images = images[order]
-        return self._images
 
     # State
 
@@ -229,6 +211,7 @@ class CoefficientModule(TaskModule):
         self.stacked = StackedTaskVectors(vectors, device, offload=self.offload)
         self.learner = self.make_learner(vectors)
         self.open_heads(self.zoo.heads)
+        self.held_out = HeldOut(self.encoder, self.data, self.heads)  # type: ignore[arg-type]
         self.base, self.experts = base, experts
         for candidate in self.zoo.bounds(self.data.tasks):
             self.candidates[candidate.name] = candidate
@@ -296,7 +279,7 @@ class CoefficientModule(TaskModule):
             with torch.no_grad():
                 merged = self.stacked.to(self.device).merge(self.final_coefficients())
             recalibrate = next(iter(self.variants.values()))
-            self._merged = self.recalibrate(merged) if recalibrate else merged
+            self._merged = self.held_out.recalibrate(merged) if recalibrate else merged
         return self.encoder.functional(self._merged, images)
 
     def training_step(self, batch: Mapping[str, Batch], batch_idx: int) -> Tensor:
@@ -390,7 +373,7 @@ class CoefficientModule(TaskModule):
         )
         merged = self.stacked.merge(values)
         for suffix, recalibrate in self.variants.items():
-            weights = self.recalibrate(merged) if recalibrate else merged
+            weights = self.held_out.recalibrate(merged) if recalibrate else merged
             about = {**metadata, **self.describe_statistics(recalibrate)}
             cpu = {name: tensor.cpu() for name, tensor in weights.items()}
             save_checkpoint(cpu, self.merged_file(self.name + suffix), metadata=about)

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from lightning_merge.core.errors import InputError
 from lightning_merge.methods import Dare, LwPTV, MTies, TaskArithmetic, Ties
+from lightning_merge.methods.base import seeded
 from lightning_merge.methods.surgery import Correction, Surgery
 
 
@@ -90,10 +91,11 @@ def test_the_same_seed_gives_the_same_network(base, make_experts, resources):
     assert not torch.equal(first["corrections.0.down.weight"], other["corrections.0.down.weight"])
 
 
-def test_its_seed_and_transforms_reach_the_method(net, base, make_experts, resources):
+def test_a_seed_and_transforms_reach_the_method(net, base, make_experts, resources):
     experts = make_experts(2)
     inner = TaskArithmetic(transforms=[Dare(0.5, seed=2)])
-    network = Surgery(inner, steps=0, seed=3, transforms=[LwPTV(0.5)])(base, experts, **resources)
+    method = seeded(Surgery(inner, steps=0, transforms=[LwPTV(0.5)]), 3)
+    network = method(base, experts, **resources)
     merged = TaskArithmetic(transforms=[LwPTV(0.5), Dare(0.5, seed=5)])(base, experts)
     for name, tensor in network.network.state_dict().items():
         assert torch.equal(tensor, merged[name])
