@@ -1,4 +1,4 @@
-"""The list command: what there is, one line each."""
+"""The list command: what there is, a line or two each."""
 
 import inspect
 import shutil
@@ -13,7 +13,7 @@ from lightning_merge.models import encoders
 
 
 def show(what: Literal["all", "methods", "transforms", "tasks", "encoders"] = "all") -> None:
-    """Show methods, transforms, tasks and encoders, one line each.
+    """Show methods, transforms, tasks and encoders, a line or two each.
 
     Args:
         what: all, methods, transforms, tasks or encoders.
@@ -32,14 +32,18 @@ def show(what: Literal["all", "methods", "transforms", "tasks", "encoders"] = "a
             width = max(map(len, lines))
             room = shutil.get_terminal_size().columns - width - 4
             for name, line in sorted(lines.items()):
-                print(f"  {name:<{width}}  {textwrap.shorten(line, room, placeholder='...')}")
+                first, *details = line.split("\n")
+                print(f"  {name:<{width}}  {textwrap.shorten(first, room, placeholder='...')}")
+                for part in textwrap.wrap(" ".join(details), room):
+                    print(f"  {'':<{width}}  {part}")
 
 
 def _registered(kinds: dict[str, Any]) -> dict[str, str]:
-    """Return the first sentence of each, what it needs, and if it makes a network."""
+    """Return the first sentence of each; below it what it needs and costs, and its reference."""
     return {
         name: (inspect.getdoc(kind) or "").partition("\n")[0].partition(". ")[0]
-        + ("" if kind.needs == "nothing" else f"; needs {kind.needs}")
         + ("; returns a network" if issubclass(kind, NetworkMethod) else "")
+        + ("\n" if kind.needs == "nothing" else f"\nneeds {kind.needs}; ")
+        + f"costs {kind.cost}; {kind.reference}"
         for name, kind in kinds.items()
     }

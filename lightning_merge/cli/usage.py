@@ -9,7 +9,7 @@ COMMANDS = {
     "tune": "choose a method's hyperparameters on held-out images, and test them once",
     "mergeability": "M-Loss of experts and of their pairs: how well they will merge",
     "report": "one table of the mean and spread of several runs",
-    "list": "show methods, tasks and encoders, one line each",
+    "list": "show methods, tasks and encoders",
 }
 
 USAGE = (

@@ -20,6 +20,7 @@ class Average(MergeMethod):
 
     transforms: Sequence[Transform] = ()
     reference: ClassVar[str] = "Wortsman et al. 2022, arXiv:2203.05482"
+    cost: ClassVar[str] = "1 reading"
 
     def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
         """Average every tensor."""

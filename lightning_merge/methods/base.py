@@ -165,6 +165,7 @@ class Transform(ABC):
 
     reference: ClassVar[str] = ""
     needs: ClassVar[str] = "nothing"
+    cost: ClassVar[str] = ""
 
     @abstractmethod
     def __call__(self, vectors: TaskVectors) -> TaskVectors:
@@ -178,11 +179,13 @@ class Method(ABC):
         transforms: Applied to the task vectors first, in order.
         reference: Where it was published.
         needs: What it takes beside weights.
+        cost: How often all weights are read and what else takes long, for K experts.
     """
 
     transforms: Sequence[Transform]
     reference: ClassVar[str] = ""
     needs: ClassVar[str] = "nothing"
+    cost: ClassVar[str] = ""
 
     def origin(self) -> Origin:
         """What was learned before, for methods that merge by it."""

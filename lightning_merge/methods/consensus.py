@@ -41,6 +41,7 @@ class Consensus(MergeMethod):
     scale: float = 0.3
     transforms: Sequence[Transform] = ()
     reference: ClassVar[str] = "Wang et al. 2024, arXiv:2405.07813"
+    cost: ClassVar[str] = "1 reading"
 
     def __post_init__(self) -> None:
         require_between(0, float("inf"), agree=self.agree)

@@ -31,6 +31,7 @@ class Dare(Transform):
     drop: float = 0.9
     seed: int = 0
     reference: ClassVar[str] = "Yu et al. 2024, arXiv:2311.03099"
+    cost: ClassVar[str] = "random numbers"
 
     def __post_init__(self) -> None:
         if not 0 <= self.drop < 1:

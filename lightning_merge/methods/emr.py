@@ -126,6 +126,7 @@ class EMR(NetworkMethod):
     rescale: Rescale = "entries"
     transforms: Sequence[Transform] = ()
     reference: ClassVar[str] = "Huang et al. 2024, arXiv:2405.17461"
+    cost: ClassVar[str] = "2 readings"
 
     def __post_init__(self) -> None:
         require_choice(get_args(Rescale), rescale=self.rescale)

@@ -71,6 +71,7 @@ class Ensemble(NetworkMethod):
     outputs: Outputs = "logits"
     transforms: Sequence[Transform] = ()
     reference: ClassVar[str] = "Wang et al. 2025, M-Loss, section 2.2"
+    cost: ClassVar[str] = "K passes an image"
     recalibrates: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -53,6 +53,7 @@ class Fisher(MergeMethod):
     seed: int = 0
     transforms: Sequence[Transform] = ()
     reference: ClassVar[str] = "Matena and Raffel 2022, arXiv:2111.09832"
+    cost: ClassVar[str] = "K forward passes and, per class, backward passes over own inputs"
     needs: ClassVar[str] = "unlabelled batches of every task and heads"
 
     def __post_init__(self) -> None:

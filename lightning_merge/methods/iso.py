@@ -72,6 +72,7 @@ class IsoC(_Isotropic):
     convolutions: Convolutions = "matrix"
     transforms: Sequence[Transform] = ()
     reference: ClassVar[str] = "Marczak et al. 2025, arXiv:2502.04959"
+    cost: ClassVar[str] = "1 reading, 1 eigenproblem a tensor"
 
     def __post_init__(self) -> None:
         self._check()
@@ -112,6 +113,7 @@ class IsoCTS(_Isotropic):
     convolutions: Convolutions = "matrix"
     transforms: Sequence[Transform] = ()
     reference: ClassVar[str] = "Marczak et al. 2025, arXiv:2502.04959"
+    cost: ClassVar[str] = "1 reading, K + 3 eigenproblems a tensor"
 
     def __post_init__(self) -> None:
         require_between(0, 1, common=self.common)

@@ -48,6 +48,7 @@ class KnOTS(MergeMethod):
     combine: Combine = "mean"
     transforms: Sequence[Transform] = ()
     reference: ClassVar[str] = "Stoica et al. 2025, arXiv:2410.19735"
+    cost: ClassVar[str] = "4 readings, 1 eigenproblem a tensor"
     whole: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

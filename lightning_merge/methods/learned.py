@@ -59,6 +59,7 @@ class LearnedCoefficients(MergeMethod):
     by: By = "layer"
     transforms: Sequence[Transform] = ()
     reference: ClassVar[str] = "StatsMerging 2025, appendix A.5.2"
+    cost: ClassVar[str] = "1 reading; by statistics 2"
 
     def __post_init__(self) -> None:
         require_choice(get_args(By), by=self.by)

@@ -58,6 +58,7 @@ class LiNeS(MergeMethod):
     alpha: float | None = None
     transforms: Sequence[Transform] = ()
     reference: ClassVar[str] = "Wang et al. 2025, arXiv:2410.17146"
+    cost: ClassVar[str] = "that of its method; without alpha twice"
 
     def __post_init__(self) -> None:
         require_finite(beta=self.beta, alpha=self.alpha or 0.0)

@@ -44,6 +44,7 @@ class LwPTV(Transform):
     shared: bool = True
     granularity: Literal["layer", "parameter"] = "layer"
     reference: ClassVar[str] = "Zhang et al. 2025, Merging Smarter, Generalizing Better"
+    cost: ClassVar[str] = "1 reading more"
 
     def __post_init__(self) -> None:
         if not self.prune_ratio >= 0:

@@ -33,6 +33,7 @@ class ModelStock(MergeMethod):
 
     transforms: Sequence[Transform] = ()
     reference: ClassVar[str] = "Jang et al. 2024, arXiv:2403.19522"
+    cost: ClassVar[str] = "2 readings"
 
     def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
         """Find the ratio t of every tensor."""

@@ -53,6 +53,7 @@ class PCB(MergeMethod):
     rescale: bool = True
     transforms: Sequence[Transform] = ()
     reference: ClassVar[str] = "Du et al. 2024, arXiv:2410.02396"
+    cost: ClassVar[str] = "about 5 readings, K(K + 1) / 2 tanh an entry"
 
     def __post_init__(self) -> None:
         require_between(0, 1, density=self.density)

@@ -32,6 +32,7 @@ class MagnitudePruning(Transform):
 
     prune_ratio: float = 0.7
     reference: ClassVar[str] = "Sanh et al. 2020, arXiv:2005.07683"
+    cost: ClassVar[str] = "1 reading more"
 
     def __post_init__(self) -> None:
         require_between(0, 1, prune_ratio=self.prune_ratio)
@@ -68,6 +69,7 @@ class RandomPruning(Transform):
     prune_ratio: float = 0.7
     seed: int = 0
     reference: ClassVar[str] = "Zhang et al. 2025, Merging Smarter, Generalizing Better"
+    cost: ClassVar[str] = "random numbers"
 
     def __post_init__(self) -> None:
         require_between(0, 1, prune_ratio=self.prune_ratio)
@@ -102,6 +104,7 @@ class AbsolutePruning(Transform):
 
     prune_ratio: float = 0.7
     reference: ClassVar[str] = "Zhang et al. 2025, Merging Smarter, Generalizing Better"
+    cost: ClassVar[str] = "1 reading more"
 
     def __post_init__(self) -> None:
         require_between(0, 1, prune_ratio=self.prune_ratio)

@@ -54,6 +54,7 @@ class RegMean(MergeMethod):
     layers: Layers = "all"
     transforms: Sequence[Transform] = ()
     reference: ClassVar[str] = "Jin et al. 2023, arXiv:2212.09849"
+    cost: ClassVar[str] = "K forward passes over own inputs, 1 linear system a layer"
     needs: ClassVar[str] = "unlabelled batches of every task"
 
     def __post_init__(self) -> None:

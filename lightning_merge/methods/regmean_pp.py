@@ -53,6 +53,7 @@ class RegMeanPlusPlus(MergeMethod):
     unit: Unit = "block"
     transforms: Sequence[Transform] = ()
     reference: ClassVar[str] = "Nguyen et al. 2025, arXiv:2508.03121"
+    cost: ClassVar[str] = "for U blocks K (U / 2 + 1) forward passes over own inputs"
     needs: ClassVar[str] = "unlabelled batches of every task"
 
     def __post_init__(self) -> None:

@@ -126,6 +126,7 @@ class Surgery(NetworkMethod):
     seed: int = 0
     transforms: Sequence[Transform] = ()
     reference: ClassVar[str] = "Yang et al. 2024, arXiv:2402.02705"
+    cost: ClassVar[str] = "that of its method, K + 1 passes, seconds of learning"
     needs: ClassVar[str] = "unlabelled batches of every task"
 
     def __post_init__(self) -> None:

@@ -26,6 +26,7 @@ class TaskArithmetic(MergeMethod):
     scale: float = 0.3
     transforms: Sequence[Transform] = ()
     reference: ClassVar[str] = "Ilharco et al. 2023, arXiv:2212.04089"
+    cost: ClassVar[str] = "1 reading"
 
     def __post_init__(self) -> None:
         require_finite(scale=self.scale)

@@ -43,6 +43,7 @@ class Ties(MergeMethod):
     trim: TrimScope = "global"
     transforms: Sequence[Transform] = ()
     reference: ClassVar[str] = "Yadav et al. 2023, arXiv:2306.01708"
+    cost: ClassVar[str] = "2 readings"
 
     def __post_init__(self) -> None:
         require_between(0, 1, density=self.density)
@@ -80,6 +81,7 @@ class TrimAndElect(Transform):
     density: float = 0.2
     trim: TrimScope = "global"
     reference: ClassVar[str] = "Yadav et al. 2023, arXiv:2306.01708"
+    cost: ClassVar[str] = "1 reading more"
 
     def __post_init__(self) -> None:
         require_between(0, 1, density=self.density)

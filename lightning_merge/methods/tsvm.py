@@ -48,6 +48,7 @@ class TSVM(MergeMethod):
     convolutions: Convolutions = "matrix"
     transforms: Sequence[Transform] = ()
     reference: ClassVar[str] = "Gargiulo et al. 2025, arXiv:2412.00081"
+    cost: ClassVar[str] = "1 reading, K + 2 eigenproblems a tensor"
     whole: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -178,6 +178,7 @@ class WEMoE(NetworkMethod):
     seed: int = 0
     transforms: Sequence[Transform] = ()
     reference: ClassVar[str] = "Tang et al. 2024, arXiv:2402.00433"
+    cost: ClassVar[str] = "`steps` forward and backward passes a task"
     needs: ClassVar[str] = "unlabelled batches of every task and heads"
 
     def __post_init__(self) -> None:

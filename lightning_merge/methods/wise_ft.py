@@ -26,6 +26,7 @@ class WiSEFT(Transform):
 
     alpha: float = 0.5
     reference: ClassVar[str] = "Wortsman et al. 2022, arXiv:2109.01903"
+    cost: ClassVar[str] = "nothing"
 
     def __post_init__(self) -> None:
         require_finite(alpha=self.alpha)

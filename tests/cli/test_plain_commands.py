@@ -156,7 +156,10 @@ def test_list_shows_all_there_is(run, monkeypatch):
     out = run("list").out
     words = out.split()
     assert max(map(len, out.splitlines())) <= 80
-    assert len(out.splitlines()) == len(everything) + sum(map(len, everything.values()))
+    for cls in {**everything["methods"], **everything["transforms"]}.values():
+        for detail in (cls.reference, cls.cost):
+            assert detail in " ".join(words)
+        assert cls.needs == "nothing" or cls.needs in " ".join(words)
     for what, names in everything.items():
         assert names
         for name in names:

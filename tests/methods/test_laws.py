@@ -189,6 +189,7 @@ def test_every_method_says_what_it_is():
         assert cls.__doc__, cls
         assert cls.reference, cls
         assert cls.needs, cls
+        assert cls.cost, cls
     assert set(IDENTITIES) < set(METHODS)
     assert set(TRANSFORM_IDENTITIES) < set(TRANSFORMS)
 
