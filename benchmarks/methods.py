@@ -65,7 +65,7 @@ GROUPS: dict[str, dict[str, Entry]] = {
     "networks": {
         "emr": ("EMR", {}, {}),
         "surgery": ("Surgery", {"method": {"class_path": "TaskArithmetic"}}, {}),
-        "wemoe": ("WEMoE", {}, {}),
+        "wemoe": ("WEMoE", {"steps": 200}, {}),
         "ensemble": ("Ensemble", {}, {}),
     },
 }

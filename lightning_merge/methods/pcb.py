@@ -31,15 +31,14 @@ class PCB(MergeMethod):
     zero. The update is scale * sum_k beta_k s_k c_k / sum_k beta_k.
 
     Reference: Du et al. 2024, "Parameter Competition Balancing for Model Merging", as in the code
-    published with it, whose exp and tanh stand for the paper's softmax.
+    published with it.
 
     Args:
         density: Fraction r of each expert's parameters that keeps a weight, in [0, 1].
         scale: Factor lambda of the update.
         variant: How agreement is measured, "vision" or "language", see above.
         clip: Fraction of the magnitudes that is clipped at either end, in [0, 0.5]; 0 for none.
-        rescale: Move the kept scores to [0, 1], as the code does; False takes them as they are,
-            as the paper writes.
+        rescale: Move the kept scores to [0, 1], as the code does; False takes them as they are.
         transforms: Applied to the task vectors first, in order.
 
     Raises:
