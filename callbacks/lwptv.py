@@ -1,5 +1,6 @@
 """LwPTV at the end of fit, in front of any method."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ class LwPTVMerge(MergeCallback):
         method: MergeMethod | None = None,
         prune: LwPTV | None = None,
         name: str = "lwptv",
-        grid: dict[str, list[float]] | None = None,
+        grid: Mapping[str, Sequence[int | float]] | None = None,
     ) -> None:
         self.prune = prune or LwPTV()
         super().__init__(prepend(method or TaskArithmetic(), self.prune), name, grid)
@@ -37,6 +38,8 @@ class LwPTVMerge(MergeCallback):
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Merge, register the candidate, and draw what is the same for all points of the grid."""
         super().on_fit_end(trainer, pl_module)
+        if self.prune.granularity == "parameter":  # there are no scores of layers to draw
+            return
         _, figure = self._paths(pl_module)
         Ranks.of(trainer).once(lambda: self._draw_masks(pl_module, figure))
 

@@ -1,6 +1,6 @@
 """M-TIES at the end of fit."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ class MTiesMerge(MergeCallback):
         self,
         method: MTies | None = None,
         name: str = "m_ties",
-        grid: dict[str, list[float]] | None = None,
+        grid: Mapping[str, Sequence[int | float]] | None = None,
     ) -> None:
         super().__init__(method or MTies(), name, grid)
 

@@ -1,23 +1,21 @@
 """How well experts merge, told by M-Loss alone: of all of them, of every pair, layer by layer."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 
 from lightning_merge.core.checkpoint import as_checkpoint, select
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.m_loss import MLosses, layer_m_losses, m_losses
 from lightning_merge.core.task_vectors import TaskVectors, wide
-from lightning_merge.core.tracing import evaluating, is_activation
+from lightning_merge.core.tracing import AffineLayer, affine_layers, evaluating
 from lightning_merge.core.validate import check_experts
 
 LayerInputs = Literal["merged", "base"]
@@ -75,28 +73,6 @@ class Mergeability:
         return dict(zip(self.tasks, means.tolist(), strict=True))
 
 
-class AffineLayer(NamedTuple):
-    """A linear or convolutional module, BatchNorm behind it if there is any, and an activation.
-
-    Attributes:
-        names: Of the modules before the activation, in order.
-        modules: These modules; in evaluation their composition is affine in its input.
-        activation: What their output goes into.
-        growth: Entries of the output per entry of the input.
-    """
-
-    names: tuple[str, ...]
-    modules: tuple[nn.Module, ...]
-    activation: nn.Module
-    growth: float
-
-    @property
-    def node_dim(self) -> int:
-        """Dimension of the output, from the end, along which its nodes lie."""
-        first = self.modules[0]
-        return -1 - len(first.kernel_size) if isinstance(first, _ConvNd) else -1
-
-
 @torch.no_grad()
 def mergeability(
     base: Mapping[str, Tensor],
@@ -148,58 +124,6 @@ def mergeability(
     else:
         state = {name: wide(vectors.base[name]).to(inputs) for name in own}
     return Mergeability(vectors.tasks, _measure(model, state, inputs, layers, vectors))
-
-
-def affine_layers(model: nn.Module, inputs: Tensor) -> list[AffineLayer]:
-    """Find every linear or convolutional module that goes into an activation module.
-
-    BatchNorm in between belongs to the layer, and modules that pass their input on, such as Dropout
-    in evaluation, do not count. Where anything else happens in between, as the addition of a
-    shortcut in a residual block, or another normalisation, there is no such layer.
-
-    Args:
-        model: Any network; it comes back unchanged.
-        inputs: A small batch that the network accepts, [n, ...].
-
-    Returns:
-        The layers in the order of execution.
-    """
-    passed: dict[int, tuple[tuple[str, ...], Tensor, int, float]] = {}
-    found: dict[str, AffineLayer] = {}
-
-    def known(args: tuple[Any, ...]) -> tuple[tuple[str, ...], float] | None:
-        """The modules whose output this is, unless it was changed in place since."""
-        names, tensor, version, growth = passed.get(id(args[0]) if args else 0, ((), None, 0, 0.0))
-        return (names, growth) if tensor is not None and tensor._version == version else None
-
-    def remember(name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        before = known(args) if isinstance(module, _BatchNorm) else ((), 1.0)
-        if before is not None:
-            growth = before[1] * output.numel() / args[0].numel()
-            passed[id(output)] = ((*before[0], name), output, output._version, growth)
-
-    def look_up(module: nn.Module, args: tuple[Any, ...]) -> None:
-        producer = known(args)
-        if producer and producer[0][0] not in found and is_activation(module):
-            names, growth = producer
-            modules = tuple(model.get_submodule(name) for name in names)
-            found[names[0]] = AffineLayer(names, modules, module, growth)
-
-    with evaluating(model), ExitStack() as stack:
-        for name, module in model.named_modules():
-            if _is_affine(module):
-                hook: Callable[..., None] = partial(remember, name)
-                stack.callback(module.register_forward_hook(hook).remove)
-            elif not [*module.children(), *module.parameters()]:
-                stack.callback(module.register_forward_pre_hook(look_up).remove)
-        model(inputs)
-    return list(found.values())
-
-
-def _is_affine(module: nn.Module) -> bool:
-    if isinstance(module, _BatchNorm):  # not those that compute the activation, too
-        return module.running_mean is not None and not [*module.children()]
-    return isinstance(module, (nn.Linear, _ConvNd))
 
 
 def _measure(

@@ -3,10 +3,12 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from lightning_merge.core.errors import InputError
 
@@ -26,11 +28,82 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+class AffineLayer(NamedTuple):
+    """A linear or convolutional module, BatchNorm behind it if there is any, and an activation.
+
+    Attributes:
+        names: Of the modules before the activation, in order.
+        modules: These modules; in evaluation their composition is affine in its input.
+        activation: What their output goes into.
+        growth: Entries of the output per entry of the input.
+    """
+
+    names: tuple[str, ...]
+    modules: tuple[nn.Module, ...]
+    activation: nn.Module
+    growth: float
+
+    @property
+    def node_dim(self) -> int:
+        """Dimension of the output, from the end, along which its nodes lie."""
+        first = self.modules[0]
+        return -1 - len(first.kernel_size) if isinstance(first, _ConvNd) else -1
+
+
+def affine_layers(model: nn.Module, inputs: Tensor) -> list[AffineLayer]:
+    """Find every linear or convolutional module that goes into an activation module.
+
+    BatchNorm in between belongs to the layer, and modules that pass their input on, such as Dropout
+    in evaluation, do not count. Where anything else happens in between, as the addition of a
+    shortcut in a residual block, or another normalisation, there is no such layer.
+
+    Args:
+        model: Any network; it comes back unchanged.
+        inputs: A small batch that the network accepts, [n, ...].
+
+    Returns:
+        The layers in the order of execution.
+    """
+    passed: dict[int, tuple[tuple[str, ...], Tensor, int, float]] = {}
+    found: dict[str, AffineLayer] = {}
+
+    def known(args: tuple[Any, ...]) -> tuple[tuple[str, ...], float] | None:
+        """The modules whose output this is, unless it was changed in place since."""
+        names, tensor, version, growth = passed.get(id(args[0]) if args else 0, ((), None, 0, 0.0))
+        return (names, growth) if tensor is not None and tensor._version == version else None
+
+    def remember(name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        before = known(args) if isinstance(module, _BatchNorm) else ((), 1.0)
+        if before is not None:
+            growth = before[1] * output.numel() / args[0].numel()
+            passed[id(output)] = ((*before[0], name), output, output._version, growth)
+
+    def look_up(module: nn.Module, args: tuple[Any, ...]) -> None:
+        producer = known(args)
+        if producer and producer[0][0] not in found and is_activation(module):
+            names, growth = producer
+            modules = tuple(model.get_submodule(name) for name in names)
+            found[names[0]] = AffineLayer(names, modules, module, growth)
+
+    with evaluating(model), ExitStack() as stack:
+        for name, module in model.named_modules():
+            if _is_affine(module):
+                hook: Callable[..., None] = partial(remember, name)
+                stack.callback(module.register_forward_hook(hook).remove)
+            elif not [*module.children(), *module.parameters()]:
+                stack.callback(module.register_forward_pre_hook(look_up).remove)
+        model(inputs)
+    return list(found.values())
+
+
+def _is_affine(module: nn.Module) -> bool:
+    if isinstance(module, _BatchNorm):  # not those that compute the activation, too
+        return module.running_mean is not None and not [*module.children()]
+    return isinstance(module, (nn.Linear, _ConvNd))
+
+
 def activated_linears(model: nn.Module, inputs: Tensor) -> dict[str, nn.Module]:
     """Find every `nn.Linear` whose output goes straight into an activation module.
-
-    The network runs once. An activation is a module without parameters or children that
-    works entry by entry and is not linear, so neither Identity nor Dropout nor Softmax.
 
     Args:
         model: Any network; it comes back unchanged.
@@ -39,32 +112,18 @@ def activated_linears(model: nn.Module, inputs: Tensor) -> dict[str, nn.Module]:
     Returns:
         Name of the linear layer to its activation, in the order of execution.
     """
-    outputs: dict[int, tuple[str, Tensor]] = {}  # holding the tensors keeps their ids unique
-    found: dict[str, nn.Module] = {}
-
-    def remember(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-            outputs[id(output)] = (name, output)
-
-        return hook
-
-    def look_up(module: nn.Module, args: tuple[Any, ...]) -> None:
-        producer = outputs.get(id(args[0])) if args else None
-        if producer and producer[0] not in found and is_activation(module):
-            found[producer[0]] = module
-
-    with evaluating(model), ExitStack() as stack:
-        for name, module in model.named_modules():
-            if isinstance(module, nn.Linear):
-                stack.callback(module.register_forward_hook(remember(name)).remove)
-            elif not [*module.children(), *module.parameters()]:
-                stack.callback(module.register_forward_pre_hook(look_up).remove)
-        model(inputs)
-    return found
+    return {
+        layer.names[0]: layer.activation
+        for layer in affine_layers(model, inputs)
+        if len(layer.names) == 1 and isinstance(layer.modules[0], nn.Linear)
+    }
 
 
 def is_activation(module: nn.Module) -> bool:
-    """Whether a module without parameters works entry by entry and is not affine."""
+    """Whether a module without parameters works entry by entry and is not affine.
+
+    So neither Identity nor Dropout nor Softmax is one.
+    """
     probe = torch.linspace(-3.0, 3.0, 13)
     try:
         whole, start = module.forward(probe.clone()), module.forward(probe[:6].clone())

@@ -5,8 +5,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from lightning_merge.core.drop import drop_at_random
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.seeding import uniform_numbers
 from lightning_merge.core.task_vectors import Span, TaskVectors
 from lightning_merge.methods.base import Transform
 
@@ -41,9 +41,7 @@ class Dare(Transform):
         """Return the task vectors with entries dropped."""
 
         def drop(span: Span, tile: Tensor) -> Tensor:
-            for task, row in zip(vectors.tasks, tile, strict=True):
-                numbers = uniform_numbers(span.start, span.stop, self.seed, task, span.name)
-                row.masked_fill_((numbers < self.drop).to(row.device), 0.0)
-            return tile.div_(1 - self.drop)
+            kept = drop_at_random(span, tile, vectors.tasks, self.drop, self.seed)
+            return kept.div_(1 - self.drop)
 
         return vectors.map(drop)

@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lightning_merge.core.drop import drop_at_random
 from lightning_merge.core.m_loss import Reduce
-from lightning_merge.core.seeding import uniform_numbers
 from lightning_merge.core.task_vectors import Span, TaskVectors, sum_tasks
 from lightning_merge.methods.base import Transform, Update
 from lightning_merge.methods.checks import require_finite
@@ -70,9 +70,7 @@ class MDare(RankedByMLoss):
 
         def update(span: Span, tile: Tensor) -> Tensor:
             keep = self._probabilities(span, vectors, keep_ratios)
-            for task, row in zip(vectors.tasks, tile, strict=True):
-                numbers = uniform_numbers(span.start, span.stop, self.seed, task, span.name)
-                row.masked_fill_((numbers < 1 - keep).to(row.device), 0.0)
+            drop_at_random(span, tile, vectors.tasks, 1 - keep, self.seed)
             return sum_tasks(tile.div_(keep.clamp(min=1e-9).to(tile))).mul_(self.scale)
 
         return update

@@ -3,11 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
-from lightning_merge.core.seeding import uniform_numbers
+from lightning_merge.core.drop import drop_at_random
 from lightning_merge.core.selection import kth_smallest_magnitude
-from lightning_merge.core.task_vectors import Span, TaskVectors
+from lightning_merge.core.task_vectors import TaskVectors
 from lightning_merge.core.trim import Cut
 from lightning_merge.methods.base import Transform
 from lightning_merge.methods.checks import require_between
@@ -76,14 +74,11 @@ class RandomPruning(Transform):
 
     def __call__(self, vectors: TaskVectors) -> TaskVectors:
         """Return the task vectors with entries dropped."""
-
-        def drop(span: Span, tile: Tensor) -> Tensor:
-            for task, row in zip(vectors.tasks, tile, strict=True):
-                numbers = uniform_numbers(span.start, span.stop, self.seed, task, span.name)
-                row.masked_fill_((numbers < self.prune_ratio).to(row.device), 0.0)
-            return tile
-
-        return vectors.map(drop)
+        return vectors.map(
+            lambda span, tile: drop_at_random(
+                span, tile, vectors.tasks, self.prune_ratio, self.seed
+            )
+        )
 
 
 @dataclass(frozen=True)

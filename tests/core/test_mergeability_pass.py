@@ -9,7 +9,8 @@ from torch import nn
 
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.m_loss import layer_m_loss, node_m_loss
-from lightning_merge.core.mergeability import affine_layers, mergeability
+from lightning_merge.core.mergeability import mergeability
+from lightning_merge.core.tracing import affine_layers
 
 TASKS = ("a", "b", "c")
 
