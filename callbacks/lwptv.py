@@ -6,12 +6,12 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from lightning_merge.callbacks.merge import MergeCallback, prepend
+from lightning_merge.callbacks.merge import MergeCallback
 from lightning_merge.core.ranks import Ranks
 from lightning_merge.core.task_vectors import TaskVectors
 from lightning_merge.evaluation.figures import lwptv_figure
 from lightning_merge.methods import LwPTV, TaskArithmetic
-from lightning_merge.methods.base import MergeMethod
+from lightning_merge.methods.base import MergeMethod, behind
 from lightning_merge.modules.coefficients import CoefficientModule
 
 
@@ -33,7 +33,7 @@ class LwPTVMerge(MergeCallback):
         grid: Mapping[str, Sequence[int | float]] | None = None,
     ) -> None:
         self.prune = prune or LwPTV()
-        super().__init__(prepend(method or TaskArithmetic(), self.prune), name, grid)
+        super().__init__(behind(method or TaskArithmetic(), [self.prune]), name, grid)
 
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Merge, register the candidate, and draw what is the same for all points of the grid."""

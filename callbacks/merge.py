@@ -265,9 +265,3 @@ def _already(path: Path, metadata: Mapping[str, str]) -> Made | None:
     rank_zero_info(f"{path} is merged already")
     values = {key: json.loads(found[key]) for key in Made._fields if key in found}
     return Made(**values)
-
-
-def prepend(method: MergeMethod, transform: Any) -> MergeMethod:
-    """Return the method with one more transform in front of its own."""
-    transforms: Sequence[Any] = (transform, *method.transforms)
-    return replace(method, transforms=transforms)  # type: ignore[type-var]

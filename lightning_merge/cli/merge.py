@@ -18,7 +18,8 @@ from lightning_merge.core.validate import check_experts
 from lightning_merge.core.writer import CheckpointWriter
 from lightning_merge.methods.base import MergeMethod, Resources
 
-Needed = Callable[[MergeMethod], Resources]
+Needed = Callable[[MergeMethod], tuple[Resources, dict[str, str]]]
+"""From a method to what it needs, and the metadata that tell of it."""
 
 
 def merge(**options: Any) -> None:
@@ -26,13 +27,14 @@ def merge(**options: Any) -> None:
     merge_files(resources=no_resources, **options)
 
 
-def no_resources(method: MergeMethod) -> Resources:
+def no_resources(method: MergeMethod) -> tuple[Resources, dict[str, str]]:
     """Return nothing beside the weights, to a method that needs nothing."""
     if method.needs != "nothing":
         raise InputError(
-            f"method {type(method).__name__} needs {method.needs}: give --encoder and --data"
+            f"method {type(method).__name__} needs {method.needs}: give --encoder and --data.root"
+            + (" and --heads" if method.needs.endswith("heads") else "")
         )
-    return Resources()
+    return Resources(), {}
 
 
 def merge_files(
@@ -82,11 +84,12 @@ def merge_files(
     weights = parts.pop("base")
     sources = dict(zip(experts, (_like(weights, part) for part in parts.values()), strict=True))
     check_experts(weights, sources, finite=False)  # values are checked as they stream by
-    given = resources(method)
+    given, about = resources(method)
     metadata = {
         "method": type(method).__name__,
         "hyperparameters": method.described(),
         **{what: file_fingerprint(file) for what, file in files.items()},
+        **about,
     }
     layout = {name: (whole.dtype(name), whole.shape(name)) for name in whole}
     layout |= TaskVectors(weights, sources).layout()

@@ -1,16 +1,19 @@
 """The merge command for methods that run the network on images; it imports far more."""
 
+import json
 from typing import Any
 
 from lightning_merge.cli.merge import merge_files, no_resources
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.methods.base import MergeMethod, Resources
 from lightning_merge.models.encoder import Encoder
+from lightning_merge.models.heads import load_heads
 from lightning_merge.modules.base import fitting_heads
 from lightning_merge.modules.held_out import HeldOut
 
 
 def merge(
+    experts: dict[str, str],
     encoder: Encoder | None = None,
     data: MergeDataModule | None = None,
     heads: str | None = None,
@@ -19,18 +22,30 @@ def merge(
     """Merge fine-tuned experts of one base into one checkpoint.
 
     Args:
+        experts: file of each expert by task, as in --experts.mnist F --experts.cars F.
         encoder: network of the weights, for methods that run it.
-        data: tasks whose held-out images methods that need images may see.
+        data: tasks whose held-out images methods that need images may see; of the experts' tasks
+            alone.
         heads: file of the tasks' frozen heads, for methods that need them.
         options: see `merge_files`.
     """
 
-    def resources(method: MergeMethod) -> Resources:
-        if method.needs == "nothing" or encoder is None or data is None:
+    def resources(method: MergeMethod) -> tuple[Resources, dict[str, str]]:
+        if method.needs == "nothing":
+            print(f"{type(method).__name__} needs nothing but weights: no image is looked at")
             return no_resources(method)
+        with_heads = method.needs.endswith("heads")
+        if encoder is None or data is None or (with_heads and heads is None):
+            return no_resources(method)
+        data.only(experts)
+        if heads is not None:
+            load_heads(heads)  # a wrong file shows now, not after the images
         data.preprocess = encoder.preprocess
         data.load(test=False)
-        found = {} if heads is None else fitting_heads(heads, data, encoder)
-        return HeldOut(encoder, data, found).resources(method)
+        found = fitting_heads(heads, data, encoder) if heads is not None and with_heads else {}
+        held_out = HeldOut(encoder, data, found)
+        counts = {task: len(images) for task, images in held_out.images.items()}
+        about = {"images": json.dumps(counts), "images_sha256": held_out.digest}
+        return held_out.resources(method), about
 
-    merge_files(resources=resources, **options)
+    merge_files(resources=resources, experts=experts, **options)

@@ -10,6 +10,7 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from lightning_merge.core.checkpoint import open_checkpoint
 from lightning_merge.core.errors import InputError
@@ -35,20 +36,24 @@ def mergeability(
 ) -> None:
     """Show how well experts will merge: their M-Loss on unlabelled held-out images.
 
-    Lower is better. Numbers without a unit are normalised: relative to the merged layer's output.
+    Lower is better. Numbers without a unit are relative to the merged layer's output: "relative"
+    divides means over samples and is what pairs and experts have, "normalised" divides sample by
+    sample, as in the paper, which few samples at which a layer gives next to nothing may dominate.
 
     Args:
         base: weights of the pretrained network: .safetensors, .pt, .ckpt or a Hub folder.
         experts: file of each expert by task, as in --experts.mnist F --experts.cars F.
         encoder: network of the weights.
-        data: tasks whose held-out images are looked at, data.unlabelled_images in all.
+        data: tasks whose held-out images are looked at, data.unlabelled_images in all, less those
+            of tasks without an expert.
         layer_inputs: layers are compared at inputs from the "merged" network, the mean of all
             experts, or from the "base".
         output: folder for mergeability.json, nodes.png and pairwise.png.
         overwrite: replace these files if they exist.
 
     Raises:
-        InputError: a file is missing or unreadable, weights do not fit, or the output exists.
+        InputError: a file is missing or unreadable, weights do not fit, the data has no task of the
+            experts, or the output exists.
     """
     folder = None if output is None else Path(output)
     _check_output(folder, overwrite)
@@ -57,7 +62,8 @@ def mergeability(
     weights = open_checkpoint(base)
     data.preprocess = encoder.preprocess
     data.load(test=False)
-    images = encoder.preprocess.normalize(data.unlabelled())
+    drawn = _drawn(data, experts)
+    images = encoder.preprocess.normalize(torch.cat([*drawn.values()]))
     found = measure(weights, opened, encoder.backbone, images, layer_inputs)
     console = Console()
     console.width = max(console.width, 100, 20 + 9 * len(experts))  # the terminal may wrap
@@ -66,7 +72,8 @@ def mergeability(
     if folder is not None:
         origin = {"base": file_fingerprint(base)}
         origin |= {f"expert/{task}": file_fingerprint(file) for task, file in experts.items()}
-        about = {"layer_inputs": layer_inputs, "images": len(images), "files": origin}
+        counts = {task: len(part) for task, part in drawn.items()}
+        about = {"layer_inputs": layer_inputs, "images": counts, "files": origin}
         write(found, folder, about)
     seconds = time.perf_counter() - started
     print(
@@ -75,13 +82,25 @@ def mergeability(
     )
 
 
+def _drawn(data: MergeDataModule, experts: Iterable[str]) -> dict[str, Tensor]:
+    """Return the held-out images of the experts' tasks."""
+    tasks = [task for task in data.seen if task in experts]
+    if not tasks:
+        raise InputError(
+            f"data.tasks={list(data.seen)}: none is of an expert ({', '.join(experts)}); give the "
+            "experts the names of their tasks"
+        )
+    drawn = data.unlabelled_by_task()
+    return {task: drawn[task] for task in tasks if task in drawn}
+
+
 def tables(found: Mergeability) -> list[Table]:
     """Tables of the layers, of the pairs, and of the experts."""
     layers = _table("M-Loss by layer", "layer", "activation", "nodes", *_LAYER_COLUMNS)
     for name, layer in found.layers.items():
         values = _layer_values(layer.all).values()
         layers.add_row(name, layer.activation, str(len(layer.all.node)), *_numbers(values))
-    pairs = _table("M-Loss of pairs, normalised, mean over layers", "expert", *found.tasks)
+    pairs = _table("M-Loss of pairs, relative, mean over layers", "expert", *found.tasks)
     for row, (task, values) in enumerate(zip(found.tasks, found.pairwise.tolist(), strict=True)):
         cells = list(_numbers(values))
         cells[row] = "-"
@@ -94,13 +113,17 @@ def tables(found: Mergeability) -> list[Table]:
     return [layers, pairs, experts]
 
 
-_LAYER_COLUMNS = ("layer M-Loss", "normalised", "node mean", "node max", "node normalised")
+_LAYER_COLUMNS = (
+    *("layer M-Loss", "relative", "normalised"),
+    *("node mean", "node max", "node normalised"),
+)
 
 
 def _layer_values(losses: Any) -> dict[str, float]:
     """What the table shows of one layer, by column."""
     found = (
         losses.layer,
+        losses.layer_relative,
         losses.layer_normalized,
         losses.node.mean(),
         losses.node.max(),
@@ -135,21 +158,25 @@ def write(found: Mergeability, folder: Path, about: dict[str, Any]) -> None:
     nodes = {name: layer.all.node for name, layer in found.layers.items()}
     group = -(-max(map(len, nodes.values())) // _COLUMNS)
     m_loss_map(nodes, folder / FILES[1], group=group)
-    pairwise_matrix(found.pairwise, found.tasks, folder / FILES[2], "normalised M-Loss of the pair")
+    pairwise_matrix(found.pairwise, found.tasks, folder / FILES[2], "relative M-Loss of the pair")
 
 
 def as_json(found: Mergeability) -> dict[str, Any]:
-    """Return all numbers, node by node, in six digits."""
+    """Return all numbers, node by node, in six digits; `*_normalized` are the paper's."""
     return {
         "tasks": list(found.tasks),
         "overall": found.overall,
+        "overall_normalized": found.overall_normalized,
         "experts": found.experts,
         "pairwise": _rounded(found.pairwise),
+        "pairwise_normalized": _rounded(found.pairwise_normalized),
         "layers": {
             name: {
                 "activation": layer.activation,
                 **{key: _rounded(value) for key, value in layer.all._asdict().items()},
+                "layer_relative": _rounded(layer.all.layer_relative),
                 "pairwise": _rounded(layer.pairwise),
+                "pairwise_relative": _rounded(layer.pairwise_relative),
                 "pairwise_normalized": _rounded(layer.pairwise_normalized),
             }
             for name, layer in found.layers.items()
@@ -157,7 +184,7 @@ def as_json(found: Mergeability) -> dict[str, Any]:
     }
 
 
-def _rounded(values: torch.Tensor) -> Any:
+def _rounded(values: Tensor) -> Any:
     def shorten(value: float | Sequence[Any]) -> Any:
         return float(f"{value:.6g}") if isinstance(value, float) else [*map(shorten, value)]
 

@@ -41,7 +41,8 @@ def explained(message: str) -> str:
             f"init_args: {{method: {{class_path: {name}}}}}}}, or call {name}()(base, experts, "
             "model=...) in Python"
         )
-    methods = list(registered(Method))  # type: ignore[type-abstract]
-    near = difflib.get_close_matches(name, methods, 1, 0.4)
+    kind = Transform if "transforms" in message.partition(name)[0] else Method
+    known = list(registered(kind))  # type: ignore[type-abstract]
+    near = difflib.get_close_matches(name, known, 1, 0.4)
     meant = f"did you mean {near[0]}? " if near else ""
-    return f"method {name!r} is unknown: {meant}There are {', '.join(methods)}"
+    return f"{kind.__name__.lower()} {name!r} is unknown: {meant}There are {', '.join(known)}"

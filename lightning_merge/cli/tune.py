@@ -47,8 +47,8 @@ class Tune:
         zoo: files of base, experts and heads.
         data: the tasks; all held-out images of the seen ones decide.
         method: a merge method, or a network method, with the hyperparameters that are not chosen.
-        space: hyperparameter -> its range: {low: 0.05, high: 1.0, log: true}, or {choices: [..]}.
-            Those of transforms are called as in LwPTV.prune_ratio.
+        space: hyperparameter -> its range: {low: 0.05, high: 1.0, log: true}, or a list of
+            choices. Those of transforms are called as in LwPTV.prune_ratio.
         trials: how many points to try; the first is the method as given if it lies in the space.
         sampler: "tpe" or "random". A space of no more points than trials is tried whole.
         name: of the merged network in tables and files; the method's name without one.
@@ -69,7 +69,7 @@ class Tune:
         zoo: Zoo,
         data: MergeDataModule,
         method: Method,
-        space: dict[str, Range],
+        space: dict[str, Any],
         trials: int = 30,
         sampler: Sampler = "tpe",
         name: str | None = None,
@@ -80,7 +80,7 @@ class Tune:
         overwrite: bool = False,
     ) -> None:
         self.encoder, self.zoo, self.data, self.method = encoder, zoo, data, method
-        self.space = Space(method, space)
+        self.space = Space(method, {name: Range.of(name, given) for name, given in space.items()})
         self.trials, self.sampler, self.seed = trials, sampler, seed_everything
         self.name = name or f"{type(method).__name__.lower()}_tuned"
         self.folder, self.overwrite = Path(folder), overwrite
@@ -201,6 +201,7 @@ class Tune:
             with atomic_write(self.folder / "trials.md") as temporary:
                 temporary.write_text(table(search.trials, self.data.tasks), encoding="utf-8")
 
+        rank_zero_info(f"tuning {self.method.described()}")
         search.run(lambda method: self._score(merger, evaluate, method), report)
         candidates = [*self.zoo.bounds(self.data.tasks), self._tuned(merger, search)]
         return compare(
@@ -219,6 +220,7 @@ class Tune:
         made, origin = merger.merge(method, self.file), method.origin()
         chosen = f"{search.best.text} of {search.total} trials chosen on the held-out images"
         chosen += " of the seen tasks" if self.data.unseen else ""
+        chosen += f"; {method.described()}"
         return Candidate(
             self.name,
             self.file,

@@ -119,7 +119,7 @@ def recalibrated(
     try:
         with batch_statistics(model):
             for batch in batches:
-                functional_call(model, own, (batch.to(device),), strict=True)
+                functional_call(model, own, (batch.to(device),), strict=True, tie_weights=False)
                 empty = False
     finally:
         for hook in hooks:

@@ -3,7 +3,7 @@
 import ctypes
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,13 +26,21 @@ class Cost:
 
 @contextmanager
 def measured(device: torch.device) -> Iterator[Cost]:
-    """Measure the block; its cost is known when it has ended."""
+    """Measure the block; its cost is known when it, and what it has the device do, has ended."""
     cost, before = Cost(), _restart(device)
-    started = time.perf_counter()
+    started = _now(device)
     yield cost
-    cost.seconds = time.perf_counter() - started
-    if before is not None:
-        cost.peak_memory = max(0, _peak(device) - before)
+    cost.seconds = _now(device) - started
+    after = _peak(device)
+    if before is not None and after is not None:
+        cost.peak_memory = max(0, after - before)
+
+
+def _now(device: torch.device) -> float:
+    """Return the time when the device has done all that it was asked for, in seconds."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def _restart(device: torch.device) -> int | None:
@@ -50,15 +58,17 @@ def _restart(device: torch.device) -> int | None:
 
 def _give_back() -> None:
     """Give the system the memory that the C library keeps for later, which would hide its use."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc alone
-    if trim is not None:
-        trim(0)
+    with suppress(OSError, TypeError, AttributeError):  # of glibc alone
+        ctypes.CDLL(None).malloc_trim(0)
 
 
-def _peak(device: torch.device) -> int:
-    """Return the bytes in use at the most since the restart."""
+def _peak(device: torch.device) -> int | None:
+    """Return the bytes in use at the most since the restart; None where that is not told."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    lines = Path("/proc/self/status").read_text().splitlines()
-    kilobytes = next(line.split()[1] for line in lines if line.startswith("VmHWM"))
-    return 1024 * int(kilobytes)
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in lines if line.startswith("VmHWM")]
+    return 1024 * int(found[0]) if found else None

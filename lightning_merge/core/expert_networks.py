@@ -9,7 +9,7 @@ from torch.func import functional_call
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.names import match_names
 from lightning_merge.core.task_vectors import TaskVectors, is_merged, sum_tasks, wide
-from lightning_merge.core.tracing import evaluating
+from lightning_merge.core.tracing import evaluating, tied_names
 
 
 class ExpertNetworks:
@@ -20,13 +20,16 @@ class ExpertNetworks:
         vectors: Task vectors; the experts are those that they stand for.
 
     Attributes:
-        stored: Names of the network's floating-point tensors to the stored names.
+        ties: Names of the network's floating-point tensors to the first name of the same tensor.
+        stored: Those first names to the stored names.
         merged: Those of them that have task vectors.
     """
 
     def __init__(self, model: nn.Module, vectors: TaskVectors) -> None:
         self.model, self.vectors = model, vectors
-        self._own = {n: t.detach() for n, t in model.state_dict().items() if t.is_floating_point()}
+        own = {n: t.detach() for n, t in model.state_dict().items() if t.is_floating_point()}
+        self.ties = {n: first for n, first in tied_names(model).items() if n in own}
+        self._own = {n: own[n] for n, first in self.ties.items() if n == first}
         self.stored = match_names(self._own, vectors.base)
         base = vectors.base
         self.merged = [n for n, s in self.stored.items() if is_merged(s, base.dtype(s))]
@@ -68,6 +71,10 @@ class ExpertNetworks:
         """The task vectors of the named tensor, [K, *shape]."""
         return self.vectors[self.stored[name]]
 
+    def task_vector(self, name: str, index: int) -> Tensor:
+        """One expert's task vector of the named tensor, [*shape]; see `TaskVectors.expert`."""
+        return self.vectors.of_expert(self.stored[name], index)
+
     def base(self, name: str) -> Tensor:
         """The base's tensor in the precision of all sums."""
         return wide(self.vectors.base[self.stored[name]])
@@ -85,5 +92,5 @@ def mean_of(stack: Tensor) -> Tensor:
 
 
 def run_with(model: nn.Module, state: dict[str, Tensor], inputs: Tensor) -> Tensor:
-    """Call a network with other tensors, tied ones each on its own."""
-    return functional_call(model, state, (inputs,), tie_weights=False)
+    """Call a network with other tensors; those that it ties stay tied."""
+    return functional_call(model, state, (inputs,))

@@ -42,6 +42,9 @@ def fisher_diagonal(
     Returns:
         Non-negative tensors of the parameters' shapes, in float32 or wider; zero for those
         that the network does not use.
+
+    Raises:
+        FloatingPointError: Logits are NaN or infinitely large.
     """
     totals = {name: torch.zeros_like(wide(t)) for name, t in parameters.items()}
     entries = sum(t.numel() for t in parameters.values())
@@ -53,6 +56,8 @@ def fisher_diagonal(
             own = [t.requires_grad_() for t in own]
             own_by_name = dict(zip(parameters, own, strict=True))
             scores = log_softmax(wide(_each(logits, own_by_name, part)), -1)
+            if bool(scores.isnan().any()):
+                raise FloatingPointError("logits are NaN or infinitely large")
             for loss in _losses(scores, labels, numbers.to(scores.device)):
                 gradients = torch.autograd.grad(loss, own, retain_graph=True, allow_unused=True)
                 for name, gradient in zip(totals, gradients, strict=True):

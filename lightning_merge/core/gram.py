@@ -59,28 +59,40 @@ class Grams:
 
 
 class Regression:
-    """The sums of one weight's regression over experts, around their average.
+    """The sums of one weight's regression over experts, one expert at a time.
 
-    Args:
-        average: Mean of the experts' task vectors, [out, ...].
+    The average T is known when all have been taken. Until then T_1 stands for it: what is summed
+    are differences from the first expert, so that equal experts leave no rounding errors.
     """
 
-    def __init__(self, average: Tensor) -> None:
-        self._average = average
-        self._left: Tensor | float = 0.0
-        self._right: Tensor | float = 0.0
+    def __init__(self) -> None:
+        self._experts = 0
 
     def add(self, gram: Tensor, task_vector: Tensor) -> None:
         """Take an expert's Gram matrix [groups, in, in] and task vector [out, ...]."""
         gram = gram.to(task_vector.device)
-        apart = task_vector.double() - self._average.double()
-        self._left = self._left + gram
-        self._right = self._right + gram @ apart.reshape(len(gram), -1, gram.shape[-1]).mT
+        if not self._experts:
+            self._first = task_vector.clone()
+            self._left = torch.zeros_like(gram)
+            self._apart = torch.zeros_like(task_vector, dtype=gram.dtype)
+            self._apart = self._apart.reshape(len(gram), -1, gram.shape[-1])
+            self._right = torch.zeros_like(self._apart.mT)
+        apart = (task_vector.double() - self._first.double()).reshape_as(self._apart)
+        self._experts += 1
+        self._left += gram
+        self._apart += apart
+        self._right += gram @ apart.mT
+
+    def add_idle(self, task_vector: Tensor) -> None:
+        """Take, after another, an expert that does not use the weight for its inputs."""
+        self.add(torch.zeros_like(self._left), task_vector)
 
     def solve(self) -> Tensor:
         """The merged update, flattened, in the type of the task vectors."""
-        left = torch.as_tensor(self._left).clone()
+        average = self._apart / self._experts
+        right = self._right - self._left @ average.mT
+        left = self._left.clone()
         diagonal = left.diagonal(dim1=-2, dim2=-1)
         diagonal += (RIDGE * diagonal.mean(-1, keepdim=True)).clamp_(min=_LEAST)
-        apart = torch.cholesky_solve(torch.as_tensor(self._right), torch.linalg.cholesky(left)).mT
-        return (self._average.double().flatten() + apart.reshape(-1)).to(self._average.dtype)
+        apart = average + torch.cholesky_solve(right, torch.linalg.cholesky(left)).mT
+        return (self._first.double().flatten() + apart.reshape(-1)).to(self._first.dtype)

@@ -111,12 +111,19 @@ class MLosses(NamedTuple):
         node_normalized: Definition 3.6, [d].
         layer: Definition 3.3, [].
         layer_normalized: Definition 3.5, [].
+        norm: L2 norm of the merged output, by which Definition 3.5 divides, [].
     """
 
     node: Tensor
     node_normalized: Tensor
     layer: Tensor
     layer_normalized: Tensor
+    norm: Tensor
+
+    @property
+    def layer_relative(self) -> Tensor:
+        """See `relative_m_loss`."""
+        return relative_m_loss(self.layer, self.norm)
 
 
 def m_losses(merged: Tensor, ensemble: Tensor, eps: float = 1e-4) -> MLosses:
@@ -132,10 +139,28 @@ def m_losses(merged: Tensor, ensemble: Tensor, eps: float = 1e-4) -> MLosses:
     return MLosses(loss.mean(0), relative.mean(0), *layer_m_losses(merged, ensemble, eps))
 
 
-def layer_m_losses(merged: Tensor, ensemble: Tensor, eps: float = 1e-4) -> tuple[Tensor, Tensor]:
-    """The last two of `m_losses` alone."""
-    norm = (merged - ensemble).norm(dim=-1)
-    return norm.mean(), (norm / (merged.norm(dim=-1) + eps)).mean()
+def layer_m_losses(
+    merged: Tensor, ensemble: Tensor, eps: float = 1e-4
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The last three of `m_losses` alone."""
+    loss, norm = (merged - ensemble).norm(dim=-1), merged.norm(dim=-1)
+    return loss.mean(), (loss / (norm + eps)).mean(), norm.mean()
+
+
+def relative_m_loss(layer: Tensor, norm: Tensor, eps: float = 1e-4) -> Tensor:
+    """Layer M-Loss in units of the layer's output: a ratio of means, not a mean of ratios.
+
+    Definition 3.5 divides sample by sample. A sample at which all nodes of a ReLU layer are off in
+    the merged network, as positions of a dark border are, is then divided by eps alone, and a
+    few of them outweigh all others. Here the means over samples of Definition 3.3 and of the
+    merged output's norm are divided. It is ours; for samples of one norm both are equal.
+
+    Args:
+        layer: Layer M-Loss, Definition 3.3, of any shape.
+        norm: Mean norm of the merged output, of that shape.
+        eps: Guards the division, as in Definition 3.5.
+    """
+    return layer / (norm + eps)
 
 
 def linear_node_m_loss(

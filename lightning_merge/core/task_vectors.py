@@ -187,13 +187,24 @@ class TaskVectors:
 
         Where no map needs to see the experts together, the others are not read.
         """
-        if not is_merged(name, self.base.dtype(name)):
-            return self.stack(name)[index]
-        if not self._maps and not self.is_zero(name):
+        merged = is_merged(name, self.base.dtype(name))
+        if not merged or self._is_plain(name):
             found = wide(self.experts[self.tasks[index]][name])
             if bool(found.isfinite().all()):
                 return found
-        return self.weights(name)[index]  # which names what is not finite
+        every = self.weights(name) if merged else self.stack(name)  # names what is not finite
+        return every[index]
+
+    def of_expert(self, name: str, index: int) -> Tensor:
+        """The task vector of one expert, [*shape]; like `expert` it reads no others if it can."""
+        if not self._is_plain(name):
+            return self[name][index]
+        base = wide(self.base[name])
+        return self.expert(name, index).to(base.dtype) - base
+
+    def _is_plain(self, name: str) -> bool:
+        """Whether a tensor's task vectors are the differences of what is stored."""
+        return not self._maps and not self.is_zero(name)
 
     def map(self, function: TileMap) -> "TaskVectors":
         """A lazy view in which every tile has also passed through `function(span, tile)`."""

@@ -28,6 +28,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def tied_names(model: nn.Module) -> dict[str, str]:
+    """Every name of the state dict to the first name of the same tensor: itself, unless tied."""
+    first: dict[int, str] = {}
+    tensors = model.state_dict(keep_vars=True)
+    return {name: first.setdefault(id(tensor), name) for name, tensor in tensors.items()}
+
+
 class AffineLayer(NamedTuple):
     """A linear or convolutional module, BatchNorm behind it if there is any, and an activation.
 
@@ -148,7 +155,8 @@ def run_visiting(
 
     Args:
         model: Any network.
-        state: Tensors by the names of the network's state dict, used in place of its own.
+        state: Tensors by the names of the network's state dict, used in place of its own; of
+            tied ones one name is enough.
         inputs: One batch.
         visitors: Module name to visitor.
 
@@ -187,7 +195,8 @@ def arguments_of(
 
     Args:
         model: Any network; it comes back unchanged.
-        state: Tensors by the names of the network's state dict, used in place of its own.
+        state: Tensors by the names of the network's state dict, used in place of its own; of
+            tied ones one name is enough.
         inputs: One batch.
         name: The module's name, "" for the network itself.
 
@@ -207,7 +216,7 @@ def arguments_of(
     with evaluating(model), ExitStack() as stack:
         stack.callback(handle.remove)
         with suppress(_Reached):
-            torch.func.functional_call(model, dict(state), (inputs,), tie_weights=False)
+            torch.func.functional_call(model, dict(state), (inputs,))
     if not found:
         raise InputError(
             f"batches: {name} is not called when the model runs on all of the given inputs; "

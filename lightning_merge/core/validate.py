@@ -37,6 +37,7 @@ def check_experts(
         InputError: all problems, by expert and name of the tensor; the first ones of each
             expert are spelled out, all are counted.
     """
+    _check_kinds(base, experts)
     _check_count(base, experts, minimum)
     reference = as_checkpoint(base)
     problems = {"base": list(_not_finite(reference))} if finite else {}
@@ -49,6 +50,29 @@ def check_experts(
     problems = {model: found for model, found in problems.items() if found}
     if problems:
         raise InputError(_report(problems))
+
+
+def _check_kinds(base: object, experts: object) -> None:
+    """Check that both are mappings, of tensors and of such mappings."""
+    if not isinstance(experts, Mapping):
+        raise InputError(
+            f"experts is a {type(experts).__name__}: give a mapping {{task: weights}}, for example "
+            "{'mnist': network.state_dict()}"
+        )
+    for what, weights in {"base": base, **{f"expert {t!r}": e for t, e in experts.items()}}.items():
+        if not isinstance(weights, Mapping):
+            raise InputError(
+                f"{what} is a {type(weights).__name__}: give a mapping from names to tensors, such "
+                "as a network's state_dict()"
+            )
+        if isinstance(weights, Checkpoint):
+            continue
+        for name, value in weights.items():
+            if not isinstance(value, Tensor):
+                raise InputError(
+                    f"{what}: {name!r} is a {type(value).__name__}, no tensor: give a mapping from "
+                    "names to tensors, such as a network's state_dict()"
+                )
 
 
 def _check_count(

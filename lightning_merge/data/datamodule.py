@@ -1,6 +1,6 @@
 """One data module for any list of tasks, with splits that keep reported numbers honest."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Literal
@@ -138,6 +138,23 @@ class MergeDataModule(LightningDataModule):
         if preprocess != self._preprocess:
             self._images.clear()
         self._preprocess = preprocess
+
+    def only(self, tasks: Collection[str]) -> None:
+        """Leave out all tasks but these, before any image is looked for.
+
+        Args:
+            tasks: names; those that are none of `seen` do not count.
+
+        Raises:
+            InputError: no task is left.
+        """
+        kept = tuple(task for task in self.seen if task in tasks)
+        if not kept:
+            raise InputError(
+                f"data.tasks={list(self.tasks)}: none is among {', '.join(tasks)}; give the "
+                "experts the names of their tasks"
+            )
+        self.tasks, self.seen, self.unseen = kept, kept, ()
 
     # Splits
 

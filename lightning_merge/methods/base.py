@@ -4,7 +4,7 @@ import importlib
 import inspect
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
@@ -16,11 +16,14 @@ from lightning_merge.core.parallel import run_each
 from lightning_merge.core.safetensors_file import Layout
 from lightning_merge.core.task_vectors import Span, TaskVectors, is_merged
 from lightning_merge.core.validate import check_experts
+from lightning_merge.methods.resources import Batches, Resources, itself
 
 Weights = Mapping[str, Tensor]
-Batches = Tensor | Iterable[Tensor]
 Update = Callable[[Span, Tensor], Tensor]
-"""From a span of a tensor and its task vectors [K, n] to the merged update [n]."""
+"""From a span of a tensor and its task vectors [K, n] to the merged update [n].
+
+It may change the task vectors; the result is the caller's to change.
+"""
 
 
 class Sink(Protocol):
@@ -64,83 +67,6 @@ class InMemory:
 
     def written(self, name: str, runs: list[tuple[int, int]]) -> None:
         """See `Sink`."""
-
-
-def _itself(output: Any) -> Tensor:
-    return output
-
-
-class Resources(NamedTuple):
-    """What a method may use beside the weights; each method says what it needs.
-
-    Attributes:
-        model: The network; its state dict has the names of the weights, or the same ones less a
-            prefix.
-        batches: Unlabelled inputs of the model: a tensor [n, ...], several of them, or either
-            by task.
-        heads: Frozen head of every task, from features [n, dim] to logits [n, C].
-        project: From what the model returns to features [n, dim].
-    """
-
-    model: nn.Module | None = None
-    batches: Batches | Mapping[str, Batches] | None = None
-    heads: Mapping[str, nn.Module] | None = None
-    project: Callable[[Any], Tensor] = _itself
-
-    def network(self, method: str) -> nn.Module:
-        """The model; an InputError that names the method if there is none."""
-        if self.model is None:
-            raise InputError(f"model=None: {method} runs the network; pass model=encoder")
-        return self.model
-
-    def inputs(self, method: str) -> Tensor:
-        """The inputs of all tasks as one tensor [n, ...] of the model's device and floating type.
-
-        Raises:
-            InputError: There are no batches, or they are empty or no tensors.
-        """
-        if isinstance(self.batches, Mapping):
-            return torch.cat([self._joined(method, part) for part in self.batches.values()])
-        return self._joined(method, self.batches)
-
-    def task_inputs(self, method: str, tasks: Sequence[str]) -> dict[str, Tensor]:
-        """The inputs of every task, as `inputs` gives those of all together.
-
-        Raises:
-            InputError: They are not given by task, or a task has none.
-        """
-        if not isinstance(self.batches, Mapping):
-            raise InputError(
-                f"batches: {method} wants inputs of every task; pass batches={{task: images}}"
-            )
-        if missing := [task for task in tasks if task not in self.batches]:
-            raise InputError(
-                f"batches: {method} got none of {', '.join(missing)}; it has those of "
-                f"{', '.join(self.batches)}"
-            )
-        return {task: self._joined(method, self.batches[task]) for task in tasks}
-
-    def head(self, method: str, task: str) -> nn.Module:
-        """The head of a task; an InputError that names the method if there is none."""
-        if task not in (self.heads or {}):
-            raise InputError(
-                f"heads: {method} needs the head of {task!r}; pass heads={{task: head}}"
-            )
-        return self.heads[task]  # type: ignore[index]
-
-    def _joined(self, method: str, batches: Batches | None) -> Tensor:
-        """Some batches as one tensor."""
-        given = [batches] if isinstance(batches, Tensor) else list(batches or ())
-        if not all(isinstance(batch, Tensor) for batch in given):
-            kinds = sorted({type(batch).__name__ for batch in given})
-            raise InputError(f"batches: {method} wants tensors of inputs, not {', '.join(kinds)}")
-        if not sum(len(batch) for batch in given):
-            raise InputError(f"batches: {method} got no inputs; pass batches=images, e.g. 128")
-        inputs = torch.cat(given)
-        if not bool(inputs.isfinite().all()):
-            raise InputError(f"batches: {method} got NaN or infinite inputs; leave them out")
-        parameter = next(self.network(method).parameters(), inputs)
-        return inputs.to(parameter if inputs.is_floating_point() else parameter.device)
 
 
 class Origin(NamedTuple):
@@ -191,6 +117,18 @@ class Method(ABC):
         """What was learned before, for methods that merge by it."""
         return Origin()
 
+    def check_transforms(self) -> None:
+        """Check that the transforms are some.
+
+        Raises:
+            InputError: They are no sequence, or hold something else.
+        """
+        given = self.transforms
+        if not isinstance(given, Sequence) or not all(isinstance(t, Transform) for t in given):
+            raise InputError(
+                f"transforms={given!r}: give a list of transforms, for example [LwPTV()]"
+            )
+
     def described(self) -> str:
         """The method and its hyperparameters as they are written into files."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
@@ -209,7 +147,9 @@ class MergeMethod(Method):
     loop in `merge_to` does the rest, for every method, so that merging in memory and out of
     core, in one process or more, give the same bits. Integer tensors are copied from the base,
     BatchNorm's running statistics averaged over the experts; all sums are in float32 or wider,
-    and the result has the types of `TaskVectors.layout`.
+    and the result has the types of `TaskVectors.layout`. Where a model is given that uses one
+    tensor under several names, or base and experts share it, all of them get what the first one is
+    merged to.
     """
 
     whole: ClassVar[bool] = False
@@ -232,14 +172,15 @@ class MergeMethod(Method):
         model: nn.Module | None = None,
         batches: Batches | Mapping[str, Batches] | None = None,
         heads: Mapping[str, nn.Module] | None = None,
-        project: Callable[[Any], Tensor] = _itself,
+        project: Callable[[Any], Tensor] = itself,
     ) -> dict[str, Tensor]:
         """Merge the experts into one set of weights.
 
         Args:
             base: Pretrained weights by name.
             experts: Task to fine-tuned weights, of the base's names and shapes.
-            model: The network, for methods that run it; it comes back unchanged.
+            model: The network, for methods that run it, and to keep tied weights tied; it comes
+                back unchanged.
             batches: Unlabelled inputs of the model, for methods that need them; by task, for
                 methods that need those of every task.
             heads: Frozen head of every task, for methods that need them.
@@ -268,7 +209,7 @@ class MergeMethod(Method):
         model: nn.Module | None = None,
         batches: Batches | Mapping[str, Batches] | None = None,
         heads: Mapping[str, nn.Module] | None = None,
-        project: Callable[[Any], Tensor] = _itself,
+        project: Callable[[Any], Tensor] = itself,
         jobs: int = 1,
     ) -> None:
         """Merge out of core: give the merged tensors to a sink, tile by tile.
@@ -282,18 +223,28 @@ class MergeMethod(Method):
 
     def _merge(self, vectors: TaskVectors, resources: Resources, sink: Sink) -> None:
         """Plan and merge; to be replaced where the plan has merged tensors already."""
-        merge_each(vectors, self.plan(vectors, resources), sink)
+        update, ties = self.plan(vectors, resources), resources.ties(vectors)
+        merge_each(vectors, update, sink, ties)
 
     @torch.no_grad()
     def task_vectors(
         self, base: Weights, experts: Mapping[str, Weights], jobs: int = 1
     ) -> TaskVectors:
         """Check the input and return its task vectors after this method's transforms."""
+        self.check_transforms()
         check_experts(base, experts, minimum=1, finite=False)  # values: when they are read
         vectors = TaskVectors(base, experts, jobs)
         for transform in self.transforms:
             vectors = transform(vectors)
         return vectors.whole() if self.whole else vectors
+
+
+Made = TypeVar("Made", bound=Method)
+
+
+def behind(method: Made, transforms: Sequence[Transform]) -> Made:
+    """The method with more transforms, in front of its own."""
+    return replace(method, transforms=(*transforms, *method.transforms))  # type: ignore[type-var]
 
 
 Seeded = TypeVar("Seeded")
@@ -312,7 +263,11 @@ def seeded(method: Seeded, seed: int) -> Seeded:
 
 
 def merge_each(
-    vectors: TaskVectors, update: Update, sink: Sink, merged: Mapping[str, Tensor] | None = None
+    vectors: TaskVectors,
+    update: Update,
+    sink: Sink,
+    ties: Mapping[str, str],
+    merged: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Merge every tensor of the base into a sink, several at a time if it takes that.
 
@@ -320,14 +275,16 @@ def merge_each(
         vectors: Task vectors.
         update: What a method's plan has returned.
         sink: Where the merged tensors go.
+        ties: Names of tensors to the names of those that they are merged to, see `Resources.ties`.
         merged: Tensors that are merged already, by name; they are passed on.
     """
     ready, names = merged or {}, list(vectors.base)
 
     def one(name: str) -> list[tuple[int, int]]:
-        if name not in ready:
-            return merge_one(vectors, name, update, sink)
-        sink.write(name, 0, ready[name].reshape(-1))
+        first = ties.get(name, name)
+        if first not in ready:
+            return merge_one(vectors, first, update, sink, None, name)
+        sink.write(name, 0, ready[first].reshape(-1))
         return [(0, vectors.numel(name))]
 
     runs = run_each(one, names, vectors.jobs if sink.shared else 1)
@@ -341,20 +298,22 @@ def merge_one(
     update: Update,
     sink: Sink,
     dtype: torch.dtype | None = None,
+    to: str | None = None,
 ) -> list[tuple[int, int]]:
     """Write one tensor updated, averaged or copied as its kind asks; say which entries.
 
-    What is updated is rounded to the given type, by default to that of `TaskVectors.layout`.
+    It is written to the given name, by default its own. What is updated is rounded to the given
+    type, by default to that of `TaskVectors.layout`.
 
     Raises:
         InputError: A value is not finite, or gets too large.
     """
-    kind = vectors.base.dtype(name)
+    kind, to = vectors.base.dtype(name), to or name
     if not is_merged(name, kind):
         stored = vectors.stack(name).mean(0) if kind.is_floating_point else vectors.base[name]
-        sink.write(name, 0, stored.reshape(-1))
+        sink.write(to, 0, stored.reshape(-1))
         return [(0, vectors.numel(name))]
-    runs, stored_as = [], dtype or vectors.dtype(name)
+    runs, stored_as = [], dtype or vectors.dtype(to)
     for span, merged, tile in vectors.tiles(name):
         if not vectors.is_zero(name):
             merged.add_(update(span, tile))
@@ -363,7 +322,7 @@ def merge_one(
             raise InputError(
                 f"the merged {name} is too large for {rounded.dtype}: choose a smaller scale"
             )
-        sink.write(name, span.start, rounded)
+        sink.write(to, span.start, rounded)
         runs.append((span.start, span.stop))
     return runs
 

@@ -6,6 +6,10 @@ from collections.abc import Sequence
 from lightning_merge.core.errors import InputError
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def require_between(low: float, high: float, **arguments: float) -> None:
     """Every argument lies in [low, high]; NaN does not.
 
@@ -13,8 +17,10 @@ def require_between(low: float, high: float, **arguments: float) -> None:
         InputError: Names the argument and its value.
     """
     for name, value in arguments.items():
-        if not low <= value <= high:
-            raise InputError(f"{name}={value} is outside [{low:g}, {high:g}]: choose a value in it")
+        if not _is_number(value) or not low <= value <= high:
+            raise InputError(
+                f"{name}={value!r} is outside [{low:g}, {high:g}]: choose a number in it"
+            )
 
 
 def require_finite(**arguments: float) -> None:
@@ -24,8 +30,8 @@ def require_finite(**arguments: float) -> None:
         InputError: Names the argument and its value.
     """
     for name, value in arguments.items():
-        if not math.isfinite(value):
-            raise InputError(f"{name}={value} is not a finite number: give one, for example 1.0")
+        if not _is_number(value) or not math.isfinite(value):
+            raise InputError(f"{name}={value!r} is not a finite number: give one, for example 1.0")
 
 
 def require_choice(choices: Sequence[str], **arguments: str) -> None:

@@ -26,14 +26,16 @@ class Consensus(MergeMethod):
     Compression".
 
     Args:
-        agree: Number of masks k that an entry has to be in; 0 is task arithmetic.
+        agree: Number of masks k that an entry has to be in, at most that of the experts; 0 is task
+            arithmetic. A single expert has nobody to agree with: its own mask is enough.
         tall: Lambda of the masks, one for all or one by task. The paper chooses each task's among
             0.2, 0.3, ..., 0.6 on validation data.
         scale: Factor of the update.
         transforms: Applied to the task vectors first, in order.
 
     Raises:
-        InputError: A value is out of its bounds, or a task has no lambda.
+        InputError: A value is out of its bounds, or a task has no lambda; or there are several
+            experts, but fewer than have to agree.
     """
 
     agree: int = 2
@@ -44,7 +46,8 @@ class Consensus(MergeMethod):
     cost: ClassVar[str] = "1 reading"
 
     def __post_init__(self) -> None:
-        require_between(0, float("inf"), agree=self.agree)
+        if not isinstance(self.agree, int) or self.agree < 0:
+            raise InputError(f"agree={self.agree} is no number of experts: give 0, 1, 2 or more")
         by_task = self.tall if isinstance(self.tall, Mapping) else {"": self.tall}
         for task, value in by_task.items():
             require_between(0, float("inf"), **{f"tall[{task!r}]" if task else "tall": value})
@@ -52,12 +55,17 @@ class Consensus(MergeMethod):
 
     def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
         """Look up the tasks' lambdas; the masks are made tile by tile."""
-        thresholds = self._thresholds(vectors.tasks)
+        if self.agree > len(vectors) > 1:
+            raise InputError(
+                f"agree={self.agree}: there are {len(vectors)} experts, so nothing would be kept; "
+                f"choose at most {len(vectors)}"
+            )
+        thresholds, needed = self._thresholds(vectors.tasks), min(self.agree, len(vectors))
 
         def update(span: Span, tile: Tensor) -> Tensor:
             total = sum_tasks(tile)
             claims = tall_masks(tile, total, thresholds).sum(0)
-            return total.mul_(claims >= self.agree).mul_(self.scale)
+            return total.mul_(claims >= needed).mul_(self.scale)
 
         return update
 

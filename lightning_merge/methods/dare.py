@@ -16,7 +16,8 @@ class Dare(Transform):
     """Drop each entry with probability p, divide the others by 1 - p. Needs nothing else.
 
     The expectation of every task vector is unchanged. The random numbers depend on the
-    seed, the task and the tensor's name alone, not on the order of reading.
+    seed, the task and the tensor's name alone, not on the order of reading. So tied weights that
+    files store twice lose different entries, unless the method that follows is given the model.
 
     Reference: Yu et al. 2024, "Language models are super Mario".
 

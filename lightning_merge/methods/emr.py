@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from lightning_merge.core.elect import elect_signs
 from lightning_merge.core.names import is_statistic, match_names
-from lightning_merge.core.task_vectors import flatten_tasks, is_merged
+from lightning_merge.core.task_vectors import TaskVectors, is_merged
 from lightning_merge.methods.base import Resources, Transform, Weights
 from lightning_merge.methods.checks import require_choice
 from lightning_merge.methods.network import (
@@ -30,7 +30,8 @@ class MaskedNetwork(TaskNetwork):
     """theta_0 + lambda_k M_k tau with one tau for all tasks k.
 
     A task that took no part has no mask: its images see theta_0 + tau, and the mean statistics
-    of BatchNorm. The weights are made anew for every batch, of which the larger the better.
+    of BatchNorm. The weights of the task that was last asked for are kept, which takes one
+    network's memory more; batches of one task in a row make them once.
 
     Args:
         model: Architecture of base and experts.
@@ -68,6 +69,8 @@ class MaskedNetwork(TaskNetwork):
         self.register_buffer("masks", masks)
         self.register_buffer("rescalers", example.new_ones(len(tasks), dtype=torch.float64))
         self.register_buffer("statistics", example.new_zeros(len(tasks), number, dtype=dtype))
+        self._kept: tuple[tuple[str, bool], dict[str, Tensor]] | None = None
+        self.register_load_state_dict_pre_hook(MaskedNetwork._forget)
 
     def weights(self, task: str) -> dict[str, Tensor]:
         """All floating-point tensors of the network for a task, by their names in the model."""
@@ -77,13 +80,27 @@ class MaskedNetwork(TaskNetwork):
             update *= self.rescalers[row].to(update)
             statistics = self.statistics[row]
         else:
-            update, statistics = self.unified, self.statistics.mean(0)
+            update, statistics = self.unified.clone(), self.statistics.mean(0)
         base = self.network.state_dict()
-        merged = {
-            name: (base[name].to(part.dtype) + part).to(base[name].dtype)
-            for name, part in split(update, self.shapes).items()
-        }
-        return merged | split(statistics, self.measured)
+        merged = {name: part.add_(base[name]) for name, part in split(update, self.shapes).items()}
+        found = merged | split(statistics, self.measured)
+        return {name: tensor.to(base[name].dtype) for name, tensor in found.items()}
+
+    def _last_weights(self, task: str) -> dict[str, Tensor]:
+        """`weights`, of which the last are kept, those of inference mode for it alone."""
+        key = (task, torch.is_inference_mode_enabled())
+        if self._kept is None or self._kept[0] != key:
+            self._kept = None  # before there are others
+            self._kept = key, self.weights(task)
+        return self._kept[1]
+
+    def _forget(self, *_: Any) -> None:
+        self._kept = None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MaskedNetwork":
+        """Move or convert the tensors; what was made of the old ones is forgotten."""
+        self._forget()
+        return super()._apply(fn, recurse)
 
     def recalibrate(self, recalibrate: Recalibrate) -> None:
         """Take every task's statistics from what is measured with its weights."""
@@ -94,7 +111,8 @@ class MaskedNetwork(TaskNetwork):
 
     def logits(self, task: str, images: Tensor, head: nn.Module) -> Tensor:
         """See `TaskNetwork`."""
-        features = self.project(functional_call(self.network, self.weights(task), (images,)))
+        state = self._last_weights(task)  # tied tensors are given under every name
+        features = self.project(functional_call(self.network, state, (images,), tie_weights=False))
         logits: Tensor = head(features)
         return logits
 
@@ -138,29 +156,40 @@ class EMR(NetworkMethod):
         given: Resources,
         recalibrate: Recalibrate,
     ) -> MaskedNetwork:
-        """Unify the task vectors, a tensor at a time."""
+        """Unify the task vectors, and take over the statistics."""
         model = given.network("EMR")
         network = MaskedNetwork(model, given.project, tuple(experts))
         network.network.load_state_dict(own_names(model, base))
         vectors = self.task_vectors(base, experts)
         stored = match_names(model.state_dict(), vectors.base)
-        amounts, masks = torch.zeros(2, len(vectors), dtype=torch.float64), []
-        unified = split(network.unified, network.shapes)
-        for name, target in unified.items():
-            tile = flatten_tasks(vectors[stored[name]])
-            merged, mask = unify(tile)
-            target.copy_(merged.view_as(target))
-            masks.append(mask)
-            kept = torch.stack([tile.abs(), mask * merged.abs()]).double().sum(-1).cpu()
-            amounts += kept if self.rescale == "entries" else kept / max(1, tile.shape[1])
-        network.masks.copy_(pack(torch.cat(masks, 1)))
-        wanted, found = amounts
+        wanted, found = self._unify(network, vectors, stored)
         network.rescalers.copy_(torch.where(found > 0, wanted / found, 1.0))
         for name, target in split(network.statistics, network.measured).items():
             target.copy_(stacked(vectors, stored[name]))
         if network.measured:
             network.recalibrate(recalibrate)
         return network
+
+    def _unify(
+        self, network: MaskedNetwork, vectors: TaskVectors, stored: Mapping[str, str]
+    ) -> Tensor:
+        """Fill in the unified task vector and the masks, a tile at a time.
+
+        Returns:
+            sum |tau_k| and sum |M_k tau| of every task k, [2, K], weighted as `rescale` says.
+        """
+        amounts, first = torch.zeros(2, len(vectors), dtype=torch.float64), 0
+        for name, shape in network.shapes.items():
+            weight = 1 if self.rescale == "entries" else 1 / max(1, shape.numel())
+            for span, _, tile in vectors.tiles(stored[name]):
+                merged, mask = unify(tile)
+                start, stop = first + span.start, first + span.stop
+                network.unified[start:stop] = merged
+                write_bits(network.masks, start, mask)
+                for row, part in zip(amounts, (tile, mask * merged), strict=True):
+                    row += weight * part.abs().sum(-1, dtype=torch.float64).cpu()
+            first += shape.numel()
+        return amounts
 
 
 def unify(task_vectors: Tensor) -> tuple[Tensor, Tensor]:
@@ -191,6 +220,13 @@ def pack(masks: Tensor) -> Tensor:
     padded = nn.functional.pad(masks.to(torch.uint8), (0, -masks.shape[1] % 8))
     places = torch.arange(8, dtype=torch.uint8, device=masks.device)
     return (padded.unflatten(1, (-1, 8)) << places).sum(-1, dtype=torch.uint8)
+
+
+def write_bits(packed: Tensor, start: int, masks: Tensor) -> None:
+    """Set those bits of packed zeros [K, b], from a start on, that are true in booleans [K, n]."""
+    byte, before = divmod(start, 8)
+    bits = pack(nn.functional.pad(masks, (before, 0)))
+    packed[:, byte : byte + bits.shape[1]] |= bits
 
 
 def unpack(mask: Tensor, count: int) -> Tensor:

@@ -7,6 +7,7 @@ from typing import ClassVar, get_args
 import torch
 from torch import Tensor
 
+from lightning_merge.core.errors import InputError
 from lightning_merge.core.expert_networks import ExpertNetworks, mean_of, run_with
 from lightning_merge.core.fisher import Labels, fisher_diagonal
 from lightning_merge.core.seeding import uniform_numbers
@@ -25,9 +26,11 @@ class Fisher(MergeMethod):
     that of a single sample, the label y one of the expert's own. Entries that no expert has
     information about, tensors outside the network among them, are averaged.
 
-    Cost: K experts times one pass over their own inputs, forward once and backward once per
-    class ("expected") or once. In memory are the sums of two networks, an expert, and the
-    gradients of some samples.
+    A tensor that the network uses twice has one gradient, and is merged by it.
+
+    Cost: three readings (behind transforms 2K + 1), and K experts times one pass over their own
+    inputs, forward once and backward once per class ("expected") or once. In memory are the sums
+    of two networks, an expert, and the gradients of some samples.
 
     Reference: Matena and Raffel 2022, "Merging Models with Fisher-Weighted Averaging". Published
     code for CLIP and language models squares the gradient of a whole batch instead, summed over
@@ -44,7 +47,7 @@ class Fisher(MergeMethod):
             experts they stand for.
 
     Raises:
-        InputError: A value is out of its bounds.
+        InputError: A value is out of its bounds, or an expert's information is not finite.
     """
 
     labels: Labels = "expected"
@@ -53,7 +56,9 @@ class Fisher(MergeMethod):
     seed: int = 0
     transforms: Sequence[Transform] = ()
     reference: ClassVar[str] = "Matena and Raffel 2022, arXiv:2111.09832"
-    cost: ClassVar[str] = "K forward passes and, per class, backward passes over own inputs"
+    cost: ClassVar[str] = (
+        "3 readings, K forward passes and, per class, backward passes over own inputs"
+    )
     needs: ClassVar[str] = "unlabelled batches of every task and heads"
 
     def __post_init__(self) -> None:
@@ -73,10 +78,11 @@ class Fisher(MergeMethod):
             information = self._information(networks, resources, index, inputs[task])
             for name in networks.merged:
                 stored, part = networks.stored[name], information.pop(name).flatten()
-                vector = networks.task_vectors(name)[index].flatten()
+                vector = networks.task_vector(name, index).flatten()
                 part = part.to(vector)
                 weighted[stored] = weighted.get(stored, 0) + part * vector
                 totals[stored] = totals.get(stored, 0) + part
+                _check_finite(totals[stored], task, stored)
         return _divide(weighted, totals)
 
     def _information(
@@ -92,10 +98,29 @@ class Fisher(MergeMethod):
         parameters = {name: state[name] for name in networks.merged}
         draws = uniform_numbers(0, len(inputs), self.seed, task)
         with evaluating(model), evaluating(head):
-            found = fisher_diagonal(logits, parameters, inputs, self.labels, draws)
+            try:
+                found = fisher_diagonal(logits, parameters, inputs, self.labels, draws)
+            except FloatingPointError as fault:
+                raise InputError(
+                    f"heads, batches: of {task} {fault}; look for what overflows, or run the "
+                    "network in float32"
+                ) from fault
         norm = sum(float(f.double().square().sum()) for f in found.values()) ** 0.5
         divisor = norm + self.epsilon if self.normalize and norm else 1.0
         return {name: f.add_(self.epsilon).div_(divisor) for name, f in found.items()}
+
+
+def _check_finite(total: Tensor, task: str, name: str) -> None:
+    """The sum of information up to a task's is finite.
+
+    Raises:
+        InputError: Names the task and the tensor.
+    """
+    if not bool(total.isfinite().all()):
+        raise InputError(
+            f"heads, batches: the Fisher information that {task} has about {name} is NaN or "
+            "infinite; look for overflowing logits, or run the network in float32"
+        )
 
 
 def _divide(weighted: dict[str, Tensor], totals: dict[str, Tensor]) -> Update:

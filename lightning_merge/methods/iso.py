@@ -1,53 +1,21 @@
 """Isotropic merging: an update whose singular values are all the same."""
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, get_args
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from lightning_merge.core.decompose import (
-    Convolutions,
-    as_matrices,
-    polar_factor,
-    singular_triplets,
-)
-from lightning_merge.core.task_vectors import Span, TaskVectors, sum_tasks
-from lightning_merge.methods.base import MergeMethod, Resources, Transform, Update
-from lightning_merge.methods.checks import require_between, require_choice, require_finite
-
-
-class _Isotropic(MergeMethod):
-    """What Iso-C and Iso-CTS share: every matrix by itself, other tensors averaged."""
-
-    scale: float
-    convolutions: Convolutions
-    whole: ClassVar[bool] = True
-
-    def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
-        """Decompose every matrix by itself."""
-
-        def update(span: Span, tile: Tensor) -> Tensor:
-            matrices = as_matrices(tile, vectors.base.shape(span.name), self.convolutions)
-            if matrices is None:
-                return sum_tasks(tile).mul_(self.scale / len(tile))
-            return self.isotropic(matrices).mul_(self.scale).to(tile.dtype).flatten()
-
-        return update
-
-    @abstractmethod
-    def isotropic(self, matrices: Tensor) -> Tensor:
-        """The update [m, n], in float64, of task vectors [K, m, n]."""
-
-    def _check(self) -> None:
-        require_finite(scale=self.scale)
-        require_choice(get_args(Convolutions), convolutions=self.convolutions)
+from lightning_merge.core.decompose import Convolutions, polar_factor, singular_triplets
+from lightning_merge.core.task_vectors import sum_tasks
+from lightning_merge.methods.base import Transform
+from lightning_merge.methods.by_matrix import ByMatrix
+from lightning_merge.methods.checks import require_between
 
 
 @dataclass(frozen=True)
-class IsoC(_Isotropic):
+class IsoC(ByMatrix):
     """The summed update with its singular values replaced by their mean. Needs only weights.
 
     For sum_k tau_k = U S V^T of shape [out, rest] the update is scale * mean(S) U V^T, the mean
@@ -74,17 +42,14 @@ class IsoC(_Isotropic):
     reference: ClassVar[str] = "Marczak et al. 2025, arXiv:2502.04959"
     cost: ClassVar[str] = "1 reading, 1 eigenproblem a tensor"
 
-    def __post_init__(self) -> None:
-        self._check()
-
-    def isotropic(self, matrices: Tensor) -> Tensor:
+    def merged(self, matrices: Tensor) -> Tensor:
         """See the class; [m, n] from [K, m, n]."""
         left, values, right = singular_triplets(sum_tasks(matrices))
         return left @ right.mT * (values.sum() / min(matrices.shape[1:]))
 
 
 @dataclass(frozen=True)
-class IsoCTS(_Isotropic):
+class IsoCTS(ByMatrix):
     """Iso-C in a common and task-specific subspaces. Needs nothing but weights.
 
     Of sum_k tau_k only the c largest singular triplets are common. Expert k adds the t largest
@@ -116,10 +81,10 @@ class IsoCTS(_Isotropic):
     cost: ClassVar[str] = "1 reading, K + 3 eigenproblems a tensor"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_between(0, 1, common=self.common)
-        self._check()
 
-    def isotropic(self, matrices: Tensor) -> Tensor:
+    def merged(self, matrices: Tensor) -> Tensor:
         """See the class; [m, n] from [K, m, n]."""
         full, specific = min(matrices.shape[1:]), self._specific(matrices)
         shared = singular_triplets(sum_tasks(matrices), full - len(matrices) * specific)

@@ -26,7 +26,7 @@ class KnOTS(MergeMethod):
     go to +); the update is scale * U C. Tensors that are no matrices are averaged, times scale.
 
     Made for experts tuned by LoRA. Cost: 1 eigenvalue problem of size min(out, K rest) per
-    tensor, the products with U, and three readings of everything. The plan holds U of every
+    tensor, the products with U, and four readings of everything. The plan holds U of every
     tensor, up to out * out numbers each: for ViT-B/32 somewhat more than the model.
 
     Reference: Stoica et al. 2025, "Model merging with SVD to tie the KnOTS", section 4. The
@@ -102,7 +102,8 @@ def _thresholds(vectors: TaskVectors, bases: Mapping[str, Tensor], density: floa
     total = sum(vectors.numel(n) // len(b) * b.shape[1] for n, b in bases.items())
     rank = total - int(total * density)
     if density == 0 or rank == 0:
-        return torch.full((len(vectors),), torch.inf if density == 0 else 0.0)
+        bound = torch.inf if density == 0 else 0.0
+        return torch.full((len(vectors),), bound, device=vectors.device)
     ranks = torch.full((len(vectors), 1), rank)
     upper = _counts(vectors, bases, lambda bits, _: bits >> _LOW, 2**_HIGH)
     high = torch.searchsorted(upper, ranks)

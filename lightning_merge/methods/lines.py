@@ -3,12 +3,13 @@
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from lightning_merge.core.errors import InputError
 from lightning_merge.core.sums import sum_over_tensor
 from lightning_merge.core.task_vectors import Span, TaskVectors, sum_tasks
 from lightning_merge.methods.base import (
@@ -18,6 +19,7 @@ from lightning_merge.methods.base import (
     Transform,
     Update,
     Weights,
+    behind,
 )
 from lightning_merge.methods.checks import require_finite
 from lightning_merge.methods.task_arithmetic import TaskArithmetic
@@ -50,7 +52,7 @@ class LiNeS(MergeMethod):
         transforms: Applied to the task vectors first, before the method's own.
 
     Raises:
-        InputError: A factor is not finite.
+        InputError: A factor is not finite, or the method makes a network instead of weights.
     """
 
     method: MergeMethod = field(default_factory=_sum)
@@ -61,6 +63,11 @@ class LiNeS(MergeMethod):
     cost: ClassVar[str] = "that of its method; without alpha twice"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.method, MergeMethod):
+            raise InputError(
+                f"method={type(self.method).__name__}: LiNeS scales the update of merged weights; "
+                "give a method that merges them, for example TaskArithmetic"
+            )
         require_finite(beta=self.beta, alpha=self.alpha or 0.0)
         for inherited in ("needs", "whole"):
             object.__setattr__(self, inherited, getattr(self.method, inherited))
@@ -77,17 +84,11 @@ class LiNeS(MergeMethod):
         self, base: Weights, experts: Mapping[str, Weights], jobs: int = 1
     ) -> TaskVectors:
         """Those that the method sees behind these transforms and its own."""
-        transforms = (*self.transforms, *self.method.transforms)
-        method: MergeMethod = replace(self.method, transforms=transforms)  # type: ignore[type-var]
-        return method.task_vectors(base, experts, jobs)
+        return behind(self.method, self.transforms).task_vectors(base, experts, jobs)
 
     def origin(self) -> Origin:
         """What the method has learned before."""
         return self.method.origin()
-
-    def described(self) -> str:
-        """As of any method, with the other method as that describes itself."""
-        return super().described().replace(repr(self.method), self.method.described())
 
     def _norm_ratio(self, vectors: TaskVectors, update: Update) -> float:
         """The default of alpha, from summed absolute values; 0 where nothing is merged."""

@@ -24,6 +24,9 @@ class LwPTV(Transform):
     PwPTV does the same for parameters, which the paper prefers for language models: the score is
     |tau_k - mean_j tau_j| of one entry, and all d entries of a task are ranked together.
 
+    One expert alone differs from none, so that there is nothing to rank by diversity: it keeps
+    everything, unless everything is to be pruned.
+
     Reference: Zhang et al. 2025, "Merging Smarter, Generalizing Better", equations 5 to 7 and
     appendices B.10 and B.16.
 
@@ -54,7 +57,8 @@ class LwPTV(Transform):
 
     def __call__(self, vectors: TaskVectors) -> TaskVectors:
         """Return the task vectors with the pruned layers or parameters zeroed."""
-        if self.prune_ratio == 0:
+        alone = len(vectors) == 1 and self.score == "diversity" and self.prune_ratio < 1
+        if self.prune_ratio == 0 or alone:
             return vectors
         layers = self.granularity == "layer"
         return self._prune_layers(vectors) if layers else self._prune_parameters(vectors)

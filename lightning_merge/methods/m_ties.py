@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, reduce
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -20,8 +20,8 @@ from lightning_merge.core.m_loss import (
 )
 from lightning_merge.core.names import match_names
 from lightning_merge.core.seeding import generator_for
-from lightning_merge.core.task_vectors import Span, TaskVectors, wide
-from lightning_merge.core.tracing import activated_linears, run_visiting
+from lightning_merge.core.task_vectors import Span, TaskVectors, wide_dtype
+from lightning_merge.core.tracing import activated_linears, run_visiting, tied_names
 from lightning_merge.core.trim import row_trim
 from lightning_merge.methods.base import (
     InMemory,
@@ -113,11 +113,12 @@ class RankedByMLoss(MergeMethod):
 
     def _rank_and_merge(self, vectors: TaskVectors, resources: Resources, sink: Sink) -> "_Ranking":
         ranking = self._rank(vectors, resources)
-        merge_each(vectors, ranking.update, sink, ranking.merged)
+        merge_each(vectors, ranking.update, sink, resources.ties(vectors), ranking.merged)
         return ranking
 
     def _rank(self, vectors: TaskVectors, resources: Resources) -> "_Ranking":
-        model, images = resources.network(self.name), resources.inputs(self.name)
+        model = resources.network(self.name)
+        images = resources.inputs(self.name, vectors.tasks)
         layers = self._choose_layers(model, images[:1])
         ranking = _Ranking(self, vectors)
         ranking.run(model, images, layers)
@@ -166,7 +167,7 @@ class MTies(RankedByMLoss):
     node's M-Loss |act(sum_k a_k h_kj) - sum_k a_k act(h_kj)|. All other tensors are
     trimmed to `keep`. Then sign election (ties go to +) and scale * disjoint mean or sum.
     The network runs once: when it reaches a layer, that layer is merged, and the pass goes
-    on with the merged one.
+    on with the merged one. A weight that layers share is ranked and merged at the first of them.
 
     Reference: Wang et al. 2025, "M-Loss", Algorithm 1. The published code differs from the
     paper: `layer_inputs="base"`, `reduce="square"`, `activation="gelu_tanh"`.
@@ -242,23 +243,28 @@ class _Ranking:
 
     def run(self, model: nn.Module, images: Tensor, layers: Mapping[str, Activation]) -> None:
         """Pass the images through the network once, ranking each layer on the way."""
-        own = {name: t for name, t in model.state_dict().items() if t.is_floating_point()}
+        first, state = tied_names(model), model.state_dict()
+        own = {n: t for n, t in state.items() if t.is_floating_point() and first[n] == n}
         stored = match_names(own, self.vectors.base)
         layout = {stored[name]: (t.dtype, tuple(t.shape)) for name, t in own.items()}
         self._running = InMemory(layout, next(iter(own.values())).device)
-        ranked = {stored[f"{layer}.weight"] for layer in layers}
-        ready = set(stored.values()) - ranked if self.method.layer_inputs == "merged" else set()
+        ranked: dict[str, str] = {}  # stored weight to its first layer
+        for layer in layers:
+            ranked.setdefault(stored[first[f"{layer}.weight"]], layer)
+        ready = (
+            set(stored.values()) - set(ranked) if self.method.layer_inputs == "merged" else set()
+        )
         for name in set(stored.values()) - ready:
             self._running.write(name, 0, self.vectors.base[name].reshape(-1))
         self._merge(ready)
         visitors = {
             layer: partial(
-                self._visit, stored[f"{layer}.weight"], stored.get(f"{layer}.bias"), activation
+                self._visit, weight, stored.get(first.get(f"{layer}.bias", "")), layers[layer]
             )
-            for layer, activation in layers.items()
+            for weight, layer in ranked.items()
         }
-        state = {name: self._running.tensors[stored[name]] for name in own}
-        run_visiting(model, state, images, visitors)
+        running = {name: self._running.tensors[stored[name]] for name in own}
+        run_visiting(model, running, images, visitors)
 
     def _merge(self, names: Iterable[str]) -> None:
         """Merge tensors into the running network."""
@@ -278,9 +284,13 @@ class _Ranking:
 
     def _visit(self, weight: str, bias: str | None, activation: Activation, inputs: Tensor) -> None:
         """Rank the nodes of one layer at its inputs [n, in]; then merge it in place."""
-        biases = None if bias is None else self.vectors.weights(bias).to(inputs.device)
-        weights = self.vectors.weights(weight).to(inputs.device)
-        loss = linear_node_m_loss(wide(inputs), weights, biases, activation, self.method.reduce)
+        parts = [self.vectors.weights(name) for name in (weight, bias) if name is not None]
+        dtype = reduce(
+            torch.promote_types, [part.dtype for part in parts], wide_dtype(inputs.dtype)
+        )
+        inputs, weights, *biases = (part.to(inputs.device, dtype) for part in (inputs, *parts))
+        offsets = biases[0] if biases else None
+        loss = linear_node_m_loss(inputs, weights, offsets, activation, self.method.reduce)
         self.losses[weight] = loss.cpu()
         self.keep_ratios[weight] = self._ratios(weight, self.losses[weight])
         if self.method.layer_inputs == "merged":

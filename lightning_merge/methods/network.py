@@ -21,6 +21,7 @@ from lightning_merge.methods.base import (
     Method,
     Resources,
     Weights,
+    itself,
     registered,
 )
 
@@ -38,11 +39,6 @@ class Recalibrate(Protocol):
 def as_they_are(weights: Weights, task: str | None = None) -> Weights:
     """Leave the statistics alone."""
     return weights
-
-
-def same(output: Any) -> Tensor:
-    """Take what the model returns for features."""
-    return output
 
 
 class TaskNetwork(nn.Module, ABC):
@@ -66,6 +62,10 @@ class TaskNetwork(nn.Module, ABC):
         super().__init__()
         self.project, self.options = project, options
         self._of_one = sum(map(_numbers, model.state_dict().values()))
+
+    def train(self, mode: bool = True) -> "TaskNetwork":
+        """Stay in evaluation, whatever is asked for."""
+        return super().train(False)
 
     @abstractmethod
     def logits(self, task: str, images: Tensor, head: nn.Module) -> Tensor:
@@ -126,7 +126,7 @@ class NetworkMethod(Method):
         model: nn.Module | None = None,
         batches: Batches | Mapping[str, Batches] | None = None,
         heads: Mapping[str, nn.Module] | None = None,
-        project: Callable[[Any], Tensor] = same,
+        project: Callable[[Any], Tensor] = itself,
         recalibrate: Recalibrate = as_they_are,
     ) -> TaskNetwork:
         """Make the network of the experts.
@@ -149,7 +149,7 @@ class NetworkMethod(Method):
         """
         given = Resources(model, batches, heads, project)
         self.check(given.network(type(self).__name__))
-        return self.make(base, experts, given, recalibrate)
+        return self.make(base, experts, given, recalibrate).eval()
 
     def task_vectors(self, base: Weights, experts: Mapping[str, Weights]) -> TaskVectors:
         """Check the input and return its task vectors after this method's transforms."""
@@ -210,7 +210,7 @@ def holds_network(path: str | Path) -> bool:
 
 
 def load_network(
-    path: str | Path, model: nn.Module, project: Callable[[Any], Tensor] = same
+    path: str | Path, model: nn.Module, project: Callable[[Any], Tensor] = itself
 ) -> TaskNetwork:
     """Make the network of a file, on the CPU or the model's device.
 
@@ -233,7 +233,7 @@ def load_network(
             f"{path} does not hold a network of {type(model).__name__} ({fault}): give a file "
             f"that {', '.join(makers())} has written for this architecture"
         ) from fault
-    return network
+    return network.eval()
 
 
 def makers() -> list[str]:
@@ -253,3 +253,15 @@ def check_learning(steps: int, learning_rate: float, batch_size: int) -> None:
         )
     if not 0 < learning_rate < math.inf:
         raise InputError(f"learning_rate={learning_rate}: give a positive number, e.g. 0.001")
+
+
+def check_learned(learned: nn.Module, learning_rate: float) -> None:
+    """Check what was learned.
+
+    Raises:
+        InputError: A parameter is not finite.
+    """
+    if not all(bool(parameter.isfinite().all()) for parameter in learned.parameters()):
+        raise InputError(
+            f"learning_rate={learning_rate}: what was learned is NaN or infinite; lower it"
+        )

@@ -28,7 +28,8 @@ class PCB(MergeMethod):
       tanh(tau_k sum_j tau_j) for "language".
 
     Each expert's `density` highest scores, moved to [0, 1], are its weights beta_k, the others
-    zero. The update is scale * sum_k beta_k s_k c_k / sum_k beta_k.
+    zero; where the highest are all the same, and positive, they are 1. The update is
+    scale * sum_k beta_k s_k c_k / sum_k beta_k.
 
     Reference: Du et al. 2024, "Parameter Competition Balancing for Model Merging", as in the code
     published with it.
@@ -63,8 +64,8 @@ class PCB(MergeMethod):
     def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
         """Find the quantiles of magnitudes, then those of the scores that they lead to."""
         names, total = vectors.names, sum(map(vectors.numel, vectors.names))
-        if total == 0:
-            return lambda span, tile: tile[0]
+        if total == 0 or self.density == 0:
+            return lambda span, tile: torch.zeros_like(tile[0])
         ranks = (int(total * self.clip), max(int(total * (1 - self.clip) - 1), 0))
         low, high = (kth_smallest_magnitude(vectors, names, rank + 1).value for rank in ranks)
         contest = _Contest(self.variant, low[:, None], torch.maximum(low, high)[:, None])
@@ -121,4 +122,6 @@ def _weights(scores: Tensor, floor: Tensor, top: Tensor | None) -> Tensor:
     if top is None:
         return scores.relu() * (scores >= lowest)
     width = top[:, None].to(scores) - lowest
-    return scores.sub_(lowest).relu_().div_(width.masked_fill_(width == 0, 1))
+    equal = (width == 0) & (scores >= lowest) & (scores > 0)
+    moved = scores.sub_(lowest).relu_().div_(width.masked_fill_(width == 0, 1))
+    return moved.masked_fill_(equal, 1)

@@ -51,8 +51,8 @@ class MagnitudePruning(Transform):
 class RandomPruning(Transform):
     """Drop each entry with some probability and leave the others as they are.
 
-    DARE without its rescaling: with the same seed both drop the same entries. Needs nothing but
-    weights.
+    DARE without its rescaling: with the same seed both drop the same entries, of tied weights
+    different ones in the same way. Needs nothing but weights.
 
     Reference: Zhang et al. 2025, "Merging Smarter, Generalizing Better", table 3, "random mask".
 

@@ -33,8 +33,11 @@ class RegMean(MergeMethod):
     than `in`, is averaged as well: the regression is that of the differences from the average,
     with 1e-8 of the mean diagonal as a ridge.
 
-    Cost: K experts times one forward pass over their own inputs, and a float64 Gram matrix
-    [in, in] per layer; their sums over experts are in memory for all layers.
+    Layers that share a weight are one layer, with the inputs of all.
+
+    Cost: three readings (behind transforms 2K + 1), K experts times one forward pass over their
+    own inputs, and a float64 Gram matrix [in, in] per layer; their sums over experts are in memory
+    for all layers.
 
     Reference: Jin et al. 2023, "Dataless Knowledge Fusion by Merging Weights of Language Models".
     The published code sees modules of type `nn.Linear` only: not the projections of
@@ -54,7 +57,7 @@ class RegMean(MergeMethod):
     layers: Layers = "all"
     transforms: Sequence[Transform] = ()
     reference: ClassVar[str] = "Jin et al. 2023, arXiv:2212.09849"
-    cost: ClassVar[str] = "K forward passes over own inputs, 1 linear system a layer"
+    cost: ClassVar[str] = "3 readings, K forward passes over own inputs, 1 linear system a layer"
     needs: ClassVar[str] = "unlabelled batches of every task"
 
     def __post_init__(self) -> None:
@@ -68,13 +71,17 @@ class RegMean(MergeMethod):
         networks.check(next(iter(inputs.values())))
         watched = regressed(networks, self.layers)
         regressions: dict[str, Regression] = {}
+        reached: list[set[str]] = []
         for index, task in enumerate(vectors.tasks):
             grams = _grams(networks, watched, index, inputs[task])
             for name in grams.sums:
-                stack = networks.task_vectors(name)
-                if name not in regressions:
-                    regressions[name] = Regression(mean_of(stack))
-                regressions[name].add(grams.means(name, self.reduce), stack[index])
+                vector = networks.task_vector(name, index)
+                regression = regressions.setdefault(name, Regression())
+                regression.add(grams.means(name, self.reduce), vector)
+            reached.append(set(grams.sums))
+        for index, names in enumerate(reached):
+            for name in regressions.keys() - names:
+                regressions[name].add_idle(networks.task_vector(name, index))
         require_found(regressions)
         return updates({networks.stored[n]: regressions.pop(n).solve() for n in list(regressions)})
 
@@ -84,7 +91,7 @@ def regressed(networks: ExpertNetworks, layers: Layers) -> list[str]:
     if layers == "all":
         return networks.merged
     linear = {
-        f"{name}.weight"
+        networks.ties[f"{name}.weight"]
         for name, module in networks.model.named_modules()
         if isinstance(module, nn.Linear) and not isinstance(module, NonDynamicallyQuantizableLinear)
     }
@@ -109,7 +116,7 @@ def updates(solved: Mapping[str, Tensor]) -> Update:
 
     def update(span: Span, tile: Tensor) -> Tensor:
         if span.name in solved:
-            return solved[span.name][span.start : span.stop].to(tile)
+            return solved[span.name][span.start : span.stop].to(tile, copy=True)
         return mean_of(tile)
 
     return update

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
-from lightning_merge.core.expert_networks import ExpertNetworks, mean_of
+from lightning_merge.core.expert_networks import ExpertNetworks
 from lightning_merge.core.gram import Grams, Regression
 from lightning_merge.core.linear_inputs import LinearInputs
 from lightning_merge.core.task_vectors import TaskVectors
@@ -27,11 +27,12 @@ class RegMeanPlusPlus(MergeMethod):
     inputs of task k pass through the network merged so far up to the next unit; there expert
     k's unit runs on them, and the inputs X_k of its layers enter the regression of `RegMean`. So
     layers inside a unit see what the expert's own layers before them in the unit make of them.
-    A unit is a block of a transformer or ResNet, and outside of blocks a single layer.
+    A unit is a block of a transformer or ResNet, and outside of blocks a single layer. A weight
+    that several units share has no place in that order, and is averaged.
 
-    Cost: per unit, one pass of all inputs up to there: with U units about U / 2 forward passes
-    and one more through the experts' units. In memory are one network, and one unit of all
-    experts with its Gram matrices; nothing is kept of the activations.
+    Cost: four readings, and per unit one pass of all inputs up to there: with U units about U / 2
+    forward passes and one more through the experts' units. In memory are one network, and one unit
+    of all experts with its Gram matrices; nothing is kept of the activations.
 
     Reference: Nguyen et al. 2025, "RegMean++". The published code merges linear layers
     inside of blocks by regression (`layers="linear_modules"`), averages the embedding, and
@@ -53,7 +54,7 @@ class RegMeanPlusPlus(MergeMethod):
     unit: Unit = "block"
     transforms: Sequence[Transform] = ()
     reference: ClassVar[str] = "Nguyen et al. 2025, arXiv:2508.03121"
-    cost: ClassVar[str] = "for U blocks K (U / 2 + 1) forward passes over own inputs"
+    cost: ClassVar[str] = "4 readings, for U blocks K (U / 2 + 1) forward passes over own inputs"
     needs: ClassVar[str] = "unlabelled batches of every task"
 
     def __post_init__(self) -> None:
@@ -89,7 +90,10 @@ class RegMeanPlusPlus(MergeMethod):
         blocks = repeated_blocks(model) if self.unit == "block" else set()
         units: dict[str, list[str]] = {name: [] for name in called}
         for weight in seen:
-            units[_owner(weight, called, blocks)].append(weight)
+            names = [name for name, first in networks.ties.items() if first == weight]
+            owner, *others = {_owner(name, called, blocks) for name in names}
+            if not others:
+                units[owner].append(weight)
         return {unit: weights for unit, weights in units.items() if weights}
 
     def _regress(
@@ -102,12 +106,15 @@ class RegMeanPlusPlus(MergeMethod):
     ) -> dict[str, Tensor]:
         """The updates of one unit's weights, with the prefix that is merged already."""
         prefix = f"{unit}." if unit else ""
-        stacks = networks.stacks(name for name in networks.stored if name.startswith(prefix))
+        inside = {name: first for name, first in networks.ties.items() if name.startswith(prefix)}
+        stacks = networks.stacks(set(inside.values()))
         vectors = {name: networks.task_vectors(name) for name in weights}
-        regressions = {name: Regression(mean_of(stack)) for name, stack in vectors.items()}
+        regressions = {name: Regression() for name in weights}
         for index, images in enumerate(inputs):
             own = {name: networks.like(name, stack[index]) for name, stack in stacks.items()}
-            grams = _grams(networks, merged, unit, own, weights, images)
+            state = {name.removeprefix(prefix): own[first] for name, first in inside.items()}
+            watched = {name: own[name] for name in weights}
+            grams = _grams(networks.model, merged, unit, state, watched, images)
             for name, regression in regressions.items():
                 regression.add(grams.means(name, self.reduce), vectors[name][index])
         return {name: regression.solve() for name, regression in regressions.items()}
@@ -122,18 +129,17 @@ def _owner(weight: str, called: Sequence[str], blocks: set[str]) -> str:
 
 
 def _grams(
-    networks: ExpertNetworks,
+    model: nn.Module,
     merged: Mapping[str, Tensor],
     unit: str,
-    own: Mapping[str, Tensor],
-    weights: Sequence[str],
+    state: dict[str, Tensor],
+    watched: Mapping[str, Tensor],
     images: Tensor,
 ) -> Grams:
     """Gram matrices of an expert's unit at what the merged prefix makes of its images."""
-    grams, module = Grams(), networks.model.get_submodule(unit)
-    state = {name.removeprefix(f"{unit}."): tensor for name, tensor in own.items()}
+    grams, module = Grams(), model.get_submodule(unit)
     for part in images.split(BATCH):
-        args, kwargs = arguments_of(networks.model, merged, part, unit)
-        with evaluating(module), LinearInputs({name: own[name] for name in weights}, grams.add):
+        args, kwargs = arguments_of(model, merged, part, unit)
+        with evaluating(module), LinearInputs(watched, grams.add):
             functional_call(module, state, args, kwargs, tie_weights=False)
     return grams

@@ -1,7 +1,7 @@
 """Surgery: a small correction of the merged network's features for every task."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -17,11 +17,13 @@ from lightning_merge.methods.base import (
     Resources,
     Transform,
     Weights,
+    behind,
 )
 from lightning_merge.methods.network import (
     NetworkMethod,
     Recalibrate,
     TaskNetwork,
+    check_learned,
     check_learning,
     encode,
     frozen,
@@ -87,7 +89,7 @@ class CorrectedNetwork(TaskNetwork):
         """See `TaskNetwork`."""
         features = self.project(self.network(images))
         if task in self.tasks:
-            features = self.corrections[self.tasks.index(task)](features)
+            features = self.corrections[self.tasks.index(task)](features).to(features.dtype)
         logits: Tensor = head(features)
         return logits
 
@@ -115,7 +117,8 @@ class Surgery(NetworkMethod):
         transforms: Applied to the task vectors before the method's own.
 
     Raises:
-        InputError: A value is out of its bounds.
+        InputError: A value is out of its bounds, the method makes a network, or (when it is
+            called) what was learned is not finite.
     """
 
     method: MergeMethod = field(default_factory=TaskArithmetic)
@@ -133,6 +136,13 @@ class Surgery(NetworkMethod):
         check_learning(self.steps, self.learning_rate, self.batch_size)
         if self.rank < 1:
             raise InputError(f"rank={self.rank}: give 1 or more, for example 16")
+        if not isinstance(self.method, MergeMethod):
+            raise InputError(
+                f"method={type(self.method).__name__}: Surgery corrects one merged network's "
+                "features; choose a method that merges weights, for example TaskArithmetic"
+            )
+        if self.method.needs.startswith(self.needs):  # and heads
+            object.__setattr__(self, "needs", self.method.needs)
 
     def make(
         self,
@@ -143,7 +153,8 @@ class Surgery(NetworkMethod):
     ) -> CorrectedNetwork:
         """Merge, and correct the features of one task after the other."""
         model, images = given.network("Surgery"), given.task_inputs("Surgery", tuple(experts))
-        merged = own_names(model, self._merging()(base, experts, **given._asdict()))
+        method = behind(self.method, self.transforms)
+        merged = own_names(model, method(base, experts, **given._asdict()))
         expert = frozen(model)
         dim = encode(expert, given.project, next(iter(images.values()))[:1]).shape[1]
         network = CorrectedNetwork(model, given.project, tuple(experts), dim, self.rank)
@@ -153,11 +164,6 @@ class Surgery(NetworkMethod):
             inputs = encode(network.network, given.project, images[task])
             self._fit(task, correction, inputs, encode(expert, given.project, images[task]))
         return network
-
-    def _merging(self) -> MergeMethod:
-        """The method behind this one's transforms."""
-        transforms = (*self.transforms, *self.method.transforms)
-        return replace(self.method, transforms=transforms)  # type: ignore[type-var]
 
     @torch.enable_grad()
     def _fit(self, task: str, correction: nn.Module, inputs: Tensor, targets: Tensor) -> None:
@@ -173,6 +179,7 @@ class Surgery(NetworkMethod):
             functional.l1_loss(correction(inputs[rows]), targets[rows]).backward()
             optimizer.step()
         correction.requires_grad_(False)
+        check_learned(correction, self.learning_rate)
 
     def origin(self) -> Origin:
         """What the method that merges has learned elsewhere."""

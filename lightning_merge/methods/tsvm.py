@@ -2,24 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, get_args
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from lightning_merge.core.decompose import (
-    Convolutions,
-    as_matrices,
-    polar_factor,
-    singular_triplets,
-)
-from lightning_merge.core.task_vectors import Span, TaskVectors, sum_tasks
-from lightning_merge.methods.base import MergeMethod, Resources, Transform, Update
-from lightning_merge.methods.checks import require_choice, require_finite
+from lightning_merge.core.decompose import Convolutions, polar_factor, singular_triplets
+from lightning_merge.methods.base import Transform
+from lightning_merge.methods.by_matrix import ByMatrix
 
 
 @dataclass(frozen=True)
-class TSVM(MergeMethod):
+class TSVM(ByMatrix):
     """Task singular vectors, whitened and added. Needs nothing but weights.
 
     Of each expert's update [out, rest] = U_k S_k V_k^T the largest floor(min(out, rest) / K)
@@ -49,22 +43,10 @@ class TSVM(MergeMethod):
     transforms: Sequence[Transform] = ()
     reference: ClassVar[str] = "Gargiulo et al. 2025, arXiv:2412.00081"
     cost: ClassVar[str] = "1 reading, K + 2 eigenproblems a tensor"
-    whole: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        require_finite(scale=self.scale)
-        require_choice(get_args(Convolutions), convolutions=self.convolutions)
-
-    def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
-        """Decompose every matrix by itself."""
-
-        def update(span: Span, tile: Tensor) -> Tensor:
-            matrices = as_matrices(tile, vectors.base.shape(span.name), self.convolutions)
-            if matrices is None:
-                return sum_tasks(tile).mul_(self.scale / len(tile))
-            return whitened_sum(matrices).mul_(self.scale).to(tile.dtype).flatten()
-
-        return update
+    def merged(self, matrices: Tensor) -> Tensor:
+        """See `whitened_sum`."""
+        return whitened_sum(matrices)
 
 
 def whitened_sum(matrices: Tensor) -> Tensor:

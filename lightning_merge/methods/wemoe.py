@@ -2,7 +2,9 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -14,13 +16,14 @@ from torch.utils.checkpoint import checkpoint
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.names import match_names
 from lightning_merge.core.seeding import generator_for
-from lightning_merge.core.task_vectors import flatten_tasks
+from lightning_merge.core.task_vectors import flatten_tasks, wide_dtype
 from lightning_merge.methods.base import Resources, Transform, Weights
 from lightning_merge.methods.checks import require_finite
 from lightning_merge.methods.network import (
     NetworkMethod,
     Recalibrate,
     TaskNetwork,
+    check_learned,
     check_learning,
     frozen,
     minibatches,
@@ -32,7 +35,8 @@ from lightning_merge.methods.task_arithmetic import TaskArithmetic
 class RoutedMLP(nn.Module):
     """An MLP with weights theta_0 + sum_k r_k(x) tau_k for each sample x.
 
-    r(x) [K] is the mean over the sample's tokens of W_2 relu(W_1 t + b_1) + b_2.
+    r(x) [K] is the mean over the sample's tokens of W_2 relu(W_1 t + b_1) + b_2, in float32
+    whatever the MLP is in: it is learned, and Adam's steps are too small for half precision.
 
     Args:
         mlp: The base's.
@@ -51,7 +55,7 @@ class RoutedMLP(nn.Module):
         count = sum(shape.numel() for shape in self.sizes.values())
         self.register_buffer("vectors", torch.zeros(experts, count).to(first))
         fc1, fc2 = skip_init(nn.Linear, width, width), skip_init(nn.Linear, width, experts)
-        self.gate = nn.Sequential(fc1, nn.ReLU(), fc2).to(first)
+        self.gate = nn.Sequential(fc1, nn.ReLU(), fc2).to(first.device, wide_dtype(first.dtype))
 
     @torch.no_grad()
     def reset(self, prior: float, generator: torch.Generator) -> None:
@@ -75,7 +79,8 @@ class RoutedMLP(nn.Module):
 
     def _one(self, sample: Tensor) -> Tensor:
         """Merge for one sample [..., width] and map it."""
-        weights = self.gate(sample).flatten(0, -2).mean(0)
+        tokens = sample.to(self.gate[0].weight.dtype)  # type: ignore[union-attr,arg-type]
+        weights = self.gate(tokens).flatten(0, -2).mean(0)
         with torch.autocast(sample.device.type, enabled=False):
             update = weights.to(self.vectors.dtype) @ self.vectors
         parts = update.split([shape.numel() for shape in self.sizes.values()])
@@ -151,7 +156,8 @@ class WEMoE(NetworkMethod):
     (the paper takes the test images); all else is frozen. It needs no task's name.
 
     MLPs are modules `mlp` of numbered blocks with two linear layers or more: `resblocks.N.mlp` of
-    open_clip, `blocks.N.mlp` of timm, `layers.N.mlp` of transformers. BatchNorm layers elsewhere
+    open_clip, `blocks.N.mlp` of timm, `layers.N.mlp` of transformers. Those that images do not go
+    through, such as a text tower's, are merged as all other tensors. BatchNorm layers elsewhere
     have the statistics of the network merged by task arithmetic.
 
     Reference: Tang et al. 2024, "Merging multi-task models via weight-ensembling mixture of
@@ -167,7 +173,8 @@ class WEMoE(NetworkMethod):
         transforms: Applied to the task vectors first, in order.
 
     Raises:
-        InputError: A value is out of its bounds, or the model has no such MLP.
+        InputError: A value is out of its bounds, the model has no such MLP, or what was learned is
+            not finite.
     """
 
     scale: float = 0.3
@@ -205,7 +212,7 @@ class WEMoE(NetworkMethod):
         heads = {task: given.head("WEMoE", task) for task in experts}
         blocks, batch_dim = find_mlps(model, next(iter(images.values()))[:1])
         method = TaskArithmetic(self.scale, self.transforms)
-        merged = recalibrate(own_names(model, method(base, experts)))
+        merged = recalibrate(own_names(model, method(base, experts, model=model)))
         vectors = method.task_vectors(base, experts)
         stored = match_names(model.state_dict(), vectors.base)
         network = RoutedNetwork(model, given.project, len(experts), blocks, batch_dim)
@@ -231,7 +238,8 @@ class WEMoE(NetworkMethod):
     ) -> None:
         """Learn the routers, one task's images at a time within a step."""
         gates = nn.ModuleList(mlp.gate for _, mlp in network.routed()).requires_grad_(True)
-        optimizer = torch.optim.Adam(gates.parameters(), self.learning_rate)
+        learned = [*gates.parameters()]
+        optimizer = torch.optim.Adam(learned, self.learning_rate)
         batches = {
             task: minibatches(len(own), self.batch_size, generator_for(self.seed, "wemoe", task))
             for task, own in images.items()
@@ -240,9 +248,10 @@ class WEMoE(NetworkMethod):
             optimizer.zero_grad()
             for task, own in images.items():
                 logits = network.logits(task, own[next(batches[task])], heads[task])
-                (entropy(logits) / len(images)).backward()
+                (entropy(logits) / len(images)).backward(inputs=learned)  # not the heads'
             optimizer.step()
         gates.requires_grad_(False)
+        check_learned(gates, self.learning_rate)
 
 
 def entropy(logits: Tensor) -> Tensor:
@@ -270,18 +279,54 @@ def find_mlps(model: nn.Module, image: Tensor) -> tuple[dict[str, tuple[int, int
         image: An input that it takes, [1, ...].
 
     Returns:
-        Name of each MLP to the width and number of an image's tokens, and which dimension of
-        the MLPs' inputs counts images.
+        Name of each MLP that is called to the width and number of an image's tokens, and which
+        dimension of the MLPs' inputs counts images.
+
+    Raises:
+        InputError: No MLP is called, one is called several times, or images cannot be told apart
+            in what goes into one.
     """
-    network, names = frozen(model), mlp_names(model)
-    shapes: list[torch.Size] = []
-    for name in names:
-        network.get_submodule(name).register_forward_pre_hook(
-            lambda _, inputs: shapes.append(inputs[0].shape)
+    network = frozen(model)
+    one, two = (_inputs(network, images) for images in (image, torch.cat([image, image])))
+    if not one or any(len(shapes) > 1 for shapes in one.values()):
+        found = ", ".join(f"{name} is called {len(s)} times" for name, s in one.items() if s[1:])
+        raise InputError(
+            f"model={type(model).__name__}: {found or 'none of its MLPs is called'}; WEMoE puts a "
+            "router in front of MLPs that are called once; choose another method"
         )
-    network(image)
-    network(torch.cat([image, image]))
-    one, two = shapes[: len(names)], shapes[len(names) :]
-    batch_dim = [a != b for a, b in zip(one[0], two[0], strict=True)].index(True)
-    sizes = {name: (s[-1], s.numel() // s[-1]) for name, s in zip(names, one, strict=True)}
+    dims = {_batch_dim(one[name][0], two[name][0]) for name in one}
+    batch_dim = dims.pop()
+    if dims or batch_dim is None:
+        raise InputError(
+            f"model={type(model).__name__}: its MLPs take inputs of shapes "
+            f"{[list(shapes[0]) for shapes in two.values()]} for two images; WEMoE wants one "
+            "tensor with a dimension of images, the same for all; choose another method"
+        )
+    sizes = {name: (s[-1], s.numel() // s[-1]) for name, [s] in one.items()}
     return sizes, batch_dim
+
+
+def _inputs(network: nn.Module, images: Tensor) -> dict[str, list[torch.Size]]:
+    """Shapes that every MLP is called with, in order; none for what is not one tensor."""
+    found: dict[str, list[torch.Size]] = {}
+
+    def note(name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        shape = args[0].shape if len(args) == 1 and not kwargs else torch.Size()
+        found.setdefault(name, []).append(shape)
+
+    with ExitStack() as stack:
+        for name in mlp_names(network):
+            mlp = network.get_submodule(name)
+            hook = mlp.register_forward_pre_hook(partial(note, name), with_kwargs=True)
+            stack.callback(hook.remove)
+        network(images)
+    return found
+
+
+def _batch_dim(one: torch.Size, two: torch.Size) -> int | None:
+    """The only dimension, before the last, that counts one image here and two there."""
+    counting = [i for i, sizes in enumerate(zip(one, two, strict=False)) if sizes[0] != sizes[1]]
+    if len(counting) != 1 or len(one) < 2:
+        return None
+    [dim] = counting
+    return dim if (one[dim], two[dim]) == (1, 2) and dim < len(one) - 1 else None

@@ -56,7 +56,8 @@ class Encoder(nn.Module):
             RuntimeError: If a name is missing or unknown.
         """
         tensors = {**self._constants(), **state}
-        return self.project(functional_call(self.backbone, tensors, (images,), strict=True))
+        pooled = functional_call(self.backbone, tensors, (images,), strict=True, tie_weights=False)
+        return self.project(pooled)
 
     def project(self, pooled: Tensor) -> Tensor:
         """Turn what the backbone returns into features; the identity unless overridden."""

@@ -38,6 +38,30 @@ class Range:
     log: bool = False
     choices: list[Any] | None = None
 
+    @classmethod
+    def of(cls, name: str, given: Any) -> "Range":
+        """Return what a config says: a list of choices, or a mapping of the fields above.
+
+        Args:
+            name: of the hyperparameter.
+            given: its range.
+
+        Raises:
+            InputError: it is neither, or has something of a wrong kind.
+        """
+        given = {"choices": given} if isinstance(given, list) else given
+        known = {field.name for field in fields(cls)}
+        if not isinstance(given, Mapping) or not given or not set(given) <= known:
+            raise InputError(
+                f"space.{name}={given!r} is no range: give {{low: 0.1, high: 1.0}}, with log: true "
+                "for what varies by factors, or a list of choices"
+            )
+        for end in ("low", "high"):
+            value = given.get(end, 0)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise InputError(f"space.{name}: {end}={value!r} is no number; give choices")
+        return cls(**given)
+
 
 class Space:
     """A merge method with ranges for some of its hyperparameters.

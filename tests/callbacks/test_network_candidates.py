@@ -11,7 +11,7 @@ from lightning_merge.core.batch_norm import recalibrated
 from lightning_merge.core.checkpoint import file_hash, open_checkpoint, save_checkpoint
 from lightning_merge.core.errors import InputError
 from lightning_merge.evaluation.results import Results
-from lightning_merge.methods import TaskArithmetic, Ties
+from lightning_merge.methods import Fisher, TaskArithmetic, Ties
 from lightning_merge.methods.emr import EMR
 from lightning_merge.methods.ensemble import Ensemble
 from lightning_merge.methods.network import load_network
@@ -27,6 +27,7 @@ from lightning_merge.modules.zoo import Zoo
 METHODS = {
     "emr": EMR(),
     "surgery": Surgery(Ties(scale=0.5), rank=2, steps=5),
+    "surgery_of_fisher": Surgery(Fisher(), steps=1),
     "ensemble": Ensemble("probabilities"),
     "wemoe": WEMoE(steps=2),
 }
@@ -84,7 +85,7 @@ def test_a_candidate_is_the_network_and_is_measured_as_such(
     assert stored.metadata["method"] == type(METHODS[name]).__name__
     assert stored.metadata["hyperparameters"] == METHODS[name].described()
     assert stored.metadata["expert/reds"] == file_hash(files.expert["reds"])
-    assert ("heads" in stored.metadata) == (name == "wemoe")
+    assert ("heads" in stored.metadata) == (name in ("wemoe", "surgery_of_fisher"))
     assert candidate.extra_parameters == expected.extra_parameters > 0
     assert candidate.inference_cost == expected.inference_cost
     assert candidate.seconds > 0

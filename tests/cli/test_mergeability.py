@@ -53,17 +53,24 @@ def test_the_command_is_the_python_call(run, config, files, data, tmp_path, laye
     assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in FILES[1:])
     found = json.loads((folder / FILES[0]).read_text())
     assert found["tasks"] == list(TASKS)
-    assert (found["layer_inputs"], found["images"]) == (layer_inputs, 9)
+    assert found["layer_inputs"] == layer_inputs
+    assert sum(found["images"].values()) == 9
+    assert list(found["images"]) == list(TASKS)
     assert found["files"]["expert/reds"] == file_fingerprint(files.expert["reds"])
     assert found["overall"] == pytest.approx(expected.overall)
     assert found["experts"] == pytest.approx(expected.experts)
+    assert found["overall_normalized"] == pytest.approx(expected.overall_normalized)
+    for key in ("pairwise", "pairwise_normalized"):
+        assert found[key][0][1] == pytest.approx(float(getattr(expected, key)[0, 1]), rel=1e-5)
     assert list(found["layers"]) == list(expected.layers) == ["blocks.0.mlp.fc1"]
     for name, layer in expected.layers.items():
         written = found["layers"][name]
         assert written.pop("activation") == "GELU"
         wanted = {
             **layer.all._asdict(),
+            "layer_relative": layer.all.layer_relative,
             "pairwise": layer.pairwise,
+            "pairwise_relative": layer.pairwise_relative,
             "pairwise_normalized": layer.pairwise_normalized,
         }
         assert set(written) == set(wanted)
@@ -81,8 +88,8 @@ def test_tables_show_layers_pairs_and_experts(run, config, files, data):
     found = mergeability(base, experts, encoder.backbone, images_for(encoder, data))
     lines = [line.split() for line in result.out.splitlines()]
     losses = found.layers["blocks.0.mlp.fc1"].all
-    numbers = [losses.layer, losses.layer_normalized, losses.node.mean(), losses.node.max()]
-    numbers.append(losses.node_normalized.mean())
+    numbers = [losses.layer, losses.layer_relative, losses.layer_normalized]
+    numbers += [losses.node.mean(), losses.node.max(), losses.node_normalized.mean()]
     row = ["blocks.0.mlp.fc1", "GELU", "64", *(f"{float(value):.3g}" for value in numbers)]
     assert row in lines
     pair = f"{float(found.pairwise[0, 1]):.3g}"
@@ -91,6 +98,38 @@ def test_tables_show_layers_pairs_and_experts(run, config, files, data):
     assert ["reds", f"{found.experts['reds']:.3g}"] in lines
     assert ["all", "together", f"{found.overall:.3g}"] in lines
     assert "9 images" in result.out
+
+
+def test_images_of_tasks_without_expert_are_left_out(run, config, files, data, tmp_path):
+    content = yaml.safe_load(config.read_text())
+    (task, *others) = reversed(TASKS)
+    content["experts"] = {task: files.expert[task], "copy": files.base}
+    config.write_text(yaml.safe_dump(content))
+    result = run("mergeability", "--config", config, "--output", tmp_path / "found")
+    assert result.code == 0, result.err
+    encoder = MiniViT(**ENCODER)
+    data.unlabelled_images, data.preprocess = 9, encoder.preprocess
+    drawn = data.unlabelled_by_task()
+    assert others
+    opened = {name: open_checkpoint(file) for name, file in content["experts"].items()}
+    expected = mergeability(
+        open_checkpoint(files.base),
+        opened,
+        encoder.backbone,
+        encoder.preprocess.normalize(drawn[task]),
+    )
+    found = json.loads((tmp_path / "found" / FILES[0]).read_text())
+    assert found["images"] == {task: len(drawn[task])}
+    assert found["overall"] == pytest.approx(expected.overall)
+
+
+def test_experts_of_no_task(run, config, files):
+    content = yaml.safe_load(config.read_text())
+    content["experts"] = {"one": files.base, "other": files.base}
+    config.write_text(yaml.safe_dump(content))
+    result = run("mergeability", "--config", config)
+    assert result.code == 2
+    assert "none is of an expert (one, other)" in result.err
 
 
 def test_a_residual_network(run, config, root, tmp_path):

@@ -55,6 +55,19 @@ def test_the_statistics_are_those_of_all_images_however_they_are_batched(batches
     assert found["2.running_var"].dtype == torch.float32
 
 
+def test_tied_weights_may_be_given_as_copies(batches):
+    one = network()
+    two = nn.Sequential(one, network())
+    two[1][0].weight = one[0].weight
+    weights = {name: t.clone() for name, t in two.state_dict().items()}
+    two.forward = lambda x: (one(x), two[1](x))
+    found = recalibrated(two, weights, batches)
+    for part in (0, 1):
+        alone = {n.removeprefix(f"{part}."): t for n, t in weights.items() if n[0] == str(part)}
+        for name, tensor in recalibrated(two[part], alone, batches).items():
+            assert torch.equal(found[f"{part}.{name}"], tensor)
+
+
 def test_every_image_counts_alike_in_layers_above_too(batches):
     """A layer's statistics are the pooled ones of its batches, each normalised by its own."""
     model = network()

@@ -169,6 +169,23 @@ def test_all_losses_at_once(hidden, eps):
         options = {"normalized": normalized, "eps": eps}
         torch.testing.assert_close(node, node_m_loss(hidden, torch.tanh, **options))
         torch.testing.assert_close(layer, layer_m_loss(hidden, torch.tanh, **options))
+    norms = [torch.tanh(sample.mean(0)).square().sum().sqrt() for sample in hidden.unbind(1)]
+    torch.testing.assert_close(found.norm, sum(norms) / 50)
+    relative = layer_m_loss(hidden, torch.tanh) / (sum(norms) / 50 + 1e-4)
+    torch.testing.assert_close(found.layer_relative, relative)
+
+
+def test_relative_and_normalised_losses_agree_where_norms_do(hidden):
+    """And a sample at which the merged layer gives nothing counts as any other."""
+    sample = hidden[:, :1].expand(-1, 5, -1)
+    one = m_losses(sample.mean(0).relu(), sample.relu().mean(0))
+    torch.testing.assert_close(one.layer_relative, one.layer_normalized)
+    off = torch.tensor([-1.0, -1.0, 1.0]).view(3, 1, 1).expand(3, 1, 7)  # their mean is below 0
+    both = torch.cat([sample, off], 1)
+    found = m_losses(both.mean(0).relu(), both.relu().mean(0))
+    assert found.layer_normalized > 1000
+    expected = (5 * one.layer + 7**0.5 / 3) / (5 * one.norm + 6e-4)
+    torch.testing.assert_close(found.layer_relative, expected)
 
 
 @pytest.mark.shared

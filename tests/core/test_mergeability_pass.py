@@ -159,8 +159,13 @@ def test_every_network_by_itself(case, layer_inputs, chunk, monkeypatch):
         check_layer(got, hidden, lambda h, act=act: act(h.clone()))
     assert max(layer.all.node.max() for layer in found.layers.values()) > 1e-3
     normalized = [layer.all.layer_normalized for layer in found.layers.values()]
-    assert found.overall == pytest.approx(float(sum(normalized)) / len(layers))
+    assert found.overall_normalized == pytest.approx(float(sum(normalized)) / len(layers))
     means = sum(layer.pairwise_normalized for layer in found.layers.values()) / len(layers)
+    torch.testing.assert_close(found.pairwise_normalized, means)
+    relative = [layer.all.layer / (layer.all.norm + 1e-4) for layer in found.layers.values()]
+    assert found.overall == pytest.approx(float(sum(relative)) / len(layers))
+    pairs = [layer.pairwise / (layer.pairwise_norm + 1e-4) for layer in found.layers.values()]
+    means = sum(pairs) / len(layers)
     torch.testing.assert_close(found.pairwise, means)
     assert found.experts["b"] == pytest.approx(float(means[1, 0] + means[1, 2]) / 2)
 
@@ -173,6 +178,12 @@ def check_layer(got, hidden, act):
     torch.testing.assert_close(got.all.layer, layer_m_loss(hidden, act), **close)
     layer = layer_m_loss(hidden, act, normalized=True)
     torch.testing.assert_close(got.all.layer_normalized, layer, **close)
+    norm = act(hidden.mean(0)).norm(dim=1).mean()
+    torch.testing.assert_close(got.all.norm, norm, **close)
+    for i, j in combinations(range(len(hidden)), 2):
+        norm = act((hidden[i] + hidden[j]) / 2).norm(dim=1).mean()
+        torch.testing.assert_close(got.pairwise_norm[i, j], norm, **close)
+        torch.testing.assert_close(got.pairwise_norm[j, i], norm, **close)
     for matrix, normalized in ((got.pairwise, False), (got.pairwise_normalized, True)):
         assert torch.equal(matrix, matrix.T)
         assert not matrix.diag().any()
@@ -226,9 +237,57 @@ def test_prefixes_half_precision_and_other_tensors(case):
     assert found.overall == same.overall
 
 
+@pytest.mark.parametrize(
+    ("dtype", "close"),
+    [
+        (torch.float16, {"rtol": 0.02}),
+        (torch.bfloat16, {"rtol": 0.1}),
+        (torch.float64, {"rtol": 1e-4}),
+    ],
+)
+@pytest.mark.parametrize(
+    ("case", "size"),
+    [("vit", 0.02), ("clip", 0.02), ("basic", 0.5), ("bottleneck", 0.5)],
+    indirect=["case"],
+)
+def test_networks_of_other_precision(case, size, dtype, close):
+    """Inputs follow the network; losses are taken in float32, as those of 0.02 have to be."""
+    net, _, base, _, images = case
+    experts = {task: noisy(base, seed, size) for seed, task in enumerate(TASKS)}
+    other = copy.deepcopy(net).to(dtype)
+    found = mergeability(base, experts, other, images)
+    expected = mergeability(base, experts, net, images)
+    assert all(p.dtype == dtype for p in other.parameters())
+    torch.testing.assert_close(found.pairwise, expected.pairwise, **close, atol=0)
+
+
+def test_a_few_samples_at_which_a_layer_gives_nothing_do_not_decide():
+    """Positions off in the merged ReLU layer and on in an expert: Definition 3.5 divides by eps."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8, bias=False), nn.ReLU(), nn.Linear(8, 8), nn.ReLU())
+    base = weights(net)
+    experts = {"a": noisy(base, 0), "b": noisy(base, 1)}
+    border = torch.zeros(1, 4)
+    border[0, 3] = 1.0  # no other input has it
+    for task, value in (("a", -2.0), ("b", 1.0)):
+        experts[task]["0.weight"][:, 3] = value
+    inner = torch.randn(63, 4)
+    inner[:, 3] = 0
+    clean = mergeability(base, experts, net, inner)
+    found = mergeability(base, experts, net, torch.cat([inner, border]))
+    assert found.overall_normalized > clean.overall_normalized + 10
+    assert found.overall < clean.overall + 0.1
+
+
 def spoilt(experts):
     name = next(iter(experts["a"]))
     return {**experts, "a": {**experts["a"], name: experts["a"][name] * torch.nan}}
+
+
+def huge(experts):
+    """Finite weights of which one layer gives infinity."""
+    name = "blocks.0.mlp.fc1.weight"
+    return {task: {**expert, name: expert[name].sign() * 1e38} for task, expert in experts.items()}
 
 
 @pytest.mark.parametrize(
@@ -236,6 +295,9 @@ def spoilt(experts):
     [
         (lambda e, x: {"layer_inputs": "both"}, "layer_inputs='both'"),
         (lambda e, x: {"inputs": x[:0]}, "inputs: there are none"),
+        (lambda e, x: {"inputs": x * torch.nan}, "inputs: some are NaN"),
+        (lambda e, x: {"inputs": x[:, :, 1:]}, r"inputs of shape \[2, 3, 15, 16\]"),
+        (lambda e, x: {"experts": huge(e)}, "blocks.0.mlp.fc1 gives .* is not finite"),
         (lambda e, x: {"experts": {"a": e["a"]}}, "at least 2"),
         (lambda e, x: {"experts": {**e, "b": {}}}, "missing"),
         (lambda e, x: {"experts": spoilt(e)}, "of a has NaN"),

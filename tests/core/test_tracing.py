@@ -12,6 +12,7 @@ from lightning_merge.core.tracing import (
     is_activation,
     repeated_blocks,
     run_visiting,
+    tied_names,
 )
 
 
@@ -69,6 +70,21 @@ def test_visitors_see_inputs_and_may_change_what_follows(net):
     assert torch.equal(seen["0"], images.flatten(0, 1))
     assert seen["3"].shape == (14, 4)
     assert not seen["3"].any()
+    assert net[0].weight.any()
+
+
+def test_tied_names_follow_the_first():
+    net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2), nn.BatchNorm1d(2))
+    net[2].weight = net[0].weight
+    assert tied_names(net) == {n: n for n in net.state_dict()} | {"2.weight": "0.weight"}
+    state = {"0.weight": torch.zeros(2, 2), "0.bias": torch.ones(2), "2.bias": torch.zeros(2)}
+    seen = {}
+    run_visiting(net, state, torch.ones(3, 2), {"2": lambda x: seen.update(x=x)})
+    assert torch.equal(seen["x"], torch.ones(3, 2))
+    net[3] = nn.Identity()
+    net.append(nn.Linear(2, 1))
+    (inputs,), _ = arguments_of(net, state, torch.ones(3, 2), "4")
+    assert not inputs.any()
     assert net[0].weight.any()
 
 

@@ -49,10 +49,16 @@ def test_without_agreement_it_is_task_arithmetic(base, make_experts):
     assert all(torch.equal(merged[n], want[n]) for n in want)
 
 
-def test_more_agreement_than_tasks_leaves_the_base(base, make_experts):
-    experts = make_experts(2)
-    merged = Consensus(agree=3)(base, experts)
-    assert all(torch.equal(merged[n], base[n]) for n in TaskVectors(base, experts).names)
+def test_more_agreement_than_tasks_is_an_error(base, make_experts):
+    with pytest.raises(InputError, match="agree=3: there are 2 experts"):
+        Consensus(agree=3)(base, make_experts(2))
+
+
+@pytest.mark.parametrize("agree", [0, 1, 2, 5])
+def test_a_single_expert_agrees_with_itself(agree, base, make_experts):
+    experts = make_experts(1)
+    merged, want = Consensus(agree=agree)(base, experts), TaskArithmetic()(base, experts)
+    assert all(torch.equal(merged[n], want[n]) for n in want)
 
 
 def test_a_task_without_lambda(base, make_experts):
@@ -64,6 +70,8 @@ def test_a_task_without_lambda(base, make_experts):
     ("options", "named"),
     [
         ({"agree": -1}, "agree=-1"),
+        ({"agree": 1.5}, "agree=1.5"),
+        ({"agree": float("inf")}, "agree=inf"),
         ({"tall": -0.1}, "tall=-0.1"),
         ({"tall": {"MNIST": float("nan")}}, r"tall\['MNIST'\]=nan"),
         ({"scale": float("inf")}, "scale=inf"),

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from lightning_merge.core.cost import measured
 from lightning_merge.core.errors import InputError
 from lightning_merge.methods import LwPTV
-from lightning_merge.methods.emr import EMR, pack, unpack
+from lightning_merge.methods.emr import EMR, pack, unpack, write_bits
 
 
 def merged_names(base):
@@ -147,6 +148,96 @@ def test_packing_and_unpacking_are_inverse(count):
     assert packed.shape == (3, -(-count // 8))
     for row, mask in zip(packed, masks, strict=True):
         assert torch.equal(unpack(row, count), mask)
+
+
+@pytest.mark.parametrize("start", [0, 1, 7, 8, 13])
+def test_bits_are_written_where_they_belong(start):
+    masks = torch.rand(3, 21, generator=torch.Generator().manual_seed(0)) < 0.5
+    before = torch.rand(3, start, generator=torch.Generator().manual_seed(1)) < 0.5
+    packed = torch.zeros(3, 6, dtype=torch.uint8)
+    write_bits(packed, 0, before)
+    write_bits(packed, start, masks)
+    for row, *parts in zip(packed, before, masks, strict=True):
+        found = unpack(row, 48)
+        assert torch.equal(found[: start + 21], torch.cat(parts))
+        assert not found[start + 21 :].any()
+
+
+@pytest.mark.parametrize("tile", [1, 30])
+def test_the_size_of_tiles_does_not_matter(net, base, make_experts, tile, monkeypatch):
+    experts = make_experts(3)
+    expected = EMR()(base, experts, model=net).state_dict()
+    monkeypatch.setattr("lightning_merge.core.task_vectors.TILE", tile)
+    found = EMR()(base, experts, model=net).state_dict()
+    torch.testing.assert_close(found.pop("rescalers"), expected.pop("rescalers"))
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+class Tied(nn.Module):
+    """One matrix under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.end = (nn.Linear(6, 6, bias=False) for _ in range(3))
+        self.two.weight = self.one.weight
+
+    def forward(self, x):
+        return self.end(self.two(self.one(x).relu()).relu())
+
+
+def test_tied_weights():
+    torch.manual_seed(0)
+    net, images = Tied(), torch.randn(5, 6)
+    base = {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
+    one, end = (torch.randn(6, 6) for _ in range(2))
+    expert = {"one.weight": one, "two.weight": one, "end.weight": end}
+    network = EMR()({**base, "two.weight": base["one.weight"]}, {"only": expert}, model=net)
+    found = network.logits("only", images, nn.Identity())
+    expected = ((images @ one.T).relu() @ one.T).relu() @ end.T
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_are_made_once_for_batches_of_a_task(net, base, make_experts, monkeypatch):
+    network, made = EMR()(base, make_experts(3), model=net), []
+    plain = network.weights
+    monkeypatch.setattr(network, "weights", lambda task: made.append(task) or plain(task))
+    head, images = nn.Linear(4, 3), torch.randn(5, 6)
+    tasks = ["task0", "task0", "task1", "task1", "unseen", "task0", "task0"]
+    for task in tasks:
+        expected = head(functional_call(network.network, plain(task), (images,)))
+        assert torch.equal(network.logits(task, images, head), expected)
+    assert made == ["task0", "task1", "unseen", "task0"]
+
+
+def test_weights_that_were_kept_follow_the_network(net, base, make_experts):
+    """Other values, another type, and inference mode, whose tensors no gradient goes through."""
+    network, other = (EMR()(base, make_experts(k), model=net) for k in (3, 4))
+    other = EMR()(base, dict(list(make_experts(4).items())[1:]), model=net)
+    head, images = nn.Identity(), torch.randn(5, 6)
+    before = network.logits("task1", images, head)
+    network.load_state_dict({**other.state_dict()})
+    after = network.logits("task1", images, head)
+    assert torch.equal(after, other.logits("task2", images, head))  # now the second
+    assert not torch.equal(after, before)
+    with torch.inference_mode():
+        network.logits("task0", images, head)
+    network.logits("task0", images.clone().requires_grad_(), head).sum().backward()
+    assert network.double().logits("task0", images.double(), head).dtype == torch.float64
+
+
+def test_memory_is_that_of_the_network(monkeypatch):
+    """Base, task vector and masks take 2 + K / 32 networks, tiles some MiB more."""
+    net = nn.Sequential(*(nn.Linear(500, 500, bias=False) for _ in range(16)))
+    base = {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
+    experts = {f"task{k}": {name: tensor + k for name, tensor in base.items()} for k in range(8)}
+    EMR()(base, experts, model=net)
+    with measured(torch.device("cpu")) as cost:
+        network = EMR()(base, experts, model=net)
+    if cost.peak_memory is None:
+        pytest.skip("the system does not tell a process's peak")
+    assert len(network.tasks) == 8
+    assert cost.peak_memory < 6 * 16 * 500 * 500 * 4
 
 
 def test_other_rescalers_are_unknown():

@@ -22,6 +22,7 @@ from lightning_merge.methods.network import (
     save_network,
 )
 from lightning_merge.methods.surgery import Surgery
+from lightning_merge.methods.wemoe import WEMoE
 
 TRAINED = {"steps": 3, "batch_size": 4}
 METHODS = {
@@ -29,7 +30,48 @@ METHODS = {
     "surgery": Surgery(TaskArithmetic(0.5), rank=2, **TRAINED),
     "ensemble": Ensemble(),
     "probabilities": Ensemble("probabilities"),
+    "wemoe": WEMoE(**TRAINED),
 }
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+        self.mlp = nn.Sequential(nn.Linear(8, 12), nn.GELU(), nn.Linear(12, 8))
+
+    def forward(self, x):
+        return x + self.mlp(self.norm(x))
+
+
+class TinyViT(nn.Module):
+    """Inputs and outputs of the tiny network, blocks of a Transformer in between."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1 = nn.Linear(2, 8)
+        self.norm = nn.BatchNorm1d(3)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.blocks = nn.ModuleList([Block(), Block()])
+        self.head = nn.Linear(8, 4)
+        self.register_buffer("steps", torch.arange(3))
+
+    def forward(self, x):
+        x = self.norm(self.fc1(x.view(-1, 3, 2)))
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.mean(1))
+
+
+@pytest.fixture
+def net(net, request):
+    """The tiny network, or one with MLPs to route."""
+    named = getattr(request.node, "callspec", None)
+    if named is None or named.params.get("name") != "wemoe":
+        return net
+    torch.manual_seed(0)
+    return TinyViT()
 
 
 def run(net, weights, images):
@@ -83,6 +125,23 @@ def test_the_network_of_a_file_is_the_one_that_was_saved(
         assert torch.equal(loaded.logits(task, images, head), expected)
     assert loaded.extra_parameters == network.extra_parameters > 0
     assert loaded.inference_cost == network.inference_cost
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_it_always_evaluates(tmp_path, net, base, make_experts, resources, name):
+    """BatchNorm would change its statistics, and answer by the batch."""
+    net.train()
+    network = METHODS[name](base, make_experts(2), **resources)
+    path = save_network(network, tmp_path / "n.safetensors", metadata={})
+    head, images = nn.Linear(4, 3), resources["batches"]["task0"]
+    for one in (network, load_network(path, net)):
+        before = copy.deepcopy(one.state_dict())
+        answer = one.logits("task0", images, head)
+        assert one.train() is one
+        nn.ModuleList([one]).train()
+        assert not any(module.training for module in one.modules())
+        assert torch.equal(one.logits("task0", images, head), answer)
+        assert all(torch.equal(before[key], tensor) for key, tensor in one.state_dict().items())
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -148,7 +207,18 @@ def test_the_model_is_asked_for(base, make_experts, name):
 def test_every_network_method_is_listed():
     listed = registered(NetworkMethod)
     assert {"EMR", "Ensemble", "Surgery", "WEMoE"} <= set(listed)
-    assert all(kind.reference for name, kind in listed.items() if name in ("EMR", "WEMoE"))
+    assert all(kind.reference and kind.cost and kind.needs for kind in listed.values())
+
+
+def test_a_damaged_mlp_is_named(base, make_experts, resources):
+    """As in all tensors, in those that are routed."""
+    torch.manual_seed(0)
+    net = TinyViT()
+    base = {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
+    experts = make_experts(2, base)
+    experts["task1"]["blocks.1.mlp.0.bias"] = torch.full((12,), torch.inf)
+    with pytest.raises(InputError, match=r"blocks.1.mlp.0.bias of task1 has NaN or infinite"):
+        METHODS["wemoe"](base, experts, **{**resources, "model": net})
 
 
 @pytest.mark.parametrize(

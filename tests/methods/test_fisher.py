@@ -3,8 +3,9 @@
 import pytest
 import torch
 from test_regmean import PublishedNet, published_inputs
-from tiny_networks import NETWORKS, features, loaded, zoo_of
+from tiny_networks import NETWORKS, TIED, features, loaded, tied_zoo, zoo_of
 from torch import nn
+from torch.nn import functional
 
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.seeding import uniform_numbers
@@ -82,6 +83,50 @@ def test_gradients_one_by_one(kind):
     ]
     want = weighted_mean(fisher, list(experts.values()))
     assert_merged(merged, want, rtol=1e-3, atol=2e-5)
+
+
+def test_a_tied_weight_has_one_gradient(resources):
+    model, base, experts = tied_zoo(3)
+    merged = Fisher()(base, experts, **resources | {"model": model})
+    fisher = [
+        information(loaded(model, weights), resources["heads"][task], resources["batches"][task])
+        for task, weights in experts.items()
+    ]
+    want = weighted_mean(fisher, list(experts.values()))
+    assert_merged(merged, want | {TIED[1]: want[TIED[0]]}, rtol=1e-3, atol=2e-5)
+
+
+class Overflowing(nn.Linear):
+    """A head whose logits are NaN or infinite."""
+
+    def forward(self, x):
+        return super().forward(x) * self.factor
+
+
+class Blind(nn.Linear):
+    """A head whose logits are NaN, but not their gradients."""
+
+    def forward(self, x):
+        return functional.threshold(super().forward(x), 1e9, float("nan"))
+
+
+class Steep(nn.Linear):
+    """A head with ordinary logits and infinite gradients."""
+
+    def forward(self, x):
+        return (super().forward(x) * 0).sqrt() + super().forward(x)
+
+
+@pytest.mark.parametrize("kind", [Blind, Steep, 1e39, float("nan")])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_information_that_is_not_finite_names_the_task(
+    kind, normalize, base, make_experts, resources
+):
+    head = Overflowing(4, 3) if isinstance(kind, float) else kind(4, 3)
+    head.factor = kind
+    heads = resources["heads"] | {"task1": head}
+    with pytest.raises(InputError, match=r"(?s)task1.*NaN or infinite"):
+        Fisher(normalize=normalize)(base, make_experts(3), **resources | {"heads": heads})
 
 
 @pytest.mark.parametrize("labels", ["expected", "predicted", "sampled"])

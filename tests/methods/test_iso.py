@@ -20,17 +20,17 @@ def test_published(method, file, zoo, expected):
 def test_all_singular_values_are_the_mean(shape):
     matrices = torch.randn(3, *shape).double()
     mean = torch.linalg.svdvals(matrices.sum(0)).mean()
-    values = torch.linalg.svdvals(IsoC().isotropic(matrices))
+    values = torch.linalg.svdvals(IsoC().merged(matrices))
     torch.testing.assert_close(values, mean.expand(12))
-    values = torch.linalg.svdvals(IsoCTS(common=0.5).isotropic(matrices))
+    values = torch.linalg.svdvals(IsoCTS(common=0.5).merged(matrices))
     torch.testing.assert_close(values, values.mean().expand(12))
 
 
 def test_all_in_common_is_iso_c():
     matrices = torch.randn(3, 7, 9)
-    torch.testing.assert_close(IsoCTS(common=1.0).isotropic(matrices), IsoC().isotropic(matrices))
+    torch.testing.assert_close(IsoCTS(common=1.0).merged(matrices), IsoC().merged(matrices))
     many = torch.randn(20, 7, 9)  # too few dimensions for any expert to have one
-    torch.testing.assert_close(IsoCTS().isotropic(many), IsoC().isotropic(many))
+    torch.testing.assert_close(IsoCTS().merged(many), IsoC().merged(many))
 
 
 def test_what_a_single_expert_changes_gets_a_direction():
@@ -39,14 +39,14 @@ def test_what_a_single_expert_changes_gets_a_direction():
     matrices[:, 0, 0], matrices[:, 1, 1] = 5.0, 4.0
     matrices[0, 2, 2], matrices[1, 3, 3] = 1.0, 0.5
     want = torch.eye(4).double() * (10 + 8 + 1 + 0.5) / 4
-    torch.testing.assert_close(IsoCTS(common=0.5).isotropic(matrices), want)
+    torch.testing.assert_close(IsoCTS(common=0.5).merged(matrices), want)
 
 
 def test_directions_that_nobody_changed_stay():
     matrices = torch.zeros(2, 5, 6)
     matrices[:, :2, :3] = torch.randn(2, 2, 3)
     for method in (IsoC(), IsoCTS()):
-        update = method.isotropic(matrices)
+        update = method.merged(matrices)
         assert torch.equal(update[2:], torch.zeros(3, 6).double())
         assert update[:2].abs().sum() > 0.1
 

@@ -5,8 +5,9 @@ import torch
 
 from lightning_merge.core.elect import disjoint_merge, elect_signs
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.task_vectors import TaskVectors
 from lightning_merge.methods.average import Average
-from lightning_merge.methods.knots import KnOTS
+from lightning_merge.methods.knots import KnOTS, _thresholds
 from lightning_merge.methods.ties import Ties
 
 
@@ -66,6 +67,13 @@ def test_nothing_kept_leaves_the_matrices(base, make_experts):
     merged = KnOTS(density=0.0)(base, make_experts(2))
     assert torch.equal(merged["fc1.weight"], base["fc1.weight"])
     assert not torch.equal(merged["fc1.bias"], base["fc1.bias"])
+
+
+@pytest.mark.parametrize("density", [0.0, 1.0])
+def test_bounds_that_need_no_search_lie_beside_the_coordinates(density, base, make_experts):
+    vectors = TaskVectors(base, make_experts(2))
+    vectors.device = torch.device("meta")  # in place of a GPU
+    assert _thresholds(vectors, {}, density).device == vectors.device
 
 
 @pytest.mark.parametrize("options", [{"density": 1.2}, {"scale": float("nan")}, {"combine": "x"}])

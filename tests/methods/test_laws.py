@@ -1,14 +1,22 @@
 """Algebraic laws that every registered method obeys, alone and behind every transform."""
 
+import re
+
 import pytest
 import torch
+from tiny_networks import TIED, tied_zoo
 
 from lightning_merge.core import task_vectors
-from lightning_merge.core.checkpoint import open_checkpoint, save_checkpoint
+from lightning_merge.core.checkpoint import (
+    Checkpoint,
+    as_checkpoint,
+    open_checkpoint,
+    save_checkpoint,
+)
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.task_vectors import is_merged
 from lightning_merge.core.writer import CheckpointWriter
-from lightning_merge.methods import MergeMethod, Transform, registered
+from lightning_merge.methods import MergeMethod, Resources, Transform, registered
 
 METHODS = registered(MergeMethod)
 TRANSFORMS = registered(Transform)
@@ -47,6 +55,8 @@ TRANSFORM_IDENTITIES = {
     "RandomPruning": {"prune_ratio": 0.0},
     "WiSEFT": {"alpha": 1.0},
 }
+ALONE = [values for values in COMBINATIONS if not values.values[0][2]]
+BEHIND = [v for v in COMBINATIONS if v.values[0][0] == "TaskArithmetic" and v.values[0][2]]
 every_method = pytest.mark.parametrize("make", COMBINATIONS, indirect=True)
 # Every combination merges two experts; one expert, or many, every method alone.
 every_number = pytest.mark.parametrize(
@@ -66,6 +76,26 @@ def make(request, learned_file):
     name, options, before = request.param
     file = {"file": learned_file} if name == "LearnedCoefficients" else {}
     return lambda: METHODS[name](**options, **file, transforms=[TRANSFORMS[t]() for t in before])
+
+
+class Counting(Checkpoint):
+    """A checkpoint that counts the entries of task vectors that are read from it."""
+
+    def __init__(self, tensors):
+        super().__init__(as_checkpoint(tensors)._entries)
+        self.entries = 0
+
+    def count(self, name, number):
+        self.entries += number if is_merged(name, self.dtype(name)) else 0
+
+    def __getitem__(self, name):
+        tensor = super().__getitem__(name)
+        self.count(name, tensor.numel())
+        return tensor
+
+    def read_into(self, name, start, out):
+        self.count(name, out.numel())
+        super().read_into(name, start, out)
 
 
 def assert_equal(got, want, **tolerance):
@@ -147,6 +177,90 @@ def test_half_precision_merges_in_float32(make, dtype, base, make_experts, resou
         **resources,
     )
     assert_equal(make()(half, experts, **resources), cast(exact, dtype), rtol=0, atol=0)
+
+
+def mixed_types(name):
+    kind = {"fc1": torch.float64, "fc2": torch.float16, "stem": torch.float32}
+    return kind.get(name.split(".")[0], torch.bfloat16)
+
+
+@pytest.mark.parametrize("make", ALONE + BEHIND, indirect=True)
+@pytest.mark.parametrize("kind", [lambda name: torch.float64, mixed_types], ids=["wide", "mixed"])
+def test_types_may_be_wide_and_mixed(make, kind, base, make_experts, resources):
+    def cast(weights, kind):
+        return {n: t.to(kind(n)) if t.is_floating_point() else t for n, t in weights.items()}
+
+    base = cast(base, kind)
+    experts = make_experts(3, base)
+    merged = make()(base, experts, **resources)
+    assert {n: t.dtype for n, t in merged.items()} == {n: t.dtype for n, t in base.items()}
+    other = torch.float32 if kind(".") == torch.float64 else torch.float64
+    want = make()(
+        cast(base, lambda _: other),
+        {task: cast(expert, lambda _: other) for task, expert in experts.items()},
+        **resources,
+    )
+    rounding = 1e-4 if kind(".") == torch.float64 else 2e-2
+    assert_equal(merged, cast(want, kind), rtol=rounding, atol=rounding / 10)
+
+
+@pytest.mark.parametrize("make", ALONE, indirect=True)
+@torch.no_grad()
+def test_updates_are_new_and_always_the_same(make, base, make_experts, resources):
+    method = make()
+    vectors = method.task_vectors(base, make_experts(3))
+    update = method.plan(vectors, Resources(**resources))
+    for name in vectors.names:
+        for span in vectors.spans(name):
+            first = update(span, vectors.read(span))
+            kept = first.clone()
+            first.mul_(2)
+            assert torch.equal(update(span, vectors.read(span)), kept), name
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("before", [None, "Dare", "RandomPruning"])
+def test_tied_weights_stay_tied(name, before, save_learned, resources):
+    """In files they are two copies; the model knows."""
+    model, base, experts = tied_zoo(3)
+    options = {"transforms": [TRANSFORMS[before]()] if before else []}
+    if name == "LearnedCoefficients":
+        options["file"] = save_learned(list(experts), list(base))
+    merged = METHODS[name](**options)(base, experts, **resources | {"model": model})
+    assert before or not torch.equal(merged[TIED[0]], base[TIED[0]])
+    assert torch.equal(*(merged[tied] for tied in TIED))
+
+
+@pytest.mark.parametrize("known_from", ["model", "storage"])
+def test_tied_weights_stay_tied_out_of_core(known_from, tmp_path):
+    model, base, experts = tied_zoo(3)
+    if known_from == "storage":
+        model, (first, second) = None, TIED
+        base, *shared = [w | {second: w[first]} for w in (base, *experts.values())]
+        experts = dict(zip(experts, shared, strict=True))
+    method = METHODS["TaskArithmetic"](transforms=[TRANSFORMS["Dare"]()])
+    layout = {name: (t.dtype, tuple(t.shape)) for name, t in base.items()}
+    with CheckpointWriter(tmp_path / "merged", layout) as sink:
+        method.merge_to(sink, base, experts, model=model, jobs=2)
+    result = open_checkpoint(tmp_path / "merged")
+    assert torch.equal(*(result[tied] for tied in TIED))
+    assert_equal({n: result[n] for n in base}, method(base, experts, model=model), rtol=0, atol=0)
+
+
+STATED = [
+    pytest.param((name, {}, []), id=name) for name, m in METHODS.items() if "reading" in m.cost
+]
+
+
+@pytest.mark.parametrize("make", STATED, indirect=True)
+@pytest.mark.parametrize("number", [2, 8])
+def test_experts_are_read_as_often_as_is_said(make, number, base, make_experts, resources):
+    experts = {task: Counting(expert) for task, expert in make_experts(number).items()}
+    stated = int(re.search(r"(\d+) reading", make().cost)[1])
+    make()(base, experts, **resources)
+    stored = sum(t.numel() for n, t in base.items() if is_merged(n, t.dtype))
+    times = [expert.entries / stored for expert in experts.values()]
+    assert stated - 0.8 < max(times) < stated + 0.2
 
 
 @every_method

@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from lightning_merge.core.errors import InputError
-from lightning_merge.methods import Dare, LwPTV, MTies, TaskArithmetic, Ties
+from lightning_merge.methods import (
+    Dare,
+    Ensemble,
+    LearnedCoefficients,
+    LwPTV,
+    MTies,
+    TaskArithmetic,
+    Ties,
+)
 from lightning_merge.methods.base import seeded
 from lightning_merge.methods.iso import IsoC
 from lightning_merge.methods.lines import LiNeS, block_depths
@@ -128,6 +136,17 @@ def test_it_is_what_its_method_is():
     assert LiNeS(MTies()).needs == "unlabelled batches"
     assert LiNeS().needs == LiNeS.needs == "nothing"
     assert "IsoC(scale=1.0" in method.described()
+
+
+def test_a_method_describes_itself_once(learned_file):
+    method = LearnedCoefficients(learned_file)
+    assert LiNeS(method).described().count(method.described()) == 1
+    assert LiNeS(method).described().count("sha256") == 1
+
+
+def test_a_network_has_no_update_to_scale():
+    with pytest.raises(InputError, match="method=Ensemble"):
+        LiNeS(Ensemble())
 
 
 def test_a_runs_seed_reaches_the_method():

@@ -69,6 +69,16 @@ def test_parameters_do_not_depend_on_tiles_or_processes(base, make_experts, monk
         assert torch.equal(torch.cat([stack.new_zeros(3, 0), *tiles], 1), flatten_tasks(stack))
 
 
+@pytest.mark.parametrize("granularity", ["layer", "parameter"])
+@pytest.mark.parametrize(("ratio", "kept"), [(0.1, True), (0.7, True), (0.99, True), (1.0, False)])
+def test_one_expert_alone_keeps_everything(granularity, ratio, kept, base, make_experts):
+    vectors = TaskVectors(base, make_experts(1))
+    pruned = LwPTV(ratio, granularity=granularity)(vectors)
+    assert all(torch.equal(pruned[n], vectors[n] * kept) for n in vectors.names)
+    by_magnitude = LwPTV(ratio, "magnitude", granularity=granularity)(vectors)
+    assert not all(torch.equal(by_magnitude[n], vectors[n]) for n in vectors.names)
+
+
 @pytest.mark.parametrize("ratio", [0.0, 0.4, 0.7, 1.0, 2.0])
 def test_layers_of_one_entry_are_parameters(ratio):
     generator = torch.Generator().manual_seed(0)

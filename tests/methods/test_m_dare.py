@@ -37,7 +37,8 @@ def test_rows_are_ranked_as_by_m_ties(layer_inputs, base, make_experts, resource
 def test_entries_are_kept_with_their_rows_probability_and_rescaled(base, net, resources):
     """Expert number k changes nothing but fc1, by 1 everywhere: what is kept counts itself."""
     experts = {f"t{k}": base | {"fc1.weight": base["fc1.weight"] + 1} for k in range(400)}
-    analysis = MDare(keep=0.9, spread=0.8, scale=1 / 400).analyse(base, experts, **resources)
+    data = {"model": net, "batches": torch.cat([*resources["batches"].values()])}
+    analysis = MDare(keep=0.9, spread=0.8, scale=1 / 400).analyse(base, experts, **data)
     update = analysis.merged["fc1.weight"] - base["fc1.weight"]
     ratios = analysis.keep_ratios["fc1.weight"]
     assert ratios.min() == pytest.approx(0.1)

@@ -14,8 +14,8 @@ from lightning_merge.methods import LwPTV, MTies, Ties, m_ties
 from lightning_merge.methods.base import merge_one
 
 
-def all_inputs(resources):
-    return torch.cat([*resources["batches"].values()])
+def all_inputs(resources, tasks):
+    return torch.cat([resources["batches"][task] for task in tasks])
 
 
 def open_clip_tower():
@@ -155,7 +155,7 @@ def test_one_pass_equals_algorithm_1_without_bias(net, base, make_experts, resou
         base[name] = merged[name]  # statistics and integers are not Algorithm 1's
     want = algorithm_1(
         net, base, {t: e | {n: merged[n] for n in inert} for t, e in experts.items()},
-        all_inputs(resources), layers, keep=0.6, spread=0.3,
+        all_inputs(resources, experts), layers, keep=0.6, spread=0.3,
     )  # fmt: skip
     for name, tensor in merged.items():
         torch.testing.assert_close(tensor, want[name], rtol=1e-4, atol=1e-5, msg=name)
@@ -164,7 +164,7 @@ def test_one_pass_equals_algorithm_1_without_bias(net, base, make_experts, resou
 def test_base_inputs_come_from_the_unmerged_network(net, base, make_experts, resources):
     experts = make_experts(4)
     analysis = MTies(layer_inputs="base").analyse(base, experts, **resources)
-    x = input_of(net, base, "fc2", all_inputs(resources))
+    x = input_of(net, base, "fc2", all_inputs(resources, experts))
     hidden = torch.stack([x @ e["fc2.weight"].T for e in experts.values()])
     loss = (hidden.mean(0).tanh() - hidden.tanh().mean(0)).abs().mean(0)
     torch.testing.assert_close(analysis.losses["fc2.weight"], loss)
@@ -197,7 +197,9 @@ def test_every_tensor_is_merged_once(layer_inputs, base, make_experts, resources
 def test_a_network_in_half_precision_rounds_nothing(net, base, make_experts, resources):
     method, experts = MTies(node_order="uniform"), make_experts(3)
     want = method(base, experts, **resources)
-    got = method(base, experts, model=copy.deepcopy(net).bfloat16(), batches=all_inputs(resources))
+    got = method(
+        base, experts, model=copy.deepcopy(net).bfloat16(), batches=all_inputs(resources, experts)
+    )
     for name, tensor in want.items():
         assert torch.equal(got[name], tensor), name
 
@@ -210,6 +212,33 @@ def test_few_layers_and_plain_trim_elsewhere(layers, base, make_experts, resourc
     plain = Ties(density=0.2, trim="per_tensor")(base, experts)
     assert torch.equal(analysis.merged["fc2.weight"], plain["fc2.weight"])
     assert not torch.equal(analysis.merged["fc1.weight"], plain["fc1.weight"])
+
+
+def test_a_shared_weight_is_ranked_at_its_first_layer(resources):
+    from tiny_networks import TIED, tied_zoo
+
+    model, base, experts = tied_zoo(3)
+    data = resources | {"model": model}
+    analysis = MTies(keep=0.6, spread=0.5).analyse(base, experts, **data)
+    assert list(analysis.losses) == [TIED[0]]
+    only = MTies(keep=0.6, spread=0.5, layers=["blocks.0"]).analyse(base, experts, **data)
+    assert torch.equal(analysis.merged[TIED[0]], only.merged[TIED[1]])
+    x = all_inputs(resources, experts)
+    hidden = torch.stack([x @ e[TIED[0]].T + e["blocks.0.bias"] for e in experts.values()])
+    loss = (functional.gelu(hidden.mean(0)) - functional.gelu(hidden).mean(0)).abs().mean(0)
+    torch.testing.assert_close(analysis.losses[TIED[0]], loss)
+
+
+def test_images_of_tasks_without_an_expert_are_left_out(base, make_experts, resources):
+    experts = make_experts(2)
+    own = {task: resources["batches"][task] for task in experts}
+    want = MTies()(base, experts, **resources | {"batches": own})
+    got = MTies()(base, experts, **resources)
+    assert all(torch.equal(got[name], tensor) for name, tensor in want.items())
+    joined = MTies()(base, experts, **resources | {"batches": torch.cat([*own.values()])})
+    assert all(torch.equal(joined[name], tensor) for name, tensor in want.items())
+    with pytest.raises(InputError, match=r"(?s)M-TIES got those of other.*none of task0, task1"):
+        MTies()(base, experts, **resources | {"batches": {"other": torch.ones(3, 6)}})
 
 
 def test_controls(base, make_experts, resources):

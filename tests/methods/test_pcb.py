@@ -110,6 +110,35 @@ def test_experts_compete_with_their_masked_task_vectors(base, make_experts):
         torch.testing.assert_close(got[name], want[name], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("variant", ["vision", "language"])
+@pytest.mark.parametrize("number", [1, 2])
+def test_equal_highest_scores_weigh_one(variant, number):
+    """Half of the magnitudes are the same and largest; fewer than those are asked for."""
+    base = {"w": torch.zeros(40)}
+    expert = {"w": torch.cat([torch.full((10,), 2.0), torch.full((10,), -2.0), torch.rand(20)])}
+    method = PCB(density=0.2, clip=0.0, scale=1.0, variant=variant)
+    merged = method(base, {f"task{k}": expert for k in range(number)})["w"]
+    assert merged.tolist() == [2.0] * 10 + [-2.0] * 10 + [0.0] * 20
+
+
+def test_the_one_highest_score_weighs_one():
+    expert = {"w": torch.arange(1.0, 101.0)}
+    merged = PCB(density=0.001, clip=0.0, scale=1.0)({"w": torch.zeros(100)}, {"a": expert})["w"]
+    assert merged.tolist() == [0.0] * 99 + [100.0]
+
+
+def test_a_copy_of_the_base_does_not_take_part(base, make_experts):
+    experts = make_experts(1)
+    want = PCB(variant="language")(base, experts)
+    merged = PCB(variant="language")(base, experts | {"none": base})
+    moved = [n for n in TaskVectors(base, experts).names if not torch.equal(want[n], base[n])]
+    assert moved
+    for name in moved:
+        assert ((merged[name] - base[name]) != 0).any()
+        chosen = (want[name] != base[name]) & (merged[name] != base[name])
+        torch.testing.assert_close(merged[name][chosen], want[name][chosen])
+
+
 def test_nothing_is_kept_at_density_zero(base, make_experts):
     merged = PCB(density=0.0)(base, make_experts(3))
     assert all(torch.equal(merged[n], base[n]) for n in TaskVectors(base, {}).names)

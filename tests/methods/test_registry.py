@@ -34,7 +34,7 @@ def test_own_method_streams_like_the_others(base, make_experts):
 @pytest.mark.parametrize("batches", [None, [], torch.zeros(0, 6), [torch.zeros(0, 6)], ["image"]])
 def test_resources_ask_for_inputs(batches, net):
     with pytest.raises(InputError, match="batches"):
-        Resources(net, batches).inputs("Method")
+        Resources(net, batches).inputs("Method", ["task0"])
 
 
 def test_resources_ask_for_the_network():
@@ -44,6 +44,6 @@ def test_resources_ask_for_the_network():
 
 def test_batches_become_one_tensor_of_the_models_type(net):
     batches = (torch.full((2, 6), i, dtype=torch.float64) for i in range(3))
-    inputs = Resources(net, batches).inputs("Method")
+    inputs = Resources(net, batches).inputs("Method", ["task0"])
     assert inputs.shape == (6, 6)
     assert inputs.dtype == torch.float32

@@ -3,7 +3,15 @@
 import pytest
 import torch
 from test_parity import _open_clip_tower
-from tiny_networks import NETWORKS, least_squares, loaded, seen_inputs, zoo_of
+from tiny_networks import (
+    NETWORKS,
+    TIED,
+    least_squares,
+    loaded,
+    seen_inputs,
+    tied_zoo,
+    zoo_of,
+)
 from torch import nn
 from torch.nn import functional
 
@@ -108,6 +116,53 @@ def test_groups_are_layers_of_their_own():
         weights = [expert["wide.weight"][outputs] for expert in experts.values()]
         want = least_squares([x.flatten(0, 1) for x in inputs], weights)
         torch.testing.assert_close(merged[outputs], want, rtol=1e-4, atol=1e-5)
+
+
+def test_layers_that_share_a_weight_are_one_layer():
+    model, base, experts = tied_zoo(2, torch.float64)
+    batches = {task: torch.randn(9, 6, dtype=torch.float64) for task in experts}
+    merged = RegMean(reduce=1.0)(base, experts, model=model, batches=batches)
+    inputs = []
+    for task, weights in experts.items():
+        network = loaded(model, weights)
+        seen = seen_inputs(network, lambda n=network, t=task: n(batches[t]))
+        inputs.append(torch.cat([seen[name] for name in TIED]))
+    want = least_squares(inputs, [expert[TIED[0]] for expert in experts.values()])
+    for name in TIED:
+        torch.testing.assert_close(merged[name], want, rtol=1e-6, atol=1e-9)
+
+
+class Idle(nn.Module):
+    """A layer that is not called for images of some tasks."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 4, bias=False)
+
+    def forward(self, x):
+        return self.layer(x) if len(x) != 5 else x
+
+
+@pytest.mark.parametrize("idle", [0, 1])
+def test_an_expert_that_does_not_use_a_layer_counts_in_the_average(idle):
+    model, base = Idle(), {"layer.weight": torch.zeros(4, 6)}
+    experts = {str(k): {"layer.weight": torch.randn(4, 6)} for k in range(3)}
+    batches = {task: torch.randn(5 if task == str(idle) else 2, 6) for task in experts}
+    merged = RegMean(reduce=1.0)(base, experts, model=model, batches=batches)["layer.weight"]
+    inputs = [x.double() if len(x) != 5 else torch.zeros(2, 6).double() for x in batches.values()]
+    want = least_squares(inputs, [e["layer.weight"].double() for e in experts.values()])
+    torch.testing.assert_close(merged, want.float(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rank", [1, 8])
+def test_equal_experts_merge_to_themselves_whatever_they_see(rank):
+    """A few dimensions are thousands of times larger than the rest, and few are determined."""
+    model, base = nn.Linear(64, 3, bias=False), {"weight": torch.zeros(3, 64)}
+    expert = {"weight": torch.randn(3, 64)}
+    images = torch.randn(rank, 64) * torch.tensor([1e4] * 2 + [1.0] * 62)
+    batches = {str(k): images for k in range(3)}
+    merged = RegMean()(base, dict.fromkeys(batches, expert), model=model, batches=batches)
+    torch.testing.assert_close(merged["weight"], expert["weight"], rtol=1e-7, atol=0)
 
 
 def test_off_diagonal_entries_are_reduced(net, base, make_experts, resources):

@@ -2,7 +2,16 @@
 
 import pytest
 import torch
-from tiny_networks import NETWORKS, least_squares, loaded, seen_inputs, zoo_of
+from tiny_networks import (
+    NETWORKS,
+    TIED,
+    Tied,
+    least_squares,
+    loaded,
+    seen_inputs,
+    tied_zoo,
+    zoo_of,
+)
 from torch import nn
 
 from lightning_merge.core.errors import InputError
@@ -90,6 +99,66 @@ def test_the_first_layer_equals_regmean(base, make_experts, resources):
     want = RegMean()(base, experts, **resources)
     assert torch.equal(merged["stem.weight"], want["stem.weight"])
     assert not torch.allclose(merged["fc1.weight"], want["fc1.weight"], rtol=1e-3, atol=1e-4)
+
+
+def test_a_weight_of_several_units_is_averaged(resources):
+    model, base, experts = tied_zoo(3)
+    merged = RegMeanPlusPlus()(base, experts, **resources | {"model": model})
+    average = Average()(base, experts)
+    assert all(torch.equal(merged[name], average[name]) for name in TIED)
+    start, seen = loaded(model, merged), []
+    for task, weights in experts.items():
+        network = loaded(model, weights)
+        (inputs,), _ = first_call(start, "head", resources["batches"][task])
+        seen.append(seen_inputs(network, lambda n=network, x=inputs: n.head(x))["head.weight"])
+    want = least_squares_reduced(seen, [expert["head.weight"] for expert in experts.values()])
+    torch.testing.assert_close(merged["head.weight"], want, rtol=1e-4, atol=1e-5)
+
+
+def least_squares_reduced(inputs, weights, reduce=0.95):
+    """The solution by normal equations with the entries off the diagonal reduced."""
+    grams = [x.double().T @ x.double() / len(x) for x in inputs]
+    grams = [reduce * g + (1 - reduce) * g.diagonal().diag() for g in grams]
+    right = sum(g @ w.double().T for g, w in zip(grams, weights, strict=True))
+    return torch.linalg.solve(sum(grams), right).T.float()
+
+
+class Blocks(nn.Module):
+    """Two blocks; inside of each, two layers share a weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(Tied() for _ in "ab")
+        for block in self.blocks:
+            block.head = nn.Linear(6, 6)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def test_a_weight_of_one_unit_is_merged_there():
+    torch.manual_seed(0)
+    model = Blocks().double()
+    base = {name: t.detach().clone() for name, t in model.state_dict().items()}
+    experts = {}
+    for task in "ab":
+        changed = {n: t + 0.1 * torch.randn_like(t) for n, t in base.items()}
+        copies = {f"blocks.{i}.{TIED[1]}": changed[f"blocks.{i}.{TIED[0]}"] for i in (0, 1)}
+        experts[task] = changed | copies
+    batches = {task: torch.randn(9, 6, dtype=torch.float64) for task in experts}
+    merged = RegMeanPlusPlus(reduce=1.0)(base, experts, model=model, batches=batches)
+    inputs = []
+    for task, weights in experts.items():
+        (tokens,), _ = first_call(loaded(model, merged), "blocks.1", batches[task])
+        block = loaded(model, weights).blocks[1]
+        seen = seen_inputs(block, lambda b=block, x=tokens: b(x))
+        inputs.append(torch.cat([seen[name] for name in TIED]))
+    names = [f"blocks.1.{name}" for name in TIED]
+    want = least_squares(inputs, [expert[names[0]] for expert in experts.values()])
+    for name in names:
+        torch.testing.assert_close(merged[name], want, rtol=1e-6, atol=1e-9)
 
 
 def test_only_modules_of_linear_layers(base):

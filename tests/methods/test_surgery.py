@@ -9,8 +9,10 @@ from torch import nn
 from torch.nn import functional
 
 from lightning_merge.core.errors import InputError
-from lightning_merge.methods import Dare, LwPTV, MTies, TaskArithmetic, Ties
+from lightning_merge.methods import Dare, Fisher, LiNeS, LwPTV, MTies, TaskArithmetic, Ties
 from lightning_merge.methods.base import seeded
+from lightning_merge.methods.emr import EMR
+from lightning_merge.methods.ensemble import Ensemble
 from lightning_merge.methods.surgery import Correction, Surgery
 
 
@@ -136,6 +138,51 @@ def test_it_stores_two_thin_matrices_per_task(base, make_experts, resources, ran
 def test_bad_hyperparameters_show_at_once(options, message):
     with pytest.raises(InputError, match=message):
         Surgery(**options)
+
+
+@pytest.mark.parametrize("method", [EMR(), Ensemble()])
+def test_a_network_cannot_be_corrected(method):
+    with pytest.raises(InputError, match=f"method={type(method).__name__}: .*TaskArithmetic"):
+        Surgery(method)
+
+
+@pytest.mark.parametrize(
+    ("method", "needs"),
+    [
+        (TaskArithmetic(), "unlabelled batches of every task"),
+        (MTies(), "unlabelled batches of every task"),
+        (Fisher(), "unlabelled batches of every task and heads"),
+        (LiNeS(Fisher()), "unlabelled batches of every task and heads"),
+    ],
+)
+def test_it_needs_what_its_method_needs(method, needs):
+    assert Surgery(method).needs == seeded(Surgery(method), 1).needs == needs
+    assert Surgery.needs == "unlabelled batches of every task"
+
+
+def test_learning_that_diverges_is_an_error(base, make_experts, resources):
+    with pytest.raises(InputError, match=r"learning_rate=1e\+30: .*; lower it"):
+        Surgery(steps=30, learning_rate=1e30)(base, make_experts(2), **resources)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_network_and_head_in_half_precision(net, base, make_experts, resources, dtype):
+    """Corrections are learned and applied in float32; features keep their type."""
+    half = {n: t.to(dtype) if t.is_floating_point() else t for n, t in base.items()}
+    experts, head = make_experts(2, half), nn.Linear(4, 3)
+    given = {**resources, "model": copy.deepcopy(net).to(dtype)}
+    method = Surgery(steps=20, learning_rate=0.01)
+    network = method(half, experts, **given)
+    images = resources["batches"]["task0"]
+    found = network.logits("task0", images.to(dtype), copy.deepcopy(head).to(dtype))
+    assert found.dtype == dtype
+    wide = {
+        task: {n: t.float() if t.is_floating_point() else t for n, t in weights.items()}
+        for task, weights in {"base": half, **experts}.items()
+    }
+    expected = method(wide.pop("base"), wide, **resources).logits("task0", images, head)
+    torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.05)
+    assert network.corrections[0].up.weight.dtype == torch.float32
 
 
 @pytest.mark.parametrize("batches", [None, torch.zeros(4, 6), {"task0": torch.zeros(4, 6)}])

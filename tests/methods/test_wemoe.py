@@ -179,6 +179,110 @@ def test_learning_moves_the_routers_alone_and_lowers_the_entropy(given):
     assert not any(parameter.requires_grad for parameter in end.parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_network_in_half_precision(vit, given, dtype):
+    """Routers are learned in float32, whose smallest steps half precision does not have."""
+    (base, experts), resources = given
+    half = {
+        name: {n: t.to(dtype) if t.is_floating_point() else t for n, t in weights.items()}
+        for name, weights in {"base": base, **experts}.items()
+    }
+    given = {
+        **resources,
+        "model": copy.deepcopy(vit).to(dtype),
+        "heads": {t: copy.deepcopy(head).to(dtype) for t, head in resources["heads"].items()},
+    }
+    base = half.pop("base")
+    start, end = (
+        WEMoE(steps=steps, learning_rate=1e-4, batch_size=4)(base, half, **given)
+        for steps in (0, 3)
+    )
+    images = resources["batches"]["task0"].to(dtype)
+    logits = end.logits("task0", images, given["heads"]["task0"])
+    assert logits.dtype == dtype
+    assert bool(logits.isfinite().all())
+    for (_, old), (_, new) in zip(start.routed(), end.routed(), strict=True):
+        assert new.vectors.dtype == dtype
+        for after in new.gate.parameters():
+            assert after.dtype == torch.float32
+            assert bool(after.isfinite().all())
+        assert not torch.equal(old.gate[2].bias, new.gate[2].bias)
+
+
+def test_learning_that_diverges_is_an_error(given):
+    weights, resources = given
+    with pytest.raises(InputError, match=r"learning_rate=1e\+30: .*; lower it"):
+        WEMoE(steps=5, learning_rate=1e30)(*weights, **resources)
+
+
+def test_the_callers_modules_get_no_gradients(given):
+    weights, resources = given
+    modules = [resources["model"], *resources["heads"].values()]
+    for module in modules:
+        module.requires_grad_(True)
+    WEMoE(steps=2)(*weights, **resources)
+    assert all(p.grad is None for module in modules for p in module.parameters())
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6))
+
+
+class Towers(nn.Module):
+    """Two towers of blocks; the images go through the second one, as often as is asked for."""
+
+    def __init__(self, passes=1, sees="all"):
+        super().__init__()
+        self.text, self.visual = (nn.ModuleList([Block(), Block()]) for _ in range(2))
+        self.passes, self.sees = passes, sees
+
+    def forward(self, x):
+        out = {"all": x, "folded": x.flatten(0, 1), "first": x[:1]}[self.sees]
+        for _ in range(self.passes):
+            for block in self.visual:
+                out = out + block.mlp(out)
+        return out.reshape(-1, *x.shape[1:]).expand_as(x).mean(1)
+
+
+def towers_and_weights(**options):
+    torch.manual_seed(0)
+    net = Towers(**options)
+    base = {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
+    experts = {task: {n: t + 0.1 * torch.randn_like(t) for n, t in base.items()} for task in TASKS}
+    given = {
+        "model": net,
+        "batches": {task: torch.randn(4, 5, 6) for task in TASKS},
+        "heads": {task: nn.Linear(6, 3) for task in TASKS},
+    }
+    return (base, experts), given
+
+
+def test_mlps_that_no_image_goes_through_are_merged_as_all_else():
+    weights, given = towers_and_weights()
+    network = WEMoE(steps=1)(*weights, **given)
+    assert [name for name, _ in network.routed()] == ["visual.0.mlp", "visual.1.mlp"]
+    merged, state = TaskArithmetic(0.3)(*weights), network.network.state_dict()
+    for name in (name for name in merged if name.startswith("text")):
+        assert torch.equal(state[name], merged[name])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"passes": 0}, "Towers: none of its MLPs is called"),
+        ({"passes": 2}, "Towers: visual.0.mlp is called 2 times"),
+        ({"sees": "folded"}, r"Towers: its MLPs take inputs of shapes \[\[10, 6\], \[10, 6\]\]"),
+        ({"sees": "first"}, r"Towers: its MLPs take inputs of shapes \[\[1, 5, 6\]"),
+    ],
+)
+def test_mlps_that_cannot_be_routed(options, message):
+    weights, given = towers_and_weights(**options)
+    with pytest.raises(InputError, match=message):
+        WEMoE(steps=1)(*weights, **given)
+
+
 def test_copies_of_the_base_answer_as_the_base(vit, given):
     (base, _), resources = given
     network = WEMoE(steps=1)(base, dict.fromkeys(TASKS, base), **resources)

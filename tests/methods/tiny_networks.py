@@ -14,6 +14,33 @@ def timm_resnet():
     return ResNet(BasicBlock, [2, 1, 1, 1], num_classes=0, channels=(4, 6, 6, 8), stem_width=4)
 
 
+class Tied(nn.Module):
+    """Two layers with biases of their own that share a weight, as some language models do."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(6, 6), nn.Linear(6, 6)])
+        self.blocks[1].weight = self.blocks[0].weight
+        self.act, self.act2, self.head = nn.GELU(), nn.Tanh(), nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.head(self.act2(self.blocks[1](self.act(self.blocks[0](x)))))
+
+
+TIED = ("blocks.0.weight", "blocks.1.weight")
+
+
+def tied_zoo(number, dtype=torch.float32):
+    """As `zoo_of`; the weights hold two equal copies, as files do."""
+    torch.manual_seed(0)
+    model = Tied().to(dtype).eval()
+    base, experts = weights_of(model), {}
+    for k in range(number):
+        expert = {n: t + 0.1 * torch.randn_like(t) for n, t in base.items()}
+        experts[f"task{k}"] = expert | {TIED[1]: expert[TIED[0]].clone()}
+    return model, base, experts
+
+
 NETWORKS = {
     "open_clip": open_clip_tower,
     "timm": timm_vit,

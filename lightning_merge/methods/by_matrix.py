@@ -1,0 +1,41 @@
+"""What methods share that decompose every weight matrix by itself."""
+
+from abc import abstractmethod
+from typing import ClassVar, get_args
+
+from torch import Tensor
+
+from lightning_merge.core.decompose import Convolutions, as_matrices
+from lightning_merge.core.task_vectors import Span, TaskVectors, sum_tasks
+from lightning_merge.methods.base import MergeMethod, Resources, Update
+from lightning_merge.methods.checks import require_choice, require_finite
+
+
+class ByMatrix(MergeMethod):
+    """Merges matrices by a decomposition, averages other tensors, and scales both.
+
+    Subclasses are dataclasses with these fields and say in `merged` what is made of a matrix.
+    """
+
+    scale: float
+    convolutions: Convolutions
+    whole: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        require_finite(scale=self.scale)
+        require_choice(get_args(Convolutions), convolutions=self.convolutions)
+
+    @abstractmethod
+    def merged(self, matrices: Tensor) -> Tensor:
+        """The update [m, n] at scale 1, in float64, of task vectors [K, m, n]."""
+
+    def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
+        """Decompose every matrix by itself."""
+
+        def update(span: Span, tile: Tensor) -> Tensor:
+            matrices = as_matrices(tile, vectors.base.shape(span.name), self.convolutions)
+            if matrices is None:
+                return sum_tasks(tile).mul_(self.scale / len(tile))
+            return self.merged(matrices).mul_(self.scale).to(tile.dtype).flatten()
+
+        return update

@@ -1,0 +1,119 @@
+"""What methods may use beside weights: a network, unlabelled inputs, heads."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lightning_merge.core.errors import InputError
+from lightning_merge.core.names import match_names
+from lightning_merge.core.task_vectors import TaskVectors
+from lightning_merge.core.tracing import tied_names
+
+Batches = Tensor | Iterable[Tensor]
+
+
+def itself(output: Any) -> Tensor:
+    """Take what the model returns for features."""
+    return output
+
+
+class Resources(NamedTuple):
+    """What a method may use beside the weights; each method says what it needs.
+
+    Attributes:
+        model: The network; its state dict has the names of the weights, or the same ones less a
+            prefix.
+        batches: Unlabelled inputs of the model: a tensor [n, ...], several of them, or either
+            by task.
+        heads: Frozen head of every task, from features [n, dim] to logits [n, C].
+        project: From what the model returns to features [n, dim].
+    """
+
+    model: nn.Module | None = None
+    batches: Batches | Mapping[str, Batches] | None = None
+    heads: Mapping[str, nn.Module] | None = None
+    project: Callable[[Any], Tensor] = itself
+
+    def network(self, method: str) -> nn.Module:
+        """The model; an InputError that names the method if there is none."""
+        if self.model is None:
+            raise InputError(f"model=None: {method} runs the network; pass model=encoder")
+        return self.model
+
+    def ties(self, vectors: TaskVectors) -> dict[str, str]:
+        """Names of tensors that are other ones' as well, to the first name of each.
+
+        Those that the model ties, and those that share memory or storage in base and experts. What
+        files store twice nobody knows without a model of the weights.
+        """
+        checkpoints = (vectors.base, *vectors.experts.values())
+        shared = set.intersection(*(set(checkpoint.ties()) for checkpoint in checkpoints))
+        found = {name: names[0] for names in shared for name in names[1:]}
+        tied = {} if self.model is None else tied_names(self.model)
+        if self.model is None or all(name == first for name, first in tied.items()):
+            return found
+        own = [name for name, t in self.model.state_dict().items() if t.is_floating_point()]
+        with suppress(InputError):  # a model of other weights, for a method that does not run it
+            stored = match_names(own, vectors.base)
+            found |= {stored[name]: stored[tied[name]] for name in own if tied[name] != name}
+        return found
+
+    def inputs(self, method: str, tasks: Sequence[str]) -> Tensor:
+        """The inputs as one tensor [n, ...] of the model's device and floating type.
+
+        Where they are given by task, those of other tasks are left out.
+
+        Raises:
+            InputError: There are no batches, or they are empty or no tensors.
+        """
+        if not isinstance(self.batches, Mapping):
+            return self._joined(method, self.batches)
+        known = [task for task in tasks if task in self.batches]
+        if not known:
+            raise InputError(
+                f"batches: {method} got those of {', '.join(self.batches) or 'no task'}, but "
+                f"none of {', '.join(tasks)}; pass some, or batches=images"
+            )
+        return torch.cat([self._joined(method, self.batches[task]) for task in known])
+
+    def task_inputs(self, method: str, tasks: Sequence[str]) -> dict[str, Tensor]:
+        """The inputs of every task, as `inputs` gives those of all together.
+
+        Raises:
+            InputError: They are not given by task, or a task has none.
+        """
+        if not isinstance(self.batches, Mapping):
+            raise InputError(
+                f"batches: {method} wants inputs of every task; pass batches={{task: images}}"
+            )
+        if missing := [task for task in tasks if task not in self.batches]:
+            raise InputError(
+                f"batches: {method} got none of {', '.join(missing)}; it has those of "
+                f"{', '.join(self.batches)}"
+            )
+        return {task: self._joined(method, self.batches[task]) for task in tasks}
+
+    def head(self, method: str, task: str) -> nn.Module:
+        """The head of a task; an InputError that names the method if there is none."""
+        if task not in (self.heads or {}):
+            raise InputError(
+                f"heads: {method} needs the head of {task!r}; pass heads={{task: head}}"
+            )
+        return self.heads[task]  # type: ignore[index]
+
+    def _joined(self, method: str, batches: Batches | None) -> Tensor:
+        """Some batches as one tensor."""
+        given = [batches] if isinstance(batches, Tensor) else list(batches or ())
+        if not all(isinstance(batch, Tensor) for batch in given):
+            kinds = sorted({type(batch).__name__ for batch in given})
+            raise InputError(f"batches: {method} wants tensors of inputs, not {', '.join(kinds)}")
+        if not sum(len(batch) for batch in given):
+            raise InputError(f"batches: {method} got no inputs; pass batches=images, e.g. 128")
+        inputs = torch.cat(given)
+        if not bool(inputs.isfinite().all()):
+            raise InputError(f"batches: {method} got NaN or infinite inputs; leave them out")
+        parameter = next(self.network(method).parameters(), inputs)
+        return inputs.to(parameter if inputs.is_floating_point() else parameter.device)
