@@ -3,7 +3,7 @@
 import inspect
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from lightning_merge.core.files import file_hash
 from lightning_merge.core.ranks import Ranks
 from lightning_merge.core.seeding import run_seed
 from lightning_merge.evaluation.candidates import BOUNDS, Candidate
-from lightning_merge.methods.base import MergeMethod, Method, seeded
+from lightning_merge.methods.base import MergeMethod, Method, brief, seeded
 from lightning_merge.methods.network import NetworkMethod, as_they_are, save_network
 from lightning_merge.modules.coefficients import CoefficientModule
 
@@ -130,14 +130,14 @@ class MergeCallback(CheckedCallback):
             candidate = Candidate(
                 self.name + suffix,
                 *self._paths(module, suffix),
-                note=origin.note,
                 transductive=origin.transductive,
             )
             options = {}
-            for what, found in made.items():
+            for what, method in self.variants().items():
                 weights, figure = self._paths(module, suffix, what)
                 option = replace(candidate, weights=weights, figure=figure)
-                options[what] = replace(option, **found[suffix]._asdict())
+                note = "; ".join(filter(None, [origin.note, *_notes(module, method)]))
+                options[what] = replace(option, note=note, **made[what][suffix]._asdict())
             module.candidates[candidate.name] = (
                 replace(candidate, options=options) if self.grid else next(iter(options.values()))
             )
@@ -238,6 +238,15 @@ class MergeCallback(CheckedCallback):
 
     def draw(self, module: CoefficientModule, path: Path) -> None:
         """Draw what the last merge saw; a subclass says what."""
+
+
+def _notes(module: CoefficientModule, method: Method) -> Iterator[str]:
+    """Say what a row of the table is."""
+    yield brief(method)
+    if method.needs != "nothing":
+        yield f"sees {len(module.held_out)} unlabelled held-out images"
+    if isinstance(method, NetworkMethod) and method.told_task:
+        yield "is told the task of every image"
 
 
 def _described(method: Method) -> dict[str, str]:

@@ -22,7 +22,7 @@ from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.evaluation.candidates import BOUNDS, Candidate
 from lightning_merge.evaluation.results import Results
 from lightning_merge.evaluation.tables import rich_table
-from lightning_merge.methods.base import Method
+from lightning_merge.methods.base import Method, brief
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.compare import compare
 from lightning_merge.modules.evaluate import Evaluate
@@ -201,7 +201,7 @@ class Tune:
             with atomic_write(self.folder / "trials.md") as temporary:
                 temporary.write_text(table(search.trials, self.data.tasks), encoding="utf-8")
 
-        rank_zero_info(f"tuning {self.method.described()}")
+        rank_zero_info(f"tuning {brief(self.method)}")
         search.run(lambda method: self._score(merger, evaluate, method), report)
         candidates = [*self.zoo.bounds(self.data.tasks), self._tuned(merger, search)]
         return compare(
@@ -220,7 +220,7 @@ class Tune:
         made, origin = merger.merge(method, self.file), method.origin()
         chosen = f"{search.best.text} of {search.total} trials chosen on the held-out images"
         chosen += " of the seen tasks" if self.data.unseen else ""
-        chosen += f"; {method.described()}"
+        chosen += f"; {brief(method)}"
         return Candidate(
             self.name,
             self.file,

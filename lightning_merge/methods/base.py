@@ -5,7 +5,7 @@ import inspect
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import MISSING, Field, fields, replace
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -137,6 +137,22 @@ class Method(ABC):
             f"{k}={v.described() if isinstance(v, Method) else repr(v)}" for k, v in plain.items()
         )
         return f"{type(self).__name__}({', '.join(parts)})"
+
+
+def brief(given: Any) -> str:
+    """A method or transform with what differs from its defaults, to be read."""
+    if isinstance(given, Sequence) and not isinstance(given, str):
+        return f"[{', '.join(map(brief, given))}]"
+    if not isinstance(given, (Method, Transform)):
+        return repr(given)
+    values = {field.name: getattr(given, field.name) for field in fields(given)}  # type: ignore[arg-type]
+    defaults = {f.name: _default(f) for f in fields(given)}  # type: ignore[arg-type]
+    told = (f"{k}={brief(v)}" for k, v in values.items() if v != defaults[k] and v not in ([], ()))
+    return f"{type(given).__name__}({', '.join(told)})"
+
+
+def _default(field: Field[Any]) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 class MergeMethod(Method):

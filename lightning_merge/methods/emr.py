@@ -145,6 +145,7 @@ class EMR(NetworkMethod):
     transforms: Sequence[Transform] = ()
     reference: ClassVar[str] = "Huang et al. 2024, arXiv:2405.17461"
     cost: ClassVar[str] = "2 readings"
+    told_task: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_choice(get_args(Rescale), rescale=self.rescale)

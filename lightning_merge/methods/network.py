@@ -96,9 +96,11 @@ class NetworkMethod(Method):
 
     Attributes:
         recalibrates: Whether BatchNorm statistics of its networks can be measured anew.
+        told_task: Whether its networks are told which task an image is of, beside its head.
     """
 
     recalibrates: ClassVar[bool] = True
+    told_task: ClassVar[bool] = False
 
     @abstractmethod
     def make(

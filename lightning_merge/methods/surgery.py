@@ -130,6 +130,7 @@ class Surgery(NetworkMethod):
     transforms: Sequence[Transform] = ()
     reference: ClassVar[str] = "Yang et al. 2024, arXiv:2402.02705"
     cost: ClassVar[str] = "that of its method, K + 1 passes, seconds of learning"
+    told_task: ClassVar[bool] = True
     needs: ClassVar[str] = "unlabelled batches of every task"
 
     def __post_init__(self) -> None:

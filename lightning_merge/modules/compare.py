@@ -105,8 +105,8 @@ def _choose(
     if data.unseen:
         note += " of the seen tasks"
     rank_zero_info(f"{candidate.name}: {note}")
-    note = "; ".join(filter(None, [candidate.note, note]))
     option = candidate.options[best]
+    note = "; ".join(filter(None, [note, candidate.note, option.note]))
     return replace(
         option,
         name=candidate.name,

@@ -1,5 +1,7 @@
 """The merge and list commands against the Python they stand for."""
 
+import json
+import shutil
 import subprocess
 import sys
 
@@ -142,6 +144,33 @@ def test_merge_by_a_config_and_with_images(merge, files, root, tmp_path, data):
         batches=encoder.preprocess.normalize(data.unlabelled()),
     )
     assert all(torch.equal(written[tensor], expected[tensor]) for tensor in expected)
+
+
+def test_images_are_those_of_the_experts_tasks(run, files, root, tmp_path):
+    """Tasks of the folder that no expert is of have no say; the file tells whose images did."""
+    own = shutil.copytree(root, tmp_path / "data")
+    shutil.copytree(own / "reds", own / "another")
+    words = [w for task in TASKS for w in (f"--experts.{task}", files.expert[task])]
+    words += ["--base", files.base, "--method", "MTies", "--data.root", own]
+    words += ["--encoder", "MiniViT", *(f"--encoder.{k}={v}" for k, v in ENCODER.items())]
+    outputs = []
+    for name, more in (("all", []), ("own", ["--data.tasks", json.dumps(two)])):
+        outputs.append(tmp_path / f"{name}.safetensors")
+        done = run("merge", *words, *more, "--output", outputs[-1])
+        assert done.code == 0, done.err
+    first, second = map(open_checkpoint, outputs)
+    assert set(json.loads(first.metadata["images"])) == set(TASKS)
+    assert first.metadata["images_sha256"] == second.metadata["images_sha256"]
+    assert all(torch.equal(first[name], second[name]) for name in second)
+
+
+def test_lacking_heads_are_told_before_images_are_looked_for(run, files, tmp_path):
+    words = [w for task in TASKS for w in (f"--experts.{task}", files.expert[task])]
+    words += ["--base", files.base, "--method", "Fisher", "--data.root", tmp_path / "none"]
+    words += ["--data.tasks", json.dumps(list(TASKS)), "--output", tmp_path / "m.safetensors"]
+    words += ["--encoder", "MiniViT", *(f"--encoder.{k}={v}" for k, v in ENCODER.items())]
+    assert "and --heads" in run("merge", *words).err
+    assert "holds no heads" in run("merge", *words, "--heads", files.base).err
 
 
 def test_list_shows_all_there_is(run, monkeypatch):

@@ -147,9 +147,7 @@ def test_a_finished_search_is_shown_and_more_trials_are_no_secret(tune, run, wri
 
 
 def test_a_space_of_few_points_is_tried_whole(tune):
-    found = tune(
-        space={"density": {"choices": [0.1, 0.2]}, "combine": {"choices": ["mean", "sum"]}}
-    )
+    found = tune(space={"density": {"choices": [0.1, 0.2]}, "combine": ["mean", "sum"]})
     assert [(row["point"]["density"], row["point"]["combine"]) for row in found] == [
         ("0.1", "mean"), ("0.1", "sum"), ("0.2", "mean"), ("0.2", "sum")
     ]  # fmt: skip
@@ -251,6 +249,9 @@ FAULTS = {
     "upside down": ({"space": {"scale": {"low": 2, "high": 1}}}, "low=2"),
     "log of nothing": ({"space": {"scale": {"low": 0, "high": 1, "log": True}}}, "log"),
     "a word": ({"space": {"combine": {"low": 1, "high": 2}}}, "choices"),
+    "a number": ({"space": {"scale": 0.1}}, "space.scale=0.1 is no range"),
+    "a word for an end": ({"space": {"scale": {"low": "a", "high": 1}}}, "low='a'"),
+    "misspelt end": ({"space": {"scale": {"lo": 0.1, "high": 1}}}, "is no range"),
     "empty": ({"space": {}}, "space is empty"),
     "no transform": ({"space": {"LwPTV.prune_ratio": {"choices": [1]}}}, "space.LwPTV.prune_ratio"),
     "no trials": ({"trials": 0}, "trials=0"),

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 
 from lightning_merge.core.checkpoint import open_checkpoint, save_checkpoint
 from lightning_merge.core.errors import InputError
@@ -29,6 +30,23 @@ def test_good_experts_pass(dtype, tmp_path):
     check_experts(network(), {"a": expert}, minimum=1)
     largest = torch.full((4, 2), torch.finfo(dtype).max, dtype=dtype)  # its sum overflows
     check_experts(network(), {"a": network(**{"embed.weight": largest}), "b": network()})
+
+
+@pytest.mark.parametrize(
+    ("base", "experts", "words"),
+    [
+        (network(), [network()], "experts is a list: give a mapping {task: weights}"),
+        (nn.Linear(2, 2), {"a": network()}, "base is a Linear"),
+        (network(), {"a": nn.Linear(2, 2)}, "expert 'a' is a Linear"),
+        ({"a": network()}, network(), "base: 'a' is a dict, no tensor"),
+        (network(), {"a": {"head.weight": [1.0]}}, "expert 'a': 'head.weight' is a list"),
+    ],
+    ids=["list", "module", "expert module", "swapped", "numbers"],
+)
+def test_other_kinds_of_things_are_named(base, experts, words):
+    text = message(base, experts, minimum=1)
+    assert words in text
+    assert len(text) < 200
 
 
 def test_all_problems_at_once(tmp_path):

@@ -146,6 +146,15 @@ def test_unlabelled_images_are_drawn_evenly_from_held_out_ones(make):
     assert torch.equal(torch.cat(drawn.split(4)[::-1]), reverse)
 
 
+def test_only_some_tasks_are_looked_at(make):
+    data = make()
+    data.only(["three", "one", "another"])
+    assert data.tasks == data.seen == ("one", "three")
+    assert set(data.unlabelled_by_task()) == {"one", "three"}
+    with pytest.raises(InputError, match=r"none is among two"):
+        data.only(["two"])
+
+
 def test_unlabelled_images_are_as_many_as_there_are(make):
     assert len(make(unlabelled_images=1000).unlabelled()) == 4 + 12 + 6
 

@@ -2,12 +2,25 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
 
 from lightning_merge.core.errors import InputError
-from lightning_merge.methods import MergeMethod, Resources, Transform, registered
+from lightning_merge.methods import (
+    EMR,
+    Dare,
+    LiNeS,
+    LwPTV,
+    MergeMethod,
+    Resources,
+    TaskArithmetic,
+    Ties,
+    Transform,
+    registered,
+)
+from lightning_merge.methods.base import brief
 
 
 def test_abstract_classes_are_left_out():
@@ -47,3 +60,27 @@ def test_batches_become_one_tensor_of_the_models_type(net):
     inputs = Resources(net, batches).inputs("Method", ["task0"])
     assert inputs.shape == (6, 6)
     assert inputs.dtype == torch.float32
+
+
+@pytest.mark.parametrize("transforms", [LwPTV(), [LwPTV], ["LwPTV"], None])
+@pytest.mark.parametrize("kind", [Ties, EMR])
+def test_transforms_that_are_none(kind, transforms, net, base, make_experts):
+    options = {"model": net} if kind is EMR else {}
+    with pytest.raises(InputError, match=r"transforms=.*give a list of transforms"):
+        kind(transforms=transforms)(base, make_experts(2), **options)
+
+
+@pytest.mark.parametrize("value", ["0.3", None, True, float("nan")])
+def test_hyperparameters_that_are_no_numbers(value):
+    for make in (TaskArithmetic, partial(Ties, 0.2)):
+        with pytest.raises(InputError, match=r"scale=.*number"):
+            make(value)
+
+
+def test_a_brief_description_has_what_differs_from_the_defaults():
+    assert brief(Ties()) == "Ties()"
+    inner = Ties(scale=0.25, transforms=[LwPTV(), Dare(drop=0.5)])
+    assert brief(LiNeS(inner, beta=0.1)) == (
+        "LiNeS(method=Ties(scale=0.25, transforms=[LwPTV(), Dare(drop=0.5)]), beta=0.1)"
+    )
+    assert brief(LiNeS()) == "LiNeS()"
