@@ -154,7 +154,7 @@ def test_images_are_those_of_the_experts_tasks(run, files, root, tmp_path):
     words += ["--base", files.base, "--method", "MTies", "--data.root", own]
     words += ["--encoder", "MiniViT", *(f"--encoder.{k}={v}" for k, v in ENCODER.items())]
     outputs = []
-    for name, more in (("all", []), ("own", ["--data.tasks", json.dumps(two)])):
+    for name, more in (("all", []), ("own", ["--data.tasks", json.dumps(list(TASKS))])):
         outputs.append(tmp_path / f"{name}.safetensors")
         done = run("merge", *words, *more, "--output", outputs[-1])
         assert done.code == 0, done.err
