@@ -18,7 +18,7 @@ from lightning_merge.cli.main import main as run
 from lightning_merge.evaluation.results import Aggregate, Results, aggregate
 from lightning_merge.evaluation.tables import markdown
 
-SML = ["--config", "configs/mini/sml.yaml", "--model.step_size", "2"]
+SML = ["--config", "configs/mini/sml.yaml"]
 FREE = [*SML, "--model.learner", "free", "--model.learning_rate", "1e-2"]
 ADA = ["--config", "configs/mini/adamerging.yaml"]
 TASK = ["--model.level", "task"]
@@ -67,14 +67,33 @@ GROUPS: dict[str, dict[str, list[str]]] = {
 }
 """Group -> name of a variant -> options of `fit`."""
 
+THIRDS = dict.fromkeys(("certain_third", "middle_third", "uncertain_third"), 3.0)
+LONGER = THIRDS | {
+    "images_1%": 50.0,
+    "images_5%": 25.0,
+    "images_25%": 4.0,
+    "images_50%": 2.0,
+    "images_75%": 4 / 3,
+    "adamerging_layer_on_test_images": 0.5,
+}
+"""Variants with fewer or more images -> how many times the epochs they get, for as many steps."""
+
 
 def arguments(name: str, options: Sequence[str], seed: int, given: argparse.Namespace) -> list[str]:
     """The words of one `fit`."""
     place = given.runs / name / f"seed{seed}"
+    longer = LONGER.get(name.removesuffix("_lwptv"), 1.0)
+    epochs = str(round(longer * given.epochs))
+    drop = ["--model.step_size", str(round(2 * longer))] if options[:2] == SML[:2] else []
     return [
-        *("fit", *options[:2], "--trainer.callbacks", "null", *options[2:]),
+        *("fit", *options[:2], "--trainer.callbacks", "null", *options[2:], *drop),
         *("--model.name", name, "--data.root", given.data_root, "--seed_everything", str(seed)),
-        *("--trainer.max_epochs", str(given.epochs), "--trainer.default_root_dir", str(place)),
+        *(
+            "--trainer.max_epochs",
+            str(round(longer * given.epochs)),
+            "--trainer.default_root_dir",
+            str(place),
+        ),
         *("--data.batch_size", "8", "--trainer.enable_progress_bar", "false"),
     ]
 
@@ -118,7 +137,7 @@ def main() -> int:
     add("--runs", type=Path, default=Path("runs/study"), help="folder of the runs")
     add("--group", nargs="+", choices=GROUPS, default=["forms"], help="which variants")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    add("--epochs", type=int, default=4, help="about 50 steps each")
+    add("--epochs", type=int, default=4, help="about 50 steps each with all images")
     add("--lwptv", action="store_true", help="each variant also with LwPTV")
     given = parser.parse_args()
     found: dict[str, list[Results]] = {}
