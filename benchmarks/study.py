@@ -88,12 +88,7 @@ def arguments(name: str, options: Sequence[str], seed: int, given: argparse.Name
     return [
         *("fit", *options[:2], "--trainer.callbacks", "null", *options[2:], *drop),
         *("--model.name", name, "--data.root", given.data_root, "--seed_everything", str(seed)),
-        *(
-            "--trainer.max_epochs",
-            str(round(longer * given.epochs)),
-            "--trainer.default_root_dir",
-            str(place),
-        ),
+        *("--trainer.max_epochs", epochs, "--trainer.default_root_dir", str(place)),
         *("--data.batch_size", "8", "--trainer.enable_progress_bar", "false"),
     ]
 
