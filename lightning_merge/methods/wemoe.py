@@ -14,6 +14,7 @@ from torch.nn.utils import skip_init
 from torch.utils.checkpoint import checkpoint
 
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.losses import entropy
 from lightning_merge.core.names import match_names
 from lightning_merge.core.seeding import generator_for
 from lightning_merge.core.task_vectors import flatten_tasks, wide_dtype
@@ -248,16 +249,11 @@ class WEMoE(NetworkMethod):
             optimizer.zero_grad()
             for task, own in images.items():
                 logits = network.logits(task, own[next(batches[task])], heads[task])
-                (entropy(logits) / len(images)).backward(inputs=learned)  # not the heads'
+                loss = entropy(logits.float()).mean() / len(images)
+                loss.backward(inputs=learned)  # not the heads'
             optimizer.step()
         gates.requires_grad_(False)
         check_learned(gates, self.learning_rate)
-
-
-def entropy(logits: Tensor) -> Tensor:
-    """Mean entropy of predictions [n, C]."""
-    logs = logits.float().log_softmax(-1)
-    return -(logs.exp() * logs).sum(-1).mean()
 
 
 def mlp_names(model: nn.Module) -> list[str]:

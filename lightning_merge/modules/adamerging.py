@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from lightning_merge.core.learner import PRIOR, Level, StatsMergeLearner
+from lightning_merge.core.losses import entropy
 from lightning_merge.core.task_vectors import TaskVectors
 from lightning_merge.data.dataset import Batch
 from lightning_merge.methods.base import Transform
 from lightning_merge.methods.checks import require_between
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.coefficients import BatchNorm, CoefficientModule
-from lightning_merge.modules.losses import entropy
 from lightning_merge.modules.zoo import Zoo
 
 

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.learner import PRIOR, Kind, Level, Normalize, StatsMergeLearner
+from lightning_merge.core.losses import entropy
 from lightning_merge.core.statistics import (
     FEATURES,
     Feature,
@@ -23,7 +24,6 @@ from lightning_merge.methods.base import Transform
 from lightning_merge.methods.checks import require_between
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.coefficients import BatchNorm, CoefficientModule
-from lightning_merge.modules.losses import entropy
 from lightning_merge.modules.zoo import Zoo
 
 

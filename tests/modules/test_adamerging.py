@@ -14,7 +14,6 @@ from lightning_merge.core.coefficients import StackedTaskVectors
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.task_vectors import TaskVectors
 from lightning_merge.modules import AdaMerging
-from lightning_merge.modules.losses import entropy
 
 PREFIX = "model.visual."
 
@@ -133,12 +132,6 @@ def test_transductive_learning_sees_test_images_alone_and_says_so(trainer, encod
     assert not module.candidates["base"].transductive
     stored = open_checkpoint(module.candidates["adamerging"].weights)
     assert json.loads(stored.metadata["hyperparameters"])["transductive"] is True
-
-
-def test_entropy_is_that_of_torch_distributions():
-    logits = torch.randn(5, 7, generator=torch.Generator().manual_seed(0)) * 4
-    expected = torch.distributions.Categorical(logits=logits).entropy()
-    torch.testing.assert_close(entropy(logits), expected)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Losses that several modules use."""
+"""Losses that methods and modules share."""
 
 from torch import Tensor
 
