@@ -6,10 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lightning_merge.core.errors import InputError
 from lightning_merge.core.names import match_names
 from lightning_merge.core.task_vectors import TaskVectors, is_merged, sum_tasks, wide
-from lightning_merge.core.tracing import evaluating, tied_names
+from lightning_merge.core.tracing import evaluating, taking, tied_names
 
 
 class ExpertNetworks:
@@ -40,15 +39,8 @@ class ExpertNetworks:
         Raises:
             InputError: It does not take inputs of that shape.
         """
-        try:
-            with evaluating(self.model):
-                self.model(inputs[:1])
-        except (RuntimeError, ValueError, AssertionError, IndexError) as fault:
-            shape = ", ".join(map(str, inputs.shape[1:]))
-            raise InputError(
-                f"batches: the network does not take inputs of shape [n, {shape}]: "
-                f"{str(fault).splitlines()[0]}"
-            ) from fault
+        with taking(inputs), evaluating(self.model):
+            self.model(inputs[:1])
 
     def stacks(self, names: Iterable[str]) -> dict[str, Tensor]:
         """The named tensors of all experts, [K, *shape], BatchNorm statistics included."""

@@ -35,6 +35,22 @@ def tied_names(model: nn.Module) -> dict[str, str]:
     return {name: first.setdefault(id(tensor), name) for name, tensor in tensors.items()}
 
 
+@contextmanager
+def taking(inputs: Tensor) -> Iterator[None]:
+    """While a network runs on inputs for the first time, say so if it does not take them.
+
+    Raises:
+        InputError: Whatever the network raised.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError, AssertionError, IndexError) as fault:
+        raise InputError(
+            f"batches: the network does not take inputs of shape [n, "
+            f"{', '.join(map(str, inputs.shape[1:]))}]: {str(fault).splitlines()[0]}"
+        ) from fault
+
+
 class AffineLayer(NamedTuple):
     """A linear or convolutional module, BatchNorm behind it if there is any, and an activation.
 

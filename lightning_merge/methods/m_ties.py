@@ -21,7 +21,7 @@ from lightning_merge.core.m_loss import (
 from lightning_merge.core.names import match_names
 from lightning_merge.core.seeding import generator_for
 from lightning_merge.core.task_vectors import Span, TaskVectors, wide_dtype
-from lightning_merge.core.tracing import activated_linears, run_visiting, tied_names
+from lightning_merge.core.tracing import activated_linears, run_visiting, taking, tied_names
 from lightning_merge.core.trim import row_trim
 from lightning_merge.methods.base import (
     InMemory,
@@ -126,13 +126,8 @@ class RankedByMLoss(MergeMethod):
 
     def _choose_layers(self, model: nn.Module, example: Tensor) -> dict[str, Activation]:
         """The ranked layers by module name, with their activations."""
-        try:
+        with taking(example):
             found = activated_linears(model, example)
-        except (RuntimeError, ValueError, AssertionError, IndexError) as fault:
-            raise InputError(
-                f"batches: the network does not take inputs of shape [n, "
-                f"{', '.join(map(str, example.shape[1:]))}]: {str(fault).splitlines()[0]}"
-            ) from fault
         if self.layers is None and not found:
             raise InputError(
                 "layers=None: no linear layer of the model feeds an activation module; "
