@@ -60,9 +60,10 @@ def mergeability(
     started = time.perf_counter()
     opened = {task: open_checkpoint(file) for task, file in experts.items()}
     weights = open_checkpoint(base)
+    data.only(experts)
     data.preprocess = encoder.preprocess
     data.load(test=False)
-    drawn = _drawn(data, experts)
+    drawn = data.unlabelled_by_task()
     images = encoder.preprocess.normalize(torch.cat([*drawn.values()]))
     found = measure(weights, opened, encoder.backbone, images, layer_inputs)
     console = Console()
@@ -80,18 +81,6 @@ def mergeability(
         f"{folder or 'M-Loss'}: {len(found.layers)} layers of {len(experts)} experts on "
         f"{len(images)} images in {seconds:.1f} s"
     )
-
-
-def _drawn(data: MergeDataModule, experts: Iterable[str]) -> dict[str, Tensor]:
-    """Return the held-out images of the experts' tasks."""
-    tasks = [task for task in data.seen if task in experts]
-    if not tasks:
-        raise InputError(
-            f"data.tasks={list(data.seen)}: none is of an expert ({', '.join(experts)}); give the "
-            "experts the names of their tasks"
-        )
-    drawn = data.unlabelled_by_task()
-    return {task: drawn[task] for task in tasks if task in drawn}
 
 
 def tables(found: Mergeability) -> list[Table]:
