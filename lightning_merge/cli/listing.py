@@ -3,13 +3,11 @@
 import inspect
 import shutil
 import textwrap
+from collections.abc import Callable
 from typing import Any, Literal
 
-from lightning_merge.data.source import open_source
-from lightning_merge.data.tasks import TASKS
 from lightning_merge.methods.base import Method, Transform, registered
 from lightning_merge.methods.network import NetworkMethod
-from lightning_merge.models import encoders
 
 
 def show(what: Literal["all", "methods", "transforms", "tasks", "encoders"] = "all") -> None:
@@ -18,16 +16,15 @@ def show(what: Literal["all", "methods", "transforms", "tasks", "encoders"] = "a
     Args:
         what: all, methods, transforms, tasks or encoders.
     """
-    drawn = open_source("drawn", "").tasks()
-    lists = {
-        "methods": _registered(registered(Method)),  # type: ignore[type-abstract]
-        "transforms": _registered(registered(Transform)),  # type: ignore[type-abstract]
-        "tasks": dict.fromkeys(drawn, "made by the package itself: data.source: drawn")
-        | {name: spec.summary for name, spec in TASKS.items()},
-        "encoders": encoders(),
+    lists: dict[str, Callable[[], dict[str, str]]] = {
+        "methods": lambda: _registered(registered(Method)),  # type: ignore[type-abstract]
+        "transforms": lambda: _registered(registered(Transform)),  # type: ignore[type-abstract]
+        "tasks": _tasks,
+        "encoders": _encoders,
     }
-    for title, lines in lists.items():
+    for title, found in lists.items():
         if what in ("all", title):
+            lines = found()
             print(title)
             width = max(map(len, lines))
             room = shutil.get_terminal_size().columns - width - 4
@@ -47,3 +44,21 @@ def _registered(kinds: dict[str, Any]) -> dict[str, str]:
         + f"costs {kind.cost}; {kind.reference}"
         for name, kind in kinds.items()
     }
+
+
+def _tasks() -> dict[str, str]:
+    """Return every known task and where its images come from."""
+    from lightning_merge.data.source import open_source
+    from lightning_merge.data.tasks import TASKS
+
+    drawn = open_source("drawn", "").tasks()
+    return dict.fromkeys(drawn, "made by the package itself: data.source: drawn") | {
+        name: spec.summary for name, spec in TASKS.items()
+    }
+
+
+def _encoders() -> dict[str, str]:
+    """Return every known encoder; only who asks for them waits for open_clip, timm and others."""
+    from lightning_merge.models import encoders
+
+    return encoders()
