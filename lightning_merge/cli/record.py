@@ -102,10 +102,7 @@ def _change(name: str, before: Any, now: Any) -> str:
 
 def read(path: Path) -> Record:
     """Return what an earlier run depended on; an empty record where there is none."""
-    if not path.exists():
-        return {}
-    found: Record = json.loads(path.read_text())
-    return found
+    return _loaded(path.read_text()) if path.exists() else {}
 
 
 def write(record: Record, path: Path) -> None:
@@ -116,8 +113,12 @@ def write(record: Record, path: Path) -> None:
 
 def stored(record: Record) -> dict[str, Any]:
     """Return the record as `read` would."""
-    found: dict[str, Any] = json.loads(json.dumps(record, default=str))
-    return found
+    return _loaded(json.dumps(record, default=str))
+
+
+def _loaded(text: str) -> dict[str, Any]:
+    """Return a record without what is null: an option unused, or not there yet when it ran."""
+    return {name: value for name, value in json.loads(text).items() if value is not None}
 
 
 def plain(value: Any) -> Any:

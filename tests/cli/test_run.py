@@ -309,6 +309,18 @@ def test_what_changes_no_number_is_no_other_configuration(run, config, files):
         assert "nothing has changed" in run("fit", "--config", path, *option).out
 
 
+def test_an_option_of_another_release_that_is_null_changes_nothing(run, config, files, tmp_path):
+    path = config(model=model_of(files, "AdaMerging"), trainer__max_epochs=1)
+    assert run("fit", "--config", path).code == 0
+    file = tmp_path / "run" / "run.json"
+    options = json.loads(file.read_text()).items()
+    before = {name: value for name, value in options if value is not None} | {"model.old": None}
+    file.write_text(json.dumps(before))
+    assert "nothing has changed" in run("fit", "--config", path).out
+    file.write_text(json.dumps(before | {"model.old": 1}))
+    assert "model.old (1 before, None now)" in run("fit", "--config", path).err
+
+
 def test_other_coefficients_in_the_same_file_are_merged_anew(run, config, files, tmp_path):
     """A run that merges by what another has learned depends on the other's file."""
     other, file = str(tmp_path / "other"), tmp_path / "other" / "coefficients.safetensors"
