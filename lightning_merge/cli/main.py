@@ -4,6 +4,7 @@ import logging
 import re
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -75,7 +76,9 @@ def _message(error: BaseException) -> str | None:
     jsonargparse wraps what a constructor raises into a ValueError about all types tried.
     """
     if isinstance(error, InputError):
-        return str(error)
+        from lightning_merge.cli.parser import UsageError, explained
+
+        return explained(str(error)) if isinstance(error, UsageError) else str(error)
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return None if error.__cause__ is None else _message(error.__cause__)
@@ -97,6 +100,9 @@ def _run(arguments: list[str]) -> None:
     from lightning_merge.cli.parser import Parser
 
     command = _command(arguments)
+    named = Counter(re.findall(r"^--experts\.[^=\n]*", "\n".join(arguments), re.MULTILINE))
+    if twice := [option for option, times in named.items() if times > 1]:
+        raise InputError(f"{twice[0]} is given twice: give every expert a name of its own")
     arguments = [re.sub("^--max-shard-size", "--max_shard_size", a) for a in arguments]
     auto_cli({arguments[0]: command}, args=arguments, as_positional=False, parser_class=Parser)
 

@@ -1,14 +1,40 @@
 """A parser whose errors are one message."""
 
 import difflib
+import importlib
+import inspect
 import re
-from typing import NoReturn
+from collections.abc import Iterable
+from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
 from lightning_merge.core.errors import InputError
-from lightning_merge.methods.base import Method, Transform, registered
+from lightning_merge.methods.base import Method, Transform, concrete, registered
 from lightning_merge.methods.network import NetworkMethod
+
+KINDS = {
+    "method": "lightning_merge.methods.base.Method",
+    "transforms": "lightning_merge.methods.base.Transform",
+    "encoder": "lightning_merge.models.encoder.Encoder",
+    "model": "lightning_merge.modules.base.TaskModule",
+    "callbacks": "lightning.pytorch.callbacks.Callback",
+}
+"""Last word of an option -> what its classes have in common."""
+
+TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "dict": "a mapping",
+    "list": "a list",
+    "collections.abc.Sequence": "a list",
+    "collections.abc.Mapping": "a mapping",
+}
+
+
+class UsageError(InputError):
+    """What jsonargparse has found wrong with the options; see `explained`."""
 
 
 class Parser(ArgumentParser):
@@ -18,31 +44,93 @@ class Parser(ArgumentParser):
         """Raise the message as an InputError.
 
         Raises:
-            InputError: always.
+            UsageError: always.
         """
-        raise InputError(explained(message)) from ex
+        if unknown := re.match(r"unrecognized arguments: --(\S+?)(?:[= ]|$)", message):
+            known = [option.removeprefix("--") for option in self._option_string_actions]
+            message = f"there is no option --{unknown[1]}{_near(unknown[1], known)}"
+        raise UsageError(message) from ex
 
 
 def explained(message: str) -> str:
-    """Return jsonargparse's message, in our words where a method's name is misspelt."""
-    misspelt = re.search(r"Expected a dot import path string: (\w+)", message)
-    if misspelt is None or "method" not in message:
-        return message
-    name = misspelt[1]
-    if name in registered(Transform):  # type: ignore[type-abstract]
+    """Return what is wrong in one line: the option, its value, and what was meant.
+
+    jsonargparse tells of every type that it has tried, and prints all values around the fault.
+
+    Args:
+        message: jsonargparse's, or one in which it has wrapped others.
+
+    Returns:
+        The message itself where none of it is known.
+    """
+    place = ".".join(re.findall(r'^\s*(?:- )?Parser key "([\w.]+)":', message, re.MULTILINE))
+    if unknown := re.search(r"there is no option --(.*)", message):
+        return f"there is no option --{place}{'.' if place else ''}{unknown[1]}"
+    if unknown := re.search(r"Option '(\w+)' is not accepted", message):
+        return f"{place} has no option {unknown[1]!r}{_near(unknown[1], _options_of(place))}"
+    if unknown := re.search(r"import path string: (\w+)|given class_path '[\w.]*?(\w+)':", message):
+        return _unknown_class(place, unknown[1] or unknown[2])
+    if missing := re.search(r"arguments are required: (.*)", message):
+        # Without a place their first word is the command.
+        names = [f"{place}.{n}" if place else n.split(".", 1)[-1] for n in missing[1].split(", ")]
+        return f"missing: --{', --'.join(names)}"
+    value = re.search(r"Got value: (.*)", message) or re.search(r"Given value: (.*)", message)
+    kinds = re.findall(r"Expected an? (.+?)(?:\. Got value: .*)?$", message, re.MULTILINE)
+    if value and (wanted := [_type(kind) for kind in kinds if "NoneType" not in kind]):
+        return f"{place}={value[1]}: give {' or '.join(dict.fromkeys(wanted))}"
+    return message
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    """Return the question whether another name was meant, if one is like it."""
+    found = difflib.get_close_matches(name, [*known], 1, 0.6)
+    return f": did you mean {found[0]}?" if found else ""
+
+
+def _type(expected: str) -> str:
+    """Return a type in words."""
+    choices = re.search(r"Literal\[(.*)\]", expected)
+    name = re.sub(r"<class '(.*)'>", r"\1", expected)
+    return f"one of {choices[1]}" if choices else TYPES.get(name, name)
+
+
+def _classes(place: str) -> dict[str, type[Any]]:
+    """Return the classes that an option takes, by name."""
+    module, _, name = KINDS.get(place.rpartition(".")[2], "").rpartition(".")
+    if not module:
+        return {}
+    importlib.import_module(f"{'.'.join(module.split('.')[:2])}")
+    kind = getattr(importlib.import_module(module), name)
+    return registered(kind) if kind in (Method, Transform) else concrete(kind)
+
+
+def _options_of(place: str) -> set[str]:
+    """Return the options of all classes that an option takes."""
+    return {o for c in _classes(place).values() for o in inspect.signature(c).parameters}
+
+
+def _unknown_class(place: str, name: str) -> str:
+    """Say that an option's class is unknown, or that it belongs elsewhere."""
+    what = place.rpartition(".")[2].removesuffix("s") or "class"
+    if what == "method" and name in registered(Transform):  # type: ignore[type-abstract]
         return (
             f"method {name!r} is a transform: give a method, and "
             f"--method.transforms '[{{class_path: {name}}}]'"
         )
-    if name in registered(NetworkMethod):  # type: ignore[type-abstract]
+    if what == "method" and name in registered(NetworkMethod):  # type: ignore[type-abstract]
         return (
             f"method {name!r} returns a network that one set of weights cannot stand for: put it "
             "into a run's trainer.callbacks, {class_path: lightning_merge.callbacks.MergeCallback, "
             f"init_args: {{method: {{class_path: {name}}}}}}}, or call {name}()(base, experts, "
             "model=...) in Python"
         )
-    kind = Transform if "transforms" in message.partition(name)[0] else Method
-    known = list(registered(kind))  # type: ignore[type-abstract]
-    near = difflib.get_close_matches(name, known, 1, 0.4)
-    meant = f"did you mean {near[0]}? " if near else ""
-    return f"{kind.__name__.lower()} {name!r} is unknown: {meant}There are {', '.join(known)}"
+    known = [own for own, kind in _classes(place).items() if _is_for_users(kind)]
+    near = _near(name, known)
+    there = f"{'' if near else '.'} There are {', '.join(known)}" if known else ""
+    return f"{place}: {name!r} is no {what} that is known{near}{there}"
+
+
+def _is_for_users(kind: type[Any]) -> bool:
+    """Whether a class is of this package or a user's own, and none that Lightning brings."""
+    brought = kind.__module__.startswith(("lightning.", "jsonargparse."))
+    return not brought and not kind.__name__.startswith("_")

@@ -355,6 +355,11 @@ def registered(kind: type[Kind]) -> dict[str, type[Kind]]:
     package = importlib.import_module(__package__)
     for module in pkgutil.iter_modules(package.__path__, f"{__package__}."):
         importlib.import_module(module.name)
+    return concrete(kind)
+
+
+def concrete(kind: type[Kind]) -> dict[str, type[Kind]]:
+    """Subclasses of a class, those of subclasses included, that are not abstract, by name."""
     found: dict[str, type[Kind]] = {}
     queue = list(kind.__subclasses__())
     while queue:

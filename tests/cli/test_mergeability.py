@@ -109,6 +109,7 @@ def test_images_of_tasks_without_expert_are_left_out(run, config, files, data, t
     assert result.code == 0, result.err
     encoder = MiniViT(**ENCODER)
     data.unlabelled_images, data.preprocess = 9, encoder.preprocess
+    data.only([task])
     drawn = data.unlabelled_by_task()
     assert others
     opened = {name: open_checkpoint(file) for name, file in content["experts"].items()}
@@ -129,7 +130,7 @@ def test_experts_of_no_task(run, config, files):
     config.write_text(yaml.safe_dump(content))
     result = run("mergeability", "--config", config)
     assert result.code == 2
-    assert "none is of an expert (one, other)" in result.err
+    assert "none is among one, other; give the experts the names" in result.err
 
 
 def test_a_residual_network(run, config, root, tmp_path):
