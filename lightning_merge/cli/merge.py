@@ -23,7 +23,7 @@ Needed = Callable[[MergeMethod], tuple[Resources, dict[str, str]]]
 
 
 def merge(**options: Any) -> None:
-    """Merge fine-tuned experts of one base into one checkpoint."""
+    """Merge fine-tuned experts of one base, or one of them and the base, into one checkpoint."""
     merge_files(resources=no_resources, **options)
 
 
@@ -83,7 +83,7 @@ def merge_files(
     _check_patterns(ignore, opened.values())
     weights = parts.pop("base")
     sources = dict(zip(experts, (_like(weights, part) for part in parts.values()), strict=True))
-    check_experts(weights, sources, finite=False)  # values are checked as they stream by
+    check_experts(weights, sources, minimum=1, finite=False)  # values are checked as they stream by
     given, about = resources(method)
     metadata = {
         "method": type(method).__name__,

@@ -82,7 +82,10 @@ def _check_count(
         raise InputError("base holds no tensors: give the pretrained network's checkpoint")
     if len(experts) < minimum:
         given = ", ".join(f"'{task}'" for task in experts) or "none"
-        raise InputError(f"experts: {given} given, but at least {minimum} are needed: add experts")
+        raise InputError(
+            f"experts: {given} given, but at least {minimum} "
+            f"{'is' if minimum == 1 else 'are'} needed: add experts"
+        )
     unnamed = [task for task in experts if not isinstance(task, str) or not task.strip()]
     if unnamed:
         raise InputError(f"experts: {unnamed[0]!r} is no name for an expert: name it by its task")
