@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, vmap
 from torch.nn.utils import skip_init
 from torch.utils.checkpoint import checkpoint
 
@@ -67,30 +67,34 @@ class RoutedMLP(nn.Module):
             layer.bias.fill_(bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Map tokens [..., width] of samples to others."""
-        samples = tokens.unbind(self.batch_dim)
-        return torch.stack([self._recomputed(sample) for sample in samples], self.batch_dim)
+        """Map tokens [..., width] of samples to others.
 
-    def _recomputed(self, sample: Tensor) -> Tensor:
+        As many samples at a time as there are experts: their weights take no more memory than the
+        task vectors, which are read once for all of them.
+        """
+        samples = tokens.movedim(self.batch_dim, 0).split(len(self.vectors))
+        return torch.cat([self._recomputed(some) for some in samples]).movedim(0, self.batch_dim)
+
+    def _recomputed(self, samples: Tensor) -> Tensor:
         """Keep no sample's weights for the backward pass, which makes them again."""
         if not torch.is_grad_enabled():
-            return self._one(sample)
-        out: Tensor = checkpoint(self._one, sample, use_reentrant=False)
+            return self._routed(samples)
+        out: Tensor = checkpoint(self._routed, samples, use_reentrant=False)
         return out
 
-    def _one(self, sample: Tensor) -> Tensor:
-        """Merge for one sample [..., width] and map it."""
-        tokens = sample.to(self.gate[0].weight.dtype)  # type: ignore[union-attr,arg-type]
-        weights = self.gate(tokens).flatten(0, -2).mean(0)
-        with torch.autocast(sample.device.type, enabled=False):
-            update = weights.to(self.vectors.dtype) @ self.vectors
-        parts = update.split([shape.numel() for shape in self.sizes.values()])
+    def _routed(self, samples: Tensor) -> Tensor:
+        """Merge for every one of samples [n, ..., width] and map it."""
+        tokens = samples.to(self.gate[0].weight.dtype)  # type: ignore[union-attr,arg-type]
+        weights = self.gate(tokens).flatten(1, -2).mean(1)
+        with torch.autocast(samples.device.type, enabled=False):
+            updates = weights.to(self.vectors.dtype) @ self.vectors
+        parts = updates.split([shape.numel() for shape in self.sizes.values()], 1)
         base = dict(self.mlp.named_parameters())
         merged = {
-            name: base[name] + part.view(shape)
+            name: base[name] + part.unflatten(1, shape)
             for (name, shape), part in zip(self.sizes.items(), parts, strict=True)
         }
-        out: Tensor = functional_call(self.mlp, merged, (sample,))
+        out: Tensor = vmap(partial(functional_call, self.mlp))(merged, (samples,))
         return out
 
 
