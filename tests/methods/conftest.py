@@ -126,3 +126,16 @@ def zoo(shared):
 def expected(shared):
     """Function that loads a reference output by name."""
     return lambda name: load_file(shared / "fixtures" / "expected" / f"{name}.safetensors")
+
+
+@pytest.fixture(scope="session")
+def language_zoo(expected):
+    """Base, experts and inputs by task of the references of code for language models."""
+    tensors = expected("mergelm_inputs")
+
+    def under(prefix):
+        parts = {n: t for n, t in tensors.items() if n.startswith(prefix)}
+        return {n.removeprefix(prefix): t for n, t in parts.items()}
+
+    batches = {f"m{k}": x.flatten(0, 1) for k, x in enumerate(tensors["X"])}
+    return under("base."), {task: under(f"{task}.") for task in batches}, batches

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_regmean import PublishedNet, published_inputs
+from test_regmean import PublishedNet
 from tiny_networks import NETWORKS, TIED, features, loaded, tied_zoo, zoo_of
 from torch import nn
 from torch.nn import functional
@@ -61,8 +61,8 @@ def assert_merged(got, want, **tolerance):
 
 
 @pytest.mark.shared
-def test_published_exact_diagonal(expected):
-    base, experts, batches = published_inputs(expected)
+def test_published_exact_diagonal(language_zoo, expected):
+    base, experts, batches = language_zoo
     heads = {task: nn.Identity() for task in experts}
     merged = Fisher()(base, experts, model=PublishedNet(), batches=batches, heads=heads)
     want = expected("fisher_exact_diag_unnormalised")

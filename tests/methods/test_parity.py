@@ -36,6 +36,15 @@ def test_ties(method, file, zoo, expected):
     assert_update(method(base, experts), base, expected(file), allowed=2)
 
 
+def test_ties_of_another_publication(language_zoo, expected):
+    base, experts, _ = language_zoo
+    merged = Ties(density=0.2)(base, experts)
+    want = expected("mergelm_ties_m0.8")
+    assert set(merged) == set(want)
+    for name, tensor in want.items():
+        torch.testing.assert_close(merged[name], tensor, rtol=0, atol=1e-6, msg=name)
+
+
 def test_lwptv_with_task_arithmetic(zoo, expected):
     base, experts, _ = zoo
     merged = TaskArithmetic(scale=0.3, transforms=[LwPTV(prune_ratio=0.7)])(base, experts)

@@ -31,21 +31,9 @@ class PublishedNet(nn.Module):
         return self.fc2(torch.tanh(self.ln(self.fc1(x))))
 
 
-def published_inputs(expected):
-    """Base, experts and inputs by task."""
-    tensors = expected("mergelm_inputs")
-
-    def under(prefix):
-        parts = {n: t for n, t in tensors.items() if n.startswith(prefix)}
-        return {n.removeprefix(prefix): t for n, t in parts.items()}
-
-    batches = {f"m{k}": x.flatten(0, 1) for k, x in enumerate(tensors["X"])}
-    return under("base."), {task: under(f"{task}.") for task in batches}, batches
-
-
 @pytest.mark.shared
-def test_published_linear_layers(expected):
-    base, experts, batches = published_inputs(expected)
+def test_published_linear_layers(language_zoo, expected):
+    base, experts, batches = language_zoo
     merged = RegMean(reduce=0.9)(base, experts, model=PublishedNet(), batches=batches)
     for name, want in expected("mergelm_regmean_a0.9").items():
         torch.testing.assert_close(merged[name], want, rtol=0, atol=1e-5, msg=name)
