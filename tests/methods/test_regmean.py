@@ -47,7 +47,8 @@ def test_published_vision_transformer(zoo, expected):
     merged = method(base, experts, model=_open_clip_tower(), batches=batches)
     average = Average()(base, experts)
     for name, want in expected("regmean_vit_a0.95").items():
-        # The published inverse is in float32, of matrices with a condition above 1e5.
+        # The published inverse is in float32, of matrices with conditions up to 3e4: any inverse
+        # in float32 is up to 6e-4 away from the solution in float64.
         allowed = 1e-3 if "c_proj" in name else 5e-5 if "c_fc" in name else 1e-6
         torch.testing.assert_close(merged[name], want, rtol=0, atol=allowed, msg=name)
         if "mlp" in name and name.endswith("weight"):
