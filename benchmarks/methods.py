@@ -22,8 +22,7 @@ from lightning_merge.evaluation.results import Results
 SCALES = {"scale": [0.05, 0.1, 0.15, 0.2, 0.3]}
 WIDE = {"scale": [0.1, 0.25, 0.5, 1.0, 1.5]}
 SUM = ("TaskArithmetic", {}, SCALES)
-CHOSEN = {"init_args": {"scale": 0.1}}
-"""What task arithmetic chooses on the held-out images."""
+OF_SUM = {"TaskArithmetic.scale": SCALES["scale"]}
 Entry = tuple[str, dict[str, Any], dict[str, list[float]]]
 """Class, options, and grid of a method."""
 
@@ -66,7 +65,7 @@ GROUPS: dict[str, dict[str, Entry]] = {
     },
     "networks": {
         "emr": ("EMR", {}, {}),
-        "surgery": ("Surgery", {"method": {"class_path": "TaskArithmetic", **CHOSEN}}, {}),
+        "surgery": ("Surgery", {"method": {"class_path": "TaskArithmetic"}}, OF_SUM),
         "wemoe": ("WEMoE", {"scale": 0.1, "prior": 0.1, "steps": 100}, {}),
         "ensemble": ("Ensemble", {}, {}),
     },

@@ -22,7 +22,7 @@ from lightning_merge.core.files import file_hash
 from lightning_merge.core.ranks import Ranks
 from lightning_merge.core.seeding import run_seed
 from lightning_merge.evaluation.candidates import BOUNDS, Candidate
-from lightning_merge.methods.base import MergeMethod, Method, brief, seeded
+from lightning_merge.methods.base import MergeMethod, Method, brief, parts, seeded, with_values
 from lightning_merge.methods.network import NetworkMethod, as_they_are, save_network
 from lightning_merge.modules.coefficients import CoefficientModule
 
@@ -70,6 +70,7 @@ class MergeCallback(CheckedCallback):
         self.method, self.grid = method, grid or {}
         self.name = name or type(method).__name__.lower()
         known = {field.name for field in fields(method)}  # type: ignore[arg-type]
+        known |= {f"{type(part).__name__}.{f.name}" for part in parts(method) for f in fields(part)}
         if unknown := sorted(set(self.grid) - known):
             raise InputError(
                 f"grid of {self.name!r}: {type(method).__name__} has no {unknown}; "
@@ -114,9 +115,8 @@ class MergeCallback(CheckedCallback):
         """Return the method for every point of the grid, by what distinguishes it."""
         points = itertools.product(*self.grid.values())
         return {
-            " ".join(f"{k}={v}" for k, v in zip(self.grid, point, strict=True)): replace(
-                self.method,  # type: ignore[type-var]
-                **dict(zip(self.grid, point, strict=True)),
+            " ".join(f"{k}={v}" for k, v in zip(self.grid, point, strict=True)): with_values(
+                self.method, dict(zip(self.grid, point, strict=True))
             )
             for point in points
         }

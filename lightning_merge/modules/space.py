@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, cast, get_args, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -15,7 +15,7 @@ from optuna.distributions import (
 )
 
 from lightning_merge.core.errors import InputError
-from lightning_merge.methods.base import Method
+from lightning_merge.methods.base import Method, parts, with_values
 
 COMBINATIONS = 1000
 """Ends of the other ranges that an end of a range is tried with, at most."""
@@ -66,8 +66,8 @@ class Range:
 class Space:
     """A merge method with ranges for some of its hyperparameters.
 
-    A name is that of a field of the method, such as ``scale``, or of one of its transforms, such
-    as ``LwPTV.prune_ratio``.
+    A name is that of a field of the method, such as ``scale``, or of a part that it holds,
+    such as ``LwPTV.prune_ratio``.
 
     Args:
         method: gives all hyperparameters that have no range.
@@ -106,14 +106,7 @@ class Space:
             InputError: they are out of bounds together.
         """
         values = {n: self._choices[n][v] if n in self._choices else v for n, v in point.items()}
-        changes: dict[str, Any] = {n: v for n, v in values.items() if "." not in n}
-        for name in values.keys() - changes.keys():
-            owner, _, field = name.rpartition(".")
-            changes["transforms"] = tuple(
-                replace(t, **{field: values[name]}) if type(t).__name__ == owner else t
-                for t in changes.get("transforms", self.method.transforms)
-            )
-        return replace(self.method, **changes)  # type: ignore[type-var]
+        return with_values(self.method, values)
 
     def given(self) -> dict[str, Any] | None:
         """Return the method's own point, if it lies in the space."""
@@ -145,12 +138,12 @@ class Space:
         return None
 
     def _owner(self, name: str) -> tuple[Any, str]:
-        """Return what has a hyperparameter, the method or a transform, and the field's name."""
+        """Return what has a hyperparameter, the method or a part of it, and the field's name."""
         kind, _, field = name.rpartition(".")
-        owners = [t for t in self.method.transforms if type(t).__name__ == kind]
+        owners = [part for part in parts(self.method) if type(part).__name__ == kind]
         if kind and len(owners) != 1:
-            kinds = [type(t).__name__ for t in self.method.transforms]
-            raise InputError(f"space.{name}: there is not one transform {kind}, but {kinds}")
+            kinds = [type(part).__name__ for part in parts(self.method)]
+            raise InputError(f"space.{name}: there is not one part {kind}, but {kinds}")
         owner = owners[0] if kind else self.method
         known = [f.name for f in fields(owner)]  # type: ignore[arg-type]
         if field not in known:

@@ -15,7 +15,7 @@ from lightning_merge.callbacks import (
 )
 from lightning_merge.core.checkpoint import file_hash, open_checkpoint
 from lightning_merge.core.errors import InputError
-from lightning_merge.methods import Average, Dare, LwPTV, MTies, TaskArithmetic, Ties
+from lightning_merge.methods import Average, Dare, LwPTV, MTies, Surgery, TaskArithmetic, Ties
 from lightning_merge.modules import Evaluate, FineTune, StatsMerging
 from lightning_merge.modules.compare import compare
 
@@ -185,9 +185,22 @@ def test_merging_leaves_the_networks_alone(trainer, encoder, zoo, data, files):
     assert all(torch.equal(state[name], before[name]) for name in before)
 
 
+def test_a_grid_reaches_what_a_method_holds():
+    grid = {"rank": [4], "TaskArithmetic.scale": [0.1, 0.3], "LwPTV.prune_ratio": [0.5]}
+    method = Surgery(TaskArithmetic(transforms=[LwPTV(), Dare()]))
+    first, second = MergeCallback(method, grid=grid).variants().values()
+    for found, scale in ((first, 0.1), (second, 0.3)):
+        inner = TaskArithmetic(scale=scale, transforms=(LwPTV(prune_ratio=0.5), Dare()))
+        assert found == Surgery(inner, rank=4)
+
+
 @pytest.mark.parametrize(
     ("grid", "message"),
-    [({"denisty": [0.1]}, "denisty"), ({"density": [0.1, 1.5]}, r"density=1.5")],
+    [
+        ({"denisty": [0.1]}, "denisty"),
+        ({"density": [0.1, 1.5]}, r"density=1.5"),
+        ({"LwPTV.prune_ratio": [0.5]}, "LwPTV.prune_ratio"),
+    ],
 )
 def test_a_bad_grid_shows_at_once(grid, message):
     with pytest.raises(InputError, match=message):
