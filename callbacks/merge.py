@@ -52,7 +52,8 @@ class MergeCallback(CheckedCallback):
     Args:
         method: a merge method, or a network method, with its hyperparameters.
         name: row of the table and name of the file; the method's name without one.
-        grid: hyperparameter -> values to try; the best on the held-out images is kept, so the
+        grid: hyperparameter, such as `scale`, or that of a transform or of the method within, such
+            as `LwPTV.prune_ratio` -> values to try; the best on the held-out images is kept, so the
             reported number is measured on images that nothing was chosen on.
 
     Raises:
