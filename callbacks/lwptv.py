@@ -11,7 +11,8 @@ from lightning_merge.core.ranks import Ranks
 from lightning_merge.core.task_vectors import TaskVectors
 from lightning_merge.evaluation.figures import lwptv_figure
 from lightning_merge.methods import LwPTV, TaskArithmetic
-from lightning_merge.methods.base import MergeMethod, behind
+from lightning_merge.methods.base import MergeMethod
+from lightning_merge.methods.parts import behind
 from lightning_merge.modules.coefficients import CoefficientModule
 
 

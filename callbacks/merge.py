@@ -4,7 +4,7 @@ import inspect
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,8 +22,9 @@ from lightning_merge.core.files import file_hash
 from lightning_merge.core.ranks import Ranks
 from lightning_merge.core.seeding import run_seed
 from lightning_merge.evaluation.candidates import BOUNDS, Candidate
-from lightning_merge.methods.base import MergeMethod, Method, brief, parts, seeded, with_values
+from lightning_merge.methods.base import MergeMethod, Method, brief
 from lightning_merge.methods.network import NetworkMethod, as_they_are, save_network
+from lightning_merge.methods.parts import hyperparameters, seeded, with_values
 from lightning_merge.modules.coefficients import CoefficientModule
 
 
@@ -70,8 +71,7 @@ class MergeCallback(CheckedCallback):
     ) -> None:
         self.method, self.grid = method, grid or {}
         self.name = name or type(method).__name__.lower()
-        known = {field.name for field in fields(method)}  # type: ignore[arg-type]
-        known |= {f"{type(part).__name__}.{f.name}" for part in parts(method) for f in fields(part)}
+        known = hyperparameters(method)
         if unknown := sorted(set(self.grid) - known):
             raise InputError(
                 f"grid of {self.name!r}: {type(method).__name__} has no {unknown}; "

@@ -10,8 +10,9 @@ from lightning_merge.core.checkpoint import save_checkpoint
 from lightning_merge.core.cost import measured
 from lightning_merge.core.seeding import run_seed
 from lightning_merge.data.datamodule import MergeDataModule
-from lightning_merge.methods.base import MergeMethod, Method, Weights, seeded
+from lightning_merge.methods.base import MergeMethod, Method, Weights
 from lightning_merge.methods.network import NetworkMethod, as_they_are, save_network
+from lightning_merge.methods.parts import seeded
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.base import fitting_heads
 from lightning_merge.modules.held_out import HeldOut

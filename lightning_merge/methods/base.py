@@ -4,8 +4,8 @@ import importlib
 import inspect
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field, fields
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -253,67 +253,6 @@ class MergeMethod(Method):
         for transform in self.transforms:
             vectors = transform(vectors)
         return vectors.whole() if self.whole else vectors
-
-
-Made = TypeVar("Made", bound=Method)
-
-
-def behind(method: Made, transforms: Sequence[Transform]) -> Made:
-    """The method with more transforms, in front of its own."""
-    return replace(method, transforms=(*transforms, *method.transforms))  # type: ignore[type-var]
-
-
-Part = TypeVar("Part")
-"""A method or a transform."""
-
-
-def parts(method: Any) -> Iterator[Any]:
-    """Yield what a method holds: its transforms, the method within it, and theirs."""
-    inner = getattr(method, "method", None)
-    held = [*getattr(method, "transforms", ()), *([inner] if isinstance(inner, Method) else [])]
-    for part in held:
-        yield part
-        yield from parts(part)
-
-
-def with_values(method: Part, values: Mapping[str, Any]) -> Part:
-    """The method with other hyperparameters.
-
-    Args:
-        method: has the others.
-        values: By name; `LwPTV.prune_ratio` is that of a part, see `parts`.
-    """
-
-    def changed(part: Any) -> Any:
-        own = {
-            n.rpartition(".")[2]: v for n, v in values.items() if _owner(n) == type(part).__name__
-        }
-        return replace(_holding(part, changed), **own)
-
-    own = {name: value for name, value in values.items() if not _owner(name)}
-    return _holding(replace(method, **own), changed)  # type: ignore[type-var]
-
-
-def seeded(method: Part, seed: int) -> Part:
-    """The method or transform with a run's seed added to its own, and to those that it holds."""
-    own = {"seed": method.seed + seed} if hasattr(method, "seed") else {}
-    held = _holding(method, lambda part: seeded(part, seed))
-    return replace(held, **own)  # type: ignore[type-var]
-
-
-def _owner(name: str) -> str:
-    """The class of the part that has a hyperparameter; nothing for the method's own."""
-    return name.rpartition(".")[0]
-
-
-def _holding(method: Part, changed: Callable[[Any], Any]) -> Part:
-    """The method with every part that it holds changed."""
-    changes: dict[str, Any] = {}
-    if transforms := getattr(method, "transforms", ()):
-        changes["transforms"] = tuple(changed(transform) for transform in transforms)
-    if isinstance(inner := getattr(method, "method", None), Method):
-        changes["method"] = changed(inner)
-    return replace(method, **changes) if changes else method  # type: ignore[type-var]
 
 
 def merge_each(

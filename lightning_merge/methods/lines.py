@@ -12,16 +12,9 @@ from torch import Tensor
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.sums import sum_over_tensor
 from lightning_merge.core.task_vectors import Span, TaskVectors, sum_tasks
-from lightning_merge.methods.base import (
-    MergeMethod,
-    Origin,
-    Resources,
-    Transform,
-    Update,
-    Weights,
-    behind,
-)
+from lightning_merge.methods.base import MergeMethod, Origin, Resources, Transform, Update, Weights
 from lightning_merge.methods.checks import require_finite
+from lightning_merge.methods.parts import behind
 from lightning_merge.methods.task_arithmetic import TaskArithmetic
 
 

@@ -11,14 +11,7 @@ from torch.nn.utils import skip_init
 
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.seeding import generator_for
-from lightning_merge.methods.base import (
-    MergeMethod,
-    Origin,
-    Resources,
-    Transform,
-    Weights,
-    behind,
-)
+from lightning_merge.methods.base import MergeMethod, Origin, Resources, Transform, Weights
 from lightning_merge.methods.network import (
     NetworkMethod,
     Recalibrate,
@@ -30,6 +23,7 @@ from lightning_merge.methods.network import (
     minibatches,
     own_names,
 )
+from lightning_merge.methods.parts import behind
 from lightning_merge.methods.task_arithmetic import TaskArithmetic
 
 

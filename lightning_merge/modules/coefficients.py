@@ -21,8 +21,9 @@ from lightning_merge.core.seeding import run_seed
 from lightning_merge.core.task_vectors import TaskVectors
 from lightning_merge.data.dataset import Batch
 from lightning_merge.evaluation.candidates import BOUNDS, Candidate
-from lightning_merge.methods.base import Transform, seeded
+from lightning_merge.methods.base import Transform
 from lightning_merge.methods.checks import require_choice
+from lightning_merge.methods.parts import seeded
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.base import TaskModule
 from lightning_merge.modules.held_out import HeldOut

@@ -15,7 +15,8 @@ from optuna.distributions import (
 )
 
 from lightning_merge.core.errors import InputError
-from lightning_merge.methods.base import Method, parts, with_values
+from lightning_merge.methods.base import Method
+from lightning_merge.methods.parts import parts, with_values
 
 COMBINATIONS = 1000
 """Ends of the other ranges that an end of a range is tried with, at most."""

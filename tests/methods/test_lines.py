@@ -13,10 +13,10 @@ from lightning_merge.methods import (
     TaskArithmetic,
     Ties,
 )
-from lightning_merge.methods.base import seeded
 from lightning_merge.methods.iso import IsoC
 from lightning_merge.methods.lines import LiNeS, block_depths
 from lightning_merge.methods.m_dare import MDare
+from lightning_merge.methods.parts import seeded
 from lightning_merge.methods.wise_ft import WiSEFT
 
 

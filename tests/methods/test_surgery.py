@@ -10,9 +10,9 @@ from torch.nn import functional
 
 from lightning_merge.core.errors import InputError
 from lightning_merge.methods import Dare, Fisher, LiNeS, LwPTV, MTies, TaskArithmetic, Ties
-from lightning_merge.methods.base import seeded
 from lightning_merge.methods.emr import EMR
 from lightning_merge.methods.ensemble import Ensemble
+from lightning_merge.methods.parts import seeded
 from lightning_merge.methods.surgery import Correction, Surgery
 
 

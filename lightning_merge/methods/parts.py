@@ -1,0 +1,72 @@
+"""Methods that are made of other methods: transforms in front, a method within."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any, TypeVar
+
+from lightning_merge.methods.base import Method, Transform
+
+Part = TypeVar("Part")
+"""A method or a transform."""
+Made = TypeVar("Made", bound=Method)
+
+
+def behind(method: Made, transforms: Sequence[Transform]) -> Made:
+    """The method with more transforms, in front of its own."""
+    return replace(method, transforms=(*transforms, *method.transforms))  # type: ignore[type-var]
+
+
+def parts(method: Any) -> Iterator[Any]:
+    """Yield what a method holds: its transforms, the method within it, and theirs."""
+    inner = getattr(method, "method", None)
+    held = [*getattr(method, "transforms", ()), *([inner] if isinstance(inner, Method) else [])]
+    for part in held:
+        yield part
+        yield from parts(part)
+
+
+def hyperparameters(method: Any) -> set[str]:
+    """The names of a method's hyperparameters, and of its parts', such as `LwPTV.prune_ratio`.
+
+    Two parts of one kind cannot be told apart and are left out.
+    """
+    kinds = Counter(type(part).__name__ for part in parts(method))
+    alone = [part for part in parts(method) if kinds[type(part).__name__] == 1]
+    of_parts = {f"{type(part).__name__}.{field.name}" for part in alone for field in fields(part)}
+    return {field.name for field in fields(method)} | of_parts
+
+
+def with_values(method: Part, values: Mapping[str, Any]) -> Part:
+    """The method with other hyperparameters.
+
+    Args:
+        method: has the others.
+        values: By name, see `hyperparameters`.
+    """
+
+    def of(kind: str) -> dict[str, Any]:
+        named = ((name.rpartition("."), value) for name, value in values.items())
+        return {field: value for (owner, _, field), value in named if owner == kind}
+
+    def changed(part: Any) -> Any:
+        return replace(_holding(part, changed), **of(type(part).__name__))
+
+    return _holding(replace(method, **of("")), changed)  # type: ignore[type-var]
+
+
+def seeded(method: Part, seed: int) -> Part:
+    """The method or transform with a run's seed added to its own, and to those that it holds."""
+    own = {"seed": method.seed + seed} if hasattr(method, "seed") else {}
+    held = _holding(method, lambda part: seeded(part, seed))
+    return replace(held, **own)  # type: ignore[type-var]
+
+
+def _holding(method: Part, changed: Callable[[Any], Any]) -> Part:
+    """The method with every part that it holds changed."""
+    changes: dict[str, Any] = {}
+    if transforms := getattr(method, "transforms", ()):
+        changes["transforms"] = tuple(changed(transform) for transform in transforms)
+    if isinstance(inner := getattr(method, "method", None), Method):
+        changes["method"] = changed(inner)
+    return replace(method, **changes) if changes else method  # type: ignore[type-var]
