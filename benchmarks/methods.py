@@ -2,6 +2,7 @@
 
     python benchmarks/methods.py --data-root DATA --group weights --seeds 0
     python benchmarks/methods.py --data-root DATA --group random data networks --seeds 0 1 2
+    python benchmarks/methods.py --data-root DATA --own-experts --seeds 0 1 2
 
 A run that is finished is not repeated, so a stopped one goes on when it is started again.
 """
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from study import table
+from study import own_experts, table
 
 from lightning_merge.cli.main import main as run
 from lightning_merge.evaluation.results import Results
@@ -97,23 +98,29 @@ def config(methods: Mapping[str, Entry]) -> dict[str, Any]:
     return {"trainer": {"callbacks": callbacks}}
 
 
-def arguments(place: Path, methods: Mapping[str, Entry], given: argparse.Namespace) -> list[str]:
+def arguments(
+    place: Path, methods: Mapping[str, Entry], seed: int, given: argparse.Namespace
+) -> list[str]:
     """Write the config of a run beside its folder; return the words of its `fit`."""
     place.parent.mkdir(parents=True, exist_ok=True)
     file = place.with_suffix(".yaml")
     file.write_text(json.dumps(config(methods)))  # JSON is YAML
-    zoo = ["--model.zoo.multi_task", "runs/mini/multi_task.safetensors"]
-    return [
-        *("fit", "--config", "configs/mini/sml.yaml", "--config", str(file), *zoo),
+    multi_task = [
+        *("--model.zoo.multi_task", "runs/mini/multi_task.safetensors"),
         *("--model.zoo.multi_task_recipe", "configs/mini/multitask.yaml"),
+    ]
+    return [
+        *("fit", "--config", "configs/mini/sml.yaml", "--config", str(file)),
+        *(own_experts(seed) if given.own_experts else multi_task),
         *("--data.root", given.data_root, "--data.unlabelled_images", str(given.images)),
         *("--model.name", "start", "--trainer.max_epochs", "0"),  # nothing is learned
         *("--trainer.default_root_dir", str(place), "--trainer.enable_progress_bar", "false"),
+        *("--seed_everything", str(seed)),
     ]
 
 
 def main() -> int:
-    """Run what is not there yet; print one table per group."""
+    """Run what is not there yet; print one table of all groups."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--data-root", required=True, help="the suite's images")
@@ -121,18 +128,21 @@ def main() -> int:
     add("--group", nargs="+", choices=GROUPS, default=[*GROUPS], help="which methods")
     add("--seeds", type=int, nargs="+", default=[0])
     add("--images", type=int, default=512, help="unlabelled held-out images, of all tasks")
+    add("--own-experts", action="store_true", help="each seed fine-tunes experts of its own")
+    add("--against", help="row from which the others' differences are taken")
     given = parser.parse_args()
+    found: dict[str, list[Results]] = {}
     for group in given.group:
         methods = dict(with_lwptv(GROUPS[group]))
-        runs = []
         for seed in given.seeds:
             place = given.runs / group / f"seed{seed}"
-            words = arguments(place, methods, given)
-            if code := run([*words, "--seed_everything", str(seed)]):
+            if code := run(arguments(place, methods, seed, given)):
                 print(f"{group}, seed {seed}: failed", file=sys.stderr)
                 return code
-            runs.append(Results.from_json(place / "results.json"))
-        print(table(dict.fromkeys(methods, runs), shlex.join(["python", *sys.argv])))
+            results = Results.from_json(place / "results.json")
+            for name in methods:
+                found.setdefault(name, []).append(results)
+    print(table(found, shlex.join(["python", *sys.argv]), given.against))
     return 0
 
 

@@ -1,21 +1,24 @@
 """Every way to learn coefficients on the mini suite, each with and without LwPTV, in one table.
 
     python benchmarks/study.py --data-root DATA --group forms --seeds 0 1 2
+    python benchmarks/study.py --data-root DATA --group forms --own-experts --against free_layer
 
 A run that is finished is not repeated, so a stopped study goes on when it is started again, and two
 that share the seeds out may run beside each other.
 """
 
 import argparse
+import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+
+import yaml
 
 from lightning_merge.cli.main import main as run
-from lightning_merge.evaluation.results import Aggregate, Results, aggregate
+from lightning_merge.evaluation.results import Results, aggregate
 from lightning_merge.evaluation.tables import markdown
 
 SML = ["--config", "configs/mini/sml.yaml"]
@@ -79,6 +82,18 @@ LONGER = THIRDS | {
 """Variants with fewer or more images -> how many times the epochs they get, for as many steps."""
 
 
+def own_experts(seed: int) -> list[str]:
+    """Options of `fit` for experts that were fine-tuned with a run's seed; make their recipe."""
+    recipe = Path(f"runs/mini/expert-seed{seed}.yaml")
+    recipe.parent.mkdir(parents=True, exist_ok=True)
+    config = yaml.safe_load(Path("configs/mini/expert.yaml").read_text())
+    recipe.write_text(json.dumps({**config, "seed_everything": seed}))  # JSON is YAML
+    return [
+        *("--model.zoo.expert_recipe", str(recipe)),
+        *("--model.zoo.experts", f"runs/mini/experts-seed{seed}/{{task}}.safetensors"),
+    ]
+
+
 def arguments(name: str, options: Sequence[str], seed: int, given: argparse.Namespace) -> list[str]:
     """The words of one `fit`."""
     place = given.runs / name / f"seed{seed}"
@@ -90,6 +105,7 @@ def arguments(name: str, options: Sequence[str], seed: int, given: argparse.Name
         *("--model.name", name, "--data.root", given.data_root, "--seed_everything", str(seed)),
         *("--trainer.max_epochs", epochs, "--trainer.default_root_dir", str(place)),
         *("--data.batch_size", "8", "--trainer.enable_progress_bar", "false"),
+        *(own_experts(seed) if given.own_experts else []),
     ]
 
 
@@ -105,23 +121,21 @@ def variants(given: argparse.Namespace) -> dict[str, list[str]]:
     return chosen
 
 
-def table(found: Mapping[str, Sequence[Results]], command: str) -> str:
-    """One table of one row per variant under the bounds: over seeds if there are some."""
-    one: Results | Aggregate
-    own: dict[str, Any]
-    runs = [run for several in found.values() for run in several]
-    first = runs[0]
-    bounds = [name for name, row in first.candidates.items() if row.bound]
-    if all(len(several) > 1 for several in found.values()):
-        rows = {name: aggregate(several) for name, several in found.items()}
-        one = next(iter(rows.values()))
-        own = {name: row.candidates[name] for name, row in rows.items()}
-    else:
-        one = first
-        own = {name: several[0].candidates[name] for name, several in found.items()}
-    kept = {name: one.candidates[name] for name in bounds}
-    notes = dict.fromkeys(note for run in runs for note in run.notes)
-    return markdown(replace(one, candidates=kept | own, command=command, notes=tuple(notes)))
+def table(found: Mapping[str, Sequence[Results]], command: str, against: str | None = None) -> str:
+    """One table of one row per variant under the bounds: over seeds if there are some.
+
+    Args:
+        found: the runs of each variant, of the same seeds in the same order.
+        command: what made the table.
+        against: with several seeds, variant from which every other is also given as a difference.
+    """
+    joined = []
+    for runs in zip(*found.values(), strict=True):
+        rows = {name: row for name, row in runs[0].candidates.items() if row.bound}
+        rows |= {name: run.candidates[name] for name, run in zip(found, runs, strict=True)}
+        notes = tuple(dict.fromkeys(note for run in runs for note in run.notes))
+        joined.append(replace(runs[0], candidates=rows, command=command, notes=notes))
+    return markdown(aggregate(joined, against) if len(joined) > 1 else joined[0])
 
 
 def main() -> int:
@@ -134,6 +148,8 @@ def main() -> int:
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add("--epochs", type=int, default=4, help="about 50 steps each with all images")
     add("--lwptv", action="store_true", help="each variant also with LwPTV")
+    add("--own-experts", action="store_true", help="each seed fine-tunes experts of its own")
+    add("--against", help="variant from which the others' differences are taken")
     given = parser.parse_args()
     found: dict[str, list[Results]] = {}
     for seed in given.seeds:
@@ -143,7 +159,7 @@ def main() -> int:
                 return code
             file = given.runs / name / f"seed{seed}" / "results.json"
             found.setdefault(name, []).append(Results.from_json(file))
-    print(table(found, shlex.join(["python", *sys.argv])))
+    print(table(found, shlex.join(["python", *sys.argv]), given.against))
     return 0
 
 

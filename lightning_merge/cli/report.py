@@ -8,22 +8,27 @@ from lightning_merge.evaluation.results import Results, aggregate
 from lightning_merge.evaluation.tables import markdown
 
 
-def report(runs: list[str], output: str, overwrite: bool = False) -> None:
+def report(
+    runs: list[str], output: str, against: str | None = None, overwrite: bool = False
+) -> None:
     """Write the mean and the spread over seeds of several runs of one config.
 
     Args:
         runs: run folders, or their results.json; two or more, of different seeds.
         output: markdown file to write.
+        against: candidate from which every other's average is also given as a difference, taken
+            run by run.
         overwrite: replace the output if it exists.
 
     Raises:
-        InputError: a run has no results, runs do not compare, or the output exists.
+        InputError: a run has no results, runs do not compare, against is no candidate, or the
+            output exists.
     """
     target = Path(output)
     if target.exists() and not overwrite:
         raise InputError(f"output={output!r} exists: give another path or --overwrite true")
     files = [Path(run) / "results.json" if Path(run).is_dir() else Path(run) for run in runs]
-    table = markdown(aggregate([Results.from_json(file) for file in files]))
+    table = markdown(aggregate([Results.from_json(file) for file in files], against))
     with atomic_write(target) as temporary:
         temporary.write_text(table)
     print(f"{target}: {len(files)} runs")

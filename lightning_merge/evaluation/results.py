@@ -4,7 +4,7 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from importlib import metadata
 from pathlib import Path
 from statistics import fmean, stdev
@@ -247,7 +247,8 @@ class CandidateAggregate:
     ``samples`` holds the smallest and largest number of test images over the seeds, and
     ``averages`` the spread of each of a run's averages by its name. Extra parameters and
     inference cost, which the seed does not change, are the largest of any run; the peak of memory
-    is there if all runs have measured it.
+    is there if all runs have measured it; ``difference`` is the spread of what its average is above
+    that of another candidate of the same run, where one was named.
     """
 
     name: str
@@ -261,6 +262,7 @@ class CandidateAggregate:
     peak_memory: Spread | None = None
     extra_parameters: int = 0
     inference_cost: float = 1.0
+    difference: Spread | None = None
 
     @property
     def average(self) -> Spread:
@@ -270,7 +272,10 @@ class CandidateAggregate:
 
 @dataclass(frozen=True)
 class Aggregate:
-    """Several runs that differ in their seed; fields as in :class:`Results`."""
+    """Several runs that differ in their seed; fields as in :class:`Results`.
+
+    ``against`` names the candidate from which differences are taken, None without any.
+    """
 
     tasks: Sequence[str]
     candidates: Mapping[str, CandidateAggregate]
@@ -279,9 +284,10 @@ class Aggregate:
     command: str
     notes: Sequence[str]
     unseen: Sequence[str]
+    against: str | None = None
 
 
-def aggregate(results: Sequence[Results]) -> Aggregate:
+def aggregate(results: Sequence[Results], against: str | None = None) -> Aggregate:
     """Mean and spread over seeds, per candidate and task.
 
     The spread of an average is that of the runs' averages, not the average of spreads.
@@ -290,19 +296,26 @@ def aggregate(results: Sequence[Results]) -> Aggregate:
     Args:
         results: Runs of the same candidates on the same tasks, at least two, each of its own
             seed. Rows and columns keep the order of the first.
+        against: Candidate whose average is taken from every other's, run by run: what runs have
+            in common, such as a lucky set of experts, is then in no difference's spread.
 
     Raises:
         InputError: Fewer than two runs, a seed twice, or different tasks, candidates or
-            unseen tasks.
+            unseen tasks; against is no candidate.
     """
     _check_comparable(results)
     first = results[0]
+    if against is not None and against not in first.candidates:
+        raise InputError(f"against={against!r} is no candidate: give one of {[*first.candidates]}")
     names = _distinct(key for run in results for key in run.versions)
     return Aggregate(
         tasks=tuple(first.tasks),
         candidates={
-            name: _aggregate_candidate(
-                [run.candidates[name] for run in results], first.tasks, first.unseen
+            name: replace(
+                _aggregate_candidate(
+                    [run.candidates[name] for run in results], first.tasks, first.unseen
+                ),
+                difference=_difference(results, name, against),
             )
             for name in first.candidates
         },
@@ -313,6 +326,7 @@ def aggregate(results: Sequence[Results]) -> Aggregate:
         command="; ".join(_distinct(run.command for run in results)),
         notes=tuple(_distinct(note for run in results for note in run.notes)),
         unseen=tuple(first.unseen),
+        against=against,
     )
 
 
@@ -351,6 +365,14 @@ def _aggregate_candidate(
         peak_memory=_spread(peaks) if len(peaks) == len(runs) else None,
         extra_parameters=max(run.extra_parameters for run in runs),
         inference_cost=max(run.inference_cost for run in runs),
+    )
+
+
+def _difference(results: Sequence[Results], name: str, against: str | None) -> Spread | None:
+    if against is None or name == against:
+        return None
+    return _spread(
+        run.candidates[name].average - run.candidates[against].average for run in results
     )
 
 

@@ -33,14 +33,15 @@ def markdown(results: Results | Aggregate) -> str:
 
     What candidates cost stands beside their accuracy: extra parameters and passes per image where
     one of them differs from a plain network, seconds and peak memory where memory was measured.
+    Before them stand the differences from one candidate, where runs were aggregated against it.
 
     Args:
         results: One run, or several by :func:`~lightning_merge.evaluation.results.aggregate`,
             whose cells read ``mean ± standard deviation``.
     """
     columns, best = _columns(results), _best(results)
-    costs = {**_size_columns(results), **_effort_columns(results)}
-    header = [*columns, *costs]
+    more = {**_difference(results), **_size_columns(results), **_effort_columns(results)}
+    header = [*columns, *more]
     lines = [_line(["candidate", *header]), _line([":--", *["--:"] * len(header)])]
     for candidate in results.candidates.values():
         name = f"*{_name(candidate)}*" if candidate.bound else _name(candidate)
@@ -48,7 +49,7 @@ def markdown(results: Results | Aggregate) -> str:
             f"**{cell}**" if (candidate.name, column) in best else cell
             for column, cell in zip(columns, _cells(candidate, results), strict=True)
         )
-        lines.append(_line([name, *cells, *(column[candidate.name] for column in costs.values())]))
+        lines.append(_line([name, *cells, *(column[candidate.name] for column in more.values())]))
     samples = _samples(results)
     lines.append(_line(["samples", *samples, *[""] * (len(header) - len(samples))]))
     return "\n".join([*lines, "", *_legend(results), "", *_notes(results), *_origin(results), ""])
@@ -67,10 +68,10 @@ def rich_table(
         width: Columns of the terminal.
         details: File that holds the table of every task.
     """
-    sizes = _size_columns(results)
-    columns = [*_columns(results), *sizes]
+    more = {**_difference(results), **_size_columns(results)}
+    columns = [*_columns(results), *more]
     rows = {
-        name: [*_cells(row, results), *(column[name] for column in sizes.values())]
+        name: [*_cells(row, results), *(column[name] for column in more.values())]
         for name, row in results.candidates.items()
     }
     room = _room(results, columns, rows.values(), width)
@@ -106,6 +107,19 @@ def _cells(candidate: Row, results: Results | Aggregate) -> list[str]:
     )
     values = [*(candidate.accuracy[task] for task in results.tasks), *averages.values()]
     return [_percent(value) for value in values]
+
+
+def _difference(results: Results | Aggregate) -> dict[str, dict[str, str]]:
+    """Cells by candidate of what it is above another one; none where none was named."""
+    if isinstance(results, Results) or results.against is None:
+        return {}
+    cells = {
+        name: f"{100 * row.difference.mean:+.1f} ± {100 * row.difference.std:.1f}"
+        if row.difference
+        else ""
+        for name, row in results.candidates.items()
+    }
+    return {f"above {results.against}": cells}
 
 
 def _size_columns(results: Results | Aggregate) -> dict[str, dict[str, str]]:
@@ -188,6 +202,11 @@ def _legend(results: Results | Aggregate) -> Iterable[str]:
     if isinstance(results, Aggregate):
         seeds = ", ".join(map(str, results.seeds))
         yield f"Mean ± sample standard deviation over the seeds {seeds}."
+        if results.against is not None:
+            yield (
+                f"Above {results.against}: the difference of both averages, taken run by run "
+                "before its mean and deviation."
+            )
     yield "Bold: the best merged candidate of a column."
     if results.unseen:
         yield (

@@ -182,6 +182,28 @@ def test_aggregate_refuses_runs_that_do_not_compare(runs, message):
         aggregate(runs)
 
 
+def test_differences_are_taken_run_by_run(seeds):
+    seeds[2] = replace(
+        seeds[2],
+        candidates=seeds[2].candidates
+        | {"ties": candidate("ties", [0.9, 0.6], note="scale 0.2 chosen on validation")},
+    )
+    total = aggregate(seeds, "average")
+    runs = [run.candidates for run in seeds]
+    expected = [run["ties"].average - run["average"].average for run in runs]
+    assert total.candidates["ties"].difference == pytest.approx((mean(expected), stdev(expected)))
+    # What all rows of a run share, here a shift of one task, is in the spread of none.
+    assert total.candidates["base"].average.std > 0.002
+    assert total.candidates["base"].difference.std == pytest.approx(0, abs=1e-12)
+    assert total.candidates["average"].difference is None
+    assert aggregate(seeds).candidates["ties"].difference is None
+
+
+def test_differences_are_from_a_candidate(seeds):
+    with pytest.raises(InputError, match=r"against='tie' is no candidate: give one of \['base'"):
+        aggregate(seeds, "tie")
+
+
 def test_versions_name_software_and_machine():
     found = versions(device="cuda:0")
     assert found["device"] == "cuda:0"

@@ -80,6 +80,17 @@ def test_markdown_of_several_seeds(seeds):
     assert any("over the seeds 0, 1, 2" in line for line in below)
 
 
+def test_differences_are_a_column(seeds):
+    header, rows, below = parse(markdown(aggregate(seeds, "average")))
+    assert header[-1] == "above average"
+    # (0.733 + 0.5496 - 0.61 - 0.5504) / 8
+    assert rows["ties"][-1] == "+1.5 ± 0.0"
+    assert rows["average"][-1] == rows["samples"][-1] == ""
+    assert any(line.startswith("Above average: ") for line in below)
+    assert "above average" in render(rich_table(aggregate(seeds, "average"), width=200), width=200)
+    assert "bove average" not in markdown(aggregate(seeds))
+
+
 @pytest.mark.parametrize("several", [False, True])
 def test_unseen_columns_say_so_and_have_an_average_of_their_own(results, seeds, several):
     unseen = ("cars", "gtsrb", "dtd")

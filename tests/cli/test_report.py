@@ -1,0 +1,36 @@
+"""The report command against the aggregate that it writes."""
+
+from lightning_merge.evaluation import CandidateResult, Results, aggregate
+from lightning_merge.evaluation.tables import markdown
+
+
+def write_runs(folder):
+    for seed, (low, high) in enumerate([(0.25, 0.5), (0.5, 0.625)]):
+        rows = [CandidateResult(n, {"a": v}, {"a": 8}, 1.0) for n, v in [("x", low), ("y", high)]]
+        results = Results(("a",), {row.name: row for row in rows}, seed, {"torch": "2.6.0"})
+        yield results.to_json(folder / f"seed{seed}" / "results.json")
+
+
+def test_report_is_the_table_of_the_runs(run, tmp_path):
+    files = [*write_runs(tmp_path)]
+    given = [str(files[0].parent), str(files[1])]  # a folder, a file
+    output = tmp_path / "table.md"
+    command = ("report", "--runs", str(given), "--output", output)
+    assert run(*command).code == 0
+    runs = [Results.from_json(file) for file in files]
+    assert output.read_text() == markdown(aggregate(runs))
+
+    again = run(*command, "--against", "x")
+    assert again.code != 0
+    assert "exists: give another path or --overwrite true" in again.err
+    assert run(*command, "--against", "x", "--overwrite", "true").code == 0
+    assert "+18.8 ± 8.8" in output.read_text()  # 25 and 12.5 points
+
+
+def test_report_wants_a_candidate_to_compare_with(run, tmp_path):
+    files = [str(file) for file in write_runs(tmp_path)]
+    output = tmp_path / "table.md"
+    refused = run("report", "--runs", str(files), "--output", output, "--against", "z")
+    assert refused.code != 0
+    assert "against='z' is no candidate: give one of ['x', 'y']" in refused.err
+    assert not output.exists()
