@@ -226,7 +226,7 @@ def pack(masks: Tensor) -> Tensor:
 def write_bits(packed: Tensor, start: int, masks: Tensor) -> None:
     """Set those bits of packed zeros [K, b], from a start on, that are true in booleans [K, n]."""
     byte, before = divmod(start, 8)
-    bits = pack(nn.functional.pad(masks, (before, 0)))
+    bits = pack(nn.functional.pad(masks, (before, 0))).to(packed.device)
     packed[:, byte : byte + bits.shape[1]] |= bits
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lightning_merge.core.errors import InputError
@@ -16,7 +15,8 @@ class Stem(nn.Conv2d):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images [n, 3, s, s] to [n, channels, s, s]."""
-        return super().forward(images.contiguous(memory_format=torch.channels_last))
+        last = images.movedim(1, -1).contiguous()  # `vmap` knows no memory formats
+        return super().forward(last.movedim(-1, 1))
 
 
 class MiniResNet(Encoder):

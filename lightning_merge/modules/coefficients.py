@@ -327,6 +327,7 @@ class CoefficientModule(TaskModule):
         Raises:
             InputError: learning has diverged.
         """
+        self.to(self.trainer.strategy.root_device)  # Lightning has put it on the CPU by now
         values = self.final_coefficients()
         self._merged = None
         self.ranks.once(lambda: self._save(values))

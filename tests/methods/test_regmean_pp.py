@@ -1,4 +1,4 @@
-"""RegMean++: unit by unit taken literally, on four kinds of networks."""
+"""RegMean++: unit by unit taken literally, on every kind of network."""
 
 import pytest
 import torch
@@ -19,15 +19,14 @@ from lightning_merge.methods.average import Average
 from lightning_merge.methods.regmean import RegMean
 from lightning_merge.methods.regmean_pp import RegMeanPlusPlus
 
+LATER = [f"layer{i}.0.{part}" for i in (2, 3, 4) for part in ("conv1", "conv2", "downsample.0")]
 UNITS = {
     "open_clip": ["conv1", *(f"transformer.resblocks.{i}" for i in range(3))],
     "timm": ["patch_embed.proj", *(f"blocks.{i}" for i in range(3))],
     "transformers": ["embeddings.patch_embedding", *(f"encoder.layers.{i}" for i in range(3))],
-    "resnet": [
-        "conv1", "layer1.0", "layer1.1",
-        *(f"layer{i}.0.{part}" for i in (2, 3, 4) for part in ("conv1", "conv2", "downsample.0")),
-    ],
-}  # fmt: skip
+    "resnet": ["conv1", "layer1.0", "layer1.1", *LATER],
+    "mini_resnet": ["conv1", "layer1.0.conv1", "layer1.0.conv2", *LATER],
+}
 
 
 def first_call(model, unit, images):

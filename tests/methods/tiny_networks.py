@@ -7,11 +7,18 @@ from test_m_ties import open_clip_tower, timm_vit, transformers_clip, weights_of
 from torch import nn
 from torch.nn import functional
 
+from lightning_merge.models.mini_resnet import MiniResNet
+
 
 def timm_resnet():
     from timm.models.resnet import BasicBlock, ResNet
 
     return ResNet(BasicBlock, [2, 1, 1, 1], num_classes=0, channels=(4, 6, 6, 8), stem_width=4)
+
+
+def mini_resnet():
+    """The suite's own, whose stem rearranges images."""
+    return MiniResNet(image_size=16, channels=[4, 6, 6, 8]).backbone
 
 
 class Tied(nn.Module):
@@ -46,6 +53,7 @@ NETWORKS = {
     "timm": timm_vit,
     "transformers": transformers_clip,
     "resnet": timm_resnet,
+    "mini_resnet": mini_resnet,
 }
 
 
