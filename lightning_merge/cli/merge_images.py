@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from lightning_merge.cli.merge import merge_files, no_resources
+from lightning_merge.core.device import run_device
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.methods.base import MergeMethod, Resources
 from lightning_merge.models.encoder import Encoder
@@ -17,6 +18,7 @@ def merge(
     encoder: Encoder | None = None,
     data: MergeDataModule | None = None,
     heads: str | None = None,
+    device: str | None = None,
     **options: Any,
 ) -> None:
     """Merge fine-tuned experts of one base into one checkpoint.
@@ -27,8 +29,10 @@ def merge(
         data: tasks whose held-out images methods that need images may see; of the experts' tasks
             alone.
         heads: file of the tasks' frozen heads, for methods that need them.
+        device: what the network runs on, such as cpu or cuda:1; a GPU, where there is one.
         options: see `merge_files`.
     """
+    network_device = run_device(device)
 
     def resources(method: MergeMethod) -> tuple[Resources, dict[str, str]]:
         if method.needs == "nothing":
@@ -43,7 +47,8 @@ def merge(
         data.preprocess = encoder.preprocess
         data.load(test=False)
         found = fitting_heads(heads, data, encoder) if heads is not None and with_heads else {}
-        held_out = HeldOut(encoder, data, found)
+        on_device = {task: head.to(network_device) for task, head in found.items()}
+        held_out = HeldOut(encoder.to(network_device), data, on_device)
         counts = {task: len(images) for task, images in held_out.images.items()}
         about = {"images": json.dumps(counts), "images_sha256": held_out.digest}
         return held_out.resources(method), about

@@ -13,6 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from lightning_merge.core.checkpoint import open_checkpoint
+from lightning_merge.core.device import run_device
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.files import atomic_write, file_fingerprint
 from lightning_merge.core.mergeability import LayerInputs, Mergeability
@@ -31,6 +32,7 @@ def mergeability(
     encoder: Encoder,
     data: MergeDataModule,
     layer_inputs: LayerInputs = "merged",
+    device: str | None = None,
     output: str | None = None,
     overwrite: bool = False,
 ) -> None:
@@ -48,13 +50,15 @@ def mergeability(
             of tasks without an expert.
         layer_inputs: layers are compared at inputs from the "merged" network, the mean of all
             experts, or from the "base".
+        device: what the network runs on, such as cpu or cuda:1; a GPU, where there is one.
         output: folder for mergeability.json, nodes.png and pairwise.png.
         overwrite: replace these files if they exist.
 
     Raises:
         InputError: a file is missing or unreadable, weights do not fit, the data has no task of the
-            experts, or the output exists.
+            experts, there is no such device, or the output exists.
     """
+    encoder.to(run_device(device))
     folder = None if output is None else Path(output)
     _check_output(folder, overwrite)
     started = time.perf_counter()

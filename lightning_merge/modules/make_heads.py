@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_merge.core.device import run_device
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.data.tasks import task_spec
 from lightning_merge.models.encoder import Encoder
@@ -44,11 +45,9 @@ def make_heads(
 
 
 @torch.no_grad()
-def base_features(
-    encoder: Encoder, data: MergeDataModule, task: str, device: str | None = None
-) -> tuple[Tensor, Tensor]:
+def base_features(encoder: Encoder, data: MergeDataModule, task: str) -> tuple[Tensor, Tensor]:
     """Return the features [n, dim] and labels [n] of a task's train images."""
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = run_device()
     encoder.to(device).eval()
     images = data.images(task, "train")
     features = []
