@@ -72,10 +72,7 @@ class ExpertNetworks:
         return wide(self.vectors.base[self.stored[name]])
 
     def _stack(self, name: str) -> Tensor:
-        stored = self.stored[name]
-        if is_merged(stored, self.vectors.base.dtype(stored)):
-            return self.vectors.weights(stored)
-        return self.vectors.stack(stored)
+        return self.vectors.weights(self.stored[name])
 
 
 def mean_of(stack: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ D = act(sum_k a_k h_k) - sum_k a_k act(h_k): the merged layer's output less the 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.tracing import Activation, AffineLayer
 
-Activation = Callable[[Tensor], Tensor]
 Reduce = Literal["abs", "square"]
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -190,6 +190,30 @@ def linear_node_m_loss(
         chunk_loss = node_m_loss(hidden.movedim(1, 0), activation, reduce=reduce)
         loss = loss + chunk_loss * (len(chunk) / len(inputs))
     return loss
+
+
+def affine_node_m_loss(
+    layer: AffineLayer,
+    inputs: Tensor,
+    stacks: Sequence[Mapping[str, Tensor]],
+    reduce: Reduce = "abs",
+) -> Tensor:
+    """Node M-Loss of any affine layer, such as a convolution with BatchNorm behind it.
+
+    Args:
+        layer: The modules and what follows them.
+        inputs: The layer's inputs, the same for all experts, [n, ...].
+        stacks: The experts' tensors [K, ...] of each module by their names in it.
+        reduce: As for `node_m_loss`.
+
+    Returns:
+        Losses of the output features or channels, [d]; tokens and positions are samples.
+    """
+    losses = [
+        share * node_m_loss(hidden, layer.activation, reduce=reduce)
+        for share, hidden in layer.pre_activations(inputs, stacks, _CHUNK)
+    ]
+    return torch.stack(losses).sum(0)
 
 
 def rank_normalize(loss: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from lightning_merge.core.checkpoint import as_checkpoint, select
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.m_loss import MLosses, layer_m_losses, m_losses, relative_m_loss
 from lightning_merge.core.task_vectors import TaskVectors, wide
-from lightning_merge.core.tracing import AffineLayer, affine_layers, evaluating
+from lightning_merge.core.tracing import Activation, AffineLayer, affine_layers, evaluating
 from lightning_merge.core.validate import check_experts
 
 LayerInputs = Literal["merged", "base"]
@@ -216,29 +216,15 @@ def _layer(
     layer: AffineLayer, inputs: Tensor, stacks: list[dict[str, Tensor]]
 ) -> LayerMergeability:
     """M-Losses of one layer at its inputs, in chunks of them."""
-    count = len(next(iter(stacks[0].values())))
-    entries = count * layer.growth * inputs.numel() / len(inputs)
     total: list[Tensor] = []
-    for chunk in inputs.split(max(1, int(_CHUNK / entries))):
-        hidden = torch.stack([_pre_activations(layer, chunk, stacks, k) for k in range(count)])
-        share = len(chunk) / len(inputs)
+    for share, hidden in layer.pre_activations(inputs, stacks, _CHUNK):
         terms = [share * term.double() for term in _chunk_losses(hidden, layer.activation)]
         total = [a + b for a, b in zip(total, terms, strict=True)] if total else terms
     losses, pairs = [term.cpu() for term in total[:-3]], [term.cpu() for term in total[-3:]]
     return LayerMergeability(type(layer.activation).__name__, MLosses(*losses), *pairs)
 
 
-def _pre_activations(
-    layer: AffineLayer, inputs: Tensor, stacks: list[dict[str, Tensor]], expert: int
-) -> Tensor:
-    """One expert's pre-activations, samples by nodes, [n, d]."""
-    for module, stack in zip(layer.modules, stacks, strict=True):
-        own = {name: stacked[expert] for name, stacked in stack.items()}
-        inputs = functional_call(module, own, (inputs,), tie_weights=False)
-    return inputs.movedim(layer.node_dim, -1).flatten(0, -2)
-
-
-def _chunk_losses(hidden: Tensor, activation: nn.Module) -> list[Tensor]:
+def _chunk_losses(hidden: Tensor, activation: Activation) -> list[Tensor]:
     """What `MLosses` has of all experts [K, n, d], and the last three of their pairs [K, K]."""
     outputs = activation(hidden.clone())  # it may work in place
     losses = m_losses(activation(hidden.mean(0)), outputs.mean(0))

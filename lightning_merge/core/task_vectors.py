@@ -131,15 +131,39 @@ class TaskVectors:
         return {name: (self.dtype(name), self.base.shape(name)) for name in self.base}
 
     def spans(self, name: str) -> Iterator[Span]:
-        """The tiles of a tensor: about `TILE` / K entries, whole rows of the last dimension."""
+        """The tiles of a tensor: about `TILE` / K entries.
+
+        They are whole rows of the matrix [out, rest]; where one alone is larger, of the last
+        dimension.
+        """
         if self._whole and self.numel(name):
             yield Span(name, 0, self.numel(name))
             return
-        shape = self.base.shape(name)
-        row = max(1, shape[-1]) if len(shape) > 1 else 1
-        size, step = self.numel(name), max(1, TILE // len(self) // row) * row
+        shape, most = self.base.shape(name), TILE // len(self)
+        row = max(1, self.row(name))
+        if row > most and len(shape) > 1:
+            row = max(1, shape[-1])
+        size, step = self.numel(name), max(1, most // row) * row
         for start in range(0, size, step):
             yield Span(name, start, min(start + step, size))
+
+    def row(self, name: str) -> int:
+        """Entries of a row of the matrix [out, rest]; 1 of a vector."""
+        return torch.Size(self.base.shape(name)[1:]).numel()
+
+    def rows(self, span: Span) -> slice:
+        """The rows of the matrix [out, rest] that a span holds.
+
+        Raises:
+            InputError: It does not hold whole ones.
+        """
+        row = self.row(span.name)
+        if span.start % row or span.stop % row:
+            raise InputError(
+                f"{span.name}: {TILE} entries at a time do not hold a row of {row} for all "
+                f"{len(self)} experts; merge fewer"
+            )
+        return slice(span.start // row, span.stop // row)
 
     def read(self, span: Span) -> Tensor:
         """The task vectors' entries after every map, a new tensor [K, n].
@@ -179,11 +203,19 @@ class TaskVectors:
         return tile.view(len(self), *self.base.shape(name))
 
     def weights(self, name: str) -> Tensor:
-        """The weights theta_0 + tau_k that the mapped task vectors stand for, [K, *shape]."""
+        """The floating-point weights of the experts that the task vectors stand for, [K, *shape].
+
+        They are theta_0 + tau_k after every map; statistics are those stored.
+
+        Raises:
+            InputError: The base's or an expert's tensor has a NaN or infinite value.
+        """
+        if not is_merged(name, self.base.dtype(name)):
+            return self.stack(name)
         return self[name] + wide(self.base[name])
 
     def expert(self, name: str, index: int) -> Tensor:
-        """The weights of one expert, [*shape]: a row of `weights`, or of `stack` for statistics.
+        """The weights of one expert, [*shape]: a row of `weights`.
 
         Where no map needs to see the experts together, the others are not read.
         """
@@ -192,8 +224,7 @@ class TaskVectors:
             found = wide(self.experts[self.tasks[index]][name])
             if bool(found.isfinite().all()):
                 return found
-        every = self.weights(name) if merged else self.stack(name)  # names what is not finite
-        return every[index]
+        return self.weights(name)[index]  # names what is not finite
 
     def of_expert(self, name: str, index: int) -> Tensor:
         """The task vector of one expert, [*shape]; like `expert` it reads no others if it can."""

@@ -1,17 +1,19 @@
 """Layers and blocks inside a network: which there are, and what goes into them."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from lightning_merge.core.errors import InputError
 
+Activation = Callable[[Tensor], Tensor]
 Visitor = Callable[[Tensor], None]
 
 
@@ -58,19 +60,47 @@ class AffineLayer(NamedTuple):
         names: Of the modules before the activation, in order.
         modules: These modules; in evaluation their composition is affine in its input.
         activation: What their output goes into.
-        growth: Entries of the output per entry of the input.
     """
 
     names: tuple[str, ...]
     modules: tuple[nn.Module, ...]
-    activation: nn.Module
-    growth: float
+    activation: Activation
 
     @property
     def node_dim(self) -> int:
         """Dimension of the output, from the end, along which its nodes lie."""
         first = self.modules[0]
         return -1 - len(first.kernel_size) if isinstance(first, _ConvNd) else -1
+
+    def pre_activations(
+        self, inputs: Tensor, stacks: Sequence[Mapping[str, Tensor]], entries: int
+    ) -> Iterator[tuple[float, Tensor]]:
+        """Yield what goes into the activation of every expert, some inputs at a time.
+
+        Args:
+            inputs: Of the first module, [n, ...].
+            stacks: Floating-point tensors [K, ...] of each module by their names in it.
+            entries: Pre-activations in memory at a time, about.
+
+        Yields:
+            The share of the inputs, and their pre-activations [K, samples, nodes]; tokens and
+            positions are samples.
+        """
+        experts = [
+            [{name: stack[k] for name, stack in own.items()} for own in stacks]
+            for k in range(len(next(iter(stacks[0].values()))))
+        ]
+        one = self._hidden(inputs[:1], experts[0])
+        size = max(1, entries // max(1, len(experts) * one.numel()))
+        for chunk in inputs.split(size):
+            hidden = torch.stack([self._hidden(chunk, expert) for expert in experts])
+            yield len(chunk) / len(inputs), hidden
+
+    def _hidden(self, inputs: Tensor, tensors: Sequence[Mapping[str, Tensor]]) -> Tensor:
+        """Pre-activations [samples, nodes] with other tensors of the modules."""
+        for module, own in zip(self.modules, tensors, strict=True):
+            inputs = functional_call(module, dict(own), (inputs,), tie_weights=False)
+        return inputs.movedim(self.node_dim, -1).flatten(0, -2)
 
 
 def affine_layers(model: nn.Module, inputs: Tensor) -> list[AffineLayer]:
@@ -87,26 +117,24 @@ def affine_layers(model: nn.Module, inputs: Tensor) -> list[AffineLayer]:
     Returns:
         The layers in the order of execution.
     """
-    passed: dict[int, tuple[tuple[str, ...], Tensor, int, float]] = {}
+    passed: dict[int, tuple[tuple[str, ...], Tensor, int]] = {}
     found: dict[str, AffineLayer] = {}
 
-    def known(args: tuple[Any, ...]) -> tuple[tuple[str, ...], float] | None:
+    def known(args: tuple[Any, ...]) -> tuple[str, ...] | None:
         """The modules whose output this is, unless it was changed in place since."""
-        names, tensor, version, growth = passed.get(id(args[0]) if args else 0, ((), None, 0, 0.0))
-        return (names, growth) if tensor is not None and tensor._version == version else None
+        names, tensor, version = passed.get(id(args[0]) if args else 0, ((), None, 0))
+        return names if tensor is not None and tensor._version == version else None
 
     def remember(name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        before = known(args) if isinstance(module, _BatchNorm) else ((), 1.0)
+        before = known(args) if isinstance(module, _BatchNorm) else ()
         if before is not None:
-            growth = before[1] * output.numel() / args[0].numel()
-            passed[id(output)] = ((*before[0], name), output, output._version, growth)
+            passed[id(output)] = ((*before, name), output, output._version)
 
     def look_up(module: nn.Module, args: tuple[Any, ...]) -> None:
-        producer = known(args)
-        if producer and producer[0][0] not in found and is_activation(module):
-            names, growth = producer
+        names = known(args)
+        if names and names[0] not in found and is_activation(module):
             modules = tuple(model.get_submodule(name) for name in names)
-            found[names[0]] = AffineLayer(names, modules, module, growth)
+            found[names[0]] = AffineLayer(names, modules, module)
 
     with evaluating(model), ExitStack() as stack:
         for name, module in model.named_modules():
@@ -125,21 +153,9 @@ def _is_affine(module: nn.Module) -> bool:
     return isinstance(module, (nn.Linear, _ConvNd))
 
 
-def activated_linears(model: nn.Module, inputs: Tensor) -> dict[str, nn.Module]:
-    """Find every `nn.Linear` whose output goes straight into an activation module.
-
-    Args:
-        model: Any network; it comes back unchanged.
-        inputs: A small batch that the network accepts, [n, ...].
-
-    Returns:
-        Name of the linear layer to its activation, in the order of execution.
-    """
-    return {
-        layer.names[0]: layer.activation
-        for layer in affine_layers(model, inputs)
-        if len(layer.names) == 1 and isinstance(layer.modules[0], nn.Linear)
-    }
+def has_rows_of_nodes(module: nn.Module) -> bool:
+    """Whether row j of a module's weight [out, ...] makes output feature or channel j."""
+    return isinstance(module, (nn.Linear, _ConvNd)) and not isinstance(module, _ConvTransposeNd)
 
 
 def is_activation(module: nn.Module) -> bool:
@@ -164,10 +180,9 @@ def run_visiting(
 ) -> None:
     """Run a network with other weights, once, showing chosen layers' inputs on the way.
 
-    A visitor sees its layer's input [n, in_features], samples and tokens in one dimension,
-    when the layer is first called and before it computes. It may change tensors of `state`
-    in place; the layer and all later ones use the changed values. The network's own weights,
-    modes and hooks stay as they are.
+    A visitor sees its layer's input [n, ...] when the layer is first called and before it computes.
+    It may change tensors of `state` in place; the layer and all later ones use the changed values.
+    The network's own weights, modes and hooks stay as they are.
 
     Args:
         model: Any network.
@@ -184,7 +199,7 @@ def run_visiting(
     def show(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             if visitor := waiting.pop(name, None):
-                visitor(args[0].detach().flatten(0, -2))
+                visitor(args[0].detach())
 
         return hook
 
@@ -192,7 +207,7 @@ def run_visiting(
         for name in visitors:
             handle = model.get_submodule(name).register_forward_pre_hook(show(name))
             stack.callback(handle.remove)
-        torch.func.functional_call(model, dict(state), (inputs,))
+        functional_call(model, dict(state), (inputs,))
     if waiting:
         raise InputError(
             f"layers={list(waiting)}: not called when the model runs on the given inputs; "
@@ -232,7 +247,7 @@ def arguments_of(
     with evaluating(model), ExitStack() as stack:
         stack.callback(handle.remove)
         with suppress(_Reached):
-            torch.func.functional_call(model, dict(state), (inputs,))
+            functional_call(model, dict(state), (inputs,))
     if not found:
         raise InputError(
             f"batches: {name} is not called when the model runs on all of the given inputs; "

@@ -143,13 +143,12 @@ def _ends(vectors: TaskVectors, name: str, thresholds: list[float], excess: list
 
 
 def row_trim(vectors: TaskVectors, keep_ratios: dict[str, Tensor], other: TileMap) -> TileMap:
-    """The map that trims rows where a tensor has ratios [out], and does `other` elsewhere."""
+    """The map that trims rows [out, rest] where there are ratios [out], and is `other` elsewhere."""
 
     def trim(span: Span, tile: Tensor) -> Tensor:
         if span.name not in keep_ratios:
             return other(span, tile)
-        inputs = vectors.base.shape(span.name)[-1]
-        rows = keep_ratios[span.name][span.start // inputs : span.stop // inputs]
-        return trim_rows(tile.view(len(tile), -1, inputs), rows).flatten(1)
+        ratios = keep_ratios[span.name][vectors.rows(span)]
+        return trim_rows(tile.view(len(tile), len(ratios), -1), ratios).flatten(1)
 
     return trim

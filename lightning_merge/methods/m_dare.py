@@ -19,10 +19,10 @@ from lightning_merge.methods.m_ties import LayerInputs, NodeOrder, RankedByMLoss
 class MDare(RankedByMLoss):
     """DARE with a keep probability per node, ranked by M-Loss. Needs unlabelled batches.
 
-    In every linear layer with an activation, an entry of row j of a task vector is kept with
-    probability p_j = keep - spread * rank_j, rank_j as in `MTies`, and divided by it; entries of
-    all other tensors with probability `keep`. The update is scale * sum. With spread 0 it is
-    task arithmetic behind `Dare(drop=1 - keep)`, with the same random numbers.
+    In every layer that `MTies` ranks, an entry of row j of a task vector is kept with probability
+    p_j = keep - spread * rank_j, rank_j as in `MTies`, and divided by it; entries of all other
+    tensors with probability `keep`. The update is scale * sum. With spread 0 it is task arithmetic
+    behind `Dare(drop=1 - keep)`, with the same random numbers.
 
     Reference: Wang et al. 2025, "M-Loss", Figure 1, which names DARE as a backend of the row
     ratios without details.
@@ -33,8 +33,8 @@ class MDare(RankedByMLoss):
         scale: Factor of the sum.
         layer_inputs: A layer sees activations of the "merged" prefix or of the "base".
         reduce: Average of |D| ("abs") or of D^2 ("square") over samples and tokens.
-        layers: Which layers are ranked: positions among those found, or names of linear
-            modules; all that are found by default.
+        layers: Which layers are ranked: positions among those found, or names of modules;
+            all that are found by default.
         node_order: "loss", or a control: "random" ranks, "uniform" probability
             keep - spread / 2, "reversed" ranks.
         activation: gelu, gelu_tanh, quick_gelu, relu, silu or tanh in place of the model's
@@ -81,6 +81,4 @@ class MDare(RankedByMLoss):
         """The probability of keeping each entry of a span, [n], or one for all, in float64."""
         if span.name not in keep_ratios:
             return torch.tensor(self.keep, dtype=torch.float64)
-        inputs = vectors.base.shape(span.name)[-1]
-        rows = keep_ratios[span.name][span.start // inputs : span.stop // inputs]
-        return rows.repeat_interleave(inputs)
+        return keep_ratios[span.name][vectors.rows(span)].repeat_interleave(vectors.row(span.name))

@@ -13,15 +13,22 @@ from lightning_merge.core.elect import Combine, disjoint_merge, elect_signs
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.m_loss import (
     ACTIVATIONS,
-    Activation,
     Reduce,
+    affine_node_m_loss,
     linear_node_m_loss,
     row_keep_ratios,
 )
 from lightning_merge.core.names import match_names
 from lightning_merge.core.seeding import generator_for
 from lightning_merge.core.task_vectors import Span, TaskVectors, wide_dtype
-from lightning_merge.core.tracing import activated_linears, run_visiting, taking, tied_names
+from lightning_merge.core.tracing import (
+    AffineLayer,
+    affine_layers,
+    has_rows_of_nodes,
+    run_visiting,
+    taking,
+    tied_names,
+)
 from lightning_merge.core.trim import row_trim
 from lightning_merge.methods.base import (
     InMemory,
@@ -47,8 +54,8 @@ class MTiesAnalysis:
 
     Attributes:
         merged: Merged weights by name.
-        losses: Node M-Loss of every ranked layer, [out_features].
-        keep_ratios: Fraction of its inputs that every node kept, [out_features].
+        losses: Node M-Loss of every ranked layer, [out].
+        keep_ratios: Fraction of its inputs that every node kept, [out].
     """
 
     merged: dict[str, Tensor]
@@ -124,42 +131,52 @@ class RankedByMLoss(MergeMethod):
         ranking.run(model, images, layers)
         return ranking
 
-    def _choose_layers(self, model: nn.Module, example: Tensor) -> dict[str, Activation]:
-        """The ranked layers by module name, with their activations."""
+    def _choose_layers(self, model: nn.Module, example: Tensor) -> list[AffineLayer]:
+        """The ranked layers, with their activations."""
         with taking(example):
-            found = activated_linears(model, example)
+            found = {
+                layer.names[0]: layer
+                for layer in affine_layers(model, example)
+                if has_rows_of_nodes(layer.modules[0])
+            }
         if self.layers is None and not found:
             raise InputError(
-                "layers=None: no linear layer of the model feeds an activation module; "
-                "name linear layers, and the activation that follows them"
+                "layers=None: no linear or convolutional layer of the model feeds an activation "
+                "module; name layers, and the activation that follows them"
             )
         names = list(found)
-        linears = [n for n, module in model.named_modules() if isinstance(module, nn.Linear)]
-        chosen: dict[str, Activation] = {}
-        for layer in names if self.layers is None else self.layers:
-            if isinstance(layer, int) and not -len(names) <= layer < len(names):
-                raise InputError(f"layers: {layer} is none of the {len(names)} layers found")
-            name = names[layer] if isinstance(layer, int) else layer
-            if name not in linears:
+        modules = {n: module for n, module in model.named_modules() if has_rows_of_nodes(module)}
+        chosen: dict[str, AffineLayer] = {}
+        for given in names if self.layers is None else self.layers:
+            if isinstance(given, int) and not -len(names) <= given < len(names):
+                raise InputError(f"layers: {given} is none of the {len(names)} layers found")
+            name = names[given] if isinstance(given, int) else given
+            if name not in modules:
                 raise InputError(
-                    f"layers: {name!r} is no linear layer of the model, as {linears[:3]} are"
+                    f"layers: {name!r} is no linear or convolutional layer of the model, as "
+                    f"{[*modules][:3]} are"
                 )
-            if self.activation is None and name not in found:
+            if self.activation is not None:
+                own = found.get(name, AffineLayer((name,), (modules[name],), torch.relu))
+                chosen[name] = own._replace(activation=ACTIVATIONS[self.activation])
+            elif name in found:
+                chosen[name] = found[name]
+            else:
                 raise InputError(
                     f"layers: no activation module follows {name!r}; "
                     f"set activation to one of {', '.join(ACTIVATIONS)}"
                 )
-            chosen[name] = ACTIVATIONS[self.activation] if self.activation else found[name]
-        return chosen
+        return [*chosen.values()]
 
 
 @dataclass(frozen=True)
 class MTies(RankedByMLoss):
     """TIES with a keep ratio per node, ranked by M-Loss. Needs unlabelled batches.
 
-    In every linear layer with an activation, row j of each expert's task vector keeps the
-    fraction keep - spread * rank_j of its inputs, rank_j in [0, 1] ascending with the
-    node's M-Loss |act(sum_k a_k h_kj) - sum_k a_k act(h_kj)|. All other tensors are
+    In every linear or convolutional layer with an activation, row j of each expert's task vector
+    [out, rest] keeps the fraction keep - spread * rank_j of its inputs, rank_j in [0, 1] ascending
+    with the node's M-Loss |act(sum_k a_k h_kj) - sum_k a_k act(h_kj)|. A node is an output feature
+    or channel; BatchNorm in between, each expert's own, belongs to h_k. All other tensors are
     trimmed to `keep`. Then sign election (ties go to +) and scale * disjoint mean or sum.
     The network runs once: when it reaches a layer, that layer is merged, and the pass goes
     on with the merged one. A weight that layers share is ranked and merged at the first of them.
@@ -172,8 +189,8 @@ class MTies(RankedByMLoss):
         spread: How much less the node of highest loss keeps, in [0, keep].
         layer_inputs: A layer sees activations of the "merged" prefix or of the "base".
         reduce: Average of |D| ("abs") or of D^2 ("square") over samples and tokens.
-        layers: Which layers are ranked: positions among those found, or names of linear
-            modules; all that are found by default.
+        layers: Which layers are ranked: positions among those found, or names of modules;
+            all that are found by default.
         node_order: "loss", or a control: "random" ranks, "uniform" ratio keep - spread / 2,
             "reversed" ranks.
         activation: gelu, gelu_tanh, quick_gelu, relu, silu or tanh in place of the model's
@@ -236,29 +253,25 @@ class _Ranking:
         self._done: set[str] = set()
         self.update = self.method.updating(self.vectors, self.keep_ratios)
 
-    def run(self, model: nn.Module, images: Tensor, layers: Mapping[str, Activation]) -> None:
+    def run(self, model: nn.Module, images: Tensor, layers: Iterable[AffineLayer]) -> None:
         """Pass the images through the network once, ranking each layer on the way."""
         first, state = tied_names(model), model.state_dict()
         own = {n: t for n, t in state.items() if t.is_floating_point() and first[n] == n}
-        stored = match_names(own, self.vectors.base)
-        layout = {stored[name]: (t.dtype, tuple(t.shape)) for name, t in own.items()}
+        matched = match_names(own, self.vectors.base)
+        self._stored = {n: matched[first[n]] for n in state if first[n] in matched}
+        layout = {matched[name]: (t.dtype, tuple(t.shape)) for name, t in own.items()}
         self._running = InMemory(layout, next(iter(own.values())).device)
-        ranked: dict[str, str] = {}  # stored weight to its first layer
+        ranked: dict[str, AffineLayer] = {}  # stored weight to its first layer
         for layer in layers:
-            ranked.setdefault(stored[first[f"{layer}.weight"]], layer)
-        ready = (
-            set(stored.values()) - set(ranked) if self.method.layer_inputs == "merged" else set()
-        )
-        for name in set(stored.values()) - ready:
+            ranked.setdefault(self._stored[f"{layer.names[0]}.weight"], layer)
+        ready = set(layout) - set(ranked) if self.method.layer_inputs == "merged" else set()
+        for name in set(layout) - ready:
             self._running.write(name, 0, self.vectors.base[name].reshape(-1))
         self._merge(ready)
         visitors = {
-            layer: partial(
-                self._visit, weight, stored.get(first.get(f"{layer}.bias", "")), layers[layer]
-            )
-            for weight, layer in ranked.items()
+            layer.names[0]: partial(self._visit, weight, layer) for weight, layer in ranked.items()
         }
-        running = {name: self._running.tensors[stored[name]] for name in own}
+        running = {name: self._running.tensors[matched[name]] for name in own}
         run_visiting(model, running, images, visitors)
 
     def _merge(self, names: Iterable[str]) -> None:
@@ -277,19 +290,32 @@ class _Ranking:
             if self._running.tensors[name].dtype == self.vectors.dtype(name)
         }
 
-    def _visit(self, weight: str, bias: str | None, activation: Activation, inputs: Tensor) -> None:
-        """Rank the nodes of one layer at its inputs [n, in]; then merge it in place."""
-        parts = [self.vectors.weights(name) for name in (weight, bias) if name is not None]
-        dtype = reduce(
-            torch.promote_types, [part.dtype for part in parts], wide_dtype(inputs.dtype)
-        )
-        inputs, weights, *biases = (part.to(inputs.device, dtype) for part in (inputs, *parts))
-        offsets = biases[0] if biases else None
-        loss = linear_node_m_loss(inputs, weights, offsets, activation, self.method.reduce)
-        self.losses[weight] = loss.cpu()
+    def _visit(self, weight: str, layer: AffineLayer, inputs: Tensor) -> None:
+        """Rank the nodes of one layer at its inputs [n, ...]; then merge it in place."""
+        self.losses[weight] = self._node_losses(layer, inputs).cpu()
         self.keep_ratios[weight] = self._ratios(weight, self.losses[weight])
         if self.method.layer_inputs == "merged":
             self._merge([weight])
+
+    def _node_losses(self, layer: AffineLayer, inputs: Tensor) -> Tensor:
+        """M-Loss of every output feature or channel, at the widest type of all that takes part."""
+        stacks = [
+            {
+                own: self.vectors.weights(self._stored[f"{name}.{own}"])
+                for own in module.state_dict()
+                if f"{name}.{own}" in self._stored
+            }
+            for name, module in zip(layer.names, layer.modules, strict=True)
+        ]
+        dtypes = [stack.dtype for part in stacks for stack in part.values()]
+        dtype = reduce(torch.promote_types, dtypes, wide_dtype(inputs.dtype))
+        inputs = inputs.to(dtype)
+        stacks = [{n: stack.to(inputs) for n, stack in part.items()} for part in stacks]
+        if len(layer.modules) == 1 and isinstance(layer.modules[0], nn.Linear):
+            weights, biases = stacks[0]["weight"], stacks[0].get("bias")
+            rows = inputs.flatten(0, -2)
+            return linear_node_m_loss(rows, weights, biases, layer.activation, self.method.reduce)
+        return affine_node_m_loss(layer, inputs, stacks, self.method.reduce)
 
     def _ratios(self, weight: str, loss: Tensor) -> Tensor:
         keep, spread, order = self.method.keep, self.method.spread, self.method.node_order

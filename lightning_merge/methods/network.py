@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_merge.core.checkpoint import open_checkpoint, save_checkpoint
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.names import match_names
-from lightning_merge.core.task_vectors import TaskVectors, is_merged
+from lightning_merge.core.task_vectors import TaskVectors
 from lightning_merge.methods.average import Average
 from lightning_merge.methods.base import (
     Batches,
@@ -170,11 +170,8 @@ def stacked(vectors: TaskVectors, name: str) -> Tensor:
     Raises:
         InputError: It has a NaN or infinite value.
     """
-    dtype = vectors.base.dtype(name)
-    if is_merged(name, dtype):
+    if vectors.base.dtype(name).is_floating_point:
         return vectors.weights(name)
-    if dtype.is_floating_point:
-        return vectors.stack(name)
     return torch.stack([expert[name] for expert in vectors.experts.values()])
 
 

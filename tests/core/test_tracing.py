@@ -6,7 +6,7 @@ from torch import nn
 
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.tracing import (
-    activated_linears,
+    affine_layers,
     arguments_of,
     called_modules,
     is_activation,
@@ -52,8 +52,11 @@ def net():
 
 
 def test_finds_activated_layers_in_order(net):
-    found = activated_linears(net, torch.randn(1, 3))
-    assert found == {"0": net[2], "5": net[6]}
+    found = affine_layers(net, torch.randn(1, 3))
+    assert [(layer.names, layer.activation) for layer in found] == [
+        (("0",), net[2]),
+        (("5",), net[6]),
+    ]
 
 
 def test_visitors_see_inputs_and_may_change_what_follows(net):
@@ -67,8 +70,8 @@ def test_visitors_see_inputs_and_may_change_what_follows(net):
         state["0.bias"].zero_()
 
     run_visiting(net, state, images, {"0": visit_first, "3": lambda x: seen.update({"3": x})})
-    assert torch.equal(seen["0"], images.flatten(0, 1))
-    assert seen["3"].shape == (14, 4)
+    assert torch.equal(seen["0"], images)
+    assert seen["3"].shape == (2, 7, 4)
     assert not seen["3"].any()
     assert net[0].weight.any()
 

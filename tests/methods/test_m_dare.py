@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny_networks import zoo_of
 
 from lightning_merge.core.errors import InputError
 from lightning_merge.methods import Dare, MTies, TaskArithmetic
@@ -32,6 +33,22 @@ def test_rows_are_ranked_as_by_m_ties(layer_inputs, base, make_experts, resource
     assert list(dare.keep_ratios) == list(ties.keep_ratios) == ["fc1.weight", "fc2.weight"]
     if layer_inputs == "base":  # otherwise the merged prefix is another one
         assert all(torch.equal(r, ties.keep_ratios[n]) for n, r in dare.keep_ratios.items())
+
+
+def test_filters_of_convolutions_are_ranked_as_by_m_ties():
+    model, base, experts = zoo_of("mini_resnet", 3)
+    options = {"keep": 0.9, "spread": 0.8, "layer_inputs": "base"}
+    data = {"model": model, "batches": torch.randn(5, 3, 16, 16)}
+    dare = MDare(**options).analyse(base, experts, **data)
+    ties = MTies(**options).analyse(base, experts, **data)
+    assert all(torch.equal(r, ties.keep_ratios[n]) for n, r in dare.keep_ratios.items())
+    plain = MDare(**options | {"spread": 0.0}).analyse(base, experts, **data)
+    for name, tensor in dare.merged.items():
+        same = torch.equal(tensor, plain.merged[name])
+        assert same == (name not in dare.keep_ratios), name
+    whole = MDare(keep=1.0, spread=0.0)(base, experts, **data)
+    for name, tensor in TaskArithmetic(scale=0.3)(base, experts).items():
+        torch.testing.assert_close(whole[name], tensor)
 
 
 def test_entries_are_kept_with_their_rows_probability_and_rescaled(base, net, resources):

@@ -95,36 +95,54 @@ def input_of(model, weights, layer, images):
     model.get_submodule(layer).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     with torch.no_grad():
         model(images)
-    return seen[0].flatten(0, -2)
+    return seen[0]
 
 
-def algorithm_1(model, base, experts, images, layers, keep, spread):
+def pre_activations(model, expert, layer, norm, x):
+    """What one expert makes of a layer's input, samples and positions by nodes."""
+    weight, module = expert[f"{layer}.weight"], model.get_submodule(layer)
+    if weight.dim() == 2:
+        return (x @ weight.T + expert.get(f"{layer}.bias", 0.0)).flatten(0, -2)
+    maps = functional.conv2d(
+        x, weight, expert.get(f"{layer}.bias"), module.stride, module.padding, groups=module.groups
+    )
+    if norm is not None:
+        parts = ("running_mean", "running_var", "weight", "bias")
+        maps = functional.batch_norm(maps, *(expert[f"{norm}.{part}"] for part in parts))
+    return maps.movedim(1, -1).flatten(0, -2)
+
+
+def algorithm_1(model, base, experts, images, layers, keep, spread, norms=None):
     """Algorithm 1 literally: a forward pass per layer, loops over nodes, rows and experts."""
     base, experts = dict(base), [dict(e) for e in experts.values()]
     first_ranked = {f"{layer}.weight": act for layer, act in layers.items()}
+    norms = norms or {}
+    of_ranked = (*layers, *norms.values())
     for name in [n for n in base if n not in first_ranked and base[n].is_floating_point()]:
         vectors = [plainly_trimmed(e[name] - base[name], keep) for e in experts]
         merged = base[name] + elect_and_average(vectors)
-        if name.removesuffix("bias") + "weight" not in first_ranked:
+        if "running" in name:
+            merged = sum(e[name] for e in experts) / len(experts)
+        if name.rpartition(".")[0] not in of_ranked:
             for weights in (base, *experts):
                 weights[name] = merged
-        else:  # the experts' biases enter the node loss before they are merged
+        else:  # the experts' own enter the node loss before they are merged
             base[name] = merged
     for name, activation in first_ranked.items():
         layer = name.removesuffix(".weight")
         x = input_of(model, base, layer, images)
-        hidden = [x @ e[name].T + e.get(f"{layer}.bias", 0.0) for e in experts]
+        hidden = [pre_activations(model, e, layer, norms.get(layer), x) for e in experts]
         merged_output = activation(sum(hidden) / len(hidden))
         ensemble = sum(activation(h) for h in hidden) / len(hidden)
         loss = (merged_output - ensemble).abs().mean(0).tolist()
-        order, update = sorted(range(len(loss)), key=loss.__getitem__), []
+        order = sorted(range(len(loss)), key=lambda j: (loss[j], -j))  # first of equals: highest
+        update = []
         for j in range(len(loss)):
             ratio = keep - spread * (order.index(j) / (len(loss) - 1))
-            count = math.floor(ratio * x.shape[1])
-            update.append(
-                elect_and_average([trim_row((e[name] - base[name])[j], count) for e in experts])
-            )
-        base[name] = base[name] + torch.stack(update)
+            rows = [(e[name] - base[name])[j].flatten() for e in experts]
+            count = math.floor(ratio * len(rows[0]))
+            update.append(elect_and_average([trim_row(row, count) for row in rows]))
+        base[name] = base[name] + torch.stack(update).view_as(base[name])
         for weights in experts:
             weights[name] = base[name]
     return base
@@ -144,6 +162,49 @@ def test_one_pass_equals_algorithm_1_on_vits(build, pattern, activation, make_ex
     want = algorithm_1(model, base, experts, images, layers, keep=0.5, spread=0.4)
     for name, tensor in analysis.merged.items():
         torch.testing.assert_close(tensor, want[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.fixture(params=["resnet", "mini_resnet"])
+def residual(request, monkeypatch):
+    """A ResNet with experts, images, and the BatchNorm behind each convolution before a ReLU."""
+    from tiny_networks import zoo_of
+
+    monkeypatch.setattr("lightning_merge.core.m_loss._CHUNK", 500)  # an image at a time
+    monkeypatch.setattr("lightning_merge.core.task_vectors.TILE", 4000)  # some rows at a time
+    model, base, experts = zoo_of(request.param, 3, torch.float64)
+    layers = [name.removesuffix(".weight") for name in base if name.endswith("conv1.weight")]
+    norms = {layer: layer.replace("conv", "bn") for layer in layers}
+    return model, base, experts, torch.randn(5, 3, 16, 16, dtype=torch.float64), norms
+
+
+def test_one_pass_equals_algorithm_1_on_resnets(residual):
+    """Nodes are channels; each expert's own BatchNorm belongs to them."""
+    model, base, experts, images, norms = residual
+    analysis = MTies(keep=0.6, spread=0.5).analyse(base, experts, model=model, batches=images)
+    assert list(analysis.losses) == [f"{layer}.weight" for layer in norms]
+    acts = dict.fromkeys(norms, functional.relu)
+    want = algorithm_1(model, base, experts, images, acts, 0.6, 0.5, norms)
+    for name, tensor in analysis.merged.items():
+        torch.testing.assert_close(tensor, want[name], rtol=1e-6, atol=1e-7, msg=name)
+
+
+def test_channels_are_compared_at_the_base_s_inputs_where_asked(residual):
+    model, base, experts, images, norms = residual
+    method = MTies(layer_inputs="base")
+    losses = method.analyse(base, experts, model=model, batches=images).losses
+    for layer, norm in norms.items():
+        x = input_of(model, base, layer, images)
+        rows = [pre_activations(model, expert, layer, norm, x) for expert in experts.values()]
+        hidden = torch.stack(rows)
+        loss = (hidden.mean(0).relu() - hidden.relu().mean(0)).abs().mean(0)
+        torch.testing.assert_close(losses[f"{layer}.weight"], loss)
+
+
+def test_a_row_that_no_tile_holds_is_refused(residual, monkeypatch):
+    model, base, experts, images, _ = residual
+    monkeypatch.setattr("lightning_merge.core.task_vectors.TILE", 60)
+    with pytest.raises(InputError, match=r"conv1.weight: 60 entries .* a row of \d+ for all 3"):
+        MTies()(base, experts, model=model, batches=images)
 
 
 def test_one_pass_equals_algorithm_1_without_bias(net, base, make_experts, resources):
