@@ -143,7 +143,7 @@ def _ends(vectors: TaskVectors, name: str, thresholds: list[float], excess: list
 
 
 def row_trim(vectors: TaskVectors, keep_ratios: dict[str, Tensor], other: TileMap) -> TileMap:
-    """The map that trims rows [out, rest] where there are ratios [out], and is `other` elsewhere."""
+    """The map that trims rows [out, rest] where it has ratios [out], and does `other` elsewhere."""
 
     def trim(span: Span, tile: Tensor) -> Tensor:
         if span.name not in keep_ratios:
