@@ -3,6 +3,8 @@
     python benchmarks/methods.py --data-root DATA --group weights --seeds 0
     python benchmarks/methods.py --data-root DATA --group random data networks --seeds 0 1 2
     python benchmarks/methods.py --data-root DATA --own-experts --seeds 0 1 2
+    python benchmarks/methods.py --data-root DATA --methods regmean m_ties --runs runs/students \
+        --config configs/mini/distill_then_merge.yaml -- --model.batch_norm recalibrate
 
 A run that is finished is not repeated, so a stopped one goes on when it is started again.
 """
@@ -20,6 +22,7 @@ from study import own_experts, table
 from lightning_merge.cli.main import main as run
 from lightning_merge.evaluation.results import Results
 
+SUITE = "configs/mini/sml.yaml"
 SCALES = {"scale": [0.05, 0.1, 0.15, 0.2, 0.3]}
 WIDE = {"scale": [0.1, 0.25, 0.5, 1.0, 1.5]}
 SUM = ("TaskArithmetic", {}, SCALES)
@@ -110,12 +113,13 @@ def arguments(
         *("--model.zoo.multi_task_recipe", "configs/mini/multitask.yaml"),
     ]
     return [
-        *("fit", "--config", "configs/mini/sml.yaml", "--config", str(file)),
-        *(own_experts(seed) if given.own_experts else multi_task),
+        *("fit", "--config", given.config, "--config", str(file)),
+        *(multi_task if given.config == SUITE and not given.own_experts else []),
+        *(own_experts(seed) if given.own_experts else []),
         *("--data.root", given.data_root, "--data.unlabelled_images", str(given.images)),
         *("--model.name", "start", "--trainer.max_epochs", "0"),  # nothing is learned
         *("--trainer.default_root_dir", str(place), "--trainer.enable_progress_bar", "false"),
-        *("--seed_everything", str(seed)),
+        *("--seed_everything", str(seed), *given.options),
     ]
 
 
@@ -126,14 +130,22 @@ def main() -> int:
     add("--data-root", required=True, help="the suite's images")
     add("--runs", type=Path, default=Path("runs/methods"), help="folder of the runs")
     add("--group", nargs="+", choices=GROUPS, default=[*GROUPS], help="which methods")
+    known = [row for group in GROUPS.values() for row in group]
+    add("--methods", nargs="+", choices=known, metavar="ROW", help="only these, and behind LwPTV")
+    add("--config", default=SUITE, help="the run whose experts are merged")
     add("--seeds", type=int, nargs="+", default=[0])
     add("--images", type=int, default=512, help="unlabelled held-out images, of all tasks")
     add("--own-experts", action="store_true", help="each seed fine-tunes experts of its own")
     add("--against", help="row from which the others' differences are taken")
+    add("options", nargs="*", help="more options of fit, after --")
     given = parser.parse_args()
+    if given.own_experts and given.config != SUITE:
+        parser.error(f"--own-experts are those of --config {SUITE}")
     found: dict[str, list[Results]] = {}
     for group in given.group:
-        methods = dict(with_lwptv(GROUPS[group]))
+        wanted = {k: v for k, v in GROUPS[group].items() if k in (given.methods or GROUPS[group])}
+        if not (methods := dict(with_lwptv(wanted))):
+            continue
         for seed in given.seeds:
             place = given.runs / group / f"seed{seed}"
             if code := run(arguments(place, methods, seed, given)):
