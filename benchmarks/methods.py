@@ -2,9 +2,7 @@
 
     python benchmarks/methods.py --data-root DATA --group weights --seeds 0
     python benchmarks/methods.py --data-root DATA --group random data networks --seeds 0 1 2
-    python benchmarks/methods.py --data-root DATA --own-experts --seeds 0 1 2
-    python benchmarks/methods.py --data-root DATA --methods regmean m_ties --runs runs/students \
-        --config configs/mini/distill_then_merge.yaml -- --model.batch_norm recalibrate
+    python benchmarks/methods.py --data-root DATA --own-experts --runs runs/own --seeds 0 1 2
 
 A run that is finished is not repeated, so a stopped one goes on when it is started again.
 """
@@ -17,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from study import own_experts, table
+from study import check_against, own_experts, table
 
 from lightning_merge.cli.main import main as run
 from lightning_merge.evaluation.results import Results
@@ -131,22 +129,24 @@ def main() -> int:
     add("--runs", type=Path, default=Path("runs/methods"), help="folder of the runs")
     add("--group", nargs="+", choices=GROUPS, default=[*GROUPS], help="which methods")
     known = [row for group in GROUPS.values() for row in group]
-    add("--methods", nargs="+", choices=known, metavar="ROW", help="only these, and behind LwPTV")
+    add("--methods", nargs="+", choices=known, default=known, metavar="ROW", help="and with LwPTV")
     add("--config", default=SUITE, help="the run whose experts are merged")
     add("--seeds", type=int, nargs="+", default=[0])
     add("--images", type=int, default=512, help="unlabelled held-out images, of all tasks")
-    add("--own-experts", action="store_true", help="each seed fine-tunes experts of its own")
+    add("--own-experts", action="store_true", help="of each seed, without multi_task")
     add("--against", help="row from which the others' differences are taken")
     add("options", nargs="*", help="more options of fit, after --")
     given = parser.parse_args()
     if given.own_experts and given.config != SUITE:
         parser.error(f"--own-experts are those of --config {SUITE}")
+    chosen = {
+        group: dict(with_lwptv({k: v for k, v in GROUPS[group].items() if k in given.methods}))
+        for group in given.group
+    }
+    check_against(parser, given, [row for methods in chosen.values() for row in methods])
     found: dict[str, list[Results]] = {}
-    for group in given.group:
-        wanted = {k: v for k, v in GROUPS[group].items() if k in (given.methods or GROUPS[group])}
-        if not (methods := dict(with_lwptv(wanted))):
-            continue
-        for seed in given.seeds:
+    for group, methods in chosen.items():
+        for seed in given.seeds if methods else []:
             place = given.runs / group / f"seed{seed}"
             if code := run(arguments(place, methods, seed, given)):
                 print(f"{group}, seed {seed}: failed", file=sys.stderr)

@@ -1,7 +1,7 @@
 """Every way to learn coefficients on the mini suite, each with and without LwPTV, in one table.
 
     python benchmarks/study.py --data-root DATA --group forms --seeds 0 1 2
-    python benchmarks/study.py --data-root DATA --group forms --own-experts --against free_layer
+    python benchmarks/study.py --data-root DATA --own-experts --runs runs/study-own
 
 A run that is finished is not repeated, so a stopped study goes on when it is started again, and two
 that share the seeds out may run beside each other.
@@ -11,7 +11,7 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -138,6 +138,17 @@ def table(found: Mapping[str, Sequence[Results]], command: str, against: str | N
     return markdown(aggregate(joined, against) if len(joined) > 1 else joined[0])
 
 
+def check_against(
+    parser: argparse.ArgumentParser, given: argparse.Namespace, rows: Collection[str]
+) -> None:
+    """Refuse --against what is no row, or with one seed, before anything runs."""
+    if given.against is not None and (given.against not in rows or len(given.seeds) < 2):
+        parser.error(
+            f"--against {given.against} --seeds {given.seeds}: give one of {', '.join(rows)}, and "
+            "two seeds or more"
+        )
+
+
 def main() -> int:
     """Run what is not there yet; print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -151,6 +162,7 @@ def main() -> int:
     add("--own-experts", action="store_true", help="each seed fine-tunes experts of its own")
     add("--against", help="variant from which the others' differences are taken")
     given = parser.parse_args()
+    check_against(parser, given, variants(given))
     found: dict[str, list[Results]] = {}
     for seed in given.seeds:
         for name, options in variants(given).items():

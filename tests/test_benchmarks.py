@@ -156,3 +156,14 @@ def test_the_study_masks_before_it_trims():
     given = argparse.Namespace(group=["forms"], lwptv=True)
     words = study.variants(given)["adamerging_layer_pp_lwptv"]
     assert words.index(study.PRUNE[1]) < words.index(study.TRIM[1])
+
+
+@pytest.mark.parametrize("words", [["--against", "sum"], ["--against", "one", "--seeds", "0"]])
+def test_the_study_says_at_once_with_what_it_cannot_compare(words, capsys):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--against")
+    parser.add_argument("--seeds", nargs="+", default=[0, 1])
+    with pytest.raises(SystemExit):
+        study.check_against(parser, parser.parse_args(words), ["one", "two"])
+    assert "give one of one, two, and two seeds or more" in capsys.readouterr().err
+    study.check_against(parser, parser.parse_args(["--against", "one"]), ["one", "two"])

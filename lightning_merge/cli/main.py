@@ -121,8 +121,9 @@ def _command(arguments: list[str]) -> Callable[..., None]:
         from lightning_merge.cli.mergeability import mergeability
 
         return mergeability
-    images = ("--encoder", "--data", "--config", "--help", "--print_config", "-h")
-    if any(argument.startswith(images) for argument in arguments):
+    images = ("--encoder", "--data", "--heads", "--device")
+    every = (*images, "--config", "--print_config", "--help", "-h")
+    if any(argument.startswith(every) for argument in arguments):
         from lightning_merge.cli.merge_images import merge as merge_images
 
         return merge_images

@@ -29,7 +29,7 @@ def merge(
         data: tasks whose held-out images methods that need images may see; of the experts' tasks
             alone.
         heads: file of the tasks' frozen heads, for methods that need them.
-        device: what the network runs on, such as cpu or cuda:1; a GPU, where there is one.
+        device: what the network runs on, such as cpu or cuda:1; a CUDA GPU, where there is one.
         options: see `merge_files`.
     """
     network_device = run_device(device)
@@ -51,6 +51,7 @@ def merge(
         held_out = HeldOut(encoder.to(network_device), data, on_device)
         counts = {task: len(images) for task, images in held_out.images.items()}
         about = {"images": json.dumps(counts), "images_sha256": held_out.digest}
+        about["device"] = str(network_device)
         return held_out.resources(method), about
 
     merge_files(resources=resources, experts=experts, **options)

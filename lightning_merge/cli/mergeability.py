@@ -50,7 +50,7 @@ def mergeability(
             of tasks without an expert.
         layer_inputs: layers are compared at inputs from the "merged" network, the mean of all
             experts, or from the "base".
-        device: what the network runs on, such as cpu or cuda:1; a GPU, where there is one.
+        device: what the network runs on, such as cpu or cuda:1; a CUDA GPU, where there is one.
         output: folder for mergeability.json, nodes.png and pairwise.png.
         overwrite: replace these files if they exist.
 
@@ -70,6 +70,7 @@ def mergeability(
     drawn = data.unlabelled_by_task()
     images = encoder.preprocess.normalize(torch.cat([*drawn.values()]))
     found = measure(weights, opened, encoder.backbone, images, layer_inputs)
+    where = next(encoder.parameters()).device
     console = Console()
     console.width = max(console.width, 100, 20 + 9 * len(experts))  # the terminal may wrap
     for table in tables(found):
@@ -79,11 +80,11 @@ def mergeability(
         origin |= {f"expert/{task}": file_fingerprint(file) for task, file in experts.items()}
         counts = {task: len(part) for task, part in drawn.items()}
         about = {"layer_inputs": layer_inputs, "images": counts, "files": origin}
-        write(found, folder, about)
+        write(found, folder, {**about, "device": str(where)})
     seconds = time.perf_counter() - started
     print(
         f"{folder or 'M-Loss'}: {len(found.layers)} layers of {len(experts)} experts on "
-        f"{len(images)} images in {seconds:.1f} s"
+        f"{len(images)} images in {seconds:.1f} s on {where}"
     )
 
 

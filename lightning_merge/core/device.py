@@ -9,7 +9,7 @@ def run_device(name: str | None = None) -> torch.device:
     """Return a device that tensors can be made on.
 
     Args:
-        name: as torch has it, such as "cpu" or "cuda:1"; a GPU, where there is one, without it.
+        name: as torch has it, such as "cpu" or "cuda:1"; without it a CUDA GPU, where there is one.
 
     Raises:
         InputError: it is unknown, or not there.
@@ -18,7 +18,7 @@ def run_device(name: str | None = None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.zeros(1).to(name).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as fault:
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as fault:
         raise InputError(
             f"device={name!r}: {str(fault).splitlines()[0]}; give cpu, or cuda where there is a GPU"
         ) from fault

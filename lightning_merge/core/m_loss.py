@@ -196,21 +196,23 @@ def affine_node_m_loss(
     layer: AffineLayer,
     inputs: Tensor,
     stacks: Sequence[Mapping[str, Tensor]],
+    activation: Activation,
     reduce: Reduce = "abs",
 ) -> Tensor:
     """Node M-Loss of any affine layer, such as a convolution with BatchNorm behind it.
 
     Args:
-        layer: The modules and what follows them.
+        layer: The modules.
         inputs: The layer's inputs, the same for all experts, [n, ...].
         stacks: The experts' tensors [K, ...] of each module by their names in it.
+        activation: Element-wise non-linearity that follows.
         reduce: As for `node_m_loss`.
 
     Returns:
         Losses of the output features or channels, [d]; tokens and positions are samples.
     """
     losses = [
-        share * node_m_loss(hidden, layer.activation, reduce=reduce)
+        share * node_m_loss(hidden, activation, reduce=reduce)
         for share, hidden in layer.pre_activations(inputs, stacks, _CHUNK)
     ]
     return torch.stack(losses).sum(0)

@@ -217,6 +217,7 @@ def _layer(
 ) -> LayerMergeability:
     """M-Losses of one layer at its inputs, in chunks of them."""
     total: list[Tensor] = []
+    assert layer.activation is not None
     for share, hidden in layer.pre_activations(inputs, stacks, _CHUNK):
         terms = [share * term.double() for term in _chunk_losses(hidden, layer.activation)]
         total = [a + b for a, b in zip(total, terms, strict=True)] if total else terms

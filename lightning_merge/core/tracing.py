@@ -59,12 +59,12 @@ class AffineLayer(NamedTuple):
     Attributes:
         names: Of the modules before the activation, in order.
         modules: These modules; in evaluation their composition is affine in its input.
-        activation: What their output goes into.
+        activation: What their output goes into; None if that is no activation module.
     """
 
     names: tuple[str, ...]
     modules: tuple[nn.Module, ...]
-    activation: Activation
+    activation: Activation | None
 
     @property
     def node_dim(self) -> int:
@@ -106,19 +106,29 @@ class AffineLayer(NamedTuple):
 def affine_layers(model: nn.Module, inputs: Tensor) -> list[AffineLayer]:
     """Find every linear or convolutional module that goes into an activation module.
 
-    BatchNorm in between belongs to the layer, and modules that pass their input on, such as Dropout
-    in evaluation, do not count. Where anything else happens in between, as the addition of a
-    shortcut in a residual block, or another normalisation, there is no such layer.
+    See `affine_chains`; where anything else happens in between, as the addition of a shortcut in a
+    residual block, or another normalisation, there is no such layer.
+    """
+    return [layer for layer in affine_chains(model, inputs) if layer.activation is not None]
+
+
+def affine_chains(model: nn.Module, inputs: Tensor) -> list[AffineLayer]:
+    """Find every linear or convolutional module, and what is behind it.
+
+    BatchNorm behind it belongs to the layer, and modules that pass their input on, such as Dropout
+    in evaluation, do not count. Those that go into a BatchNorm that computes the activation, too,
+    as timm's does, are left out.
 
     Args:
         model: Any network; it comes back unchanged.
         inputs: A small batch that the network accepts, [n, ...].
 
     Returns:
-        The layers in the order of execution.
+        The layers in the order of execution; without activation where no module is one.
     """
     passed: dict[int, tuple[tuple[str, ...], Tensor, int]] = {}
-    found: dict[str, AffineLayer] = {}
+    chains: dict[str, tuple[str, ...]] = {}
+    activations: dict[str, tuple[tuple[str, ...], Activation]] = {}
 
     def known(args: tuple[Any, ...]) -> tuple[str, ...] | None:
         """The modules whose output this is, unless it was changed in place since."""
@@ -127,24 +137,38 @@ def affine_layers(model: nn.Module, inputs: Tensor) -> list[AffineLayer]:
 
     def remember(name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         before = known(args) if isinstance(module, _BatchNorm) else ()
-        if before is not None:
-            passed[id(output)] = ((*before, name), output, output._version)
+        if before is None:
+            return
+        names = (*before, name)
+        passed[id(output)] = (names, output, output._version)
+        if chains.setdefault(names[0], names) == before:
+            chains[names[0]] = names
 
     def look_up(module: nn.Module, args: tuple[Any, ...]) -> None:
         names = known(args)
-        if names and names[0] not in found and is_activation(module):
-            modules = tuple(model.get_submodule(name) for name in names)
-            found[names[0]] = AffineLayer(names, modules, module)
+        if names and names[0] not in activations and is_activation(module, args[0].device):
+            activations[names[0]] = names, module
+
+    def leave_out(_: nn.Module, args: tuple[Any, ...]) -> None:
+        if names := known(args):
+            chains.pop(names[0])
 
     with evaluating(model), ExitStack() as stack:
         for name, module in model.named_modules():
             if _is_affine(module):
                 hook: Callable[..., None] = partial(remember, name)
                 stack.callback(module.register_forward_hook(hook).remove)
+            elif isinstance(module, _BatchNorm):
+                stack.callback(module.register_forward_pre_hook(leave_out).remove)
             elif not [*module.children(), *module.parameters()]:
                 stack.callback(module.register_forward_pre_hook(look_up).remove)
         model(inputs)
-    return list(found.values())
+    found = {name: activations.get(name, (names, None)) for name, names in chains.items()}
+    return [
+        AffineLayer(names, tuple(model.get_submodule(name) for name in names), activation)
+        for names, activation in found.values()
+        if isinstance(model.get_submodule(names[0]), (nn.Linear, _ConvNd))
+    ]
 
 
 def _is_affine(module: nn.Module) -> bool:
@@ -154,16 +178,21 @@ def _is_affine(module: nn.Module) -> bool:
 
 
 def has_rows_of_nodes(module: nn.Module) -> bool:
-    """Whether row j of a module's weight [out, ...] makes output feature or channel j."""
-    return isinstance(module, (nn.Linear, _ConvNd)) and not isinstance(module, _ConvTransposeNd)
+    """Whether row j of a module's weight [out, ...] makes output feature or channel j.
+
+    A weight that is computed from others, as in weight normalisation, has no rows of its own.
+    """
+    stored = dict(module.named_parameters(recurse=False))
+    affine = isinstance(module, (nn.Linear, _ConvNd)) and not isinstance(module, _ConvTransposeNd)
+    return affine and "weight" in stored
 
 
-def is_activation(module: nn.Module) -> bool:
+def is_activation(module: nn.Module, device: torch.device | None = None) -> bool:
     """Whether a module without parameters works entry by entry and is not affine.
 
     So neither Identity nor Dropout nor Softmax is one.
     """
-    probe = torch.linspace(-3.0, 3.0, 13)
+    probe = torch.linspace(-3.0, 3.0, 13, device=device)
     try:
         whole, start = module.forward(probe.clone()), module.forward(probe[:6].clone())
         curvature = whole.diff(n=2).abs().max()  # zero for affine functions on an even grid

@@ -114,7 +114,7 @@ def _difference(results: Results | Aggregate) -> dict[str, dict[str, str]]:
     if isinstance(results, Results) or results.against is None:
         return {}
     cells = {
-        name: f"{100 * row.difference.mean:+.1f} ± {100 * row.difference.std:.1f}"
+        name: f"{round(100 * row.difference.mean, 1) + 0.0:+.1f} ± {100 * row.difference.std:.1f}"
         if row.difference
         else ""
         for name, row in results.candidates.items()
@@ -204,8 +204,8 @@ def _legend(results: Results | Aggregate) -> Iterable[str]:
         yield f"Mean ± sample standard deviation over the seeds {seeds}."
         if results.against is not None:
             yield (
-                f"Above {results.against}: the difference of both averages, taken run by run "
-                "before its mean and deviation."
+                f"Above {results.against}: the difference of both averages over all tasks, taken "
+                "run by run before its mean and deviation."
             )
     yield "Bold: the best merged candidate of a column."
     if results.unseen:

@@ -22,8 +22,9 @@ from lightning_merge.core.names import match_names
 from lightning_merge.core.seeding import generator_for
 from lightning_merge.core.task_vectors import Span, TaskVectors, wide_dtype
 from lightning_merge.core.tracing import (
+    Activation,
     AffineLayer,
-    affine_layers,
+    affine_chains,
     has_rows_of_nodes,
     run_visiting,
     taking,
@@ -131,41 +132,42 @@ class RankedByMLoss(MergeMethod):
         ranking.run(model, images, layers)
         return ranking
 
-    def _choose_layers(self, model: nn.Module, example: Tensor) -> list[AffineLayer]:
+    def _choose_layers(
+        self, model: nn.Module, example: Tensor
+    ) -> list[tuple[AffineLayer, Activation]]:
         """The ranked layers, with their activations."""
         with taking(example):
-            found = {
+            chains = {
                 layer.names[0]: layer
-                for layer in affine_layers(model, example)
+                for layer in affine_chains(model, example)
                 if has_rows_of_nodes(layer.modules[0])
             }
+        found = [name for name, layer in chains.items() if layer.activation is not None]
         if self.layers is None and not found:
             raise InputError(
                 "layers=None: no linear or convolutional layer of the model feeds an activation "
                 "module; name layers, and the activation that follows them"
             )
-        names = list(found)
-        modules = {n: module for n, module in model.named_modules() if has_rows_of_nodes(module)}
-        chosen: dict[str, AffineLayer] = {}
-        for given in names if self.layers is None else self.layers:
-            if isinstance(given, int) and not -len(names) <= given < len(names):
-                raise InputError(f"layers: {given} is none of the {len(names)} layers found")
-            name = names[given] if isinstance(given, int) else given
-            if name not in modules:
+        chosen: dict[str, tuple[AffineLayer, Activation]] = {}
+        for given in found if self.layers is None else self.layers:
+            if isinstance(given, int) and not -len(found) <= given < len(found):
+                raise InputError(f"layers: {given} is none of the {len(found)} layers found")
+            name = found[given] if isinstance(given, int) else given
+            if name not in chains:
                 raise InputError(
-                    f"layers: {name!r} is no linear or convolutional layer of the model, as "
-                    f"{[*modules][:3]} are"
+                    f"layers: {name!r} is no linear or convolutional layer that the model calls, "
+                    f"with a weight of its own and no activation in the BatchNorm behind it, as "
+                    f"{[*chains][:3]} are"
                 )
+            activation = chains[name].activation
             if self.activation is not None:
-                own = found.get(name, AffineLayer((name,), (modules[name],), torch.relu))
-                chosen[name] = own._replace(activation=ACTIVATIONS[self.activation])
-            elif name in found:
-                chosen[name] = found[name]
-            else:
+                activation = ACTIVATIONS[self.activation]
+            if activation is None:
                 raise InputError(
                     f"layers: no activation module follows {name!r}; "
                     f"set activation to one of {', '.join(ACTIVATIONS)}"
                 )
+            chosen[name] = chains[name], activation
         return [*chosen.values()]
 
 
@@ -253,7 +255,12 @@ class _Ranking:
         self._done: set[str] = set()
         self.update = self.method.updating(self.vectors, self.keep_ratios)
 
-    def run(self, model: nn.Module, images: Tensor, layers: Iterable[AffineLayer]) -> None:
+    def run(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        layers: Iterable[tuple[AffineLayer, Activation]],
+    ) -> None:
         """Pass the images through the network once, ranking each layer on the way."""
         first, state = tied_names(model), model.state_dict()
         own = {n: t for n, t in state.items() if t.is_floating_point() and first[n] == n}
@@ -261,15 +268,16 @@ class _Ranking:
         self._stored = {n: matched[first[n]] for n in state if first[n] in matched}
         layout = {matched[name]: (t.dtype, tuple(t.shape)) for name, t in own.items()}
         self._running = InMemory(layout, next(iter(own.values())).device)
-        ranked: dict[str, AffineLayer] = {}  # stored weight to its first layer
-        for layer in layers:
-            ranked.setdefault(self._stored[f"{layer.names[0]}.weight"], layer)
+        ranked: dict[str, tuple[AffineLayer, Activation]] = {}  # stored weight to its first layer
+        for layer, activation in layers:
+            ranked.setdefault(self._stored[f"{layer.names[0]}.weight"], (layer, activation))
         ready = set(layout) - set(ranked) if self.method.layer_inputs == "merged" else set()
         for name in set(layout) - ready:
             self._running.write(name, 0, self.vectors.base[name].reshape(-1))
         self._merge(ready)
         visitors = {
-            layer.names[0]: partial(self._visit, weight, layer) for weight, layer in ranked.items()
+            layer.names[0]: partial(self._visit, weight, layer, activation)
+            for weight, (layer, activation) in ranked.items()
         }
         running = {name: self._running.tensors[matched[name]] for name in own}
         run_visiting(model, running, images, visitors)
@@ -290,14 +298,16 @@ class _Ranking:
             if self._running.tensors[name].dtype == self.vectors.dtype(name)
         }
 
-    def _visit(self, weight: str, layer: AffineLayer, inputs: Tensor) -> None:
+    def _visit(
+        self, weight: str, layer: AffineLayer, activation: Activation, inputs: Tensor
+    ) -> None:
         """Rank the nodes of one layer at its inputs [n, ...]; then merge it in place."""
-        self.losses[weight] = self._node_losses(layer, inputs).cpu()
+        self.losses[weight] = self._node_losses(layer, activation, inputs).cpu()
         self.keep_ratios[weight] = self._ratios(weight, self.losses[weight])
         if self.method.layer_inputs == "merged":
             self._merge([weight])
 
-    def _node_losses(self, layer: AffineLayer, inputs: Tensor) -> Tensor:
+    def _node_losses(self, layer: AffineLayer, activation: Activation, inputs: Tensor) -> Tensor:
         """M-Loss of every output feature or channel, at the widest type of all that takes part."""
         stacks = [
             {
@@ -314,8 +324,8 @@ class _Ranking:
         if len(layer.modules) == 1 and isinstance(layer.modules[0], nn.Linear):
             weights, biases = stacks[0]["weight"], stacks[0].get("bias")
             rows = inputs.flatten(0, -2)
-            return linear_node_m_loss(rows, weights, biases, layer.activation, self.method.reduce)
-        return affine_node_m_loss(layer, inputs, stacks, self.method.reduce)
+            return linear_node_m_loss(rows, weights, biases, activation, self.method.reduce)
+        return affine_node_m_loss(layer, inputs, stacks, activation, self.method.reduce)
 
     def _ratios(self, weight: str, loss: Tensor) -> Tensor:
         keep, spread, order = self.method.keep, self.method.spread, self.method.node_order

@@ -208,3 +208,14 @@ def test_list_shows_all_there_is(run, monkeypatch):
         for name in names:
             assert name in words
             assert name in shown[what].split()
+
+
+def test_a_device_without_images_is_no_use_and_says_so(run, files, tmp_path):
+    chosen = [word for task in TASKS for word in (f"--experts.{task}", files.expert[task])]
+    common = ("merge", "--base", files.base, *chosen, "--output", tmp_path / "o.safetensors")
+    lacking = run(*common, "--method", "MTies", "--device", "cpu")
+    assert lacking.code != 0
+    assert "--encoder" in lacking.err
+    plain = run(*common, "--method", "Average", "--device", "cpu")
+    assert plain.code == 0, plain.err
+    assert "no image is looked at" in plain.out

@@ -12,7 +12,7 @@ def test_a_gpu_is_taken_where_there_is_one():
     assert run_device("cpu") == torch.device("cpu")
 
 
-@pytest.mark.parametrize("name", ["gpu", "meta", "cuda:99"])
+@pytest.mark.parametrize("name", ["gpu", "meta", "cuda:99", "hpu"])
 def test_a_device_that_is_not_there(name):
     with pytest.raises(InputError, match=f"device='{name}': .*; give cpu, or cuda where"):
         run_device(name)

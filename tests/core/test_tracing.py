@@ -135,3 +135,19 @@ def block():
 )
 def test_repeated_blocks(network, blocks):
     assert repeated_blocks(network) == blocks
+
+
+class Leaning(nn.Module):
+    """An activation with a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("slope", torch.tensor([1.5]))
+
+    def forward(self, x):
+        return x * torch.sigmoid(self.slope * x)
+
+
+def test_an_activation_may_have_a_buffer():
+    net = nn.Sequential(nn.Linear(3, 4), Leaning())
+    assert [layer.names for layer in affine_layers(net, torch.randn(2, 3))] == [("0",)]
