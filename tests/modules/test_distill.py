@@ -200,7 +200,7 @@ def test_a_student_comes_to_agree_with_its_teacher(trainer, root, files, tmp_pat
     data = MergeDataModule(str(root), tasks=["reds"], fit_on="train", batch_size=8)
     module = Distill(student, str(tmp_path / "out"), teacher, file, learning_rate=0.01)
     trainer(max_epochs=12).fit(module, datamodule=data)
-    features, _ = base_features(student, data, "reds", "cpu")
+    features, _ = base_features(student, data, "reds")
     found = module.heads["reds"](features).argmax(1)
     expected = module.teacher_logits["reds"].argmax(1)
     assert len(expected.unique()) == 2
