@@ -133,15 +133,15 @@ class TaskVectors:
     def spans(self, name: str) -> Iterator[Span]:
         """The tiles of a tensor: about `TILE` / K entries.
 
-        They are whole rows of the matrix [out, rest]; of tensors [a, b, c] of which one alone is
-        larger than that, such as the fused experts of a layer, of the last dimension.
+        They are whole rows of the matrix [out, rest]; where one alone is larger than that, of the
+        last dimension of tensors [a, b, c], such as fused experts, and [1, ...], such as positions.
         """
         if self._whole and self.numel(name):
             yield Span(name, 0, self.numel(name))
             return
         shape, most = self.base.shape(name), TILE // len(self)
         row = max(1, self.row(name))
-        if row > most and len(shape) == 3:
+        if row > most and (len(shape) == 3 or shape[:1] == (1,)):
             row = max(1, shape[-1])
         size, step = self.numel(name), max(1, most // row) * row
         for start in range(0, size, step):

@@ -117,7 +117,7 @@ def affine_chains(model: nn.Module, inputs: Tensor) -> list[AffineLayer]:
 
     BatchNorm behind it belongs to the layer, and modules that pass their input on, such as Dropout
     in evaluation, do not count. Those that go into a BatchNorm that computes the activation, too,
-    as timm's does, are left out.
+    as timm's does, or that has no statistics of its own, are left out.
 
     Args:
         model: Any network; it comes back unchanged.
@@ -151,7 +151,7 @@ def affine_chains(model: nn.Module, inputs: Tensor) -> list[AffineLayer]:
 
     def leave_out(_: nn.Module, args: tuple[Any, ...]) -> None:
         if names := known(args):
-            chains.pop(names[0])
+            chains.pop(names[0], None)
 
     with evaluating(model), ExitStack() as stack:
         for name, module in model.named_modules():
@@ -167,7 +167,6 @@ def affine_chains(model: nn.Module, inputs: Tensor) -> list[AffineLayer]:
     return [
         AffineLayer(names, tuple(model.get_submodule(name) for name in names), activation)
         for names, activation in found.values()
-        if isinstance(model.get_submodule(names[0]), (nn.Linear, _ConvNd))
     ]
 
 

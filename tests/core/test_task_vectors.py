@@ -93,3 +93,22 @@ def test_zeroed_tensors_are_not_read(base):
     assert not view.is_zero("double")
     with pytest.raises(InputError, match="half"):
         TaskVectors(base, {"a": broken}).read(Span("half", 0, 2))
+
+
+@pytest.mark.parametrize(
+    ("shape", "step"),
+    [
+        ((6, 2, 2, 2), 24),  # three filters
+        ((6, 5, 5, 5), 125),  # a filter that is larger than a tile
+        ((6, 20, 4), 28),  # fused experts
+        ((1, 20, 2, 3), 30),  # positions
+        ((2, 40), 40),
+    ],
+)
+def test_tiles_are_rows_of_the_matrix_where_those_are_small(shape, step, monkeypatch):
+    monkeypatch.setattr(task_vectors, "TILE", 60)
+    base = {"w": torch.zeros(shape)}
+    vectors = TaskVectors(base, {"a": base, "b": base})
+    first, *others = vectors.spans("w")
+    assert (first.start, first.stop) == (0, step)
+    assert sum(s.stop - s.start for s in (first, *others)) == base["w"].numel()

@@ -27,7 +27,7 @@ def fit(trainer, encoder, zoo, data, *, ckpt_path=None, options=None, **settings
 
 def coefficients(module):
     with torch.no_grad():
-        return module.coefficients()
+        return module.coefficients().cpu()
 
 
 def expert_logits(files, task, images):
