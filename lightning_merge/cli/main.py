@@ -1,6 +1,7 @@
 """Send each command to what runs it, and turn bad input into one clear message."""
 
 import logging
+import os
 import re
 import sys
 import warnings
@@ -8,12 +9,16 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import TextIO
 
 import yaml
 
-from lightning_merge.core.errors import InputError
+from lightning_merge.core.errors import InputError, InputWarning
 
 LIGHTNING = ("fit", "validate", "test", "predict")
+
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+"""Variables in which launchers tell a process its number."""
 
 NOISE = (
     "LightningCLI's args parameter is intended",
@@ -42,6 +47,7 @@ def main(arguments: list[str]) -> int:
     """
     for message in NOISE:
         warnings.filterwarnings("ignore", message)
+    _print_input_warnings()
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "litlogger" not in record.getMessage()
     )
@@ -58,6 +64,32 @@ def main(arguments: list[str]) -> int:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130
     return 0
+
+
+def _print_input_warnings() -> None:
+    """Print an InputWarning as one line, each message once; other warnings as Python does.
+
+    Of several processes the first one prints.
+    """
+    others, told = warnings.showwarning, set[str]()
+    first = all(os.environ.get(rank, "0") == "0" for rank in RANKS)
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if not issubclass(category, InputWarning):
+            others(message, category, filename, lineno, file, line)
+        elif first and str(message) not in told:
+            told.add(str(message))
+            print(f"warning: {message}", file=file or sys.stderr)
+
+    warnings.filterwarnings("always", category=InputWarning)
+    warnings.showwarning = show
 
 
 def _check_configs(arguments: list[str]) -> None:

@@ -1,4 +1,6 @@
-"""The one exception for input that a user can mend."""
+"""What a user is told: the one exception for input to mend, and the one warning to know of."""
+
+import warnings
 
 
 class InputError(ValueError):
@@ -6,3 +8,19 @@ class InputError(ValueError):
 
     The command line prints the message alone and exits with code 2.
     """
+
+
+class InputWarning(UserWarning):
+    """Input that is taken, but perhaps not as it was meant; the message says how it is taken.
+
+    The command line prints the message alone, each one once.
+    """
+
+
+def warn(message: str) -> None:
+    """Tell of input that is taken, but perhaps not as it was meant.
+
+    Args:
+        message: names the argument, its value, how it is taken and what to do otherwise.
+    """
+    warnings.warn(message, InputWarning, stacklevel=2)

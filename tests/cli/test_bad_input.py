@@ -303,3 +303,19 @@ def test_the_program_exits_with_2(command, tmp_path):
 
 def test_list_of_something_unknown(run):
     expect_refusal(run("list", "--what", "colours"), "colours")
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_what_is_taken_otherwise_than_meant_is_told_once(run, monkeypatch, rank):
+    from lightning_merge.cli import main as command
+    from lightning_merge.core.errors import warn
+
+    def work(arguments):
+        for message in ("first", "second", "first"):
+            warn(message)
+
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    monkeypatch.setattr(command, "_run", work)
+    result = run("list")
+    assert result.code == 0
+    assert result.err == ("warning: first\nwarning: second\n" if rank == "0" else "")
