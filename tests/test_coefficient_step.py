@@ -39,16 +39,18 @@ def test_the_gradient_is_the_slope_of_the_loss():
 
 
 def test_operations_are_those_of_the_products():
-    """Twice as many in backward as in forward, but for the first layer: images need no gradient."""
+    """Twice as many in backward as in forward; images and heads need no gradient.
+
+    Attention is counted by some versions of torch.
+    """
     _, operations = bench.measure_times(TINY, repeat=1)
     images, tokens, width = 3 * 2, 50, 64
     patches = images * 49 * 3 * 32 * 32 * width
     blocks = TINY.depth * images * tokens * 12 * width * width
     attention = TINY.depth * images * 2 * tokens * tokens * width
-    heads = images * (width * 512 + 512 * bench.CLASSES)
-    expected = 2 * (2 * patches + 3 * (blocks + heads))
-    assert expected <= operations * 1.001
-    assert operations <= expected + 2 * 4 * attention + 2 * images * 512 * bench.CLASSES
+    projection, heads = images * width * 512, images * 512 * bench.CLASSES
+    expected = 2 * (2 * patches + 3 * (blocks + projection) + 2 * heads)
+    assert expected <= operations <= expected + 2 * 4 * attention
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -10,6 +10,13 @@ from lightning_merge.models.encoder import Encoder
 from lightning_merge.models.preprocess import Preprocess
 
 
+FEWEST_LAST = 8
+"""Channels from which on images are channels-last.
+
+With fewer, the backward pass of torch 2.14 writes past the end of its memory on a CPU with AVX2.
+"""
+
+
 class Stem(nn.Conv2d):
     """A first convolution after which all run on channels-last images, half as fast again."""
 
@@ -57,7 +64,8 @@ class MiniResNet(Encoder):
             stem_width=channels[0] // 2,
             num_classes=0,
         )
-        backbone.conv1 = Stem(3, channels[0], 3, padding=1, bias=False)
+        stem = Stem if min(channels) >= FEWEST_LAST else nn.Conv2d
+        backbone.conv1 = stem(3, channels[0], 3, padding=1, bias=False)
         nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
         backbone.maxpool = nn.Identity()
         preprocess = Preprocess(size=image_size, mean=(0.45, 0.44, 0.41), std=(0.26, 0.25, 0.27))
