@@ -21,6 +21,7 @@ from lightning_merge.data.dataset import Batch, TaskImages, Unlabelled, loader
 from lightning_merge.data.division import PARTS, TRANSDUCTIVE, Division, split_of
 from lightning_merge.data.fit_loaders import Drawn, fit_loaders
 from lightning_merge.data.options import at_least, checked_names, checked_unseen, fraction, one_of
+from lightning_merge.data.resume import Position
 from lightning_merge.data.source import open_source
 from lightning_merge.models.preprocess import Preprocess
 
@@ -341,6 +342,7 @@ class MergeDataModule(LightningDataModule):
             seed=self.ranks.gather(torch.initial_seed())[0],
             num_workers=self.num_workers,
             ranks=self.ranks,
+            position=Position.of(self.trainer),
         )
 
     def evaluation_loaders(self, part: str) -> list[DataLoader[Batch]]:

@@ -12,6 +12,7 @@ from lightning_merge.core.ranks import ALONE, Ranks
 from lightning_merge.core.seeding import generator_for
 from lightning_merge.data.examples import Examples
 from lightning_merge.data.progress import progress
+from lightning_merge.data.resume import START, Position
 from lightning_merge.models.preprocess import Preprocess
 
 
@@ -141,11 +142,12 @@ class SeededOrder(Sampler[int]):
 
     def __init__(self, positions: Tensor, seed: int, name: str) -> None:
         self.positions, self.seed, self.name = positions, seed, name
-        self.set_epoch(0)
+        self.epoch = self.round = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Start an epoch; rounds within it are counted."""
-        self.epoch, self.round = epoch, 0
+        """Start an epoch, unless it is the one that runs; rounds within it are counted."""
+        if epoch != self.epoch:
+            self.epoch, self.round = epoch, 0
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -186,20 +188,30 @@ class Shares(DistributedSampler[list[int]]):
         )
         self.order = order
         self.batches = BatchSampler(order, batch_size, drop_last)
+        self._taken = 0
 
     def __len__(self) -> int:
         total, processes = len(self.batches), self.num_replicas
         return total // processes if self.drop_last else -(-total // processes)
 
     def __iter__(self) -> Iterator[list[int]]:
+        taken, self._taken = self._taken, 0
         own = islice(self.batches, self.rank, None, self.num_replicas)
-        for _ in range(len(self)):
+        own = islice(own, taken, None)
+        for _ in range(len(self) - taken):
             yield next(own, [])
 
     def set_epoch(self, epoch: int) -> None:
-        """Start an epoch of the order."""
+        """Start an epoch of the order, unless it is the one that runs."""
         if isinstance(self.order, SeededOrder):
             self.order.set_epoch(epoch)
+
+    def go_on(self, position: Position) -> None:
+        """Leave out what was taken of an epoch, round by round, when iteration begins."""
+        self.set_epoch(position.epoch)
+        rounds, self._taken = divmod(position.taken, max(1, len(self)))
+        if isinstance(self.order, SeededOrder):
+            self.order.round = rounds
 
 
 def already_collated(batch: Any) -> Any:
@@ -215,6 +227,7 @@ def loader(
     order: Sampler[int] | None = None,
     drop_last: bool = False,
     ranks: Ranks = ALONE,
+    position: Position = START,
 ) -> DataLoader[Batch]:
     """Return a loader of Batch tuples; images kept in memory need no worker processes.
 
@@ -225,12 +238,15 @@ def loader(
         order: of the positions; theirs without.
         drop_last: leave out what is not a full batch for every process.
         ranks: the processes that share the images, see `Shares`.
+        position: where to start.
     """
     workers = 0 if images.cache else num_workers
+    shares = Shares(order or range(len(images)), batch_size, ranks, drop_last=drop_last)
+    shares.go_on(position)
     return DataLoader(
         images,
         batch_size=None,  # an item of the sampler is a batch
-        sampler=Shares(order or range(len(images)), batch_size, ranks, drop_last=drop_last),
+        sampler=shares,
         num_workers=workers,
         collate_fn=already_collated,
         persistent_workers=workers > 0,

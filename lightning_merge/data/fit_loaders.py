@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_merge.core.ranks import ALONE, Ranks
 from lightning_merge.data.dataset import SeededOrder, TaskImages, Unlabelled, loader
+from lightning_merge.data.resume import START, Position
 
 
 class Drawn(NamedTuple):
@@ -30,6 +31,7 @@ def fit_loaders(
     seed: int,
     num_workers: int,
     ranks: Ranks,
+    position: Position = START,
 ) -> CombinedLoader:
     """Return one loader per task; an epoch ends with the longest, the others start over.
 
@@ -42,6 +44,7 @@ def fit_loaders(
         num_workers: see `loader`.
         ranks: the processes that divide the images of an epoch; those of a task with fewer
             images than processes go to all.
+        position: where to start.
     """
     total = sum(len(drawn.positions) for drawn in tasks.values())
     loaders = {}
@@ -59,5 +62,6 @@ def fit_loaders(
             order=SeededOrder(positions, seed, task),
             drop_last=True,
             ranks=sharing,
+            position=position,
         )
     return CombinedLoader(loaders, "max_size_cycle")

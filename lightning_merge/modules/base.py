@@ -13,6 +13,7 @@ from lightning_merge.core.errors import InputError
 from lightning_merge.core.ranks import Ranks
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.data.dataset import Batch
+from lightning_merge.data.resume import count_epochs, leave_open
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.models.heads import Head, load_heads
 from lightning_merge.models.preprocess import Preprocess
@@ -134,6 +135,11 @@ class TaskModule(LightningModule):
         with self.ranks.agreed():
             self.check(self.trainer, self.data.seen, stage)
             self.prepare(stage)
+        count_epochs(self.trainer)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let an epoch that was cut short go on where it ended."""
+        leave_open(self.trainer, checkpoint)
 
     def prepare(self, stage: str) -> None:
         """Make one accuracy per task and part of the data; a subclass adds what it needs.

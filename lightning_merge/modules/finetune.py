@@ -36,10 +36,10 @@ class FineTune(TaskModule):
     change is in the encoder and can be merged. Without, a linear head per task is trained
     along and dropped: the way to pretrain a base.
 
-    A run that goes on from a checkpoint of an epoch's end, on as many processes, ends with the
-    same weights to the bit as one without a break, if the encoder draws no random numbers
-    (dropout). N processes train as one does with N times the batch size. With FSDP the network
-    is sharded over them, and the output is whole.
+    A run that goes on from a checkpoint, on as many processes, ends with the same weights to the
+    bit as one without a break, if the encoder draws no random numbers (dropout). N processes train
+    as one does with N times the batch size. With FSDP the network is sharded over them, and the
+    output is whole.
 
     Args:
         encoder: network to train.
@@ -241,7 +241,7 @@ class FineTune(TaskModule):
             "batch_size": self.data.batch_size,
             "sampling": self.data.sampling,
             "processes": self.ranks.size,
-            "epochs": self.trainer.current_epoch,
+            "epochs": self.trainer.fit_loop.epoch_progress.total.ready,
             "steps": self.trainer.global_step,
         }
 
