@@ -1,10 +1,14 @@
 """The task table: one row per task; nothing else in the code knows a task by name."""
 
 import re
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
+
+from lightning_merge.data import class_names
 
 Words = Mapping[str, str]
 
@@ -62,6 +66,10 @@ class TaskSpec:
         templates: prompts of zero-shot heads, with {} where a class goes.
         words: class name (a number without leading zeros) -> its words in a prompt, where
             `word` does not find them by itself.
+        names: class names in the order of the full data set's labels, which is also that of the
+            rows of published heads.
+        prompt_names: the same classes in the words of published prompts, where they are others.
+        lead: regular expression of what the data set puts in front of a class name.
         torchvision: the layout that source "torchvision" reads.
         hub: the layout that source "huggingface" reads.
         aliases: other names of the task.
@@ -74,6 +82,9 @@ class TaskSpec:
     mirror: bool = False
     templates: tuple[str, ...] = ("a photo of a {}.",)
     words: Words = field(default_factory=dict)
+    names: tuple[str, ...] = ()
+    prompt_names: tuple[str, ...] = ()
+    lead: str = r"/\w/|\d+[_ .](?=\D)"
     torchvision: TorchvisionLayout | None = None
     hub: HubLayout = field(default_factory=HubLayout)
     aliases: tuple[str, ...] = ()
@@ -82,14 +93,15 @@ class TaskSpec:
     def word(self, label: str) -> str:
         """Return the words of a prompt for a class name as folders and data sets spell it.
 
-        "0 - zero" and "00" are the number 0; "/a/abbey", "008_Aston_Martin" and "SeaLake" lose
-        what no reader would say.
+        "0 - zero" and "00" are the number 0; "/a/abbey" (and SUN397's "a_abbey"),
+        "008_Aston_Martin" and "SeaLake" lose what no reader would say.
         """
+        label = _composed(label)
         if number := re.fullmatch(r"(\d+)(?: - .*)?", label):
             label = str(int(number[1]))
         if label in self.words:
             return self.words[label]
-        spoken = re.sub(r"^/\w/|^\d+[_ .](?=\D)", "", label)
+        spoken = label[match.end() :] if (match := re.match(self.lead, label)) else label
         if re.fullmatch(r"[A-Za-z]+", spoken):
             spoken = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", spoken).lower()
         return re.sub(r"[_/ ]+", " ", spoken).strip()
@@ -97,6 +109,40 @@ class TaskSpec:
     def prompts(self, classes: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return the words of the classes, and the templates, for zero-shot heads."""
         return tuple(map(self.word, classes)), self.templates
+
+    def rows(self, stored: Sequence[str], wanted: Sequence[str]) -> list[int] | None:
+        """Return where each wanted class stands among the stored ones.
+
+        Names that differ in their Unicode form only are equal, and so are whole numbers that
+        differ in leading zeros. Classes of the table are also known as torchvision, the Hub,
+        folders and published prompts spell them: "/a/abbey", "a_abbey" and "abbey".
+
+        Args:
+            stored: class names of a head.
+            wanted: class names of the data.
+
+        Returns:
+            Positions in `stored`, one for each name in `wanted`; None where the classes are others.
+        """
+        kinds: tuple[Callable[[str], Any], ...] = (_composed, _number, self.identity)
+        for kind in kinds:
+            places = {kind(name): place for place, name in enumerate(stored)}
+            order = [kind(name) for name in wanted]
+            if len(places) == len(stored) == len(set(order)) and set(order) == set(places):
+                return [places[name] for name in order]
+        return None
+
+    def identity(self, label: str) -> str | int:
+        """Return what all spellings of a class have in common: its number, or the name itself."""
+        label = _number(label)
+        spellings = (_letters(label), _letters(self.word(label)))
+        return next((self._known[text] for text in spellings if text in self._known), label)
+
+    @cached_property
+    def _known(self) -> dict[str, int]:
+        """Spelling -> number of the class, for all classes of the table."""
+        lists = (self.names, self.prompt_names, tuple(map(self.word, self.names)))
+        return {_letters(name): number for names in lists for number, name in enumerate(names)}
 
     @property
     def summary(self) -> str:
@@ -110,67 +156,33 @@ class TaskSpec:
         return f"{self.title or self.name}, {number}; from {', '.join(sources)}"
 
 
+def _composed(name: str) -> str:
+    """Return a name in Unicode's composed form; macOS gives those of folders in the other one."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _number(name: str) -> str:
+    """Return a whole number without leading zeros; any other name as it is."""
+    name = _composed(name)
+    return str(int(name)) if re.fullmatch(r"[0-9]+", name) else name
+
+
+def _letters(name: str) -> str:
+    """Return the letters and digits of a name."""
+    return re.sub(r"[\W_]", "", name.casefold())
+
+
 _TRAIN_TEST: dict[str, Any] = {"train": ({"split": "train"},), "test": ({"split": "test"},)}
 _IDX: dict[str, Any] = {"train": ({"train": True},), "test": ({"train": False},)}
 _DIGIT = ('a photo of the number: "{}".',)
 
-_EUROSAT_WORDS = {
-    "AnnualCrop": "annual crop land",
-    "HerbaceousVegetation": "brushland or shrubland",
-    "Highway": "highway or road",
-    "Industrial": "industrial or commercial buildings",
-    "Pasture": "pasture land",
-    "PermanentCrop": "permanent crop land",
-    "Residential": "residential buildings or homes",
-    "SeaLake": "lake or sea",
-}
-
-_FASHION = ("t-shirt or top", "pair of trousers", "pullover", "dress", "coat", "sandal", "shirt",
-            "sneaker", "bag", "ankle boot")  # fmt: skip
-
-_SIGNS = (
-    *(f"red and white circle with {n}: speed limit {n} km/h" for n in (20, 30, 50, 60, 70, 80)),
-    "crossed out grey 80: end of the speed limit 80 km/h",
-    *(f"red and white circle with {n}: speed limit {n} km/h" for n in (100, 120)),
-    "red and white circle with two cars: no overtaking",
-    "red and white circle with a truck and a car: no overtaking by trucks",
-    "red and white triangle with a crossing: right of way at the next junction",
-    "yellow and white diamond: priority road",
-    "red and white triangle pointing down: give way",
-    "red octagon: stop",
-    "empty red and white circle: no vehicles",
-    "red and white circle with a truck: no trucks",
-    "red circle with a white bar: no entry",
-    "red and white triangle with an exclamation mark: danger",
-    "red and white triangle with a curve to the left: bend to the left",
-    "red and white triangle with a curve to the right: bend to the right",
-    "red and white triangle with a winding arrow: double bend",
-    "red and white triangle with two bumps: uneven road",
-    "red and white triangle with a skidding car: slippery road",
-    "red and white triangle with converging lines: road narrows on the right",
-    "red and white triangle with a digging person: road works",
-    "red and white triangle with three lights: traffic lights ahead",
-    "red and white triangle with a walking person: pedestrians",
-    "red and white triangle with two children: children crossing",
-    "red and white triangle with a bicycle: cyclists crossing",
-    "red and white triangle with a snowflake: ice or snow",
-    "red and white triangle with a leaping deer: wild animals",
-    "white circle with grey stripes: end of all limits",
-    "blue circle with a bent arrow: turn right ahead",
-    "blue circle with a bent arrow: turn left ahead",
-    "blue circle with an arrow up: straight ahead only",
-    "blue circle with two arrows: straight ahead or right",
-    "blue circle with two arrows: straight ahead or left",
-    "blue circle with an arrow down to the right: keep right",
-    "blue circle with an arrow down to the left: keep left",
-    "blue circle with three turning arrows: roundabout",
-    "white circle with grey cars crossed out: end of no overtaking",
-    "white circle with a grey truck crossed out: end of no overtaking by trucks",
-)
-
 
 def _numbered(words: Sequence[str]) -> dict[str, str]:
     return {str(number): word for number, word in enumerate(words)}
+
+
+def _numbers(count: int) -> tuple[str, ...]:
+    return tuple(map(str, range(count)))
 
 
 _ROWS = (
@@ -180,6 +192,8 @@ _ROWS = (
         classes=397,
         mirror=True,
         templates=("a photo of a {}.", "a photo of the {}."),
+        names=class_names.SUN397,
+        lead=r"/?(\w)[/_](?=\1)|/\w/",
         torchvision=TorchvisionLayout("SUN397", test_share=0.5),
         hub=HubLayout("tanganke/sun397"),
         obtain="SUN397 can no longer be fetched through torchvision: ask Princeton's vision group "
@@ -192,6 +206,7 @@ _ROWS = (
         classes=196,
         mirror=True,
         templates=("a photo of a {}.", "a photo of the {}.", "a photo of my {}, a car."),
+        names=class_names.CARS,
         torchvision=TorchvisionLayout("StanfordCars", **_TRAIN_TEST),
         hub=HubLayout("tanganke/stanford_cars"),
         aliases=("stanford_cars", "stanford-cars"),
@@ -211,6 +226,7 @@ _ROWS = (
             "aerial photo of a {}.",
             "aerial view of the {}.",
         ),
+        names=class_names.RESISC45,
         torchvision=TorchvisionLayout("ImageFolder", folder="NWPU-RESISC45", test_share=0.2),
         hub=HubLayout("tanganke/resisc45"),
         aliases=("resisc",),
@@ -227,7 +243,9 @@ _ROWS = (
             "a centered satellite photo of a {}.",
             "a centered satellite photo of the {}.",
         ),
-        words=_EUROSAT_WORDS,
+        words=class_names.EUROSAT_WORDS,
+        names=class_names.EUROSAT,
+        prompt_names=class_names.EUROSAT_PROMPTS,
         torchvision=TorchvisionLayout("EuroSAT", test_share=0.1),
         hub=HubLayout("tanganke/eurosat"),
         obtain="torchvision.datasets.EuroSAT(root, download=True) fetches it to "
@@ -238,6 +256,8 @@ _ROWS = (
         title="SVHN",
         classes=10,
         templates=_DIGIT,
+        names=_numbers(10),
+        prompt_names=class_names.DIGITS,
         torchvision=TorchvisionLayout("SVHN", **_TRAIN_TEST),
         hub=HubLayout("ufldl-stanford/svhn", config="cropped_digits"),
         obtain="torchvision.datasets.SVHN(root, split, download=True) fetches train_32x32.mat and "
@@ -252,7 +272,9 @@ _ROWS = (
             "a centered photo of a traffic sign, {}.",
             "a close up photo of a traffic sign, {}.",
         ),
-        words=_numbered(_SIGNS),
+        words=_numbered(class_names.GTSRB_WORDS),
+        names=_numbers(43),
+        prompt_names=class_names.GTSRB_PROMPTS,
         torchvision=TorchvisionLayout("GTSRB", **_TRAIN_TEST),
         hub=HubLayout("tanganke/gtsrb"),
         obtain="torchvision.datasets.GTSRB(root, split, download=True) fetches it to "
@@ -263,6 +285,8 @@ _ROWS = (
         title="MNIST",
         classes=10,
         templates=_DIGIT,
+        names=_numbers(10),
+        prompt_names=class_names.DIGITS,
         torchvision=TorchvisionLayout("MNIST", **_IDX),
         hub=HubLayout("ylecun/mnist"),
         obtain="torchvision.datasets.MNIST(root, download=True) fetches the four idx files to "
@@ -280,6 +304,7 @@ _ROWS = (
             "a photo of the {} texture.",
             "a photo of the {} pattern.",
         ),
+        names=class_names.DTD,
         torchvision=TorchvisionLayout(
             "DTD", train=({"split": "train"}, {"split": "val"}), test=({"split": "test"},)
         ),
@@ -293,6 +318,7 @@ _ROWS = (
         classes=10,
         mirror=True,
         templates=("a photo of a {}.", "a blurry photo of a {}.", "a photo of the small {}."),
+        names=class_names.CIFAR10,
         torchvision=TorchvisionLayout("CIFAR10", **_IDX),
         hub=HubLayout("uoft-cs/cifar10", image="img"),
         obtain="torchvision.datasets.CIFAR10(root, download=True) fetches it to "
@@ -304,7 +330,9 @@ _ROWS = (
         classes=10,
         mirror=True,
         templates=("a photo of a {}.", "a grey photo of a {} on black ground."),
-        words=_numbered(_FASHION),
+        words=_numbered(class_names.FASHION_MNIST_WORDS),
+        names=_numbers(10),
+        prompt_names=class_names.FASHION_MNIST,
         torchvision=TorchvisionLayout("FashionMNIST", **_IDX),
         hub=HubLayout("zalando-datasets/fashion_mnist"),
         obtain="torchvision.datasets.FashionMNIST(root, download=True) fetches the four idx files "

@@ -39,6 +39,12 @@ def test_every_row_is_whole(spec):
         ("eurosat", "annual crop land", "annual crop land"),
         ("sun397", "/a/abbey", "abbey"),
         ("sun397", "/a/apse/indoor", "apse indoor"),
+        ("sun397", "a_abbey", "abbey"),
+        ("sun397", "abbey", "abbey"),
+        ("sun397", "c_church_indoor", "church indoor"),
+        ("sun397", "b_bow_window_indoor", "bow window indoor"),
+        ("my_clothes", "t_shirt", "t shirt"),
+        ("my_clothes", "x_xylophone", "x xylophone"),
         ("sun397", "baseball_field", "baseball field"),
         ("cars", "008_Aston_Martin_V8_Vantage_Convertible_2012",
          "Aston Martin V8 Vantage Convertible 2012"),
@@ -53,6 +59,46 @@ def test_every_row_is_whole(spec):
 )  # fmt: skip
 def test_a_class_becomes_words(task, label, word):
     assert task_spec(task).word(label) == word
+
+
+@pytest.mark.parametrize("form", ["/{0}/{1}", "{0}_{1}", "{0}/{1}", "{1}"])
+@pytest.mark.parametrize("space", ["_", "/"])
+def test_all_of_sun397_has_the_same_words_in_every_spelling(form, space):
+    spec = task_spec("sun397")
+    labels = [form.format(name[0], name.replace(" ", space)) for name in spec.names]
+    assert [spec.word(label) for label in labels] == list(spec.names)
+    assert spec.rows(spec.names, labels) == list(range(397))
+
+
+@pytest.mark.parametrize("spec", TASKS.values(), ids=TASKS)
+def test_names_of_a_row_are_all_its_classes(spec):
+    assert len(spec.names) == spec.classes
+    assert len(spec.prompt_names) in (0, spec.classes)
+    words = [spec.word(name) for name in spec.names]
+    for spelling in (spec.names, spec.prompt_names, words):
+        assert [spec.identity(name) for name in spelling] == list(range(len(spelling)))
+
+
+def test_names_in_alphabetical_order_are_those_of_folders():
+    """As torchvision and the publishers number them; cars follow the devkit."""
+    for task in ("sun397", "resisc45", "eurosat", "dtd", "cifar10"):
+        assert list(task_spec(task).names) == sorted(task_spec(task).names)
+    cars = task_spec("cars").names
+    assert (cars[0], cars[5], cars[-1]) == (
+        "AM General Hummer SUV 2000",
+        "Acura Integra Type R 2001",
+        "smart fortwo Convertible 2012",
+    )
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("task", ["cars", "dtd", "eurosat", "gtsrb", "cifar10", "mnist"])
+def test_folders_of_real_data_are_known(shared, task):
+    found = sorted(place.name for place in (shared / "data" / task / "test").iterdir())
+    numbers = [task_spec(task).identity(name) for name in found]
+    assert all(isinstance(number, int) for number in numbers)
+    if task == "cars":  # the folders' numbers count from 1
+        assert numbers == [int(name[:3]) - 1 for name in found]
 
 
 def test_mirroring_spares_what_is_read():
