@@ -32,7 +32,8 @@ from lightning_merge.core.task_vectors import TaskVectors
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.methods import Average, TaskArithmetic
 from lightning_merge.methods.base import MergeMethod
-from lightning_merge.models import Encoder, Head, MiniViT, load_heads
+from lightning_merge.models import Encoder, Head, MiniViT
+from lightning_merge.modules.heads import fitting_heads
 
 TASKS = ("sun397", "cars", "resisc45", "eurosat", "svhn", "gtsrb", "mnist", "dtd")
 METHODS: dict[str, MergeMethod] = {
@@ -245,7 +246,8 @@ def open_suite(given: argparse.Namespace) -> Suite:
     data.preprocess = encoder.preprocess
     data.load()
     experts = {task: open_checkpoint(given.experts.format(task=task)) for task in given.tasks}
-    return Suite(open_checkpoint(given.base), experts, encoder, load_heads(given.heads), data)
+    heads = fitting_heads(given.heads, data, encoder)
+    return Suite(open_checkpoint(given.base), experts, encoder, heads, data)
 
 
 def main() -> int:

@@ -26,6 +26,7 @@ from lightning_merge.methods.base import MergeMethod, Method, brief
 from lightning_merge.methods.network import NetworkMethod, as_they_are, save_network
 from lightning_merge.methods.parts import hyperparameters, seeded, with_values
 from lightning_merge.modules.coefficients import CoefficientModule
+from lightning_merge.modules.heads import heads_hash
 
 
 class Made(NamedTuple):
@@ -167,7 +168,7 @@ class MergeCallback(CheckedCallback):
         if self.method.needs != "nothing":
             inputs["images"] = module.held_out.digest
         if self.method.needs.endswith("heads"):
-            inputs["heads"] = file_hash(module.zoo.heads)
+            inputs["heads"] = heads_hash(module.zoo.heads, tuple(module.experts))
         return {
             what: self._merge_variant(module, what, seeded(variant, run_seed()), given, inputs)
             for what, variant in self.variants().items()

@@ -21,6 +21,8 @@ from lightning_merge.modules.make_heads import make_heads
 from lightning_merge.modules.zoo import Zoo
 
 TASKS = {"reds": ("dark", "bright"), "shapes": ("bar", "box", "dot")}
+CLASSES = {task: sorted(names) for task, names in TASKS.items()}
+"""In the order of folders, and so of labels."""
 ENCODER = {
     "image_size": 8,
     "width": 16,

@@ -8,8 +8,7 @@ from lightning_merge.core.device import run_device
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.methods.base import MergeMethod, Resources
 from lightning_merge.models.encoder import Encoder
-from lightning_merge.models.heads import load_heads
-from lightning_merge.modules.base import fitting_heads
+from lightning_merge.modules.heads import HeadFiles, fitting_heads, open_heads
 from lightning_merge.modules.held_out import HeldOut
 
 
@@ -17,7 +16,7 @@ def merge(
     experts: dict[str, str],
     encoder: Encoder | None = None,
     data: MergeDataModule | None = None,
-    heads: str | None = None,
+    heads: HeadFiles | None = None,
     device: str | None = None,
     **options: Any,
 ) -> None:
@@ -28,7 +27,7 @@ def merge(
         encoder: network of the weights, for methods that run it.
         data: tasks whose held-out images methods that need images may see; of the experts' tasks
             alone.
-        heads: file of the tasks' frozen heads, for methods that need them.
+        heads: file of the tasks' frozen heads, or one for each, for methods that need them.
         device: what the network runs on, such as cpu or cuda:1; a CUDA GPU, where there is one.
         options: see `merge_files`.
     """
@@ -43,7 +42,7 @@ def merge(
             return no_resources(method)
         data.only(experts)
         if heads is not None:
-            load_heads(heads)  # a wrong file shows now, not after the images
+            open_heads(heads, data.tasks)  # a wrong file shows now, not after the images
         data.preprocess = encoder.preprocess
         data.load(test=False)
         found = fitting_heads(heads, data, encoder) if heads is not None and with_heads else {}

@@ -14,7 +14,7 @@ from lightning_merge.methods.base import MergeMethod, Method, Weights
 from lightning_merge.methods.network import NetworkMethod, as_they_are, save_network
 from lightning_merge.methods.parts import seeded
 from lightning_merge.models.encoder import Encoder
-from lightning_merge.modules.base import fitting_heads
+from lightning_merge.modules.heads import fitting_heads
 from lightning_merge.modules.held_out import HeldOut
 from lightning_merge.modules.zoo import Zoo
 

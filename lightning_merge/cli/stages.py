@@ -16,7 +16,7 @@ from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.data.tasks import task_spec
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.models.heads import Head, load_heads, save_heads
-from lightning_merge.modules.base import fitting_heads
+from lightning_merge.modules.heads import by_task, fitting_heads, head_file
 from lightning_merge.modules.make_heads import make_heads
 from lightning_merge.modules.zoo import Zoo
 
@@ -47,6 +47,12 @@ def check(zoo: Zoo, tasks: Sequence[str]) -> None:
         check(zoo.teachers.zoo, tasks)
     for stage in (*_stages(zoo, tasks), *_multi_task_stages(zoo)):
         stage.check()
+    for task in tasks if by_task(zoo.heads) else ():
+        if not Path(file := head_file(zoo.heads, task)).exists():
+            raise InputError(
+                f"zoo.heads={zoo.heads!r}: the head of {task!r} is missing, {file} does not exist; "
+                "give it, or one path for all tasks, where heads are made"
+            )
 
 
 def prepare(
@@ -78,7 +84,7 @@ def prepare(
     stages = dict(zip(data.tasks, others, strict=True))
     data.preprocess = encoder.preprocess
     data.load()
-    if Path(zoo.heads).exists() and not _marks(zoo.heads):  # a user's own
+    if _heads_are_given(zoo):
         fitting_heads(zoo.heads, data, encoder)
     digests = {task: data.digest(task) for task in data.tasks}
     images = base_stage.images()
@@ -101,7 +107,8 @@ def prepare(
     of_all = {"tasks": {t: [inputs[t]["head"], digests[t]] for t in data.seen}, "base": base}
     together = _multi_task_stages(zoo)
     zoo.open(encoder, made, minimum=0, multi_task=all(s.is_made(of_all) for s in together))
-    shared += ["--model.base", zoo.base, "--model.heads", zoo.heads]
+    heads = zoo.heads if isinstance(zoo.heads, str) else json.dumps(zoo.heads)
+    shared += ["--model.base", zoo.base, "--model.heads", heads]
     shared += [word for k, v in data_config.items() for word in (f"--data.{k}", str(v))]
     for task, stage in stages.items():
         teacher = _options_of_teacher(zoo, config, task)
@@ -111,8 +118,9 @@ def prepare(
 
 
 def _mark_of_head(zoo: Zoo, task: str) -> str:
-    """Return the fingerprint of a task's head, or the hash of all where a user has made them."""
-    return open_checkpoint(zoo.heads).metadata.get(f"fingerprint/{task}") or file_hash(zoo.heads)
+    """Return the fingerprint of a task's head, or the hash of its file where a user has made it."""
+    file = head_file(zoo.heads, task)
+    return _marks(file).get(f"fingerprint/{task}") or file_hash(file)
 
 
 def _mark_of_teacher(zoo: Zoo, config: dict[str, Any], task: str) -> dict[str, Any]:
@@ -271,14 +279,15 @@ def _prepare_heads(
     zoo: Zoo, encoder: Encoder, data: MergeDataModule, inputs: dict[str, str]
 ) -> None:
     """Make the heads whose inputs are not those of the file's; keep those of other tasks."""
+    if _heads_are_given(zoo):
+        return
+    assert isinstance(zoo.heads, str)
     marks = {f"fingerprint/{task}": _head_mark(zoo, data, task, inputs) for task in data.tasks}
     path = Path(zoo.heads)
     heads: dict[str, Head] = {}
     known: dict[str, str] = {}
     if path.exists():
         heads, known = load_heads(path), _marks(path)
-        if not known:
-            return
     lacking = [
         task
         for task in data.tasks
@@ -294,10 +303,18 @@ def _head_mark(zoo: Zoo, data: MergeDataModule, task: str, inputs: dict[str, str
     """Return the fingerprint of what a task's head is made from."""
     text = zoo.text
     made_from: list[Any] = [inputs["base"], inputs[task], zoo.make_heads, zoo.head_scale, str(text)]
+    made_from.append(data.classes[task])
     if zoo.make_heads == "zero_shot":
         made_from.append(task_spec(task).prompts(data.classes[task]))
         made_from.append(text.weights and file_hash(text.weights))
     return fingerprint(made_from)
+
+
+def _heads_are_given(zoo: Zoo) -> bool:
+    """Whether the heads are a user's own: in files by task, or in one that was not made here."""
+    if not isinstance(zoo.heads, str) or by_task(zoo.heads):
+        return True
+    return Path(zoo.heads).exists() and not _marks(zoo.heads)
 
 
 def _marks(heads: str | Path) -> dict[str, str]:

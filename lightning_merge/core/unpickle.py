@@ -119,8 +119,7 @@ def find_tensors(source: Source) -> dict[str, StoredTensor]:
             tensors; without the path, see `reading`.
         Exception: of many kinds where the file is damaged; for the caller to translate.
     """
-    is_zip = source.read(0, 4) == _ZIP_MAGIC
-    root = _read_zip(source) if is_zip else _read_legacy(source)
+    root = _read_root(source)
     patience = _Patience(min(source.size, _MOST_STEPS) + (1 << 16))
     tensors = dict(_walk(_state(root, patience), patience))
     if "" in tensors or not tensors:
@@ -129,6 +128,30 @@ def find_tensors(source: Source) -> dict[str, StoredTensor]:
     if any(tensor.storage.start is None for tensor in tensors.values()):
         raise InputError("lacks the values of a tensor: copy or download it again")
     return tensors
+
+
+def find_attributes(source: Source) -> dict[str, Any]:
+    """Plain values that the object in a file of torch.save has as attributes.
+
+    Args:
+        source: see `find_tensors`.
+
+    Returns:
+        Texts, numbers and truth values of a whole module, by name; nothing of a state dict.
+
+    Raises:
+        InputError: see `find_tensors`.
+        Exception: likewise.
+    """
+    root = _read_root(source)
+    state = root.state if isinstance(root, Record) and isinstance(root.state, dict) else {}
+    plain = {name: value for name, value in state.items() if isinstance(value, (str, int, float))}
+    return {name: value for name, value in plain.items() if isinstance(name, str)}
+
+
+def _read_root(source: Source) -> Any:
+    is_zip = source.read(0, 4) == _ZIP_MAGIC
+    return _read_zip(source) if is_zip else _read_legacy(source)
 
 
 def _read_zip(source: Source) -> Any:

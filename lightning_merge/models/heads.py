@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_merge.core.checkpoint import open_checkpoint, save_checkpoint
-from lightning_merge.core.errors import InputError
+from lightning_merge.core.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
+from lightning_merge.core.errors import InputError, warn
+from lightning_merge.core.source import Source, reading
+from lightning_merge.core.unpickle import find_attributes
+
+AnyHead = TypeVar("AnyHead", bound="Head")
 
 
 class Head(nn.Module):
     """A map from features [n, dim] to logits [n, C]; subclasses register ``weight`` [C, dim].
 
     A head is born frozen, as merging needs it: ``head.requires_grad_(True)`` trains it.
+
+    Attributes:
+        classes: Names of the classes, in the order of the logits; None where nobody has said them.
+        published: Whether it comes from a file without names, whose order is that of the
+            data set's labels.
+        by_class: Names of the tensors that have a row for each class.
     """
 
     weight: nn.Parameter
+    classes: tuple[str, ...] | None = None
+    published: bool = False
+    by_class: ClassVar[tuple[str, ...]] = ("weight",)
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -37,6 +52,31 @@ class Head(nn.Module):
     def dim(self) -> int:
         """The width of the features."""
         return self.weight.shape[1]
+
+    def named(self: AnyHead, classes: Sequence[str] | None) -> AnyHead:
+        """Say the names of the classes, in the order of the logits; return this head.
+
+        Raises:
+            InputError: If there are more or fewer names than classes, or one stands twice.
+        """
+        if classes is not None and not len(set(classes)) == len(classes) == self.num_classes:
+            raise InputError(
+                f"classes={list(classes)}: give {self.num_classes} names, each another one."
+            )
+        self.classes = None if classes is None else tuple(classes)
+        return self
+
+    def arranged(self: AnyHead, rows: Sequence[int], classes: Sequence[str]) -> AnyHead:
+        """Return a head whose logits stand in another order.
+
+        Args:
+            rows: Where each class of the new head stands in this one.
+            classes: Names of the new head's classes.
+        """
+        head = copy.deepcopy(self)
+        for name in self.by_class:
+            getattr(head, name).data = getattr(self, name).data[list(rows)]
+        return head.named(classes)
 
 
 class CosineHead(Head):
@@ -75,6 +115,8 @@ class LinearHead(Head):
         bias: [C], or nothing for zeros.
     """
 
+    by_class: ClassVar[tuple[str, ...]] = ("weight", "bias")
+
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__(weight)
         bias = weight.new_zeros(weight.shape[0]) if bias is None else bias
@@ -87,8 +129,24 @@ class LinearHead(Head):
         return F.linear(features.to(self.weight.dtype), self.weight, self.bias)
 
 
+class NormalizedLinearHead(LinearHead):
+    """An affine map of features of norm 1: ``logits = normalize(features) @ weight.T + bias``.
+
+    It is what heads are that are published with task vectors (Ilharco et al. 2023): the rows of
+    ``weight`` are text embeddings times exp of CLIP's logit scale.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the logits [n, C] of features [n, dim]."""
+        return super().forward(F.normalize(features.to(self.weight.dtype), dim=-1))
+
+
 def class_mean_head(
-    features: Tensor, labels: Tensor, num_classes: int, scale: float = 20.0
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    scale: float = 20.0,
+    classes: Sequence[str] | None = None,
 ) -> CosineHead:
     """Build a head from the mean direction of each class.
 
@@ -100,6 +158,7 @@ def class_mean_head(
         labels: Classes [n], in 0 .. num_classes - 1.
         num_classes: C.
         scale: What the cosines are multiplied by.
+        classes: Names of the classes.
 
     Raises:
         InputError: If a class has no sample, or labels do not fit features or num_classes.
@@ -109,11 +168,15 @@ def class_mean_head(
     centre = units.mean(dim=0)
     sums = centre.new_zeros(num_classes, units.shape[1])
     sums.index_add_(0, labels, F.normalize(units - centre, dim=-1))
-    return CosineHead(F.normalize(sums, dim=-1), scale, centre)
+    return CosineHead(F.normalize(sums, dim=-1), scale, centre).named(classes)
 
 
 def linear_probe_head(
-    features: Tensor, labels: Tensor, num_classes: int, strength: float = 1.0
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    strength: float = 1.0,
+    classes: Sequence[str] | None = None,
 ) -> LinearHead:
     """Fit a linear head to features by logistic regression.
 
@@ -122,6 +185,7 @@ def linear_probe_head(
         labels: Classes [n], in 0 .. num_classes - 1.
         num_classes: C, at least 2.
         strength: Inverse of the L2 penalty (scikit-learn's C).
+        classes: Names of the classes.
 
     Raises:
         InputError: If a class has no sample, or labels do not fit features or num_classes.
@@ -134,7 +198,7 @@ def linear_probe_head(
     weight, bias = torch.from_numpy(fit.coef_), torch.from_numpy(fit.intercept_)
     if num_classes == 2:  # scikit-learn keeps the second class alone
         weight, bias = (torch.cat([torch.zeros_like(t), t]) for t in (weight, bias))
-    return LinearHead(weight.float(), bias.float())
+    return LinearHead(weight.float(), bias.float()).named(classes)
 
 
 def _check_labels(features: Tensor, labels: Tensor, num_classes: int) -> None:
@@ -151,44 +215,149 @@ def _check_labels(features: Tensor, labels: Tensor, num_classes: int) -> None:
 
 
 def save_heads(
-    heads: Mapping[str, Head], path: str | Path, *, metadata: Mapping[str, str] | None = None
+    heads: Mapping[str, Head],
+    path: str | Path,
+    *,
+    classes: Mapping[str, Sequence[str]] | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> Path:
     """Write the heads of all tasks into one safetensors file.
 
-    Tensors are named ``task/weight`` and so on; the metadata entry ``heads`` is a JSON mapping
-    from task to class name, beside whatever ``metadata`` adds.
+    Tensors are named ``task/weight`` and so on; the metadata entries ``heads`` and ``classes`` are
+    JSON mappings from task to kind of head and to names of classes, beside whatever ``metadata``
+    adds. Heads without names of classes are refused wherever they would meet data.
+
+    Args:
+        heads: Heads by task.
+        path: File to write.
+        classes: Names of the classes of a task, in the order of its logits, where the head does
+            not know them.
+        metadata: Further entries.
 
     Returns:
         The path written.
+
+    Raises:
+        InputError: If a head is of an unknown kind, or there are more or fewer names than classes.
     """
     kinds = {task: type(head).__name__ for task, head in heads.items()}
     if unknown := sorted(set(kinds.values()) - set(_KINDS)):
         raise InputError(f"heads of type {unknown}: only {sorted(_KINDS)} can be saved.")
+    for task, names in (classes or {}).items():
+        if task not in heads:
+            raise InputError(f"classes: there is no head of {task!r}, only of {', '.join(heads)}.")
+        heads[task].named(names)
     tensors = {
         f"{task}/{name}": tensor.detach().cpu().contiguous()
         for task, head in heads.items()
         for name, tensor in head.state_dict().items()
     }
-    described = {**(metadata or {}), "heads": json.dumps(kinds)}
-    return save_checkpoint(tensors, path, metadata=described)
+    known = {task: head.classes for task, head in heads.items() if head.classes is not None}
+    described = {"heads": json.dumps(kinds), "classes": json.dumps(known)}
+    return save_checkpoint(tensors, path, metadata={**(metadata or {}), **described})
 
 
-def load_heads(path: str | Path) -> dict[str, Head]:
-    """Read what :func:`save_heads` wrote: frozen heads by task, in their saved order.
+def load_heads(source: str | Path | Mapping[str, str | Path]) -> dict[str, Head]:
+    """Read frozen heads by task.
+
+    Args:
+        source: A file that :func:`save_heads` wrote, whose heads come in their saved order; or a
+            file for each task, either such a one or a published ``head_<Task>.pt``. Published
+            files, a module with ``weight``, ``bias`` and perhaps ``normalize``, or a state dict
+            of it, say no names of classes: those heads are ``published``.
 
     Raises:
-        InputError: If the file is missing, unreadable, or not one of heads.
+        InputError: If a file is missing, unreadable, not one of heads, or lacks the task.
     """
+    if isinstance(source, Mapping):
+        return {task: _one_head(task, file) for task, file in source.items()}
+    checkpoint = open_checkpoint(source)
+    kinds = _entry(checkpoint, "heads")
+    if kinds is None:
+        if _weight_and_bias(checkpoint):
+            raise InputError(
+                f"{source} holds one head without the name of its task: give a mapping from task "
+                "to file, or a pattern with {task}."
+            )
+        raise InputError(f"{source} holds no heads: give a file written by save_heads.")
+    return {task: _stored_head(checkpoint, task) for task in kinds}
+
+
+def _one_head(task: str, path: str | Path) -> Head:
+    """Read the head of one task from a file of either form."""
     checkpoint = open_checkpoint(path)
-    if "heads" not in checkpoint.metadata:
-        raise InputError(f"{path} holds no heads: give a file written by save_heads.")
-    kinds: dict[str, str] = json.loads(checkpoint.metadata["heads"])
-    heads: dict[str, Head] = {}
-    for task, kind in kinds.items():
-        start = f"{task}/"
-        state = {n.removeprefix(start): checkpoint[n] for n in checkpoint if n.startswith(start)}
-        heads[task] = _KINDS[kind](**state)
-    return heads
+    kinds = _entry(checkpoint, "heads")
+    if kinds is None:
+        return _published_head(path, checkpoint)
+    if task not in kinds:
+        raise InputError(f"{path} has no head for {task!r}, only for {', '.join(kinds)}.")
+    return _stored_head(checkpoint, task)
 
 
-_KINDS: dict[str, type[Head]] = {"CosineHead": CosineHead, "LinearHead": LinearHead}
+def _entry(checkpoint: Checkpoint, key: str) -> dict[str, Any] | None:
+    """Return a metadata entry, a JSON mapping from task to something; None if it is not there."""
+    if key not in checkpoint.metadata:
+        return None
+    try:
+        content = json.loads(checkpoint.metadata[key])
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{checkpoint.path}: the metadata entry {key!r} is damaged; write it anew."
+        )
+    return content
+
+
+def _stored_head(checkpoint: Checkpoint, task: str) -> Head:
+    """Build one head of a file that :func:`save_heads` wrote."""
+    kind = (_entry(checkpoint, "heads") or {})[task]
+    if kind not in _KINDS:
+        raise InputError(
+            f"{checkpoint.path}: the head of {task!r} is of the kind {kind!r}, of which only "
+            f"{', '.join(_KINDS)} are known; was it written by a newer version?"
+        )
+    parts = {name: name.rpartition("/") for name in checkpoint}
+    state = {last: checkpoint[n] for n, (first, _, last) in parts.items() if first == task}
+    try:
+        head = _KINDS[kind](**state)
+    except TypeError as fault:
+        raise InputError(f"{checkpoint.path}: the head of {task!r} is damaged ({fault}).") from None
+    return head.named((_entry(checkpoint, "classes") or {}).get(task))
+
+
+def _weight_and_bias(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return the stored names of a lone linear layer's tensors; nothing if it is none."""
+    last = {name.rpartition(".")[2]: name for name in checkpoint}
+    prefixes = {name.rpartition(".")[0] for name in checkpoint}
+    alone = len(last) == len(checkpoint) and len(prefixes) == 1
+    linear = "weight" in last and last.keys() <= {"weight", "bias"}
+    return last if alone and linear and len(checkpoint.shape(last["weight"])) == 2 else {}
+
+
+def _published_head(path: str | Path, checkpoint: Checkpoint) -> Head:
+    """Build the head of a module that was saved as a whole, or of its state dict."""
+    names = _weight_and_bias(checkpoint)
+    if not names:
+        raise InputError(
+            f"{path} holds no head: give a file written by save_heads, or a published one with "
+            "weight [classes, dim] and perhaps bias [classes]."
+        )
+    attributes: dict[str, Any] = {}
+    if checkpoint.path is not None and checkpoint.path.suffix != ".safetensors":
+        with reading(checkpoint.path):
+            attributes = find_attributes(Source(checkpoint.path))
+    if not attributes:
+        warn(
+            f"{path} does not say whether features are normalised before its head: taken as "
+            "published heads are, they are. If not, write the head by save_heads as a LinearHead"
+        )
+    kind = NormalizedLinearHead if attributes.get("normalize", not attributes) else LinearHead
+    head = kind(**{last: checkpoint[name].float() for last, name in names.items()})
+    head.published = True
+    return head
+
+
+_KINDS: dict[str, type[Head]] = {
+    kind.__name__: kind for kind in (CosineHead, LinearHead, NormalizedLinearHead)
+}

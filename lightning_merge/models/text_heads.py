@@ -52,7 +52,7 @@ def zero_shot_head(
     rows = torch.cat([model.encode_text(tokenizer(c).to(device), normalize=True) for c in chunks])
     means = rows.float().unflatten(0, (len(class_names), len(templates))).mean(dim=1)
     factor = model.logit_scale.float().exp() if scale is None else scale
-    return CosineHead(F.normalize(means, dim=-1), factor)
+    return CosineHead(F.normalize(means, dim=-1), factor).named(class_names)
 
 
 def zero_shot_heads(
@@ -87,7 +87,8 @@ def zero_shot_heads(
     for task, prompts in tasks.items():
         file = files[task]
         if file is not None and file.is_file():
-            heads[task] = load_heads(file)["head"]  # type: ignore[assignment]
+            head: Any = load_heads(file)["head"]
+            heads[task] = head.named(prompts[0])
             continue
         tower = tower or _text_tower(name, pretrained, weights)
         heads[task] = zero_shot_head(*tower, *prompts)

@@ -9,14 +9,15 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassStatScores
 
-from lightning_merge.core.errors import InputError
+from lightning_merge.core.errors import InputError, warn
+from lightning_merge.core.names import enumerate_names
 from lightning_merge.core.ranks import Ranks
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.data.dataset import Batch
 from lightning_merge.data.resume import count_epochs, leave_open
 from lightning_merge.models.encoder import Encoder
-from lightning_merge.models.heads import Head, load_heads
 from lightning_merge.models.preprocess import Preprocess
+from lightning_merge.modules.heads import HeadFiles, fitting_heads
 
 NOT_COUNTED = -100
 """The label of an image that takes no part."""
@@ -41,29 +42,6 @@ class Measured(NamedTuple):
     def mean(self, tasks: Sequence[str]) -> float:
         """Return the mean accuracy over some tasks."""
         return sum(self.accuracy[task] for task in tasks) / len(tasks)
-
-
-def fitting_heads(file: str, data: MergeDataModule, encoder: Encoder) -> dict[str, Head]:
-    """Return the heads of a file, one per task of the data.
-
-    Raises:
-        InputError: the file cannot be read, or a head is missing or does not fit.
-    """
-    heads = load_heads(file)
-    for task in data.tasks:
-        if task not in heads:
-            raise InputError(
-                f"heads={file!r} has no head for {task!r}, only for {', '.join(heads)}; "
-                "add it, or remove the file where heads are made from the base"
-            )
-        found = (heads[task].num_classes, heads[task].dim)
-        wanted = (len(data.classes[task]), encoder.dim)
-        if found != wanted:
-            raise InputError(
-                f"heads={file!r}: the head of {task!r} has (classes, width) {found}, the data "
-                f"and the encoder {wanted}; give heads that fit"
-            )
-    return {task: heads[task] for task in data.tasks}
 
 
 class TaskModule(LightningModule):
@@ -161,13 +139,34 @@ class TaskModule(LightningModule):
                         classes, average="micro", ignore_index=NOT_COUNTED, sync_on_compute=False
                     )
 
-    def open_heads(self, file: str) -> None:
-        """Take the frozen heads of the tasks from a file.
+    def open_heads(self, files: HeadFiles) -> None:
+        """Take the frozen heads of the tasks from their files.
 
         Raises:
-            InputError: the file cannot be read, or a head is missing or does not fit.
+            InputError: see `fitting_heads`.
         """
-        self.heads.update(fitting_heads(file, self.data, self.encoder))
+        self.heads.update(fitting_heads(files, self.data, self.encoder))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the names of the classes, in the order of the heads' rows."""
+        checkpoint["classes"] = {task: list(names) for task, names in self.data.classes.items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the checkpoint's heads are of the data's classes.
+
+        Raises:
+            InputError: they are of others, or in another order.
+        """
+        if "classes" not in checkpoint:
+            warn("the checkpoint does not name its classes: they are taken to be the data's")
+        for task, names in checkpoint.get("classes", {}).items():
+            if task in self.data.classes and list(self.data.classes[task]) != names:
+                raise InputError(
+                    f"the checkpoint's head of {task!r} is of the classes "
+                    f"{enumerate_names(names, 5)}, the data has "
+                    f"{enumerate_names(self.data.classes[task], 5)}; give it the data it was "
+                    "trained on"
+                )
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Normalise the uint8 images of a batch, or of a batch per task, on the device."""

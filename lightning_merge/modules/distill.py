@@ -1,6 +1,7 @@
 """Distil an expert of one architecture into another, so that the two can be merged with others."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,11 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.files import file_hash
 from lightning_merge.data.dataset import Batch, TaskImages, loader
 from lightning_merge.methods.checks import require_between, require_choice
 from lightning_merge.models.encoder import Encoder
-from lightning_merge.modules.base import fitting_heads
 from lightning_merge.modules.finetune import FineTune
+from lightning_merge.modules.heads import HeadFiles, fitting_heads, head_files, heads_hash
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,12 @@ class Teacher:
     Args:
         encoder: architecture, with the preprocessing of its own.
         weights: file of the backbone's weights.
-        heads: file of heads, one for every task that is distilled.
+        heads: file of heads, one for every task that is distilled, or a file for each.
     """
 
     encoder: Encoder
     weights: str
-    heads: str
+    heads: HeadFiles
 
 
 def distillation_loss(
@@ -76,7 +78,7 @@ class Distill(FineTune):
         encoder: architecture of the student.
         output: file that receives the student's backbone.
         teacher: who is learned from.
-        heads: file of the student's frozen heads.
+        heads: file of the student's frozen heads, or one for each task.
         alpha: weight of the cross-entropy; the divergence has what remains.
         temperature: of the divergence.
         labels: of the cross-entropy.
@@ -91,7 +93,7 @@ class Distill(FineTune):
         encoder: Encoder,
         output: str,
         teacher: Teacher,
-        heads: str,
+        heads: HeadFiles,
         alpha: float = 0.7,
         temperature: float = 4.0,
         labels: Literal["teacher", "true"] = "teacher",
@@ -106,10 +108,18 @@ class Distill(FineTune):
         self.alpha, self.temperature, self.labels = alpha, temperature, labels
         self.teacher_logits: dict[str, Tensor] = {}
 
-    def inputs(self) -> dict[str, str]:
+    def input_files(self, tasks: Sequence[str]) -> list[str]:
         """Return the files of student and teacher."""
-        teacher = {"teacher": self.teacher.weights, "teacher/heads": self.teacher.heads}
-        return {**super().inputs(), **teacher}
+        heads = head_files(self.teacher.heads, tasks)
+        return [*super().input_files(tasks), self.teacher.weights, *heads]
+
+    def hashes(self) -> dict[str, str]:
+        """Return the hashes of the files of student and teacher."""
+        return {
+            **super().hashes(),
+            "teacher": file_hash(self.teacher.weights),
+            "teacher/heads": heads_hash(self.teacher.heads, self.data.tasks),
+        }
 
     def hyperparameters(self) -> dict[str, Any]:
         """Return what the training depended on, for the metadata of the weights' file."""

@@ -11,6 +11,7 @@ from lightning_merge.evaluation.candidates import Candidate
 from lightning_merge.methods.network import TaskNetwork, holds_network, load_network
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.base import TaskModule
+from lightning_merge.modules.heads import HeadFiles, head_files
 
 
 class Evaluate(TaskModule):
@@ -20,14 +21,14 @@ class Evaluate(TaskModule):
 
     Args:
         encoder: architecture of the weights.
-        heads: file of the heads of the tasks.
+        heads: file of the heads of the tasks, or one for each, see `Zoo`.
         weights: file of weights, or of a network as `save_network` writes it, for all tasks; or a
             mapping from task to file.
     """
 
-    def __init__(self, encoder: Encoder, heads: str, weights: str | dict[str, str]) -> None:
+    def __init__(self, encoder: Encoder, heads: HeadFiles, weights: str | dict[str, str]) -> None:
         super().__init__(encoder)
-        self.heads_file = heads
+        self.heads_files = heads
         files: Any = (
             Path(weights)
             if isinstance(weights, str)
@@ -41,12 +42,12 @@ class Evaluate(TaskModule):
     def input_files(self, tasks: Sequence[str]) -> list[str]:
         """Return heads and weights."""
         weights = [str(self.candidate.file(task)) for task in tasks]
-        return [self.heads_file, *dict.fromkeys(weights)]
+        return [*head_files(self.heads_files, tasks), *dict.fromkeys(weights)]
 
     def prepare(self, stage: str) -> None:
         """Load the heads of the tasks."""
         super().prepare(stage)
-        self.open_heads(self.heads_file)
+        self.open_heads(self.heads_files)
 
     def show(self, candidate: Candidate) -> None:
         """Measure another candidate from now on."""

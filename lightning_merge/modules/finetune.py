@@ -24,6 +24,7 @@ from lightning_merge.data.tasks import task_spec
 from lightning_merge.methods.checks import require_between
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.base import TaskModule
+from lightning_merge.modules.heads import HeadFiles, head_files, heads_hash
 
 SHARDED = "_fsdp_wrapped_module."
 """What FSDP puts into the names of parameters."""
@@ -45,7 +46,7 @@ class FineTune(TaskModule):
         encoder: network to train.
         output: file that receives the backbone's weights (safetensors).
         base: weights to start from; those of the encoder itself without.
-        heads: file of frozen heads of the tasks.
+        heads: file of frozen heads of the tasks, or one for each, see `Zoo`.
         learning_rate: of AdamW, after the warm-up and before the cosine decay.
         weight_decay: of AdamW, for matrices only.
         warmup: share of the steps with a rising learning rate.
@@ -70,7 +71,7 @@ class FineTune(TaskModule):
         encoder: Encoder,
         output: str,
         base: str | None = None,
-        heads: str | None = None,
+        heads: HeadFiles | None = None,
         learning_rate: float = 1e-3,
         weight_decay: float = 0.05,
         warmup: float = 0.05,
@@ -88,7 +89,7 @@ class FineTune(TaskModule):
         require_between(0, 1, warmup=warmup, label_smoothing=label_smoothing)
         if base is not None:
             encoder.load(base)
-        self.output, self.base, self.heads_file, self.storage = output, base, heads, storage
+        self.output, self.base, self.heads_files, self.storage = output, base, heads, storage
         self.learning_rate, self.weight_decay, self.warmup = learning_rate, weight_decay, warmup
         self.label_smoothing, self.augment = label_smoothing, augment
         self.metadata, self.overwrite = metadata or {}, overwrite
@@ -98,12 +99,15 @@ class FineTune(TaskModule):
 
     def input_files(self, tasks: Sequence[str]) -> list[str]:
         """Return base and heads, where they are given."""
-        return [*self.inputs().values()]
+        heads = [] if self.heads_files is None else head_files(self.heads_files, tasks)
+        return [*([] if self.base is None else [self.base]), *heads]
 
-    def inputs(self) -> dict[str, str]:
-        """Return the files that the training starts from, by what they are."""
-        files = {"base": self.base, "heads": self.heads_file}
-        return {name: file for name, file in files.items() if file is not None}
+    def hashes(self) -> dict[str, str]:
+        """Return the hashes of what the training starts from, by what it is."""
+        found = {} if self.base is None else {"base": file_hash(self.base)}
+        if self.heads_files is not None:
+            found["heads"] = heads_hash(self.heads_files, self.data.tasks)
+        return found
 
     def check(self, trainer: Trainer, tasks: Sequence[str], stage: str) -> None:
         """Check what can be told before any file is opened.
@@ -122,9 +126,9 @@ class FineTune(TaskModule):
         super().prepare(stage)
         self.train(stage == "fit")
         self._seed = self.ranks.gather(torch.initial_seed())[0]
-        self._hashes = {name: file_hash(file) for name, file in self.inputs().items()}
+        self._hashes = self.hashes()
         if not self.heads:
-            if self.data.unseen and self.heads_file is None:
+            if self.data.unseen and self.heads_files is None:
                 raise InputError(
                     f"data.unseen={list(self.data.unseen)} without model.heads: heads are trained "
                     "along, and theirs would not be; give a file of frozen heads"
@@ -134,8 +138,8 @@ class FineTune(TaskModule):
         self._matrices = {name for name, p in self.named_parameters() if p.ndim > 1}
 
     def _make_heads(self) -> None:
-        if self.heads_file is not None:
-            self.open_heads(self.heads_file)
+        if self.heads_files is not None:
+            self.open_heads(self.heads_files)
             return
         for task, classes in self.data.classes.items():
             self.heads[task] = nn.Linear(self.encoder.dim, len(classes))

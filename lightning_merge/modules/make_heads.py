@@ -31,16 +31,19 @@ def make_heads(
 
         prompts = {task: task_spec(task).prompts(data.classes[task]) for task in tasks}
         text = zoo.text
-        return dict(zero_shot_heads(prompts, text.name, text.pretrained, text.weights))
+        made = zero_shot_heads(prompts, text.name, text.pretrained, text.weights)
+        return {task: head.named(data.classes[task]) for task, head in made.items()}
     encoder.load(zoo.base)
     heads: dict[str, Head] = {}
     for task in tasks:
         features, labels = base_features(encoder, data, task)
-        classes = len(data.classes[task])
+        classes = data.classes[task]
         if zoo.make_heads == "linear_probe":
-            heads[task] = linear_probe_head(features, labels, classes)
+            heads[task] = linear_probe_head(features, labels, len(classes), classes=classes)
         else:
-            heads[task] = class_mean_head(features, labels, classes, zoo.head_scale)
+            heads[task] = class_mean_head(
+                features, labels, len(classes), zoo.head_scale, classes=classes
+            )
     return heads
 
 

@@ -13,6 +13,8 @@ from lightning_merge.core.files import file_hash
 from lightning_merge.core.validate import check_experts
 from lightning_merge.evaluation.candidates import Candidate, bounds
 from lightning_merge.models.encoder import Encoder
+from lightning_merge.modules.heads import HeadFiles, head_files
+from lightning_merge.modules.task_files import task_file
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Zoo:
     Args:
         base: weights of the base.
         experts: file of each expert: a pattern with {task}, or a mapping from task to file.
-        heads: file of the frozen heads of all tasks.
+        heads: file of the frozen heads of all tasks; or one for each, as for the experts, such as
+            the published `head_{task}.pt`, which have to be there.
         make_heads: how missing heads are made: from the class means of the base's features of
             the train split, by logistic regression on them, or from prompts by a text tower.
         head_scale: what the cosines of class-mean heads are multiplied by.
@@ -53,7 +56,7 @@ class Zoo:
 
     base: str
     experts: str | dict[str, str]
-    heads: str
+    heads: HeadFiles
     make_heads: Literal["class_means", "linear_probe", "zero_shot"] = "class_means"
     head_scale: float = 20.0
     text: TextTower = field(default_factory=TextTower)
@@ -69,13 +72,7 @@ class Zoo:
         Raises:
             InputError: the mapping lacks the task, or the pattern has no {task}.
         """
-        if isinstance(self.experts, str):
-            if "{task}" not in self.experts:
-                raise InputError(f"zoo.experts={self.experts!r} has no {{task}} in it")
-            return self.experts.replace("{task}", task)
-        if task not in self.experts:
-            raise InputError(f"zoo.experts has no file for task {task!r}; it has {[*self.experts]}")
-        return self.experts[task]
+        return task_file(self.experts, task, "zoo.experts")
 
     def files(self, tasks: Sequence[str]) -> set[Path]:
         """Return all its files, by the one name that each has."""
@@ -84,7 +81,8 @@ class Zoo:
     def inputs(self, tasks: Sequence[str]) -> list[str]:
         """Return the files that the numbers of a run depend on."""
         multi_task = [] if self.multi_task is None else [self.multi_task]
-        return [self.base, self.heads, *map(self.expert, tasks), *multi_task]
+        heads = head_files(self.heads, tasks)
+        return [self.base, *heads, *map(self.expert, tasks), *multi_task]
 
     def bounds(self, tasks: Sequence[str]) -> Sequence[Candidate]:
         """Return the rows of every table that are no merged networks."""

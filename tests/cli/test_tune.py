@@ -9,7 +9,7 @@ import torch
 import yaml
 from forks import forked
 from PIL import Image
-from tiny_zoo import ENCODER, TASKS
+from tiny_zoo import CLASSES, ENCODER, TASKS
 
 from lightning_merge.cli.main import main
 from lightning_merge.cli.merging import ZooMerger
@@ -205,9 +205,8 @@ def test_statistics_of_batch_norm_are_those_of_held_out_images(tune, data, tmp_p
             for n, t in state.items()
         }
         save_checkpoint(weights[name], tmp_path / f"{name}.safetensors")
-    save_heads(
-        {t: LinearHead(torch.eye(len(c), 8)) for t, c in TASKS.items()}, tmp_path / "h.safetensors"
-    )
+    heads = {task: LinearHead(torch.eye(len(names), 8)) for task, names in TASKS.items()}
+    save_heads(heads, tmp_path / "h.safetensors", classes=CLASSES)
     zoo = {
         "base": str(tmp_path / "base.safetensors"),
         "experts": str(tmp_path / "{task}.safetensors"),

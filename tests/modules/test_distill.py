@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from forks import as_torchrun, forked
-from tiny_zoo import ENCODER, TASKS
+from tiny_zoo import CLASSES, ENCODER, TASKS
 from torch import nn
 
 from lightning_merge.core.checkpoint import open_checkpoint, save_checkpoint
@@ -91,7 +91,7 @@ def teacher(tmp_path):
     state = {name: tensor.clone() for name, tensor in encoder.backbone.state_dict().items()}
     save_checkpoint(state, tmp_path / "teacher.safetensors")
     heads = {task: CosineHead(numbers(len(names), 5), 9.0) for task, names in TASKS.items()}
-    save_heads(heads, tmp_path / "teacher_heads.safetensors")
+    save_heads(heads, tmp_path / "teacher_heads.safetensors", classes=CLASSES)
     nn.init.zeros_(encoder.backbone[2].weight)  # its file has to be read
     files = (str(tmp_path / f"{name}.safetensors") for name in ("teacher", "teacher_heads"))
     return Teacher(encoder, *files)
@@ -101,7 +101,7 @@ def teacher(tmp_path):
 def heads(tmp_path):
     """Frozen heads of a student."""
     found = {task: CosineHead(numbers(len(names), 8), 9.0) for task, names in TASKS.items()}
-    return str(save_heads(found, tmp_path / "heads.safetensors"))
+    return str(save_heads(found, tmp_path / "heads.safetensors", classes=CLASSES))
 
 
 @pytest.fixture
@@ -195,7 +195,7 @@ def test_a_student_comes_to_agree_with_its_teacher(trainer, root, files, tmp_pat
     torch.manual_seed(5)
     teacher = Teacher(MiniViT(**ENCODER), files.base, files.heads)
     heads = {task: CosineHead(numbers(len(names), 16), 9.0) for task, names in TASKS.items()}
-    file = str(save_heads(heads, tmp_path / "heads.safetensors"))
+    file = str(save_heads(heads, tmp_path / "heads.safetensors", classes=CLASSES))
     student = MiniResNet(**{**STUDENT, "channels": [8, 8, 16, 16]})
     data = MergeDataModule(str(root), tasks=["reds"], fit_on="train", batch_size=8)
     module = Distill(student, str(tmp_path / "out"), teacher, file, learning_rate=0.01)

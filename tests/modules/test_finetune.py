@@ -158,3 +158,19 @@ def test_a_task_of_one_class_is_refused(trainer, encoder, tmp_path, own_root, ou
     data = MergeDataModule(root=str(own_root), tasks=["reds"], fit_on="train")
     with pytest.raises(InputError, match="one class"):
         trainer().fit(FineTune(encoder, str(output)), datamodule=data)
+
+
+def test_a_checkpoints_heads_are_of_its_own_classes(trainer, encoder, own_root, output, tmp_path):
+    data = MergeDataModule(root=str(own_root), tasks=["shapes"], fit_on="train", batch_size=8)
+    training = trainer(max_epochs=1)
+    training.fit(FineTune(encoder, str(output)), datamodule=data)
+    saved = tmp_path / "last.ckpt"
+    training.save_checkpoint(saved)
+    again = FineTune(encoder, str(output))
+    trainer().test(again, datamodule=data, ckpt_path=saved)
+    for split in ("train", "test"):
+        place = own_root / "shapes" / split
+        (place / "bar").rename(place / "zebra")  # now the last of three
+    moved = MergeDataModule(root=str(own_root), tasks=["shapes"], fit_on="train")
+    with pytest.raises(InputError, match="'shapes' is of the classes bar, box, dot, the data has "):
+        trainer().test(FineTune(encoder, str(output)), datamodule=moved, ckpt_path=saved)

@@ -1,0 +1,125 @@
+"""Heads where they meet data: those of the tasks, in the order of the data's classes."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+from lightning_merge.core.errors import InputError, warn
+from lightning_merge.core.files import file_hash
+from lightning_merge.core.names import enumerate_names
+from lightning_merge.data.datamodule import MergeDataModule
+from lightning_merge.data.tasks import TaskSpec, task_spec
+from lightning_merge.models.encoder import Encoder
+from lightning_merge.models.heads import Head, load_heads
+from lightning_merge.modules.task_files import TASK, task_file
+
+HeadFiles = str | dict[str, str]
+"""File of the heads of all tasks, pattern of a file for each task with {task}, or a mapping."""
+
+
+def by_task(heads: HeadFiles) -> bool:
+    """Whether each task has a file of its own; such files are given, never made."""
+    return not isinstance(heads, str) or TASK in heads
+
+
+def head_file(heads: HeadFiles, task: str) -> str:
+    """Return the file that holds a task's head.
+
+    Raises:
+        InputError: a mapping lacks the task.
+    """
+    if isinstance(heads, str) and not by_task(heads):
+        return heads
+    return task_file(heads, task, "heads")
+
+
+def head_files(heads: HeadFiles, tasks: Sequence[str]) -> list[str]:
+    """Return the files that hold the heads of some tasks, each once."""
+    return list(dict.fromkeys(head_file(heads, task) for task in tasks))
+
+
+def heads_hash(heads: HeadFiles, tasks: Sequence[str]) -> str:
+    """Return the SHA-256 of the file of heads; of several, that of a list of them by task."""
+    if isinstance(heads, str) and not by_task(heads):
+        return file_hash(heads)
+    lines = "".join(f"{file_hash(head_file(heads, task))}  {task}\n" for task in tasks)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def open_heads(heads: HeadFiles, tasks: Sequence[str]) -> Mapping[str, Head]:
+    """Read the heads of some tasks; of one file, all heads that it holds.
+
+    Raises:
+        InputError: a file is missing, unreadable or not one of heads, or lacks its task.
+    """
+    if isinstance(heads, str) and not by_task(heads):
+        return load_heads(heads)
+    return load_heads({task: head_file(heads, task) for task in tasks})
+
+
+def fitting_heads(heads: HeadFiles, data: MergeDataModule, encoder: Encoder) -> dict[str, Head]:
+    """Return one head per task of the data, whose logits stand in the order of its classes.
+
+    Classes are compared by name, see `TaskSpec.rows`. Published files say no names; the task
+    table knows those of its tasks, and the order of any other task is taken to be the data's.
+
+    Args:
+        heads: their files.
+        data: the tasks, loaded.
+        encoder: what makes the features.
+
+    Raises:
+        InputError: a file cannot be read, or a head is missing, does not fit, has other classes
+            or none that are named.
+    """
+    found = open_heads(heads, data.tasks)
+    fitting = {}
+    for task in data.tasks:
+        if task not in found:
+            raise InputError(
+                f"heads={heads!r} has no head for {task!r}, only for {', '.join(found)}; "
+                "add it, or remove the file where heads are made from the base"
+            )
+        head, file = found[task], head_file(heads, task)
+        sizes, wanted = (head.num_classes, head.dim), (len(data.classes[task]), encoder.dim)
+        if sizes != wanted:
+            raise InputError(
+                f"heads={file!r}: the head of {task!r} has (classes, width) {sizes}, the data "
+                f"and the encoder {wanted}; give heads that fit"
+            )
+        fitting[task] = _arranged(head, file, task, data.classes[task])
+    return fitting
+
+
+def _arranged(head: Head, file: str, task: str, classes: Sequence[str]) -> Head:
+    """Return a head whose logits stand in the order of the data's classes."""
+    spec = task_spec(task)
+    known = spec.names if head.published else head.classes
+    if head.published and len(known or ()) != head.num_classes:
+        warn(
+            f"heads={file!r} does not name its {head.num_classes} classes: the head of {task!r} is "
+            f"taken to have them in the data's order, {enumerate_names(classes, 3)}"
+        )
+        return head.named(classes)
+    if known is None:
+        raise InputError(
+            f"heads={file!r}: the head of {task!r} does not name its classes, which may be others "
+            "than the data's or in another order. If you know them, add them in the order of its "
+            "rows: save_heads(load_heads(file), file, "
+            f"classes={{{task!r}: [{classes[0]!r}, ...]}})"
+        )
+    rows = spec.rows(known, classes)
+    if rows is None:
+        raise InputError(f"heads={file!r}: the head of {task!r} {_others(spec, known, classes)}")
+    return head.named(classes) if rows == [*range(len(rows))] else head.arranged(rows, classes)
+
+
+def _others(spec: TaskSpec, known: Sequence[str], classes: Sequence[str]) -> str:
+    """Say how the classes of a head differ from those of the data."""
+    own, wanted = (set(map(spec.identity, names)) for names in (known, classes))
+    ours = [name for name in known if spec.identity(name) not in wanted]
+    theirs = [name for name in classes if spec.identity(name) not in own]
+    return (
+        f"is of other classes than the data: it has {enumerate_names([*map(repr, ours)], 3)}, the "
+        f"data {enumerate_names([*map(repr, theirs)], 3)}. Give the head of these classes, or "
+        "rename the classes of the data"
+    )
