@@ -9,7 +9,6 @@ from lightning_merge.core.errors import InputError
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.models.preprocess import Preprocess
 
-
 FEWEST_LAST = 8
 """Channels from which on images are channels-last.
 
