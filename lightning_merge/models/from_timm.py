@@ -44,7 +44,7 @@ class TimmEncoder(Encoder):
         _check(name)
         try:
             model: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
-        except (OSError, RuntimeError, TypeError) as error:
+        except (OSError, RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
             raise InputError(
                 f"name={name!r}, pretrained={pretrained}, options={options}: timm could not build "
                 f"the model ({error}). Correct the options; offline, give a file as weights."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_merge.core.checkpoint import open_checkpoint
-from lightning_merge.core.errors import InputError
+from lightning_merge.core.errors import InputError, warn
+from lightning_merge.models.config_files import Fields, read_fields
 from lightning_merge.models.encoder import Encoder
+from lightning_merge.models.loading import unknown_name
 from lightning_merge.models.preprocess import Preprocess
 
 _PROJECTION = "visual_projection.weight"
-_CLIP = {
-    "image_mean": (0.48145466, 0.4578275, 0.40821073),
-    "image_std": (0.26862954, 0.26130258, 0.27577711),
-}
 
 
 class VisionTower(nn.Module):
@@ -52,6 +49,9 @@ class TransformersEncoder(Encoder):
     and is never merged: build the encoder from the base, which has it, and load experts into
     it, or name the base as ``projection``.
 
+    Images are prepared as the folder's ``processor_config.json`` (transformers 5) or
+    ``preprocessor_config.json`` says, and as OpenAI's CLIP without either.
+
     Args:
         source: Repository on the Hub, folder with ``config.json``, or the fields of a
             ``CLIPVisionConfig`` for an untrained tower.
@@ -60,8 +60,8 @@ class TransformersEncoder(Encoder):
         weights: File or folder of weights to use instead of the source's own.
 
     Raises:
-        InputError: If the source cannot be had or is not a CLIP model, or the weights are of
-            another architecture.
+        InputError: If the source cannot be had or is not a CLIP model, one of its files is
+            broken or asks for what cannot be done, or the weights are of another architecture.
     """
 
     projection: Tensor | None
@@ -93,7 +93,7 @@ def _folder(argument: str, source: str | Path) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    described = ["config.json", "preprocessor_config.json"]
+    described = ["config.json", "preprocessor_config.json", "processor_config.json"]
     try:
         patterns = [*described, "model*.safetensors*"]
         folder = Path(snapshot_download(str(source), allow_patterns=patterns))
@@ -112,15 +112,66 @@ def _config(source: Path | Mapping[str, Any]) -> Any:
     """Make the configuration of the vision tower, or read it from a folder."""
     from transformers import CLIPVisionConfig
 
+    default = CLIPVisionConfig()
     if isinstance(source, Mapping):
-        return CLIPVisionConfig(**source)
-    file = source / "config.json"
+        if unknown := sorted(set(source) - set(default.to_dict())):
+            raise unknown_name("source", unknown[0], default.to_dict())
+        fields = Fields("source", source)
+    else:
+        fields = _vision_fields(source)
+    return CLIPVisionConfig(**_checked(fields, default))
+
+
+def _vision_fields(folder: Path) -> Fields:
+    """Read what the config.json of a folder says of the vision tower."""
+    file = folder / "config.json"
     if not file.is_file():
-        raise InputError(f"source={source}: there is no config.json in it.")
-    kind = json.loads(file.read_text()).get("model_type")
-    if kind not in ("clip", "clip_vision_model"):
-        raise InputError(f"source={source}: model_type is {kind!r}, only CLIP is supported.")
-    return CLIPVisionConfig.from_pretrained(source)
+        raise InputError(f"source={folder}: there is no config.json in it.")
+    fields = read_fields(file)
+    kind = fields.get("model_type", None)
+    if kind == "clip_vision_model":
+        return fields
+    if kind != "clip":
+        raise InputError(
+            f"{file}: model_type is {kind!r}, only CLIP is supported: clip, or clip_vision_model."
+        )
+    new, old = fields.part("vision_config"), fields.part("vision_config_dict")  # the old one wins
+    return Fields(new.file, {**new.values, **old.values})
+
+
+def _checked(fields: Fields, default: Any) -> dict[str, Any]:
+    """Return the fields of a vision tower; null, and what is missing, is the class's default."""
+    from transformers.activations import ACT2FN
+
+    found: dict[str, Any] = {
+        name: fields.whole(name, getattr(default, name), most)
+        for name, most in {
+            "hidden_size": 1 << 16,
+            "intermediate_size": 1 << 18,
+            "num_hidden_layers": 1 << 10,
+            "num_attention_heads": 1 << 10,
+            "projection_dim": 1 << 16,
+        }.items()
+    }
+    found |= {
+        name: fields.side(name, getattr(default, name)) for name in ("image_size", "patch_size")
+    }
+    found |= {
+        name: fields.number(name, getattr(default, name))
+        for name in ("layer_norm_eps", "attention_dropout")
+    }
+    found["hidden_act"] = fields.get("hidden_act", default.hidden_act)
+    if found["hidden_act"] not in list(ACT2FN):
+        raise fields.wrong("hidden_act", f"give one of {', '.join(ACT2FN)}")
+    if found["hidden_size"] % found["num_attention_heads"]:
+        raise fields.wrong(
+            "num_attention_heads", f"it must divide hidden_size={found['hidden_size']}"
+        )
+    if found["patch_size"] > found["image_size"]:
+        raise fields.wrong("patch_size", f"an image has {found['image_size']} pixels along a side")
+    if fields.get("num_channels", 3) != 3:
+        raise fields.wrong("num_channels", "images have three colours")
+    return found
 
 
 def _projection(source: str | Path | None, *, required: bool) -> Tensor | None:
@@ -139,6 +190,30 @@ def _projection(source: str | Path | None, *, required: bool) -> Tensor | None:
 
 def _preprocess(folder: Path | None, size: int) -> Preprocess:
     """Read the preprocessing of a folder; published experts without one use CLIP's."""
-    file = folder / "preprocessor_config.json" if folder else None
-    given = json.loads(file.read_text()) if file and file.is_file() else {"size": size}
-    return Preprocess.from_transformers({**_CLIP, "crop_size": given["size"], **given})
+    found = None if folder is None else _processor(folder)
+    if found is None:
+        return Preprocess.from_transformers({"size": size, "crop_size": size})
+    preprocess = Preprocess.from_transformers(found.values, found.file)
+    if preprocess.size != size:
+        raise InputError(
+            f"{found.file}: images of {preprocess.size} pixels (crop_size, or size where they are "
+            f"not cropped) do not fit the model, whose config.json has image_size={size}."
+        )
+    return preprocess
+
+
+def _processor(folder: Path) -> Fields | None:
+    """Return the fields of a folder's image processor, the one that transformers 5 would take."""
+    old, new = folder / "preprocessor_config.json", folder / "processor_config.json"
+    first = read_fields(old) if old.is_file() else None
+    nested = read_fields(new) if new.is_file() else None
+    if nested is None or nested.get("image_processor", None) is None:
+        return first
+    second = nested.part("image_processor")
+    parse = Preprocess.from_transformers
+    if first is not None and parse(first.values, first.file) != parse(second.values, second.file):
+        warn(
+            f"{old} and {new} prepare images differently: the latter is followed, as transformers "
+            "5 does; remove it to follow the former"
+        )
+    return second

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,11 +11,16 @@ import torch
 from torch import Tensor
 
 from lightning_merge.core.errors import InputError
+from lightning_merge.models.config_files import Colours, Fields, is_number
 
 if TYPE_CHECKING:
     from torchvision.transforms.v2 import Transform
 
-_PIL_FILTERS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+_PIL_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+_CLIP_PROCESSORS = ("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPFeatureExtractor")
+_CLIP_SIZE = 224
+_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
@@ -30,21 +36,22 @@ class Preprocess:
         size: Side of the square image that the encoder takes, in pixels.
         mean: Mean of each channel, on the scale 0 to 1.
         std: Standard deviation of each channel, on the same scale.
-        interpolation: Filter of the resizing: ``nearest``, ``bilinear`` or ``bicubic``.
+        interpolation: Filter of the resizing, as Pillow calls it: ``nearest``, ``lanczos``,
+            ``bilinear``, ``bicubic``, ``box`` or ``hamming``.
         resize: Side in pixels to which an image is resized before the centre crop; ``size``
             when None.
         mode: ``shortest`` and ``longest`` resize that side and keep the proportions (``longest``
-            then fills up with black), ``squash`` resizes both.
+            then fills up with black), ``squash`` resizes both, ``keep`` none.
         crop: Where an odd margin goes: ``round`` as torchvision, open_clip and timm, ``floor`` as
-            transformers.
+            transformers' Pillow pipeline.
     """
 
     size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Colours
+    std: Colours
     interpolation: str = "bicubic"
     resize: int | None = None
-    mode: Literal["shortest", "longest", "squash"] = "shortest"
+    mode: Literal["shortest", "longest", "squash", "keep"] = "shortest"
     crop: Literal["round", "floor"] = "round"
 
     def __post_init__(self) -> None:
@@ -53,8 +60,8 @@ class Preprocess:
         if self.interpolation not in _PIL_FILTERS.values():
             choices = ", ".join(_PIL_FILTERS.values())
             raise InputError(f"interpolation={self.interpolation!r}: choose one of {choices}.")
-        if self.mode not in ("shortest", "longest", "squash"):
-            raise InputError(f"mode={self.mode!r}: choose shortest, longest or squash.")
+        if self.mode not in ("shortest", "longest", "squash", "keep"):
+            raise InputError(f"mode={self.mode!r}: choose shortest, longest, squash or keep.")
 
     def transform(self) -> Transform:
         """Build the pipeline from a PIL image to a uint8 tensor [3, size, size]."""
@@ -68,15 +75,19 @@ class Preprocess:
 
         width, height = image.size
         to = self.resize or self.size
-        if self.mode == "squash":
+        if self.mode == "keep":
+            target = [height, width]
+        elif self.mode == "squash":
             target = [to, to]
         elif self.mode == "longest":
             target = [round(side * to / max(width, height)) for side in (height, width)]
         else:  # the longer side is cut to whole pixels, as all four libraries do
             target = [int(to * side / min(width, height)) for side in (height, width)]
-        image = functional.resize(image, target, InterpolationMode(self.interpolation))
-        if self.crop == "round" or min(target) < self.size:
+        if self.mode != "keep":
+            image = functional.resize(image, target, InterpolationMode(self.interpolation))
+        if self.crop == "round":
             return functional.center_crop(image, [self.size, self.size])
+        # A margin that is cut off is rounded down, one that is filled up with black rounded up.
         top, left = ((side - self.size) // 2 for side in target)
         return functional.crop(image, top, left, self.size, self.size)
 
@@ -95,10 +106,11 @@ class Preprocess:
     @classmethod
     def from_open_clip(cls, config: Mapping[str, Any]) -> Preprocess:
         """Read the ``preprocess_cfg`` that open_clip leaves on a visual tower."""
+        fields = Fields("preprocess_cfg", config)
         return cls(
-            size=_square(config["size"]),
-            mean=_channels(config["mean"]),
-            std=_channels(config["std"]),
+            size=fields.side("size", _CLIP_SIZE),
+            mean=fields.colours("mean", _CLIP_MEAN),
+            std=fields.colours("std", _CLIP_STD),
             interpolation="bilinear" if config["interpolation"] == "bilinear" else "bicubic",
             mode=config["resize_mode"],
         )
@@ -109,46 +121,110 @@ class Preprocess:
         modes: dict[str, Any] = {"center": "shortest", "squash": "squash"}
         if (mode := modes.get(config["crop_mode"])) is None:
             raise InputError(f"crop_mode={config['crop_mode']!r}: only {', '.join(modes)} work.")
-        size = _square(config["input_size"][-2:])
+        fields = Fields("timm's pretrained_cfg", {**config, "size": config["input_size"][-2:]})
+        size = fields.side("size", _CLIP_SIZE)
+        if fields.number("crop_pct", 1) <= 0:
+            raise fields.wrong("crop_pct", "it must be above 0")
         return cls(
             size=size,
-            mean=_channels(config["mean"]),
-            std=_channels(config["std"]),
+            mean=fields.colours("mean", _CLIP_MEAN),
+            std=fields.colours("std", _CLIP_STD),
             interpolation=config["interpolation"],
-            resize=int(size / config["crop_pct"]),
+            resize=int(size / fields.number("crop_pct", 1)),
             mode=mode,
         )
 
     @classmethod
-    def from_transformers(cls, config: Mapping[str, Any]) -> Preprocess:
-        """Read a ``preprocessor_config.json``, old (integer sizes) or new (mappings)."""
-        size = config.get("size", 224)
-        edge = size.get("shortest_edge") if isinstance(size, Mapping) else size
-        side = edge if edge is not None else _square((size["height"], size["width"]))
-        crop = config.get("crop_size", side) if config.get("do_center_crop", True) else side
-        if isinstance(crop, Mapping):
-            crop = _square((crop["height"], crop["width"]))
+    def from_transformers(
+        cls, config: Mapping[str, Any], file: str = "preprocessor_config.json"
+    ) -> Preprocess:
+        """Read what a CLIPImageProcessor of transformers saves, old (integer sizes) or new.
+
+        What is missing stands for the class's default, and so does null, but of truth values.
+
+        Args:
+            config: Fields of the file.
+            file: Its name, for messages.
+
+        Raises:
+            InputError: If a field is wrong, or asks for what cannot be done here.
+        """
+        fields = Fields(file, config)
+        kind = fields.get("image_processor_type", fields.get("feature_extractor_type", None))
+        if kind is not None and str(kind).removesuffix("Pil") not in _CLIP_PROCESSORS:
+            raise InputError(f"{file}: {kind!r} prepares images: only CLIP's are supported.")
+        if fields.get("do_pad", False):
+            raise fields.wrong("do_pad", "images cannot be padded here")
+        resample = fields.get("resample", 3)
+        if not is_number(resample) or resample not in _PIL_FILTERS:
+            raise fields.wrong("resample", f"give one of Pillow's, 0 to {len(_PIL_FILTERS) - 1}")
+        mode, edge = _resizing(fields)
+        mean, std = _normalisation(fields)
         return cls(
-            size=int(crop),
-            mean=_channels(config["image_mean"]),
-            std=_channels(config["image_std"]),
-            interpolation=_PIL_FILTERS.get(config.get("resample", 3), "unknown"),
-            resize=int(side),
-            mode="shortest" if edge is not None else "squash",
+            size=_cropped(fields, mode, edge),
+            mean=mean,
+            std=std,
+            interpolation=_PIL_FILTERS[resample],
+            resize=edge,
+            mode=mode,
             crop="floor",
         )
 
 
-def _square(size: int | tuple[int, int] | list[int]) -> int:
-    """Return the side of a square given as one number or two."""
-    height, width = (size, size) if isinstance(size, int) else size
+def _resizing(fields: Fields) -> tuple[Literal["shortest", "squash", "keep"], int | None]:
+    """Return which sides are resized, and to how many pixels."""
+    if not fields.flag("do_resize", True):
+        return "keep", None
+    if fields.flag("use_square_size", False):
+        return "squash", _CLIP_SIZE
+    size = fields.get("size", _CLIP_SIZE)
+    if isinstance(size, Mapping) and _given(size) == {"shortest_edge"}:
+        return "shortest", fields.part("size").whole("shortest_edge", _CLIP_SIZE)
+    if is_number(size):
+        return "shortest", fields.side("size", _CLIP_SIZE)
+    return "squash", _square_side(fields, "size")
+
+
+def _square_side(fields: Fields, key: str) -> int:
+    """Return the side of a square, given as height and width or without these names."""
+    value = fields.get(key, _CLIP_SIZE)
+    if not isinstance(value, Mapping):
+        return fields.side(key, _CLIP_SIZE)
+    if _given(value) != {"height", "width"}:
+        also = " or shortest_edge" if key == "size" else ""
+        raise fields.wrong(key, f"give height and width{also}, and nothing else")
+    height, width = (fields.part(key).whole(side, _CLIP_SIZE) for side in ("height", "width"))
     if height != width:
-        raise InputError(f"image size {height} x {width}: only square images are supported.")
-    return int(height)
+        raise fields.wrong(key, "only square images are supported")
+    return height
 
 
-def _channels(values: Any) -> tuple[float, float, float]:
-    """Return one value for each of the three colours."""
-    numbers = tuple(float(v) for v in values)
-    red, green, blue = numbers * 3 if len(numbers) == 1 else numbers
-    return red, green, blue
+def _given(size: Mapping[str, Any]) -> set[str]:
+    return {name for name, value in size.items() if value is not None}
+
+
+def _cropped(fields: Fields, mode: str, edge: int | None) -> int:
+    """Return the side of the images at the end."""
+    if fields.flag("do_center_crop", True):
+        return _square_side(fields, "crop_size")
+    if mode != "squash" or edge is None:
+        what = "images of one size are needed: give height and width as size, or let it be true"
+        raise fields.wrong("do_center_crop", what)
+    return edge
+
+
+def _normalisation(fields: Fields) -> tuple[Colours, Colours]:
+    """Return mean and deviation for colours from 0 to 1, whatever a file's are meant for."""
+    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    if fields.flag("do_normalize", True):
+        mean, std = fields.colours("image_mean", _CLIP_MEAN), fields.colours("image_std", _CLIP_STD)
+        if 0 in std:
+            raise fields.wrong("image_std", "it must not be 0")
+    factor = fields.number("rescale_factor", 1 / 255) if fields.flag("do_rescale", True) else 1.0
+    if factor <= 0:
+        raise fields.wrong("rescale_factor", "it must be above 0")
+    scale = 255 * factor  # what colours from 0 to 1 are multiplied by
+    if math.isclose(scale, 1, rel_tol=1e-12):
+        return mean, std
+    (red, green, blue), (r, g, b) = mean, std
+    return (red / scale, green / scale, blue / scale), (r / scale, g / scale, b / scale)

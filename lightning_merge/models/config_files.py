@@ -1,0 +1,110 @@
+"""JSON files that describe a model: every field is checked, and what is wrong is named."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning_merge.core.errors import InputError
+
+Colours = tuple[float, float, float]
+_MOST_PIXELS = 16384  # along a side; more is a slip of the pen
+
+
+@dataclass(frozen=True)
+class Fields:
+    """The fields of a file; null, and what is not there, stands for a default.
+
+    Attributes:
+        file: Name of the file, for messages.
+        values: Name of a field to its value.
+    """
+
+    file: str
+    values: Mapping[str, Any]
+
+    def get(self, key: str, default: Any) -> Any:
+        """Return a field as it is."""
+        value = self.values.get(key)
+        return default if value is None else value
+
+    def wrong(self, key: str, remedy: str) -> InputError:
+        """Return the error for a field: file, name, value, and what to do."""
+        return InputError(f"{self.file}: {key}={self.values.get(key)!r}: {remedy}.")
+
+    def flag(self, key: str, default: bool) -> bool:
+        """Return a truth value; null is none, as libraries take it for false."""
+        if not isinstance(value := self.values.get(key, default), bool):
+            raise self.wrong(key, "give true or false")
+        return value
+
+    def number(self, key: str, default: float) -> float:
+        """Return a finite number."""
+        if not is_number(value := self.get(key, default)):
+            raise self.wrong(key, "give a number")
+        return float(value)
+
+    def whole(self, key: str, default: int, most: int = _MOST_PIXELS) -> int:
+        """Return a whole number, from 1 to ``most``."""
+        if not _is_whole(value := self.get(key, default), most):
+            raise self.wrong(key, f"give a whole number from 1 to {most}")
+        return int(value)
+
+    def side(self, key: str, default: int) -> int:
+        """Return the side of a square in pixels, given as one number or as two equal ones."""
+        value = self.get(key, default)
+        sides = value if isinstance(value, (list, tuple)) and len(value) == 2 else [value, value]
+        if sides[1] != sides[0]:
+            raise self.wrong(key, "only square images are supported")
+        if not _is_whole(sides[0], _MOST_PIXELS):
+            raise self.wrong(key, f"give a whole number from 1 to {_MOST_PIXELS}")
+        return int(sides[0])
+
+    def colours(self, key: str, default: Colours) -> Colours:
+        """Return a number for each of the three colours, given as one or three."""
+        value = self.get(key, default)
+        numbers = list(value) if isinstance(value, (list, tuple)) else [value]
+        if len(numbers) not in (1, 3) or not all(map(is_number, numbers)):
+            raise self.wrong(key, "give three numbers, of red, green and blue")
+        red, green, blue = map(float, numbers if len(numbers) == 3 else numbers * 3)
+        return red, green, blue
+
+    def part(self, key: str) -> Fields:
+        """Return the fields within a field; none where it is null.
+
+        Raises:
+            InputError: If it has no fields.
+        """
+        if not isinstance(value := self.get(key, {}), Mapping):
+            raise self.wrong(key, "give fields by name, {...}")
+        return Fields(f"{self.file}: {key}", value)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number, and no truth value."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_whole(value: Any, most: int) -> bool:
+    return is_number(value) and value == int(value) and 1 <= value <= most
+
+
+def read_fields(file: Path) -> Fields:
+    """Read a JSON file.
+
+    Raises:
+        InputError: If it cannot be read, is no JSON, or has no fields.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror or error}.") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file} is not JSON, or cut off ({error}): download it again.") from None
+    if not isinstance(content, Mapping):
+        raise InputError(f"{file} holds no fields but {str(content)[:40]!r}: download it again.")
+    return Fields(str(file), content)
