@@ -116,7 +116,8 @@ class TaskModule(LightningModule):
         count_epochs(self.trainer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Let an epoch that was cut short go on where it ended."""
+        """Keep the names of the classes; let an epoch that was cut short go on where it ended."""
+        checkpoint["classes"] = {task: list(names) for task, names in self.data.classes.items()}
         leave_open(self.trainer, checkpoint)
 
     def prepare(self, stage: str) -> None:
@@ -146,10 +147,6 @@ class TaskModule(LightningModule):
             InputError: see `fitting_heads`.
         """
         self.heads.update(fitting_heads(files, self.data, self.encoder))
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the names of the classes, in the order of the heads' rows."""
-        checkpoint["classes"] = {task: list(names) for task, names in self.data.classes.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint's heads are of the data's classes.
