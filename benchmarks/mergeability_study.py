@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from lightning_merge.core.checkpoint import Checkpoint, open_checkpoint
-from lightning_merge.core.files import atomic_write
+from lightning_merge.core.files import write_text
 from lightning_merge.core.mergeability import LayerInputs, Mergeability, mergeability
 from lightning_merge.core.task_vectors import TaskVectors
 from lightning_merge.data.datamodule import MergeDataModule
@@ -272,8 +272,7 @@ def main() -> int:
     if given.output is not None:
         numbers = {"tasks": given.tasks, "individual": individual}
         numbers |= {name: values.tolist() for name, values in [*found.items(), *lost.items()]}
-        with atomic_write(given.output) as temporary:
-            temporary.write_text(json.dumps(numbers, indent=1))
+        write_text(given.output, json.dumps(numbers, indent=1))
     for name, values in lost.items():
         print(f"Accuracy lost by {name}, {len(suite.pairs)} pairs\n")
         print(report.markdown(HEADER, rows(found, values, given.draws)))

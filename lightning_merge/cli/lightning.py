@@ -1,5 +1,6 @@
 """LightningCLI with a run folder: where things go, and how a stopped run goes on."""
 
+import csv
 import shlex
 import shutil
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from lightning_merge.cli import record, stages
 from lightning_merge.cli.parser import Parser
 from lightning_merge.cli.processes import Result, leave_together, start
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.files import read_text, write_text
 from lightning_merge.core.ranks import AgreedError, Ranks
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.evaluation.results import Results
@@ -308,8 +310,8 @@ class MergeCLI(LightningCLI):
         self.datamodule.write_splits(self.folder / "splits.json")
         config = self.config.fit.clone()
         del config["overwrite"]  # the other commands have no such option
-        file = str(self.folder / "config.yaml")
-        self._parser("fit").save(config, file, skip_none=False, overwrite=True, multifile=False)
+        text = self._parser("fit").dump(config, skip_none=False)
+        write_text(self.folder / "config.yaml", text)
         record.write(self._record, self._record_file)
 
     def _fill_zoo(self, model: CoefficientModule) -> None:
@@ -328,9 +330,9 @@ class MergeCLI(LightningCLI):
         """Let the run add to its metrics.csv, which Lightning's logger would delete."""
         path = self.folder / "metrics.csv"
         if isinstance(self.trainer.logger, CSVLogger) and path.exists():
-            rows = path.read_text()
-            self.trainer.logger.experiment.metrics_keys = rows.partition("\n")[0].split(",")
-            path.write_text(rows)
+            rows = read_text(path)
+            self.trainer.logger.experiment.metrics_keys = next(csv.reader([rows.split("\n")[0]]))
+            write_text(path, rows)
 
     def _forget_metrics(self) -> None:
         if isinstance(self.trainer.logger, CSVLogger):
@@ -345,7 +347,7 @@ class MergeCLI(LightningCLI):
             Results.from_json(self.folder / "results.json") if self.finished else self._measure()
         )
         if self.trainer.is_global_zero:
-            console = Console()
+            console = Console(markup=False, emoji=False)
             console.print(rich_table(results, width=console.width))
             for note in results.notes:
                 console.print(note)

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from io import TextIOWrapper
 from itertools import pairwise
 from pathlib import Path
 from typing import TextIO
@@ -31,6 +32,7 @@ NOISE = (
     "Checkpoint directory .* exists",
     "Grad strides do not match bucket view strides",  # of channels-last convolutions under DDP
     "Total length of `list` across ranks is zero",  # no validation while coefficients are fitted
+    "Corrupt EXIF data",  # it is not looked at then, as the image is whole
     r"The number of training batches \(\d+\) is smaller than the logging interval",
 )
 """Warnings that come with every run and that no user can act upon."""
@@ -45,6 +47,9 @@ def main(arguments: list[str]) -> int:
     Returns:
         The exit code: 0, 2 for input that the user can mend, or 130 after Ctrl-C.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # names that the terminal cannot show are no fault
+            stream.reconfigure(errors="backslashreplace")
     for message in NOISE:
         warnings.filterwarnings("ignore", message)
     _print_input_warnings()

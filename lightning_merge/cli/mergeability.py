@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_merge.core.checkpoint import open_checkpoint
 from lightning_merge.core.device import run_device
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.files import atomic_write, file_fingerprint
+from lightning_merge.core.files import file_fingerprint, write_text
 from lightning_merge.core.mergeability import LayerInputs, Mergeability
 from lightning_merge.core.mergeability import mergeability as measure
 from lightning_merge.data.datamodule import MergeDataModule
@@ -71,7 +71,7 @@ def mergeability(
     images = encoder.preprocess.normalize(torch.cat([*drawn.values()]))
     found = measure(weights, opened, encoder.backbone, images, layer_inputs)
     where = next(encoder.parameters()).device
-    console = Console()
+    console = Console(markup=False, emoji=False)
     console.width = max(console.width, 100, 20 + 9 * len(experts))  # the terminal may wrap
     for table in tables(found):
         console.print(table)
@@ -146,9 +146,7 @@ def write(found: Mergeability, folder: Path, about: dict[str, Any]) -> None:
         folder: where to; made if need be.
         about: how it was measured, for the record.
     """
-    text = json.dumps({**about, **as_json(found)}, indent=1)
-    with atomic_write(folder / FILES[0]) as temporary:
-        temporary.write_text(text)
+    write_text(folder / FILES[0], json.dumps({**about, **as_json(found)}, indent=1))
     nodes = {name: layer.all.node for name, layer in found.layers.items()}
     group = -(-max(map(len, nodes.values())) // _COLUMNS)
     m_loss_map(nodes, folder / FILES[1], group=group)

@@ -9,7 +9,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from lightning_merge import __version__
-from lightning_merge.core.files import atomic_write, file_hash
+from lightning_merge.core.files import file_hash, read_text, write_text
 from lightning_merge.core.names import enumerate_names
 from lightning_merge.data.datamodule import MergeDataModule
 
@@ -102,13 +102,12 @@ def _change(name: str, before: Any, now: Any) -> str:
 
 def read(path: Path) -> Record:
     """Return what an earlier run depended on; an empty record where there is none."""
-    return _loaded(path.read_text()) if path.exists() else {}
+    return _loaded(read_text(path)) if path.exists() else {}
 
 
 def write(record: Record, path: Path) -> None:
     """Write the record of a run."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n")
+    write_text(path, json.dumps(record, indent=1) + "\n")
 
 
 def stored(record: Record) -> dict[str, Any]:

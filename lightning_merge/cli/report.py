@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.files import atomic_write
+from lightning_merge.core.files import write_text
 from lightning_merge.evaluation.results import Results, aggregate
 from lightning_merge.evaluation.tables import markdown
 
@@ -29,6 +29,5 @@ def report(
         raise InputError(f"output={output!r} exists: give another path or --overwrite true")
     files = [Path(run) / "results.json" if Path(run).is_dir() else Path(run) for run in runs]
     table = markdown(aggregate([Results.from_json(file) for file in files], against))
-    with atomic_write(target) as temporary:
-        temporary.write_text(table)
+    write_text(target, table)
     print(f"{target}: {len(files)} runs")

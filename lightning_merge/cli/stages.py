@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_merge.core.checkpoint import file_hash, open_checkpoint
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.files import read_text
 from lightning_merge.core.names import enumerate_names
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.data.tasks import task_spec
@@ -262,7 +263,7 @@ class Stage:
         if self.recipe is None:
             return None
         try:
-            return yaml.safe_load(Path(self.recipe).read_text())
+            return yaml.safe_load(read_text(self.recipe))
         except (OSError, UnicodeError, yaml.YAMLError) as fault:
             raise InputError(
                 f"{self.option}={self.recipe!r} is no readable config: {fault}"

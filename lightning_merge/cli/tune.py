@@ -16,7 +16,7 @@ from lightning_merge.cli.lightning import DATA_OF_A_TASK, MergeCLI
 from lightning_merge.cli.merging import ZooMerger
 from lightning_merge.cli.parser import Parser
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.files import atomic_write
+from lightning_merge.core.files import write_text
 from lightning_merge.core.names import enumerate_names
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.evaluation.candidates import BOUNDS, Candidate
@@ -198,8 +198,7 @@ class Tune:
             found = f"{100 * last.score.average:.2f} %" if last.score else last.refused
             count = f"trial {len(search.trials)} of {search.total}"
             rank_zero_info(f"{count}: {last.text}: {found}")
-            with atomic_write(self.folder / "trials.md") as temporary:
-                temporary.write_text(table(search.trials, self.data.tasks), encoding="utf-8")
+            write_text(self.folder / "trials.md", table(search.trials, self.data.tasks))
 
         rank_zero_info(f"tuning {brief(self.method)}")
         search.run(lambda method: self._score(merger, evaluate, method), report)
@@ -283,12 +282,12 @@ def tune(arguments: list[str]) -> None:
     options.pop("config", None)
 
     def save(file: Path) -> None:
-        parser.save(config, str(file), skip_none=False, overwrite=True, multifile=False)
+        write_text(file, parser.dump(config, skip_none=False))
 
     run = Tune(**dict(options.items()))
     command = shlex.join(["python", "-m", "lightning_merge", "tune", *arguments])
     results = run.run(plain, save, command)
-    console = Console()
+    console = Console(markup=False, emoji=False)
     console.print(rich_table(results, width=console.width))
     for note in (c.note for c in results.candidates.values() if not c.bound):
         console.print(note)

@@ -27,8 +27,8 @@ def atomic_write(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
     Missing parent folders are made.
 
     Example:
-        >>> with atomic_write(folder / "results.json") as temporary:  # doctest: +SKIP
-        ...     temporary.write_text(text)
+        >>> with atomic_write(folder / "map.png") as temporary:  # doctest: +SKIP
+        ...     figure.savefig(temporary)
 
     Raises:
         InputError: `path` exists and `overwrite` is false, is a folder, or cannot be written.
@@ -44,6 +44,27 @@ def atomic_write(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
             temporary.unlink()
         raise
     flush(path.parent)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text as it is, whole or not at all, in UTF-8 whatever the locale.
+
+    Names of files whose bytes are not UTF-8 keep those bytes (surrogateescape).
+
+    Raises:
+        InputError: see `atomic_write`.
+    """
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(text.encode("utf-8", "surrogateescape"))
+
+
+def read_text(path: str | Path) -> str:
+    """Return what `write_text` wrote, or any text in UTF-8; line ends become newlines.
+
+    Raises:
+        OSError: the file is missing or unreadable.
+    """
+    return Path(path).read_text(encoding="utf-8-sig", errors="surrogateescape")
 
 
 def claim(path: Path, *, overwrite: bool = True) -> Path:
@@ -211,7 +232,7 @@ def _hash(path: Path, hash_file: Callable[[Path, int, int, int], str]) -> str:
         if path.is_dir():
             files = sorted(f for f in path.iterdir() if f.is_file() and not f.name.startswith("."))
             lines = "".join(f"{_hash(file, hash_file)}  {file.name}\n" for file in files)
-            return hashlib.sha256(lines.encode()).hexdigest()
+            return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
         status = path.stat()
         return hash_file(path.resolve(), status.st_ino, status.st_mtime_ns, status.st_size)
     except OSError as fault:

@@ -16,7 +16,8 @@ def run_seed() -> int:
 
 def generator_for(seed: int, *names: str) -> torch.Generator:
     """A CPU generator seeded by a number and names, for example of a task and a tensor."""
-    digest = hashlib.sha256("\0".join([str(seed), *names]).encode()).digest()
+    text = "\0".join([str(seed), *names])
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.files import atomic_write
+from lightning_merge.core.files import write_text
 from lightning_merge.data.examples import Examples
 from lightning_merge.data.progress import progress
 
@@ -148,5 +148,4 @@ def write(path: Path, settings: Mapping[str, Any], tasks: Mapping[str, Any]) -> 
     head = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in settings.items()]
     rows = [f"  {json.dumps(task)}: {json.dumps(found)}" for task, found in tasks.items()]
     text = ",\n".join([*head, ' "tasks": {\n' + ",\n".join(rows) + "\n }"])
-    with atomic_write(path) as temporary:
-        temporary.write_text(f"{{\n{text}\n}}\n")
+    write_text(path, f"{{\n{text}\n}}\n")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from lightning_merge import __version__
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.files import atomic_write
+from lightning_merge.core.files import read_text, write_text
 
 AVERAGE = "average"
 DISTRIBUTIONS = (
@@ -162,9 +162,7 @@ class Results:
             "unseen": list(self.unseen),
         }
         content |= {key: value for key, value in optional.items() if value}
-        text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
-        with atomic_write(path) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
+        write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
         return Path(path)
 
     @classmethod
@@ -175,7 +173,7 @@ class Results:
             InputError: The file is missing, not JSON, or not of this form.
         """
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = json.loads(read_text(path))
             candidates = {
                 name: _candidate_from_dict(name, fields)
                 for name, fields in content.pop("candidates").items()

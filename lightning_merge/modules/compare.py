@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_merge.core.files import atomic_write
+from lightning_merge.core.files import write_text
 from lightning_merge.core.ranks import Ranks
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.evaluation.candidates import Candidate
@@ -73,8 +73,7 @@ def compare(
 
 def _write(results: Results, folder: Path) -> None:
     results.to_json(folder / "results.json")
-    with atomic_write(folder / "results.md") as temporary:
-        temporary.write_text(markdown(results))
+    write_text(folder / "results.md", markdown(results))
 
 
 def _limits(trainer: Trainer) -> Iterator[str]:

@@ -10,7 +10,7 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.files import atomic_write
+from lightning_merge.core.files import read_text, write_text
 from lightning_merge.core.seeding import generator_for
 from lightning_merge.methods.base import Method
 from lightning_merge.modules.space import Space
@@ -143,13 +143,12 @@ class Search:
             {**t._asdict(), "score": None if t.score is None else t.score._asdict()}
             for t in self.trials
         ]
-        with atomic_write(self._file) as temporary:
-            temporary.write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
+        write_text(self._file, json.dumps(rows, indent=1))
 
 
 def _read(file: Path) -> list[Trial]:
     try:
-        rows = json.loads(file.read_text(encoding="utf-8"))
+        rows = json.loads(read_text(file))
         return [
             Trial(row["point"], row["score"] and Score(**row["score"]), row["refused"])
             for row in rows
