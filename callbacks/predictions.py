@@ -1,6 +1,7 @@
 """Predictions as a file."""
 
 import csv
+import io
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
@@ -9,13 +10,14 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
-from lightning_merge.core.files import atomic_write
+from lightning_merge.core.files import write_text
 from lightning_merge.core.ranks import Ranks
 
 
 class WritePredictions(Callback):
-    """Write predictions.csv into the run folder: task, index of the test image, class.
+    """Write predictions.csv into the run folder: task, index of the test image, file, class.
 
+    The file is named from the task's folder on; nothing stands there where images have no files.
     Several processes hand what they predicted to the first one, which writes it in the order
     that one process would.
     """
@@ -41,14 +43,14 @@ class WritePredictions(Callback):
         ranks = Ranks.of(trainer)
         found = ranks.gather(self.batches)
         if ranks.rank == 0:
-            data = trainer.datamodule  # type: ignore[attr-defined]
-            path = Path(trainer.default_root_dir) / "predictions.csv"
-            with atomic_write(path) as temporary, temporary.open("w", newline="") as file:
-                writer = csv.writer(file)
-                writer.writerow(["task", "index", "class"])
-                for task, *shares in zip(data.tasks, *found, strict=True):
-                    classes = [data.classes[task][i] for i in _in_order(shares)]
-                    writer.writerows([task, i, name] for i, name in enumerate(classes))
+            data, text = trainer.datamodule, io.StringIO(newline="")  # type: ignore[attr-defined]
+            writer = csv.writer(text)
+            writer.writerow(["task", "index", "file", "class"])
+            for task, *shares in zip(data.tasks, *found, strict=True):
+                names, images = data.classes[task], data.images(task, "test")
+                for i, predicted in enumerate(_in_order(shares)):
+                    writer.writerow([task, i, images.file(i), names[predicted]])
+            write_text(Path(trainer.default_root_dir) / "predictions.csv", text.getvalue())
 
 
 def _in_order(shares: Iterable[Iterable[Tensor]]) -> list[int]:

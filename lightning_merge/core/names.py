@@ -1,5 +1,6 @@
-"""Names of tensors: what kind they denote, and how two spellings of one network correspond."""
+"""Names: what kind of tensor they denote, and how two spellings of one thing correspond."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
@@ -13,6 +14,11 @@ _WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoi
 def is_statistic(name: str) -> bool:
     """Whether `name` is a running statistic of a BatchNorm layer: a buffer, never merged."""
     return name.rpartition(".")[2] in _STATISTICS
+
+
+def composed(name: str) -> str:
+    """A name in Unicode's composed form (NFC): macOS writes the same name decomposed."""
+    return unicodedata.normalize("NFC", name)
 
 
 def enumerate_names(names: Collection[str], limit: int = 20) -> str:

@@ -79,6 +79,10 @@ class TaskImages(Dataset[Batch]):
             image.copy_(self._decode(position))
         return Batch(images, self.labels[index], index)
 
+    def file(self, position: int) -> str:
+        """Return the file of an image from the task's folder on, "" where it has none."""
+        return self.examples.file(int(self.rows[position]))
+
     def prepare(self, positions: Iterable[int] | None = None) -> None:
         """Decode what is kept in memory, so that a broken image shows before long work.
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from lightning_merge.core.errors import InputError
-from lightning_merge.data import splits
+from lightning_merge.data import classes, splits
 from lightning_merge.data.examples import Examples
-from lightning_merge.data.source import Source, same_classes
+from lightning_merge.data.source import Source
 
 PARTS = ("train", "validation", "coefficients", "test")
 TRANSDUCTIVE = "transductive"
@@ -74,11 +74,11 @@ class Division:
         """Find and hash one split; return whether that was to be done."""
         if (task, split) in self._hashes:
             return False
-        examples = self.source.load(task, split)
+        examples = classes.checked(task, split, self.source.load(task, split))
         if not len(examples):
             raise InputError(f"task {task!r}: {split} has no images; fill it")
         if split == "test":
-            same_classes(task, self._examples[task, "train"].classes, examples.classes)
+            examples = classes.in_order_of(self._examples[task, "train"].classes, task, examples)
         self._examples[task, split] = examples
         self._hashes[task, split] = splits.content_hashes(examples, f"{task} {split}")
         return True

@@ -1,18 +1,22 @@
-"""The images of one split before preprocessing, and how they are read and recognised as whole."""
+"""The images of one split before preprocessing, and how they are read."""
 
-import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from lightning_merge.core.errors import InputError
+from lightning_merge.data.decode import decode, looks_whole
+
+
+def _no_file(i: int) -> str:
+    return ""
 
 
 @dataclass(frozen=True)
@@ -28,22 +32,27 @@ class Examples:
         image: index -> RGB image; raises InputError where the file is no image.
         content: index -> the bytes that identify an image, for duplicates between splits;
             raises InputError where they are evidently no whole image.
+        file: index -> the image's file, from the task's folder on; "" where it has none.
     """
 
     classes: tuple[str, ...]
     labels: Tensor
     image: Callable[[int], Image.Image]
     content: Callable[[int], bytes]
+    file: Callable[[int], str] = _no_file
 
     def __len__(self) -> int:
         return len(self.labels)
 
 
-def file_examples(classes: Sequence[str], labels: Sequence[int], files: list[Path]) -> Examples:
-    """Return examples that are image files, one path per label."""
-    return encoded_examples(
+def file_examples(
+    classes: Sequence[str], labels: Sequence[int] | Tensor, files: list[Path], folder: Path
+) -> Examples:
+    """Return examples that are image files, one path per label, in the task's folder."""
+    encoded = encoded_examples(
         classes, labels, partial(_read_file, files), partial(_name_of_file, files)
     )
+    return replace(encoded, file=partial(_path_in, folder, files))
 
 
 def encoded_examples(
@@ -71,42 +80,19 @@ def encoded_examples(
 def array_examples(
     classes: Sequence[str], labels: Sequence[int] | Tensor, pixels: NDArray[np.uint8]
 ) -> Examples:
-    """Return examples that are pixels, grey [n, h, w] or RGB [n, h, w, 3], of uint8."""
+    """Return examples that are pixels, grey [n, h, w] or RGB [n, h, w, 3], of uint8.
+
+    Raises:
+        InputError: they are of another type, which does not say which value is white.
+    """
+    if pixels.dtype != np.uint8:
+        raise InputError(f"images of {pixels.dtype}: convert them to uint8, of which 255 is white")
     return Examples(
         tuple(classes),
         torch.as_tensor(labels, dtype=torch.long),
         image=partial(_array_image, pixels),
         content=partial(_array_content, pixels),
     )
-
-
-def decode(data: bytes, where: str) -> Image.Image:
-    """Return an encoded image as RGB.
-
-    Raises:
-        InputError: the bytes are no whole image; the message names `where`.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return image.convert("RGB")
-    except Exception as error:  # Pillow's readers raise errors of many kinds
-        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
-        raise InputError(
-            f"{where} is not a readable image ({reason}); replace or remove it"
-        ) from None
-
-
-def looks_whole(data: bytes) -> bool:
-    """Whether the bytes begin and end as a JPEG, PNG or WebP file does; costs nothing.
-
-    A truncated file lacks its end marker, or the length that its header announces.
-    """
-    if data.startswith(b"\xff\xd8\xff"):
-        return data.endswith(b"\xff\xd9")
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return data.endswith(b"IEND\xaeB`\x82")
-    is_webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
-    return is_webp and int.from_bytes(data[4:8], "little") + 8 <= len(data)
 
 
 def _read_file(files: list[Path], i: int) -> bytes:
@@ -118,6 +104,10 @@ def _read_file(files: list[Path], i: int) -> bytes:
 
 def _name_of_file(files: list[Path], i: int) -> str:
     return str(files[i])
+
+
+def _path_in(folder: Path, files: list[Path], i: int) -> str:
+    return files[i].relative_to(folder).as_posix()
 
 
 def _decode_at(read: Callable[[int], bytes], where: Callable[[int], str], i: int) -> Image.Image:

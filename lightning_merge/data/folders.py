@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.names import enumerate_names
+from lightning_merge.core.names import composed, enumerate_names
 from lightning_merge.data.examples import Examples, file_examples
 from lightning_merge.data.source import Source
 
@@ -22,36 +22,42 @@ class ImageFolders(Source):
 
     def tasks(self) -> list[str]:
         """Return the folders of root that have a train or a test folder."""
-        return sorted(
-            p.name for p in self.folder().iterdir() if any((p / s).is_dir() for s in SPLITS)
-        )
+        folders = (p for p in self.folder().iterdir() if any((p / s).is_dir() for s in SPLITS))
+        return sorted({composed(p.name) for p in folders})
 
     def offers(self, task: str, split: str) -> bool:
         """Whether the split's folder is there, or nothing of the task."""
-        folder = Path(self.root) / task
+        folder = self.place(task)
         return (folder / split).is_dir() or not folder.is_dir()
 
     def load(self, task: str, split: str) -> Examples:
-        """Return the examples of one folder."""
-        folder = self.folder() / task / split
+        """Return the examples of one folder; a class may have no test image."""
+        place = self.place(task)
+        folder = place / split
         if not folder.is_dir():
             here = enumerate_names(self.tasks(), 12) or "none"
             raise self.missing(task, f"{folder} is not a folder (tasks that are there: {here})")
-        classes = sorted(p for p in folder.iterdir() if p.is_dir() and not _is_litter(p))
+        classes = sorted(
+            (p for p in folder.iterdir() if p.is_dir() and not _is_litter(p)), key=_name
+        )
         if not classes:
             raise InputError(f"task {task!r}: {folder} has no class folders; give one per class")
         found = [_images(task, directory) for directory in classes]
+        for directory, files in zip(classes, found, strict=True):
+            if split == "train" and not files:
+                raise InputError(
+                    f"task {task!r}: class folder {directory} is empty; fill or remove it"
+                )
         return file_examples(
             classes=[p.name for p in classes],
             labels=[label for label, files in enumerate(found) for _ in files],
             files=[file for files in found for file in files],
+            folder=place,
         )
 
 
 def _images(task: str, directory: Path) -> list[Path]:
-    files = sorted(p for p in directory.iterdir() if not _is_litter(p))
-    if not files:
-        raise InputError(f"task {task!r}: class folder {directory} is empty; fill or remove it")
+    files = sorted((p for p in directory.iterdir() if not _is_litter(p)), key=_name)
     for path in files:
         if path.suffix.lower() not in SUFFIXES:
             raise InputError(
@@ -59,6 +65,11 @@ def _images(task: str, directory: Path) -> list[Path]:
                 "move it out of the class folder"
             )
     return files
+
+
+def _name(path: Path) -> tuple[str, str]:
+    """Return what puts names in the same order on every system."""
+    return composed(path.name), path.name
 
 
 def _is_litter(path: Path) -> bool:

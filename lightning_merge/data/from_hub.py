@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.names import composed
 from lightning_merge.data.examples import Examples, encoded_examples
 from lightning_merge.data.source import Source
 from lightning_merge.data.tasks import HubLayout, task_spec
@@ -25,7 +26,8 @@ class HubData(Source):
     def tasks(self) -> list[str]:
         """Return the saved data sets below root."""
         found = (p for p in self.folder().iterdir() if p.is_dir())
-        return sorted(p.name for p in found if _saved(p, "train") or _parquet(p, "train"))
+        saved = (p for p in found if _saved(p, "train") or _parquet(p, "train"))
+        return sorted({composed(p.name) for p in saved})
 
     def load(self, task: str, split: str) -> Examples:
         """Return one split; images stay encoded."""
@@ -55,7 +57,7 @@ class HubData(Source):
 
     def _open(self, library: Any, task: str, layout: HubLayout, split: str) -> Any:
         if self.root:
-            folder = self.folder() / task
+            folder = self.place(task)
             if saved := _saved(folder, split):
                 return library.load_from_disk(str(saved))
             if files := _parquet(folder, split):

@@ -51,26 +51,27 @@ class TorchvisionData(Source):
                 task, f"torchvision reads only {', '.join(TASKS)}; use data.source=folders"
             )
         official = layout.train if split == "train" or layout.test_share else layout.test
-        parts = [self._open(spec, layout, root, arguments) for arguments in official]
+        parts, places = zip(*(self._open(spec, layout, root, a) for a in official), strict=True)
         if layout.test_share is None:
-            return _examples(spec, parts)
-        return _own_split(spec, parts[0], split, layout.test_share)
+            return _examples(spec, parts, places[0])
+        return _own_split(spec, parts[0], places[0], split, layout.test_share)
 
     def _open(
         self, spec: TaskSpec, layout: TorchvisionLayout, root: Path, arguments: Mapping[str, Any]
-    ) -> Any:
+    ) -> tuple[Any, Path]:
+        """Return a data set of torchvision's, and the folder that it was found in."""
         from torchvision import datasets
 
         faults = []
         for place in (root / layout.folder, root / spec.name / layout.folder):
             try:
-                return getattr(datasets, layout.dataset)(str(place), **arguments)
+                return getattr(datasets, layout.dataset)(str(place), **arguments), place
             except Exception as error:  # a user's files and another library's readers
                 faults.append(f"{place}: {error}")
         raise self.missing(spec.name, f"torchvision's {layout.dataset} found no data; {faults[0]}")
 
 
-def _examples(spec: TaskSpec, parts: Sequence[Any]) -> Examples:
+def _examples(spec: TaskSpec, parts: Sequence[Any], folder: Path) -> Examples:
     """Return the images of torchvision's data sets, one after the other."""
     labels = torch.cat([_labels(part) for part in parts])
     classes = _classes(spec, parts[0])
@@ -78,10 +79,10 @@ def _examples(spec: TaskSpec, parts: Sequence[Any]) -> Examples:
         raise InputError(f"task {spec.name!r}: label {int(labels.max())} of {len(classes)} classes")
     if hasattr(parts[0], "data"):
         return array_examples(classes, labels, np.concatenate([_pixels(part) for part in parts]))
-    return file_examples(classes, labels.tolist(), [file for p in parts for file in _files(p)])
+    return file_examples(classes, labels, [file for p in parts for file in _files(p)], folder)
 
 
-def _own_split(spec: TaskSpec, dataset: Any, split: str, share: float) -> Examples:
+def _own_split(spec: TaskSpec, dataset: Any, folder: Path, split: str, share: float) -> Examples:
     """Return one side of the fixed division of a data set that comes undivided."""
     files = _files(dataset)
     order = sorted(range(len(files)), key=files.__getitem__)
@@ -90,7 +91,7 @@ def _own_split(spec: TaskSpec, dataset: Any, split: str, share: float) -> Exampl
     if split == "train":
         rows = complement(rows, len(files))
     chosen = [files[order[row]] for row in rows.tolist()]
-    return file_examples(_classes(spec, dataset), labels[rows].tolist(), chosen)
+    return file_examples(_classes(spec, dataset), labels[rows], chosen, folder)
 
 
 def _classes(spec: TaskSpec, dataset: Any) -> list[str]:

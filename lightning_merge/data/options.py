@@ -1,11 +1,12 @@
 """Checks of the data module's options."""
 
+import unicodedata
 from collections.abc import Sequence
 
 from torch import nn
 
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.names import enumerate_names
+from lightning_merge.core.names import composed, enumerate_names
 
 
 def one_of(name: str, value: str, choices: Sequence[str]) -> None:
@@ -22,7 +23,7 @@ def at_least(least: int, **values: float) -> None:
 
 
 def checked_names(tasks: Sequence[str], root: str) -> tuple[str, ...]:
-    """Return the names of tasks, which name folders, modules and columns.
+    """Return the names of tasks in NFC; they name folders, modules and columns.
 
     Raises:
         InputError: there are none, one is given twice, or one cannot be a name.
@@ -31,15 +32,18 @@ def checked_names(tasks: Sequence[str], root: str) -> tuple[str, ...]:
         raise InputError(f"data.tasks={tasks!r} is one text; give a list: [{tasks}]")
     if not tasks:
         raise InputError(f"data.root={root!r} holds no tasks; name them in data.tasks")
-    if twice := sorted({task for task in tasks if list(tasks).count(task) > 1}):
+    tasks = tuple(map(composed, tasks))
+    if twice := sorted({task for task in tasks if tasks.count(task) > 1}):
         raise InputError(f"data.tasks names {enumerate_names(twice)} twice; name each task once")
     for task in tasks:
-        if not task or set(task) & set("/\\.") or hasattr(nn.ModuleDict(), task):
+        control = any(unicodedata.category(c) in ("Cc", "Cs") for c in task)
+        if not task or set(task) & set("/\\.") or control or hasattr(nn.ModuleDict(), task):
             raise InputError(
-                f"data.tasks: {task!r} cannot name a task: it is empty, has one of / \\ . or is an "
-                "attribute of torch.nn.ModuleDict; rename its folder"
+                f"data.tasks: {task!r} cannot name a task: it is empty, has one of / \\ . or "
+                "control characters, is not UTF-8, or is an attribute of torch.nn.ModuleDict; "
+                "rename its folder"
             )
-    return tuple(tasks)
+    return tasks
 
 
 def checked_unseen(unseen: Sequence[str], tasks: Sequence[str]) -> tuple[str, ...]:
@@ -50,6 +54,7 @@ def checked_unseen(unseen: Sequence[str], tasks: Sequence[str]) -> tuple[str, ..
     """
     if isinstance(unseen, str):
         raise InputError(f"data.unseen={unseen!r} is one text; give a list: [{unseen}]")
+    unseen = tuple(map(composed, unseen))
     if unknown := sorted(set(unseen) - set(tasks)):
         raise InputError(
             f"data.unseen names {enumerate_names(unknown)}, not among data.tasks="

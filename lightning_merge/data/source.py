@@ -1,16 +1,15 @@
 """Where images come from: one small adapter per layout on disk."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.names import enumerate_names
+from lightning_merge.core.names import composed
 from lightning_merge.data.examples import Examples
 from lightning_merge.data.tasks import task_spec
 
-__all__ = ["Examples", "Source", "open_source", "same_classes", "source_names"]
+__all__ = ["Examples", "Source", "open_source", "source_names"]
 
 
 class Source(ABC):
@@ -59,6 +58,22 @@ class Source(ABC):
             )
         return root
 
+    def place(self, task: str) -> Path:
+        """Return the path of a task below root, in whatever Unicode form the disk has its name.
+
+        Raises:
+            InputError: root is not a folder, or has the name in two forms.
+        """
+        folder = self.folder()
+        found = [path for path in folder.iterdir() if composed(path.name) == composed(task)]
+        if len(found) > 1:
+            names = " and ".join(sorted(ascii(path.name) for path in found))
+            raise InputError(
+                f"data.root={self.root!r} has task {task!r} in two Unicode forms, {names}; put "
+                "both into one folder"
+            )
+        return found[0] if found else folder / task
+
     def missing(self, task: str, found: str) -> InputError:
         """Return the error for a task without data, which says how to get it."""
         return InputError(
@@ -82,15 +97,3 @@ def open_source(name: str, root: str) -> Source:
         if cls.name == name:
             return cls(root)
     raise InputError(f"data.source={name!r} is not known; choose one of {source_names()}")
-
-
-def same_classes(task: str, train: Sequence[str], test: Sequence[str]) -> None:
-    """Raise InputError unless both splits of a task have the same classes in the same order."""
-    if tuple(train) == tuple(test):
-        return
-    only = {"train": sorted(set(train) - set(test)), "test": sorted(set(test) - set(train))}
-    found = "; ".join(f"only {k} has {enumerate_names(v)}" for k, v in only.items() if v)
-    raise InputError(
-        f"task {task!r}: train and test differ in their classes: {found or 'their order'}. "
-        "Give both the same"
-    )

@@ -234,9 +234,18 @@ def test_predictions_are_written_by_task_and_image(trainer, encoder, data, files
     with (tmp_path / "run" / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     expected = [
-        {"task": task, "index": str(i), "class": data.classes[task][label]}
+        {
+            "task": task,
+            "index": str(i),
+            "file": data.division.part(task, "test")[0].file(i),
+            "class": data.classes[task][label],
+        }
         for task, batches in zip(TASKS, predicted, strict=True)
         for i, label in enumerate(torch.cat(batches).tolist())
     ]
     assert rows == expected
+    files = [root / row["task"] / row["file"] for row in rows]
+    assert files == sorted(files, key=lambda file: ([*TASKS].index(file.parts[-4]), file))
+    assert len(set(files)) == len(files)
+    assert all(file.is_file() for file in files)
     assert len(rows) == len(list(root.glob("*/test/*/*.png")))

@@ -315,12 +315,6 @@ def test_a_root_without_tasks(tmp_path):
         MergeDataModule(str(tmp_path / "none"))
 
 
-def test_classes_that_differ(make, root):
-    shutil.copytree(root / "one" / "test" / "a", root / "one" / "test" / "c")
-    with pytest.raises(InputError, match=r"'one': train and test differ in .*only test has c"):
-        make()
-
-
 def test_a_task_too_small_to_divide(make, make_task):
     make_task("single", train=1)
     with pytest.raises(InputError, match="'single': of 2 images in 2 classes none is left for val"):

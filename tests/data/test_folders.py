@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lightning_merge.core.errors import InputError
-from lightning_merge.data.examples import looks_whole
+from lightning_merge.data.decode import looks_whole
 from lightning_merge.data.folders import ImageFolders
 from lightning_merge.data.source import open_source, source_names
 from lightning_merge.data.splits import content_hashes
