@@ -46,7 +46,7 @@ class LwPTVMerge(MergeCallback):
 
     def _draw_masks(self, module: CoefficientModule, path: Path) -> None:
         """Draw the scores of every task and layer, and the masks they give."""
-        vectors = TaskVectors(module.base, module.experts)
+        vectors = TaskVectors(module.base, module.experts, scope="changed")
         scores = self.prune.scores(vectors)
         masks = self.prune.task_masks(scores)
         shared = self.prune.shared_mask(masks)

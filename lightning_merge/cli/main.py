@@ -2,10 +2,8 @@
 
 import logging
 import os
-import re
 import sys
 import warnings
-from collections import Counter
 from collections.abc import Callable
 from io import TextIOWrapper
 from itertools import pairwise
@@ -135,13 +133,10 @@ def _run(arguments: list[str]) -> None:
     from jsonargparse import auto_cli
 
     from lightning_merge.cli.parser import Parser
+    from lightning_merge.cli.words import plain_words
 
-    command = _command(arguments)
-    named = Counter(re.findall(r"^--experts\.[^=\n]*", "\n".join(arguments), re.MULTILINE))
-    if twice := [option for option, times in named.items() if times > 1]:
-        raise InputError(f"{twice[0]} is given twice: give every expert a name of its own")
-    arguments = [re.sub("^--max-shard-size", "--max_shard_size", a) for a in arguments]
-    auto_cli({arguments[0]: command}, args=arguments, as_positional=False, parser_class=Parser)
+    command, words = _command(arguments), plain_words(arguments)
+    auto_cli({arguments[0]: command}, args=words, as_positional=False, parser_class=Parser)
 
 
 def _command(arguments: list[str]) -> Callable[..., None]:

@@ -2,17 +2,20 @@
 
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from lightning_merge.cli.companions import copy_companions, how_to_load
 from lightning_merge.core.checkpoint import Checkpoint, open_checkpoint, select
-from lightning_merge.core.errors import InputError
+from lightning_merge.core.errors import InputError, warn
 from lightning_merge.core.files import file_fingerprint
+from lightning_merge.core.ignore import taking_part
+from lightning_merge.core.scope import Kind as Scope
+from lightning_merge.core.suspicions import suspicions
 from lightning_merge.core.task_vectors import TaskVectors
 from lightning_merge.core.validate import check_experts
 from lightning_merge.core.writer import CheckpointWriter
@@ -45,6 +48,7 @@ def merge_files(
     output: str,
     overwrite: bool = False,
     ignore: Sequence[str] = (),
+    scope: Scope = "changed",
     jobs: int = 1,
     max_shard_size: str | int | None = None,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
@@ -59,16 +63,19 @@ def merge_files(
         method: how to merge, as in --method Ties --method.density 0.2.
         output: .safetensors file to write; with max_shard_size, a folder.
         overwrite: replace the output if it exists.
-        ignore: names or patterns, such as 'text.*', of tensors that take no part: the base's
-            are copied, the experts' left out.
+        ignore: name or pattern, such as 'text.*', of tensors that take no part, or a list of
+            them: the base's are copied, the experts' left out.
+        scope: "changed" tensors alone count in quantiles, ranks and masks, those that an expert
+            has changed; "all" counts every tensor, as published code does.
         jobs: number of processes that work on tensors at once; the result is the same.
-        max_shard_size: bytes per file, such as 5GB, of a folder with an index as on the Hub.
-        dtype: type of the merged floating-point tensors; by default the one that holds all
-            values of base and experts.
+        max_shard_size: bytes per file, such as 5GB, of a folder with an index as on the Hub; the
+            base's configuration and tokenizer files are copied into it.
+        dtype: type of the tensors that are merged; by default the one that holds all values of
+            base and experts. What is only copied keeps its own.
 
     Raises:
         InputError: a file is missing or unreadable, experts do not fit the base, the output
-            exists, or the method lacks what it needs.
+            exists, the method lacks what it needs, or a value does not fit the type.
     """
     target, files = Path(output), {"base": base}
     files |= {f"expert/{task}": file for task, file in experts.items()}
@@ -79,33 +86,41 @@ def merge_files(
     started = time.perf_counter()
     opened = {what: open_checkpoint(file) for what, file in files.items()}
     whole = opened["base"]
-    parts = {what: _without(checkpoint, ignore) for what, checkpoint in opened.items()}
-    _check_patterns(ignore, opened.values())
+    parts = taking_part(opened, ignore)
     weights = parts.pop("base")
     sources = dict(zip(experts, (_like(weights, part) for part in parts.values()), strict=True))
-    check_experts(weights, sources, minimum=1, finite=False)  # values are checked as they stream by
+    # Values are checked as they stream by.
+    vectors = TaskVectors(
+        weights, check_experts(weights, sources, minimum=1, finite=False), scope=scope
+    )
+    for suspicion in suspicions(vectors):
+        warn(suspicion)
     given, about = resources(method)
     metadata = {
         "method": type(method).__name__,
         "hyperparameters": method.described(),
+        "scope": scope,
         **{what: file_fingerprint(file) for what, file in files.items()},
         **about,
     }
     layout = {name: (whole.dtype(name), whole.shape(name)) for name in whole}
-    layout |= TaskVectors(weights, sources).layout()
+    layout |= vectors.layout()
     if dtype is not None:
-        floating = {name for name, (kind, _) in layout.items() if kind.is_floating_point}
-        layout |= {name: (getattr(torch, dtype), layout[name][1]) for name in floating}
+        layout |= {n: (getattr(torch, dtype), layout[n][1]) for n in vectors.computed()}
     with CheckpointWriter(
         target, layout, metadata=metadata, overwrite=overwrite, max_shard_size=shard_size
     ) as writer:
+        given = given._replace(scope=scope)
         method.merge_to(writer, weights, sources, jobs=jobs, **given._asdict())
         for name in set(whole) - set(weights):
             writer.write(name, 0, whole[name].reshape(-1))
         for checkpoint in opened.values():
             checkpoint.check_unchanged()
-    seconds = time.perf_counter() - started
-    print(f"{target}: {len(weights)} tensors of {len(sources)} experts in {seconds:.1f} s")
+    copied = [] if shard_size is None else copy_companions(whole, target)
+    seconds, merged = time.perf_counter() - started, len(vectors.computed())
+    print(f"{target}: {merged} tensors of {len(sources)} experts merged", end="")
+    print(f", {len(whole) - merged} of the base copied, in {seconds:.1f} s")
+    print(how_to_load(target, copied))
 
 
 def _check_output(target: Path, files: Mapping[str, str], overwrite: bool, folder: bool) -> None:
@@ -127,21 +142,6 @@ def _bytes(size: str | int) -> int:
     if match is None or int(match[1]) == 0:
         raise InputError(f"max_shard_size={size!r}: give a number of bytes, or one as 5GB")
     return int(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " ")
-
-
-def _without(checkpoint: Checkpoint, patterns: Sequence[str]) -> Checkpoint:
-    """Return the tensors that no pattern names."""
-    kept = [name for name in checkpoint if not any(fnmatchcase(name, p) for p in patterns)]
-    return checkpoint.renamed({name: name for name in kept})
-
-
-def _check_patterns(patterns: Sequence[str], checkpoints: Iterable[Checkpoint]) -> None:
-    names = {name for checkpoint in checkpoints for name in checkpoint}
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise InputError(
-                f"ignore: no tensor is called {pattern!r}; names are as in {min(names)!r}"
-            )
 
 
 def _like(base: Mapping[str, Tensor], expert: Checkpoint) -> Checkpoint:

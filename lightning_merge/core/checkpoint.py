@@ -180,6 +180,14 @@ class Checkpoint(Mapping[str, Tensor]):
         """Shape of a tensor, without reading it."""
         return self._entries[name].shape
 
+    def numel(self, name: str) -> int:
+        """Number of entries of a tensor, without reading it."""
+        return math.prod(self._entries[name].shape)
+
+    def identity(self, name: str) -> Hashable:
+        """Equal for two names of one stored tensor; None where the source does not tell."""
+        return self._entries[name].identity
+
     def ties(self) -> list[tuple[str, ...]]:
         """Groups of names that share one tensor, where the source tells (safetensors does not)."""
         groups = defaultdict(list)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_merge.core.task_vectors import TaskVectors, flatten_tasks, is_merged, wide
+from lightning_merge.core.task_vectors import TaskVectors, flatten_tasks, wide
 
 Loss = Callable[[dict[str, Tensor]], Tensor]
 """From merged weights by name to a loss of one number."""
@@ -18,8 +18,8 @@ class StackedTaskVectors:
 
     A merge is theta_0 + c^T T for every tensor, T the stack [K, numel]. The gradient with
     respect to c is the product of T with the gradient of the merged tensor, so no graph over
-    the experts is kept. BatchNorm's running statistics are averaged over the experts, integer
-    tensors copied.
+    the experts is kept. BatchNorm's running statistics are averaged over the experts; integer
+    tensors, and those that no expert has changed, are copied.
 
     Args:
         vectors: Task vectors; the stacks are read from it once, in float32.
@@ -35,11 +35,17 @@ class StackedTaskVectors:
         self._pinned = offload and torch.device(device).type == "cuda"
         self.base = {name: wide(vectors.base[name]).to(device) for name in self.names}
         self.stacks = {name: self._placed(vectors[name], device) for name in self.names}
-        self.fixed = {
-            name: (vectors.stack(name).mean(0) if t.is_floating_point() else t.clone()).to(device)
-            for name, t in vectors.base.items()
-            if not is_merged(name, t.dtype)
-        }
+        self._ties = vectors.ties
+        others = set(vectors.base).difference(self.names, self._ties)
+        self.fixed = {name: self._unlearned(vectors, name).to(device) for name in sorted(others)}
+
+    @staticmethod
+    def _unlearned(vectors: TaskVectors, name: str) -> Tensor:
+        """A tensor without task vectors as every merge has it."""
+        stored = vectors.base[name]
+        if not stored.is_floating_point():
+            return stored.clone()
+        return wide(stored) if vectors.is_kept(name) else vectors.stack(name).mean(0)
 
     def _placed(self, stack: Tensor, device: torch.device | str) -> Tensor:
         flat = flatten_tasks(stack)
@@ -70,7 +76,7 @@ class StackedTaskVectors:
                 base = self.base[name]  # no name for the stack: one is on the device at a time
                 flat = torch.addmv(base.reshape(-1), self._stack(name).T, column.to(base.dtype))
                 merged[name] = flat.view(base.shape)
-        return merged
+        return merged | {name: merged[first] for name, first in self._ties.items()}
 
     def loss(self, coefficients: Tensor, of: Loss, *, scale: float = 1.0) -> Tensor:
         """Return the loss of the merged network, differentiable in the coefficients.

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lightning_merge.core.names import match_names
-from lightning_merge.core.task_vectors import TaskVectors, is_merged, sum_tasks, wide
+from lightning_merge.core.scope import is_merged
+from lightning_merge.core.task_vectors import TaskVectors, sum_tasks, wide
 from lightning_merge.core.tracing import evaluating, taking, tied_names
 
 

@@ -74,6 +74,14 @@ def _unwrap(names: Iterable[str]) -> dict[str, str]:
     return dict(zip(names, bare if len(set(bare)) == len(names) else names, strict=True))
 
 
+def common_prefix(names: Collection[str]) -> str:
+    """The levels in front of which all names begin alike, such as `visual.`; of one its own."""
+    if len(names) == 1:
+        (name,) = names
+        return name[: name.rfind(".") + 1]
+    return [*_common_prefixes(list(names))][-1]
+
+
 def _common_prefixes(names: list[str]) -> Iterator[str]:
     """The prefixes that all names share, by whole levels, shortest (the empty one) first."""
     yield ""

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from lightning_merge.core.checkpoint import as_checkpoint
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.names import is_statistic
+from lightning_merge.core.names import common_prefix
 from lightning_merge.core.parallel import Item, Result, run_each
 from lightning_merge.core.safetensors_file import Layout
+from lightning_merge.core.scope import Kind, find_scope, is_merged
 
 TILE = 2**19
 """Entries of all experts together that are read at a time: 2 MiB, so that they stay in cache."""
@@ -57,11 +58,6 @@ def sum_tasks(stacked: Tensor) -> Tensor:
     return total
 
 
-def is_merged(name: str, dtype: torch.dtype) -> bool:
-    """Whether a tensor has a task vector: a floating-point one, no BatchNorm statistic."""
-    return dtype.is_floating_point and not is_statistic(name)
-
-
 class TaskVectors:
     """Task vectors tau_k = theta_k - theta_0 of K experts, computed when they are asked for.
 
@@ -73,10 +69,13 @@ class TaskVectors:
         base: Pretrained weights by name.
         experts: Task to fine-tuned weights by name; `check_experts` has accepted them.
         jobs: Number of processes that work on tensors at once, see `run_each`.
+        scope: Which tensors count in sums, ranks and quantiles: "all" that can have task vectors,
+            or those that an expert has "changed", of tied ones the first.
 
     Attributes:
         tasks: The experts' names.
-        names: The tensors that have task vectors, in the base's order.
+        names: The tensors that count, in the base's order.
+        ties: Names of other tied tensors to the first one's, see `find_scope`.
     """
 
     def __init__(
@@ -84,11 +83,13 @@ class TaskVectors:
         base: Mapping[str, Tensor],
         experts: Mapping[str, Mapping[str, Tensor]],
         jobs: int = 1,
+        scope: Kind = "all",
     ) -> None:
         self.base = as_checkpoint(base)
         self.experts = {task: as_checkpoint(expert) for task, expert in experts.items()}
         self.tasks, self.jobs = tuple(experts), jobs
-        self.names = tuple(name for name in self.base if is_merged(name, self.base.dtype(name)))
+        self.names, self._kept, self.ties = find_scope(self.base, self.experts.values(), scope)
+        self._prefix = common_prefix([n for n in self.names if n not in self._kept])
         in_memory = self.base.path is None and len(self.base) > 0
         self.device = next(iter(base.values())).device if in_memory else torch.device("cpu")
         if self.device.type != "cpu":  # a device cannot be used in forked processes
@@ -112,16 +113,28 @@ class TaskVectors:
 
     def numel(self, name: str) -> int:
         """Number of entries of a tensor."""
-        return torch.Size(self.base.shape(name)).numel()
+        return self.base.numel(name)
+
+    def key(self, name: str) -> str:
+        """What random numbers of a tensor depend on: its name without the prefix of all names.
+
+        So a network and a part of it draw the same ones where only that part was changed.
+        """
+        return name.removeprefix(self._prefix)
+
+    def is_kept(self, name: str) -> bool:
+        """Whether every expert has a floating-point tensor as the base has it, bit for bit."""
+        return name in self._kept
 
     def dtype(self, name: str) -> torch.dtype:
         """The type of a merged tensor.
 
         It is the one that base and experts are stored in; where their floating types differ, the
-        one that holds them all, so that nothing that an expert has learned is rounded away.
+        one that holds them all, so that nothing that an expert has learned is rounded away. What
+        is only copied keeps the base's.
         """
         dtype = self.base.dtype(name)
-        if dtype.is_floating_point:
+        if dtype.is_floating_point and not self.is_kept(name):
             for expert in self.experts.values():
                 dtype = torch.promote_types(dtype, expert.dtype(name))
         return dtype
@@ -146,6 +159,11 @@ class TaskVectors:
         size, step = self.numel(name), max(1, most // row) * row
         for start in range(0, size, step):
             yield Span(name, start, min(start + step, size))
+
+    def computed(self) -> list[str]:
+        """The tensors whose values follow from the experts', tied ones and statistics included."""
+        floating = (name for name in self.base if self.base.dtype(name).is_floating_point)
+        return [name for name in floating if not self.is_kept(name)]
 
     def row(self, name: str) -> int:
         """Entries of a row of the matrix [out, rest]; 1 of a vector."""
@@ -172,6 +190,12 @@ class TaskVectors:
             InputError: The base's or an expert's entries have a NaN or infinite value.
         """
         return self._tile(span, *self._buffers(span))
+
+    def sample(self, span: Span) -> tuple[Tensor, Tensor]:
+        """The base's entries [n] and the task vectors' [K, n], as stored and unchecked."""
+        base, tile = self._buffers(span)
+        self._fill(span, base, tile)
+        return base, tile.sub_(base)
 
     def tiles(self, name: str) -> Iterator[tuple[Span, Tensor, Tensor]]:
         """Every span of a tensor with the base's entries [n] and the task vectors' [K, n].
@@ -264,7 +288,7 @@ class TaskVectors:
 
     def is_zero(self, name: str) -> bool:
         """Whether the named tensor's task vectors are known to be zero."""
-        return name in self._zero
+        return name in self._zero or name in self._kept
 
     def each(self, items: Iterable[Item], function: Callable[[Item], Result]) -> list[Result]:
         """Call a function on names, or groups of them, see `run_each`; results in their order."""
@@ -293,6 +317,7 @@ class TaskVectors:
 
     def _tile(self, span: Span, base: Tensor, tile: Tensor) -> Tensor:
         """Read into the given memory, and return the mapped task vectors."""
+        span = span._replace(name=self.ties.get(span.name, span.name))
         if self.is_zero(span.name):
             self.base.read_into(span.name, span.start, base)
             return tile.zero_()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_merge.core.checkpoint import Checkpoint, as_checkpoint
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.scope import complete
 
 _SHOWN = 5  # problems spelled out per model and kind
 _SHOWN_MODELS = 10
@@ -20,7 +21,7 @@ def check_experts(
     *,
     minimum: int = 2,
     finite: bool = True,
-) -> None:
+) -> dict[str, Checkpoint]:
     """Check that the experts are fine-tuned copies of the base, and report all that is not so.
 
     Names must agree, shapes be equal and dtypes of one kind (float16 beside float32 is fine,
@@ -33,6 +34,9 @@ def check_experts(
         minimum: the least number of experts.
         finite: whether to read every tensor, one at a time, and look for NaN and infinity.
 
+    Returns:
+        The experts as checkpoints. What the base ties and an expert lacks is there, see `complete`.
+
     Raises:
         InputError: all problems, by expert and name of the tensor; the first ones of each
             expert are spelled out, all are counted.
@@ -41,8 +45,8 @@ def check_experts(
     _check_count(base, experts, minimum)
     reference = as_checkpoint(base)
     problems = {"base": list(_not_finite(reference))} if finite else {}
-    for task, expert in experts.items():
-        candidate = as_checkpoint(expert)
+    candidates = {t: complete(reference, as_checkpoint(expert)) for t, expert in experts.items()}
+    for task, candidate in candidates.items():
         found = list(_mismatches(reference, candidate))
         if finite:
             found += _not_finite(candidate)
@@ -50,6 +54,7 @@ def check_experts(
     problems = {model: found for model, found in problems.items() if found}
     if problems:
         raise InputError(_report(problems))
+    return candidates
 
 
 def _check_kinds(base: object, experts: object) -> None:

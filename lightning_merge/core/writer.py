@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.files import PendingFile, flush, remove_leftovers
-from lightning_merge.core.flat import BLOCK, flat_bytes, flat_part
+from lightning_merge.core.flat import BLOCK, check_fits, flat_bytes, flat_part
 from lightning_merge.core.names import enumerate_names
 from lightning_merge.core.safetensors_file import DTYPE_NAMES, Layout, make_header
 
@@ -134,7 +134,7 @@ class CheckpointWriter:
                 tensor; they are converted to the layout's dtype.
 
         Raises:
-            InputError: the disk does not take them.
+            InputError: the disk does not take them, or one is too large for the layout's dtype.
         """
         place = self._places[name]
         stop = start + values.numel()
@@ -143,8 +143,10 @@ class CheckpointWriter:
         values = values.detach()
         for first in range(0, values.numel(), BLOCK):
             last = min(first + BLOCK, values.numel())
-            part = flat_part(values, first, last).to("cpu", place.dtype)
-            part = part.resolve_conj().resolve_neg()
+            given = flat_part(values, first, last)
+            part = given.to(place.dtype)
+            check_fits(name, given, part)
+            part = part.cpu().resolve_conj().resolve_neg()
             begin = place.begin + (start + first) * place.dtype.itemsize
             place.file.write(begin, flat_bytes(part))
         if start < stop:

@@ -12,9 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.flat import check_fits
 from lightning_merge.core.parallel import run_each
 from lightning_merge.core.safetensors_file import Layout
-from lightning_merge.core.task_vectors import Span, TaskVectors, is_merged
+from lightning_merge.core.scope import Kind as Scope
+from lightning_merge.core.scope import is_merged
+from lightning_merge.core.task_vectors import Span, TaskVectors
 from lightning_merge.core.validate import check_experts
 from lightning_merge.methods.resources import Batches, Resources, itself
 
@@ -63,7 +66,9 @@ class InMemory:
 
     def write(self, name: str, start: int, values: Tensor) -> None:
         """See `Sink`."""
-        self.tensors[name].view(-1)[start : start + len(values)].copy_(values)
+        target = self.tensors[name].view(-1)[start : start + len(values)]
+        target.copy_(values)
+        check_fits(name, values, target)
 
     def written(self, name: str, runs: list[tuple[int, int]]) -> None:
         """See `Sink`."""
@@ -161,11 +166,12 @@ class MergeMethod(Method):
     A subclass defines `plan`, which may read the task vectors once or more (a global
     threshold, a ranking of layers) and returns the function that merges one tile. The
     loop in `merge_to` does the rest, for every method, so that merging in memory and out of
-    core, in one process or more, give the same bits. Integer tensors are copied from the base,
-    BatchNorm's running statistics averaged over the experts; all sums are in float32 or wider,
-    and the result has the types of `TaskVectors.layout`. Where a model is given that uses one
-    tensor under several names, or base and experts share it, all of them get what the first one is
-    merged to.
+    core, in one process or more, give the same bits. BatchNorm's running statistics are averaged
+    over the experts; integer tensors, and those that no expert has changed, are copied from the
+    base. All sums are in float32 or wider, and the result has the types of `TaskVectors.layout`.
+    Where a model is given that uses one tensor under several names, or one is equal to another in
+    the base and all experts, all of them get what the first one is merged to; an expert may then
+    lack the others.
     """
 
     whole: ClassVar[bool] = False
@@ -189,6 +195,7 @@ class MergeMethod(Method):
         batches: Batches | Mapping[str, Batches] | None = None,
         heads: Mapping[str, nn.Module] | None = None,
         project: Callable[[Any], Tensor] = itself,
+        scope: Scope = "all",
     ) -> dict[str, Tensor]:
         """Merge the experts into one set of weights.
 
@@ -201,6 +208,8 @@ class MergeMethod(Method):
                 methods that need those of every task.
             heads: Frozen head of every task, for methods that need them.
             project: From what the model returns to the heads' input.
+            scope: Which tensors count in sums, ranks and quantiles: "all", as in published code,
+                or those that an expert has "changed", as the commands have it.
 
         Returns:
             Merged weights under the base's names, typed as `TaskVectors.layout` says. Inputs are
@@ -210,9 +219,9 @@ class MergeMethod(Method):
             InputError: Base and experts do not fit, have NaN or infinite values, or
                 something that the method needs is missing.
         """
-        vectors = self.task_vectors(base, experts)
+        vectors = self.task_vectors(base, experts, scope=scope)
         sink = InMemory(vectors.layout(), vectors.device)
-        self._merge(vectors, Resources(model, batches, heads, project), sink)
+        self._merge(vectors, Resources(model, batches, heads, project, scope), sink)
         return sink.tensors
 
     @torch.no_grad()
@@ -226,16 +235,17 @@ class MergeMethod(Method):
         batches: Batches | Mapping[str, Batches] | None = None,
         heads: Mapping[str, nn.Module] | None = None,
         project: Callable[[Any], Tensor] = itself,
+        scope: Scope = "all",
         jobs: int = 1,
     ) -> None:
         """Merge out of core: give the merged tensors to a sink, tile by tile.
 
         The tiles of one tensor come in order, the tensors in any. In memory at a time are some
         tiles of every expert and what the method's plan holds; with `jobs`, as many processes
-        work at once, of no influence on the result. See `__call__` for the rest.
+        work at once, and the result is the same. See `__call__` for the rest.
         """
-        vectors = self.task_vectors(base, experts, jobs)
-        self._merge(vectors, Resources(model, batches, heads, project), sink)
+        vectors = self.task_vectors(base, experts, jobs, scope)
+        self._merge(vectors, Resources(model, batches, heads, project, scope), sink)
 
     def _merge(self, vectors: TaskVectors, resources: Resources, sink: Sink) -> None:
         """Plan and merge; to be replaced where the plan has merged tensors already."""
@@ -244,12 +254,17 @@ class MergeMethod(Method):
 
     @torch.no_grad()
     def task_vectors(
-        self, base: Weights, experts: Mapping[str, Weights], jobs: int = 1
+        self,
+        base: Weights,
+        experts: Mapping[str, Weights],
+        jobs: int = 1,
+        scope: Scope = "all",
     ) -> TaskVectors:
         """Check the input and return its task vectors after this method's transforms."""
         self.check_transforms()
-        check_experts(base, experts, minimum=1, finite=False)  # values: when they are read
-        vectors = TaskVectors(base, experts, jobs)
+        # Values are checked when they are read.
+        whole = check_experts(base, experts, minimum=1, finite=False)
+        vectors = TaskVectors(base, whole, jobs, scope)
         for transform in self.transforms:
             vectors = transform(vectors)
         return vectors.whole() if self.whole else vectors
@@ -276,7 +291,7 @@ def merge_each(
     def one(name: str) -> list[tuple[int, int]]:
         first = ties.get(name, name)
         if first not in ready:
-            return merge_one(vectors, first, update, sink, None, name)
+            return merge_one(vectors, first, update, sink, name)
         sink.write(name, 0, ready[first].reshape(-1))
         return [(0, vectors.numel(name))]
 
@@ -286,38 +301,40 @@ def merge_each(
 
 
 def merge_one(
-    vectors: TaskVectors,
-    name: str,
-    update: Update,
-    sink: Sink,
-    dtype: torch.dtype | None = None,
-    to: str | None = None,
+    vectors: TaskVectors, name: str, update: Update, sink: Sink, to: str | None = None
 ) -> list[tuple[int, int]]:
     """Write one tensor updated, averaged or copied as its kind asks; say which entries.
 
-    It is written to the given name, by default its own. What is updated is rounded to the given
-    type, by default to that of `TaskVectors.layout`.
+    It is written to the given name, by default its own, and rounded by the sink.
 
     Raises:
         InputError: A value is not finite, or gets too large.
     """
     kind, to = vectors.base.dtype(name), to or name
-    if not is_merged(name, kind):
+    if not is_merged(name, kind) and not vectors.is_kept(name):
         stored = vectors.stack(name).mean(0) if kind.is_floating_point else vectors.base[name]
         sink.write(to, 0, stored.reshape(-1))
         return [(0, vectors.numel(name))]
-    runs, stored_as = [], dtype or vectors.dtype(to)
+    runs = []
     for span, merged, tile in vectors.tiles(name):
         if not vectors.is_zero(name):
             merged.add_(update(span, tile))
-        rounded = merged.to(stored_as)
-        if not bool(rounded.isfinite().all()):
-            raise InputError(
-                f"the merged {name} is too large for {rounded.dtype}: choose a smaller scale"
-            )
-        sink.write(to, span.start, rounded)
+            check_merged(name, merged)
+        sink.write(to, span.start, merged)
         runs.append((span.start, span.stop))
     return runs
+
+
+def check_merged(name: str, merged: Tensor) -> None:
+    """Check that what a method has computed is finite.
+
+    Raises:
+        InputError: It is not.
+    """
+    if not bool(merged.isfinite().all()):
+        raise InputError(
+            f"the merged {name} is too large for {merged.dtype}: choose a smaller scale"
+        )
 
 
 Kind = TypeVar("Kind")

@@ -16,8 +16,8 @@ class Dare(Transform):
     """Drop each entry with probability p, divide the others by 1 - p. Needs nothing else.
 
     The expectation of every task vector is unchanged. The random numbers depend on the
-    seed, the task and the tensor's name alone, not on the order of reading. So tied weights that
-    files store twice lose different entries, unless the method that follows is given the model.
+    seed, the task and the tensor's name alone, not on the order of reading; the prefix that all
+    names of changed tensors share does not count. Tied weights lose the same entries.
 
     Reference: Yu et al. 2024, "Language models are super Mario".
 
@@ -42,7 +42,7 @@ class Dare(Transform):
         """Return the task vectors with entries dropped."""
 
         def drop(span: Span, tile: Tensor) -> Tensor:
-            kept = drop_at_random(span, tile, vectors.tasks, self.drop, self.seed)
+            kept = drop_at_random(span, tile, vectors, self.drop, self.seed)
             return kept.div_(1 - self.drop)
 
         return vectors.map(drop)

@@ -11,7 +11,8 @@ from torch.func import functional_call
 
 from lightning_merge.core.elect import elect_signs
 from lightning_merge.core.names import is_statistic, match_names
-from lightning_merge.core.task_vectors import TaskVectors, is_merged
+from lightning_merge.core.scope import is_merged
+from lightning_merge.core.task_vectors import TaskVectors
 from lightning_merge.methods.base import Resources, Transform, Weights
 from lightning_merge.methods.checks import require_choice
 from lightning_merge.methods.network import (
@@ -161,7 +162,7 @@ class EMR(NetworkMethod):
         model = given.network("EMR")
         network = MaskedNetwork(model, given.project, tuple(experts))
         network.network.load_state_dict(own_names(model, base))
-        vectors = self.task_vectors(base, experts)
+        vectors = self.task_vectors(base, experts, given.scope)
         stored = match_names(model.state_dict(), vectors.base)
         wanted, found = self._unify(network, vectors, stored)
         network.rescalers.copy_(torch.where(found > 0, wanted / found, 1.0))

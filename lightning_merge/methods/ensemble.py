@@ -87,7 +87,7 @@ class Ensemble(NetworkMethod):
         """Put the experts side by side."""
         model = given.network("Ensemble")
         network = EnsembleNetwork(model, given.project, len(experts), self.outputs)
-        vectors = self.task_vectors(base, experts)
+        vectors = self.task_vectors(base, experts, given.scope)
         members = [member.state_dict() for member in network.members]
         for own, name in match_names(model.state_dict(), vectors.base).items():
             for member, weights in zip(members, stacked(vectors, name), strict=True):

@@ -78,6 +78,8 @@ class LearnedCoefficients(MergeMethod):
     def coefficients(self, vectors: TaskVectors) -> Tensor:
         """The coefficients [K, L] of these task vectors, rows as `tasks`, columns as `names`."""
         learned = _Learned.read(self.file)
+        if not vectors.names:
+            return torch.zeros(len(vectors), 0)
         choose = {"layer": learned.by_layer, "depth": learned.by_depth}
         return choose.get(self.by, learned.by_statistics)(vectors)
 

@@ -10,9 +10,18 @@ import torch
 from torch import Tensor
 
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.scope import is_merged
 from lightning_merge.core.sums import sum_over_tensor
 from lightning_merge.core.task_vectors import Span, TaskVectors, sum_tasks
-from lightning_merge.methods.base import MergeMethod, Origin, Resources, Transform, Update, Weights
+from lightning_merge.methods.base import (
+    MergeMethod,
+    Origin,
+    Resources,
+    Scope,
+    Transform,
+    Update,
+    Weights,
+)
 from lightning_merge.methods.checks import require_finite
 from lightning_merge.methods.parts import behind
 from lightning_merge.methods.task_arithmetic import TaskArithmetic
@@ -69,15 +78,20 @@ class LiNeS(MergeMethod):
         """Plan the method, and find alpha and the depths."""
         update = self.method.plan(vectors, resources)
         alpha = self._norm_ratio(vectors, update) if self.alpha is None else self.alpha
-        depths = block_depths(vectors.names)
+        base = vectors.base  # blocks that no expert has changed count as well
+        depths = block_depths([name for name in base if is_merged(name, base.dtype(name))])
         factors = {name: alpha + self.beta * depths.get(name, 0.0) for name in vectors.names}
         return lambda span, tile: update(span, tile).mul_(factors[span.name])
 
     def task_vectors(
-        self, base: Weights, experts: Mapping[str, Weights], jobs: int = 1
+        self,
+        base: Weights,
+        experts: Mapping[str, Weights],
+        jobs: int = 1,
+        scope: Scope = "all",
     ) -> TaskVectors:
         """Those that the method sees behind these transforms and its own."""
-        return behind(self.method, self.transforms).task_vectors(base, experts, jobs)
+        return behind(self.method, self.transforms).task_vectors(base, experts, jobs, scope)
 
     def origin(self) -> Origin:
         """What the method has learned before."""

@@ -58,7 +58,7 @@ class LwPTV(Transform):
     def __call__(self, vectors: TaskVectors) -> TaskVectors:
         """Return the task vectors with the pruned layers or parameters zeroed."""
         alone = len(vectors) == 1 and self.score == "diversity" and self.prune_ratio < 1
-        if self.prune_ratio == 0 or alone:
+        if self.prune_ratio == 0 or alone or not vectors.names:
             return vectors
         layers = self.granularity == "layer"
         return self._prune_layers(vectors) if layers else self._prune_parameters(vectors)

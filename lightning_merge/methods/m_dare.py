@@ -70,7 +70,7 @@ class MDare(RankedByMLoss):
 
         def update(span: Span, tile: Tensor) -> Tensor:
             keep = self._probabilities(span, vectors, keep_ratios)
-            drop_at_random(span, tile, vectors.tasks, 1 - keep, self.seed)
+            drop_at_random(span, tile, vectors, 1 - keep, self.seed)
             return sum_tasks(tile.div_(keep.clamp(min=1e-9).to(tile))).mul_(self.scale)
 
         return update

@@ -111,9 +111,10 @@ class RankedByMLoss(MergeMethod):
         **resources: Any,
     ) -> MTiesAnalysis:
         """Merge as a call does, and return the node losses and keep ratios with the result."""
-        vectors = self.task_vectors(base, experts)
+        given = Resources(**resources)
+        vectors = self.task_vectors(base, experts, scope=given.scope)
         sink = InMemory(vectors.layout(), vectors.device)
-        ranking = self._rank_and_merge(vectors, Resources(**resources), sink)
+        ranking = self._rank_and_merge(vectors, given, sink)
         return MTiesAnalysis(sink.tensors, ranking.losses, ranking.keep_ratios)
 
     def _merge(self, vectors: TaskVectors, resources: Resources, sink: Sink) -> None:
@@ -285,8 +286,7 @@ class _Ranking:
     def _merge(self, names: Iterable[str]) -> None:
         """Merge tensors into the running network."""
         for name in names:
-            dtype = self._running.tensors[name].dtype  # not rounded to what is stored
-            merge_one(self.vectors, name, self.update, self._running, dtype)
+            merge_one(self.vectors, name, self.update, self._running)
             self._done.add(name)
 
     @property
@@ -332,5 +332,7 @@ class _Ranking:
         if order == "uniform":
             return torch.full(loss.shape, keep - spread / 2, dtype=torch.float64)
         if order == "random":
-            loss = torch.rand(loss.shape, generator=generator_for(self.method.seed, weight))
+            loss = torch.rand(
+                loss.shape, generator=generator_for(self.method.seed, self.vectors.key(weight))
+            )
         return row_keep_ratios(-loss if order == "reversed" else loss, keep, spread)

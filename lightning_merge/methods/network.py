@@ -20,6 +20,7 @@ from lightning_merge.methods.base import (
     Batches,
     Method,
     Resources,
+    Scope,
     Weights,
     itself,
     registered,
@@ -129,6 +130,7 @@ class NetworkMethod(Method):
         batches: Batches | Mapping[str, Batches] | None = None,
         heads: Mapping[str, nn.Module] | None = None,
         project: Callable[[Any], Tensor] = itself,
+        scope: Scope = "all",
         recalibrate: Recalibrate = as_they_are,
     ) -> TaskNetwork:
         """Make the network of the experts.
@@ -140,6 +142,7 @@ class NetworkMethod(Method):
             batches: Unlabelled inputs by task, for methods that need them.
             heads: Frozen head of every task, for methods that need them.
             project: From what the model returns to the heads' input.
+            scope: Which tensors count in sums, ranks and quantiles, see `MergeMethod`.
             recalibrate: Gives weights other BatchNorm statistics, where there are some.
 
         Returns:
@@ -149,13 +152,15 @@ class NetworkMethod(Method):
             InputError: Base and experts do not fit, have NaN or infinite values, or something
                 that the method needs is missing.
         """
-        given = Resources(model, batches, heads, project)
+        given = Resources(model, batches, heads, project, scope)
         self.check(given.network(type(self).__name__))
         return self.make(base, experts, given, recalibrate).eval()
 
-    def task_vectors(self, base: Weights, experts: Mapping[str, Weights]) -> TaskVectors:
+    def task_vectors(
+        self, base: Weights, experts: Mapping[str, Weights], scope: Scope
+    ) -> TaskVectors:
         """Check the input and return its task vectors after this method's transforms."""
-        return Average(transforms=self.transforms).task_vectors(base, experts)
+        return Average(transforms=self.transforms).task_vectors(base, experts, scope=scope)
 
 
 def own_names(model: nn.Module, weights: Weights) -> dict[str, Tensor]:

@@ -51,8 +51,8 @@ class MagnitudePruning(Transform):
 class RandomPruning(Transform):
     """Drop each entry with some probability and leave the others as they are.
 
-    DARE without its rescaling: with the same seed both drop the same entries, of tied weights
-    different ones in the same way. Needs nothing but weights.
+    DARE without its rescaling: with the same seed both drop the same entries. Needs nothing but
+    weights.
 
     Reference: Zhang et al. 2025, "Merging Smarter, Generalizing Better", table 3, "random mask".
 
@@ -75,9 +75,7 @@ class RandomPruning(Transform):
     def __call__(self, vectors: TaskVectors) -> TaskVectors:
         """Return the task vectors with entries dropped."""
         return vectors.map(
-            lambda span, tile: drop_at_random(
-                span, tile, vectors.tasks, self.prune_ratio, self.seed
-            )
+            lambda span, tile: drop_at_random(span, tile, vectors, self.prune_ratio, self.seed)
         )
 
 

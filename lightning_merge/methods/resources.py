@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.names import match_names
+from lightning_merge.core.scope import Kind as Scope
 from lightning_merge.core.task_vectors import TaskVectors
 from lightning_merge.core.tracing import tied_names
 
@@ -30,12 +31,15 @@ class Resources(NamedTuple):
             by task.
         heads: Frozen head of every task, from features [n, dim] to logits [n, C].
         project: From what the model returns to features [n, dim].
+        scope: Which tensors count in sums, ranks and quantiles: "all", as in published code, or
+            those that an expert has "changed", so that it does not matter what else files hold.
     """
 
     model: nn.Module | None = None
     batches: Batches | Mapping[str, Batches] | None = None
     heads: Mapping[str, nn.Module] | None = None
     project: Callable[[Any], Tensor] = itself
+    scope: Scope = "all"
 
     def network(self, method: str) -> nn.Module:
         """The model; an InputError that names the method if there is none."""
@@ -46,20 +50,18 @@ class Resources(NamedTuple):
     def ties(self, vectors: TaskVectors) -> dict[str, str]:
         """Names of tensors that are other ones' as well, to the first name of each.
 
-        Those that the model ties, and those that share memory or storage in base and experts. What
-        files store twice nobody knows without a model of the weights.
+        Those that are equal in the base and all experts, and those that the model ties, even where
+        an expert's file has different copies.
         """
-        checkpoints = (vectors.base, *vectors.experts.values())
-        shared = set.intersection(*(set(checkpoint.ties()) for checkpoint in checkpoints))
-        found = {name: names[0] for names in shared for name in names[1:]}
         tied = {} if self.model is None else tied_names(self.model)
         if self.model is None or all(name == first for name, first in tied.items()):
-            return found
+            return vectors.ties
+        found = dict(vectors.ties)
         own = [name for name, t in self.model.state_dict().items() if t.is_floating_point()]
         with suppress(InputError):  # a model of other weights, for a method that does not run it
             stored = match_names(own, vectors.base)
             found |= {stored[name]: stored[tied[name]] for name in own if tied[name] != name}
-        return found
+        return {name: vectors.ties.get(first, first) for name, first in found.items()}
 
     def inputs(self, method: str, tasks: Sequence[str]) -> Tensor:
         """The inputs as one tensor [n, ...] of the model's device and floating type.

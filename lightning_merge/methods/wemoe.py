@@ -217,8 +217,9 @@ class WEMoE(NetworkMethod):
         heads = {task: given.head("WEMoE", task) for task in experts}
         blocks, batch_dim = find_mlps(model, next(iter(images.values()))[:1])
         method = TaskArithmetic(self.scale, self.transforms)
-        merged = recalibrate(own_names(model, method(base, experts, model=model)))
-        vectors = method.task_vectors(base, experts)
+        whole = method(base, experts, model=model, scope=given.scope)
+        merged = recalibrate(own_names(model, whole))
+        vectors = method.task_vectors(base, experts, scope=given.scope)
         stored = match_names(model.state_dict(), vectors.base)
         network = RoutedNetwork(model, given.project, len(experts), blocks, batch_dim)
         state = network.network.state_dict()

@@ -204,7 +204,12 @@ class CoefficientModule(TaskModule):
         if hasattr(self, "learner"):
             return
         base, experts = self.zoo.open(self.encoder, self.data.seen)
-        vectors = TaskVectors(base, experts)
+        vectors = TaskVectors(base, experts, scope="changed")
+        if not vectors.names:
+            raise InputError(
+                f"zoo.experts={self.zoo.experts!r}: no expert differs from zoo.base="
+                f"{self.zoo.base!r}, so there is nothing to merge; give fine-tuned experts"
+            )
         check_memory(vectors, self.trainer, offload=self.offload)
         for transform in self.transforms:
             vectors = seeded(transform, run_seed())(vectors)

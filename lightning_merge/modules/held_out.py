@@ -53,7 +53,7 @@ class HeldOut:
 
     def resources(self, method: Method) -> Resources:
         """Return the network and, for a method that needs them, normalised images and heads."""
-        network = Resources(self.encoder.backbone, project=self.encoder.project)
+        network = Resources(self.encoder.backbone, project=self.encoder.project, scope="changed")
         if method.needs == "nothing":
             return network
         batches = {task: self._normal(images) for task, images in self.images.items()}

@@ -8,8 +8,10 @@ from typing import Literal
 from torch import Tensor
 
 from lightning_merge.core.checkpoint import open_checkpoint, select
-from lightning_merge.core.errors import InputError
+from lightning_merge.core.errors import InputError, warn
 from lightning_merge.core.files import file_hash
+from lightning_merge.core.suspicions import suspicions
+from lightning_merge.core.task_vectors import TaskVectors
 from lightning_merge.core.validate import check_experts
 from lightning_merge.evaluation.candidates import Candidate, bounds
 from lightning_merge.models.encoder import Encoder
@@ -122,6 +124,8 @@ class Zoo:
             task: select(open_checkpoint(self.expert(task)), names) for task in tasks
         }
         check_experts(base, experts, minimum=minimum)
+        for suspicion in suspicions(TaskVectors(base, experts)):
+            warn(suspicion)
         return base, experts
 
     def hashes(self, tasks: Sequence[str]) -> dict[str, str]:

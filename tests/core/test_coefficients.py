@@ -192,7 +192,8 @@ def test_buffers_and_tied_weights_do_not_matter_to_sharing():
     module["b"].weight = module["a"].weight
     module.register_buffer("scale", torch.ones(3))
     base = module.state_dict()
-    stacked = StackedTaskVectors(TaskVectors(base, {"one": base}))
+    expert = {name: tensor + 1 for name, tensor in base.items()}
+    stacked = StackedTaskVectors(TaskVectors(base, {"one": expert}, scope="changed"))
     stacked.share(dict(module.named_parameters(remove_duplicate=False)))
     assert torch.equal(module["b"].weight, base["b.weight"])
     assert module["a"].bias.data_ptr() == stacked.base["a.bias"].data_ptr()

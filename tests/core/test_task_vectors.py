@@ -86,7 +86,7 @@ def test_tiles_cover_every_tensor_by_whole_rows(entries, vectors, monkeypatch):
 
 
 def test_zeroed_tensors_are_not_read(base):
-    broken = base | {"half": torch.full((2, 3), float("nan"))}
+    broken = base | {"half": torch.full((2, 3), float("nan")), "double": base["double"] + 1}
     view = TaskVectors(base, {"a": broken}).zeroed(["half"])
     assert not view["half"].any()
     assert view.is_zero("half")

@@ -9,8 +9,8 @@ from torch import nn
 
 from lightning_merge.core.checkpoint import save_checkpoint
 from lightning_merge.core.learner import StatsMergeLearner
+from lightning_merge.core.scope import is_merged
 from lightning_merge.core.statistics import FEATURES, feature_names
-from lightning_merge.core.task_vectors import is_merged
 
 STATISTICS = {"features": list(FEATURES), "rank": 3, "statistics_of": "experts"}
 LEARNER = {

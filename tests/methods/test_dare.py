@@ -11,7 +11,7 @@ from lightning_merge.methods import Dare
 @pytest.fixture
 def vectors():
     weights = torch.arange(1.0, 30_001).view(100, 300) / 30_000
-    experts = {task: {"a": weights, "b": weights} for task in ("x", "y")}
+    experts = {task: {"a": weights, "b": -weights} for task in ("x", "y")}
     return TaskVectors({"a": 0 * weights, "b": 0 * weights}, experts)
 
 

@@ -14,7 +14,7 @@ from lightning_merge.core.checkpoint import (
     save_checkpoint,
 )
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.task_vectors import is_merged
+from lightning_merge.core.scope import is_merged
 from lightning_merge.core.writer import CheckpointWriter
 from lightning_merge.methods import MergeMethod, Resources, Transform, registered
 

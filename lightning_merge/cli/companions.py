@@ -1,0 +1,59 @@
+"""What belongs to merged weights: configuration and tokenizer files, and how they are loaded."""
+
+import shutil
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from lightning_merge.core.checkpoint import Checkpoint
+from lightning_merge.core.files import atomic_write
+
+COMPANIONS = (
+    "config.json", "configuration.json", "generation_config.json", "open_clip_config.json",
+    "*processor_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json",
+    "vocab*", "merges.txt", "spiece.model", "sentencepiece*.model", "chat_template*",
+    "configuration_*.py", "modeling_*.py",
+)  # fmt: skip
+"""Files that libraries of the Hub read beside weights."""
+
+
+def copy_companions(base: Checkpoint, folder: Path) -> list[str]:
+    """Copy the files that the base's folder has beside its weights.
+
+    Args:
+        base: as opened.
+        folder: where they go; files of these names are replaced.
+
+    Returns:
+        Their names.
+    """
+    assert base.path is not None  # opened from a file
+    files = [f for f in sorted(base.path.parent.iterdir()) if f.is_file() and _belongs(f.name)]
+    for file in files:
+        with atomic_write(folder / file.name) as temporary:
+            shutil.copyfile(file, temporary)
+    return [file.name for file in files]
+
+
+def _belongs(name: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in COMPANIONS)
+
+
+def how_to_load(target: Path, companions: Sequence[str]) -> str:
+    """Say in one line how merged weights are loaded; their names are those of the base's file.
+
+    Args:
+        target: file or folder of the weights.
+        companions: names of the files beside them.
+    """
+    if "config.json" in companions:
+        return f"to load it: transformers.AutoModel.from_pretrained({str(target)!r})"
+    if target.is_dir():
+        return (
+            "to load it: network.load_state_dict(dict(lightning_merge.core.checkpoint."
+            f"open_checkpoint({str(target)!r}))), into the base's network"
+        )
+    return (
+        "to load it: network.load_state_dict(safetensors.torch.load_file("
+        f"{str(target)!r})), into the base's network"
+    )

@@ -1,0 +1,183 @@
+"""Which tensors take part in a merge, which ones are copied, and which are one and the same."""
+
+from collections import defaultdict
+from collections.abc import Collection, Hashable, Iterable, Iterator
+from typing import Literal, NamedTuple
+
+import torch
+
+from lightning_merge.core.checkpoint import Checkpoint
+from lightning_merge.core.flat import BLOCK
+from lightning_merge.core.names import is_statistic
+
+Kind = Literal["all", "changed"]
+_SAMPLE = 2**12  # entries that tell most tensors apart
+
+
+class Scope(NamedTuple):
+    """The floating-point tensors of a base, by what the experts have made of them.
+
+    Attributes:
+        names: Those that count in sums, ranks and quantiles, in the base's order: no BatchNorm
+            statistics.
+        kept: Those that every expert has as the base has them, bit for bit; statistics among them.
+        ties: Names of the other tied tensors to the first one's. Tied are tensors that an expert
+            has changed and that are equal in the base and in every expert.
+    """
+
+    names: tuple[str, ...]
+    kept: frozenset[str]
+    ties: dict[str, str]
+
+
+def is_merged(name: str, dtype: torch.dtype) -> bool:
+    """Whether a tensor may have a task vector: a floating-point one, no BatchNorm statistic."""
+    return dtype.is_floating_point and not is_statistic(name)
+
+
+def find_scope(base: Checkpoint, experts: Collection[Checkpoint], kind: Kind = "all") -> Scope:
+    """Compare the experts with the base; of a tensor that differs little is read.
+
+    Args:
+        base: Pretrained weights.
+        experts: Weights of the same names and shapes.
+        kind: "all" tensors count, as in published code, or those that an expert has "changed", of
+            tied ones the first.
+    """
+    floating = [name for name in base if base.dtype(name).is_floating_point]
+    kept = {name for name in floating if not any(differ(base, e, name) for e in experts)}
+    merged = [name for name in floating if is_merged(name, base.dtype(name))]
+    ties = _ties((base, *experts), [name for name in merged if name not in kept])
+    names = [n for n in merged if kind == "all" or (n not in kept and n not in ties)]
+    return Scope(tuple(names), frozenset(kept), ties)
+
+
+def complete(base: Checkpoint, expert: Checkpoint) -> Checkpoint:
+    """A view of an expert in which what the base ties and the expert lacks has its tied tensor.
+
+    Tied are tensors that share memory or storage in the base, or are equal there and not constant:
+    such a one is left out by writers that know the network, and stored twice by others.
+    """
+    missing = [name for name in base if name not in expert]
+    found = twins(base, missing, [name for name in base if name in expert])
+    if not found:
+        return expert
+    order = [name for name in base if name in expert or name in found]
+    names = {
+        name: found.get(name, name) for name in [*order, *(n for n in expert if n not in base)]
+    }
+    return expert.renamed(names)
+
+
+def twins(base: Checkpoint, names: Iterable[str], among: Iterable[str]) -> dict[str, str]:
+    """For some names of a base another one, among others, that holds the same tensor.
+
+    Returns:
+        Name to the other name, for those that have one; see `complete` for what is the same.
+    """
+    candidates = defaultdict(list)
+    for name in among:
+        candidates[_layout(base, name)].append(name)
+    found = {}
+    for name in names:
+        others = candidates[_layout(base, name)] if base.dtype(name).is_floating_point else []
+        for other in others:
+            if _stored_together(base, name, other) or (
+                not _is_constant(base, name) and same_bits(base, name, base, other)
+            ):
+                found[name] = other
+                break
+    return found
+
+
+def same_bits(one: Checkpoint, name: str, other: Checkpoint, other_name: str) -> bool:
+    """Whether two tensors of one shape and type are equal bit for bit, NaN and -0 included."""
+    dtype = one.dtype(name)
+    for start, stop in _runs(one.numel(name)):
+        pair = torch.empty(2, stop - start, dtype=dtype)
+        one.read_into(name, start, pair[0])
+        other.read_into(other_name, start, pair[1])
+        first, second = pair.view(torch.uint8)
+        if not torch.equal(first, second):
+            return False
+    return True
+
+
+def differ(one: Checkpoint, other: Checkpoint, name: str) -> bool:
+    """Whether a floating-point tensor has other values in two checkpoints, in whatever types."""
+    if one.dtype(name) == other.dtype(name):
+        return not same_bits(one, name, other, name)
+    double = torch.float64 in (one.dtype(name), other.dtype(name))
+    for start, stop in _runs(one.numel(name)):
+        pair = torch.empty(2, stop - start, dtype=torch.float64 if double else torch.float32)
+        one.read_into(name, start, pair[0])
+        other.read_into(name, start, pair[1])
+        if not bool(((pair[0] == pair[1]) | pair.isnan().all(0)).all()):
+            return True
+    return False
+
+
+def _ties(checkpoints: Collection[Checkpoint], names: Iterable[str]) -> dict[str, str]:
+    """Names of tensors that are equal to another one in every checkpoint, to the first of them."""
+    groups: dict[Hashable, list[str]] = defaultdict(list)
+    for alike in _alike(checkpoints, names):
+        for name in alike:
+            start = tuple(_start(checkpoint, name) for checkpoint in checkpoints)
+            groups[start].append(name)
+    found: dict[str, str] = {}
+    for group in groups.values():
+        firsts: list[str] = []
+        for name in group:
+            tied = (first for first in firsts if _are_tied(checkpoints, first, name))
+            if (first := next(tied, None)) is None:
+                firsts.append(name)
+            else:
+                found[name] = first
+    return found
+
+
+def _alike(checkpoints: Collection[Checkpoint], names: Iterable[str]) -> Iterator[list[str]]:
+    """Groups of two or more names whose tensors have one shape and type everywhere."""
+    groups: dict[Hashable, list[str]] = defaultdict(list)
+    for name in names:
+        groups[tuple(_layout(checkpoint, name) for checkpoint in checkpoints)].append(name)
+    return (group for group in groups.values() if len(group) > 1)
+
+
+def _are_tied(checkpoints: Iterable[Checkpoint], name: str, other: str) -> bool:
+    return all(
+        _stored_together(checkpoint, name, other) or same_bits(checkpoint, name, checkpoint, other)
+        for checkpoint in checkpoints
+    )
+
+
+def _layout(checkpoint: Checkpoint, name: str) -> Hashable:
+    return checkpoint.shape(name), checkpoint.dtype(name)
+
+
+def _stored_together(checkpoint: Checkpoint, name: str, other: str) -> bool:
+    identity = checkpoint.identity(name)
+    return identity is not None and identity == checkpoint.identity(other)
+
+
+def _start(checkpoint: Checkpoint, name: str) -> bytes:
+    """The first entries of a tensor, by which most are told apart."""
+    values = torch.empty(min(64, checkpoint.numel(name)), dtype=checkpoint.dtype(name))
+    checkpoint.read_into(name, 0, values)
+    return values.view(torch.uint8).numpy().tobytes()
+
+
+def _is_constant(checkpoint: Checkpoint, name: str) -> bool:
+    """Whether a tensor begins with many times the same number, as norms do before training."""
+    values = torch.empty(min(_SAMPLE, checkpoint.numel(name)), dtype=torch.float64)
+    checkpoint.read_into(name, 0, values)
+    return bool((values == values[:1]).all())
+
+
+def _runs(size: int) -> Iterator[tuple[int, int]]:
+    """Entries [start, stop) that are compared together: few at first, then more."""
+    start = 0
+    while start < size:
+        stop = min(size, start + (BLOCK if start else _SAMPLE))
+        yield start, stop
+        start = stop
