@@ -27,14 +27,15 @@ from lightning_merge.core.files import read_text, write_text
 from lightning_merge.core.ranks import AgreedError, Ranks
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.evaluation.results import Results
-from lightning_merge.evaluation.tables import rich_table
+from lightning_merge.evaluation.tables import own_split_note, rich_table
 from lightning_merge.modules.base import TaskModule
 from lightning_merge.modules.coefficients import CoefficientModule
 from lightning_merge.modules.compare import compare
 from lightning_merge.modules.evaluate import Evaluate
 
 DATA_OF_A_TASK = (
-    "root", "source", "validation_fraction", "duplicates", "split_seed", "num_workers", "cache_gib"
+    "root", "source", "roots", "splits", "validation_fraction", "duplicates", "split_seed",
+    "num_workers", "cache_gib",
 )  # fmt: skip
 
 
@@ -176,6 +177,8 @@ class MergeCLI(LightningCLI):
             average = found.mean(data.seen if part == "val" else data.tasks)
             for name, value in {**found.accuracy, "average": average}.items():
                 print(f"{part}/{name}: {100 * value:.1f} %")
+            if part == "test" and data.own_split:
+                print(own_split_note(data.own_split))
 
     def _begin(self, work: Callable[[], Result]) -> Result:
         """Start the processes of the run; return what the first one's work gives."""

@@ -110,12 +110,18 @@ def prepare(
     zoo.open(encoder, made, minimum=0, multi_task=all(s.is_made(of_all) for s in together))
     heads = zoo.heads if isinstance(zoo.heads, str) else json.dumps(zoo.heads)
     shared += ["--model.base", zoo.base, "--model.heads", heads]
-    shared += [word for k, v in data_config.items() for word in (f"--data.{k}", str(v))]
+    shared += _options_of_data(data_config)
     for task, stage in stages.items():
         teacher = _options_of_teacher(zoo, config, task)
         stage.make(fit, [*shared, *teacher, "--data.tasks", json.dumps([task])], inputs[task])
     for stage in together:
         stage.make(fit, [*shared, "--data.tasks", json.dumps(data.seen)], of_all)
+
+
+def _options_of_data(config: dict[str, Any]) -> list[str]:
+    """Return the options that tell a recipe how the tasks were found and divided."""
+    texts = {key: v if isinstance(v, str) else json.dumps(v) for key, v in config.items()}
+    return [word for key, text in texts.items() for word in (f"--data.{key}", text)]
 
 
 def _mark_of_head(zoo: Zoo, task: str) -> str:
@@ -224,9 +230,10 @@ class Stage:
             InputError: the recipe's data cannot be read.
         """
         options = (self._read_recipe() or {}).get("data") or {}
-        if not options.get("root"):
+        roots = [options.get("root"), *(options.get("roots") or {}).values()]
+        if not any(roots):
             return {}
-        if not Path(options["root"]).exists():
+        if not all(Path(root).exists() for root in roots if root):
             return None
         try:
             data = MergeDataModule(**options)

@@ -47,7 +47,13 @@ class MergeDataModule(LightningDataModule):
         root: folder or file of the source; "" where the source needs none.
         tasks: names of the tasks, two or more for merging; every task of the source if empty.
         unseen: those of the tasks that are evaluated only: no image of theirs is fitted on.
-        source: layout of root: folders, torchvision, huggingface, drawn or pool.
+        source: layout of root: folders, torchvision, huggingface, drawn or pool; or task -> its
+            own, of which `tasks` takes some or all.
+        roots: task -> a root of its own, where `source` is a mapping.
+        splits: folder of published lists of images (Training_01.txt and Testing_01.txt of SUN397;
+            eurosat-train.txt, -val, -test; resisc45-train.txt, -val, -test), by which torchvision's
+            undivided data sets are divided. Validation images belong to train, of which we
+            hold out our own. Without lists we divide them, which every table marks.
         fit_on: what `fit` sees: "train" (experts) or "coefficients" (merging).
         validation_fraction: share of the train split held out, in (0, 1).
         coefficient_fraction: share of the held-out images (of the test images, where the module
@@ -78,7 +84,9 @@ class MergeDataModule(LightningDataModule):
         root: str = "",
         tasks: Sequence[str] = (),
         unseen: Sequence[str] = (),
-        source: str = "folders",
+        source: str | dict[str, str] = "folders",
+        roots: dict[str, str] | None = None,
+        splits: str | None = None,
         fit_on: Literal["train", "coefficients", "test"] = "coefficients",
         validation_fraction: float = 0.2,
         coefficient_fraction: float | str = "all",
@@ -107,8 +115,8 @@ class MergeDataModule(LightningDataModule):
         at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
         at_least(1, unlabelled_images=unlabelled_images)
         at_least(0, num_workers=num_workers, cache_gib=cache_gib)
-        self.source = open_source(source, root)
-        self.tasks = checked_names(tasks or self.source.tasks(), root)
+        self.source = open_source(source, root, roots, splits)
+        self.tasks = checked_names(tasks or self.source.tasks(), self.source.root)
         self.unseen = checked_unseen(unseen, self.tasks)
         self.seen = tuple(task for task in self.tasks if task not in self.unseen)
         self.transductive = False
@@ -139,6 +147,11 @@ class MergeDataModule(LightningDataModule):
         if preprocess != self._preprocess:
             self._images.clear()
         self._preprocess = preprocess
+
+    @property
+    def own_split(self) -> tuple[str, ...]:
+        """The tasks that are published undivided, and were divided by us: see `data.splits`."""
+        return tuple(task for task in self.tasks if self.source.own_split(task))
 
     def only(self, tasks: Collection[str]) -> None:
         """Leave out all tasks but these, before any image is looked for.

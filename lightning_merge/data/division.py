@@ -143,13 +143,17 @@ class Division:
             unseen: those that are evaluated only.
             transductive: those that are fitted on test images.
         """
+        tasks = list(tasks)
+        names = [self.source.name_of(task) for task in tasks]
         settings: dict[str, Any] = {
-            "source": self.source.name,
+            "source": names[0] if len(set(names)) == 1 else dict(zip(tasks, names, strict=True)),
             "split_seed": self.split_seed,
             "validation_fraction": self.validation_fraction,
             "coefficient_fraction": self.coefficient_fraction,
         }
         found = {task: dict(self.record[task]) for task in tasks}
+        if own := [task for task in tasks if self.source.own_split(task)]:
+            settings["own_split"] = own
         if unseen := list(unseen):
             settings["unseen"] = unseen
         for task in transductive:

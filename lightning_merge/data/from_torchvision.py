@@ -9,11 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_merge.core.errors import InputError
+from lightning_merge.core.errors import InputError, warn
 from lightning_merge.data.examples import Examples, array_examples, file_examples
+from lightning_merge.data.published import find_lists, listed_rows
 from lightning_merge.data.source import Source
 from lightning_merge.data.splits import complement, stratified_indices
-from lightning_merge.data.tasks import TASKS, TaskSpec, TorchvisionLayout, task_spec
+from lightning_merge.data.tasks import TASKS, TaskSpec, TorchvisionLayout, Undivided, task_spec
 
 OWN_SPLIT_SEED = 0  # of data sets without test images of their own; never to be changed
 
@@ -21,14 +22,36 @@ OWN_SPLIT_SEED = 0  # of data sets without test images of their own; never to be
 class TorchvisionData(Source):
     """Tasks of the table in torchvision's layout, below root or root/<task>.
 
-    SUN397, EuroSAT and RESISC45 come without a division into train and test. They get one of
-    this package: `test_share` of every class is test, drawn once with a fixed seed from the
-    sorted paths. Numbers on it are not comparable with those on the partitions of papers,
-    and another set of files is divided anew.
+    SUN397, EuroSAT and RESISC45 come without a division into train and test. They are divided
+    as lists of images say that others have published; images in no list are left out. Without
+    lists they get a division of this package: `test_share` of every class is test, drawn once
+    with a fixed seed from the sorted paths. Numbers on it are not comparable with those on the
+    partitions of papers, whose experts have trained on some of these test images; tables mark
+    them. Another set of files is divided anew.
+
+    Args:
+        root: folder that holds the data sets.
+        splits: folder of the lists; none without.
+
+    Raises:
+        InputError: there is no list of any task in `splits`.
     """
 
     name = "torchvision"
     layout = "data sets as torchvision unpacks them"
+    takes_splits = True
+
+    def __init__(self, root: str, splits: str | None = None) -> None:
+        super().__init__(root)
+        self.splits = None if splits is None else Path(splits)
+        layouts = (spec.torchvision for spec in TASKS.values() if spec.torchvision)
+        undivided = (layout.undivided for layout in layouts if layout.undivided)
+        names = [name for each in undivided for part in each.lists.values() for name in part]
+        if self.splits is not None and not any((self.splits / name).is_file() for name in names):
+            raise InputError(
+                f"data.splits={splits!r} is not a folder with one of {', '.join(names)}; give the "
+                "folder of published lists, or leave it out"
+            )
 
     def tasks(self) -> list[str]:
         """Return the tasks of the table whose train images are here."""
@@ -37,26 +60,58 @@ class TorchvisionData(Source):
 
     def _present(self, task: str) -> bool:
         try:
-            self.load(task, "train")
+            self._open(task_spec(task), "train")
         except InputError:
             return False
         return True
 
+    def own_split(self, task: str) -> bool:
+        """Whether a data set comes undivided, and no lists divide it."""
+        layout = task_spec(task).torchvision
+        undivided = None if layout is None else layout.undivided
+        return undivided is not None and not self._lists(task, undivided)
+
+    def _lists(self, task: str, undivided: Undivided) -> dict[str, list[Path]]:
+        return {} if self.splits is None else find_lists(task, undivided.lists, self.splits)
+
     def load(self, task: str, split: str) -> Examples:
         """Return one split of a data set; images stay encoded where the data set has files."""
-        root, spec = self.folder(), task_spec(task)
-        layout = spec.torchvision
+        spec = task_spec(task)
+        parts, folder, undivided = self._open(spec, split)
+        if undivided is None:
+            return _examples(spec, parts, folder)
+        files = _files(parts[0])
+        order = sorted(range(len(files)), key=files.__getitem__)
+        files, labels = [files[row] for row in order], _labels(parts[0])[order]
+        if lists := self._lists(task, undivided):
+            rows = listed_rows(task, files, lists)[split]
+        else:
+            rows = self._own_rows(task, undivided, labels, split)
+        chosen = [files[row] for row in rows.tolist()]
+        return file_examples(_classes(spec, parts[0]), labels[rows], chosen, folder)
+
+    def _own_rows(self, task: str, undivided: Undivided, labels: Tensor, split: str) -> Tensor:
+        if self.splits is not None:
+            names = ", ".join((*undivided.train_lists, *undivided.test_lists))
+            warn(
+                f"task {task!r}: data.splits={str(self.splits)!r} has none of {names}; this "
+                "package divides it, as tables note"
+            )
+        rows = stratified_indices(labels, undivided.test_share, OWN_SPLIT_SEED)
+        return rows if split == "test" else complement(rows, len(labels))
+
+    def _open(self, spec: TaskSpec, split: str) -> tuple[list[Any], Path, Undivided | None]:
+        """Return torchvision's data sets of a split, their folder, and how to divide them."""
+        root, layout = self.folder(), spec.torchvision
         if layout is None:
             raise self.missing(
-                task, f"torchvision reads only {', '.join(TASKS)}; use data.source=folders"
+                spec.name, f"torchvision reads only {', '.join(TASKS)}; use data.source=folders"
             )
-        official = layout.train if split == "train" or layout.test_share else layout.test
-        parts, places = zip(*(self._open(spec, layout, root, a) for a in official), strict=True)
-        if layout.test_share is None:
-            return _examples(spec, parts, places[0])
-        return _own_split(spec, parts[0], places[0], split, layout.test_share)
+        arguments = layout.train if split == "train" or layout.undivided else layout.test
+        found = [self._open_one(spec, layout, root, given) for given in arguments]
+        return [part for part, _ in found], found[0][1], layout.undivided
 
-    def _open(
+    def _open_one(
         self, spec: TaskSpec, layout: TorchvisionLayout, root: Path, arguments: Mapping[str, Any]
     ) -> tuple[Any, Path]:
         """Return a data set of torchvision's, and the folder that it was found in."""
@@ -80,18 +135,6 @@ def _examples(spec: TaskSpec, parts: Sequence[Any], folder: Path) -> Examples:
     if hasattr(parts[0], "data"):
         return array_examples(classes, labels, np.concatenate([_pixels(part) for part in parts]))
     return file_examples(classes, labels, [file for p in parts for file in _files(p)], folder)
-
-
-def _own_split(spec: TaskSpec, dataset: Any, folder: Path, split: str, share: float) -> Examples:
-    """Return one side of the fixed division of a data set that comes undivided."""
-    files = _files(dataset)
-    order = sorted(range(len(files)), key=files.__getitem__)
-    labels = _labels(dataset)[order]
-    rows = stratified_indices(labels, share, OWN_SPLIT_SEED)
-    if split == "train":
-        rows = complement(rows, len(files))
-    chosen = [files[order[row]] for row in rows.tolist()]
-    return file_examples(_classes(spec, dataset), labels[rows], chosen, folder)
 
 
 def _classes(spec: TaskSpec, dataset: Any) -> list[str]:

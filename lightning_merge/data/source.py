@@ -1,11 +1,12 @@
 """Where images come from: one small adapter per layout on disk."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.names import composed
+from lightning_merge.core.names import composed, enumerate_names
 from lightning_merge.data.examples import Examples
 from lightning_merge.data.tasks import task_spec
 
@@ -21,10 +22,12 @@ class Source(ABC):
     Attributes:
         name: what `data.source` calls it.
         layout: where below data.root a task's images are expected, for messages.
+        takes_splits: whether `data.splits` is a second argument.
     """
 
     name: ClassVar[str]
     layout: ClassVar[str]
+    takes_splits: bool = False
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -44,6 +47,14 @@ class Source(ABC):
     def offers(self, task: str, split: str) -> bool:
         """Whether a task is meant to have a split; `load` says whether it really has."""
         return True
+
+    def own_split(self, task: str) -> bool:
+        """Whether a published data set is divided into train and test as nobody has published."""
+        return False
+
+    def name_of(self, task: str) -> str:
+        """Return what `data.source` calls the place of one task."""
+        return self.name
 
     def folder(self) -> Path:
         """Return root, which has to be a folder.
@@ -82,18 +93,100 @@ class Source(ABC):
         )
 
 
+class SourceOfEach(Source):
+    """Tasks each of which has a source of its own.
+
+    Args:
+        sources: task -> its source.
+    """
+
+    def __init__(self, sources: Mapping[str, Source]) -> None:
+        super().__init__(", ".join(dict.fromkeys(source.root for source in sources.values())))
+        self.sources = sources
+        self.takes_splits = any(source.takes_splits for source in sources.values())
+
+    def tasks(self) -> list[str]:
+        """Return the tasks that have a source."""
+        return list(self.sources)
+
+    def load(self, task: str, split: str) -> Examples:
+        """Return the examples of a split from the task's source."""
+        return self._of(task).load(task, split)
+
+    def offers(self, task: str, split: str) -> bool:
+        """Whether the task's source is meant to have a split."""
+        return self._of(task).offers(task, split)
+
+    def own_split(self, task: str) -> bool:
+        """Whether the task's source divides it by itself."""
+        return self._of(task).own_split(task)
+
+    def name_of(self, task: str) -> str:
+        """Return the name of the task's source."""
+        return self._of(task).name
+
+    def _of(self, task: str) -> Source:
+        if task not in self.sources:
+            raise InputError(
+                f"task {task!r} has no source: data.source names those of "
+                f"{enumerate_names(self.sources, 12)}; add it there, or leave it out of data.tasks"
+            )
+        return self.sources[task]
+
+
 def source_names() -> list[str]:
     """Return the names that `data.source` accepts."""
-    return sorted(cls.name for cls in Source.__subclasses__())
+    return sorted(cls.name for cls in Source.__subclasses__() if cls is not SourceOfEach)
 
 
-def open_source(name: str, root: str) -> Source:
-    """Return the source called `name` at `root`.
+def open_source(
+    name: str | Mapping[str, str],
+    root: str,
+    roots: Mapping[str, str] | None = None,
+    splits: str | None = None,
+) -> Source:
+    """Return the source called `name` at `root`, or one that has a source for each task.
+
+    Args:
+        name: of the source; or task -> name.
+        root: folder or file.
+        roots: task -> its own root, where `name` is a mapping.
+        splits: folder of published lists, for sources that take them.
 
     Raises:
-        InputError: there is no source of that name.
+        InputError: there is no source of that name, `roots` has a task that `name` has not, or
+            no source takes lists.
     """
+    roots = roots or {}
+    if unknown := set(roots) - set(() if isinstance(name, str) else name):
+        raise InputError(
+            f"data.roots names {enumerate_names(sorted(unknown))}, but data.source={name!r} gives "
+            "no source for it; give one for every task: {TASK: SOURCE, ...}"
+        )
+    source = (
+        _open(name, root, splits)
+        if isinstance(name, str)
+        else SourceOfEach(_open_each(name, root, roots, splits))
+    )
+    if splits is not None and not source.takes_splits:
+        raise InputError(
+            f"data.splits={splits!r}: data.source={name!r} brings its own division into train and "
+            "test; leave data.splits out"
+        )
+    return source
+
+
+def _open_each(
+    names: Mapping[str, str], root: str, roots: Mapping[str, str], splits: str | None
+) -> dict[str, Source]:
+    """Return task -> its source; tasks of one name and root share theirs."""
+    places = {composed(task): (name, roots.get(task, root)) for task, name in names.items()}
+    opened = {place: _open(*place, splits) for place in dict.fromkeys(places.values())}
+    return {task: opened[place] for task, place in places.items()}
+
+
+def _open(name: str, root: str, splits: str | None) -> Source:
     for cls in Source.__subclasses__():
-        if cls.name == name:
-            return cls(root)
+        if cls is not SourceOfEach and cls.name == name:
+            return cls(root, splits) if cls.takes_splits else cls(root)  # type: ignore[call-arg]
     raise InputError(f"data.source={name!r} is not known; choose one of {source_names()}")

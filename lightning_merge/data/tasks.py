@@ -14,6 +14,28 @@ Words = Mapping[str, str]
 
 
 @dataclass(frozen=True)
+class Undivided:
+    """How a data set is divided that comes without test images of its own.
+
+    Args:
+        test_share: share of each class that becomes test without lists; which images is fixed by
+            the sorted paths (`splits.stratified_indices`).
+        train_lists: files of `data.splits` that name the published train images. The first is
+            needed; one of validation images counts as train, from which held-out ones are taken.
+        test_lists: files that name the published test images.
+    """
+
+    test_share: float
+    train_lists: tuple[str, ...] = ()
+    test_lists: tuple[str, ...] = ()
+
+    @property
+    def lists(self) -> dict[str, tuple[str, ...]]:
+        """Split -> its files."""
+        return {"train": self.train_lists, "test": self.test_lists}
+
+
+@dataclass(frozen=True)
 class TorchvisionLayout:
     """Where torchvision keeps a data set.
 
@@ -22,15 +44,14 @@ class TorchvisionLayout:
         train: arguments that choose train images; several are put one after the other.
         test: arguments that choose test images.
         folder: folder to give to the class, below the root.
-        test_share: share of each class that becomes test where the data set has no test images
-            of its own; which ones is fixed by the sorted paths (`splits.stratified_indices`).
+        undivided: how to divide a data set that has no test images of its own.
     """
 
     dataset: str
     train: tuple[Mapping[str, Any], ...] = ({},)
     test: tuple[Mapping[str, Any], ...] = ()
     folder: str = ""
-    test_share: float | None = None
+    undivided: Undivided | None = None
 
 
 @dataclass(frozen=True)
@@ -194,7 +215,9 @@ _ROWS = (
         templates=("a photo of a {}.", "a photo of the {}."),
         names=class_names.SUN397,
         lead=r"/?(\w)[/_](?=\1)|/\w/",
-        torchvision=TorchvisionLayout("SUN397", test_share=0.5),
+        torchvision=TorchvisionLayout(
+            "SUN397", undivided=Undivided(0.5, ("Training_01.txt",), ("Testing_01.txt",))
+        ),
         hub=HubLayout("tanganke/sun397"),
         obtain="SUN397 can no longer be fetched through torchvision: ask Princeton's vision group "
         "for SUN397.tar.gz and unpack it to <data.root>/SUN397, or use data.source=huggingface. "
@@ -227,7 +250,13 @@ _ROWS = (
             "aerial view of the {}.",
         ),
         names=class_names.RESISC45,
-        torchvision=TorchvisionLayout("ImageFolder", folder="NWPU-RESISC45", test_share=0.2),
+        torchvision=TorchvisionLayout(
+            "ImageFolder",
+            folder="NWPU-RESISC45",
+            undivided=Undivided(
+                0.2, ("resisc45-train.txt", "resisc45-val.txt"), ("resisc45-test.txt",)
+            ),
+        ),
         hub=HubLayout("tanganke/resisc45"),
         aliases=("resisc",),
         obtain="Ask the authors of NWPU-RESISC45 for the archive and unpack it to "
@@ -246,7 +275,12 @@ _ROWS = (
         words=class_names.EUROSAT_WORDS,
         names=class_names.EUROSAT,
         prompt_names=class_names.EUROSAT_PROMPTS,
-        torchvision=TorchvisionLayout("EuroSAT", test_share=0.1),
+        torchvision=TorchvisionLayout(
+            "EuroSAT",
+            undivided=Undivided(
+                0.1, ("eurosat-train.txt", "eurosat-val.txt"), ("eurosat-test.txt",)
+            ),
+        ),
         hub=HubLayout("tanganke/eurosat"),
         obtain="torchvision.datasets.EuroSAT(root, download=True) fetches it to "
         "<data.root>/eurosat/2750 (MIT license).",

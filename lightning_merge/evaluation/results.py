@@ -112,6 +112,7 @@ class Results:
         command: Command line that repeats the run.
         notes: Protocol, one sentence each, e.g. what was chosen on which split.
         unseen: Tasks of which nothing but the frozen heads took part in merging.
+        own_split: Tasks that are published undivided, with a test split of this package's.
 
     Raises:
         InputError: A candidate lacks a task or has another, stands under another name, or
@@ -125,6 +126,7 @@ class Results:
     command: str = ""
     notes: Sequence[str] = ()
     unseen: Sequence[str] = ()
+    own_split: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if not self.candidates:
@@ -160,6 +162,7 @@ class Results:
             "command": self.command,
             "notes": list(self.notes),
             "unseen": list(self.unseen),
+            "own_split": list(self.own_split),
         }
         content |= {key: value for key, value in optional.items() if value}
         write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
@@ -179,8 +182,8 @@ class Results:
                 for name, fields in content.pop("candidates").items()
             }
             tasks, notes = tuple(content.pop("tasks")), tuple(content.pop("notes", ()))
-            unseen = tuple(content.pop("unseen", ()))
-            return cls(tasks, candidates, notes=notes, unseen=unseen, **content)
+            unseen, own = (tuple(content.pop(key, ())) for key in ("unseen", "own_split"))
+            return cls(tasks, candidates, notes=notes, unseen=unseen, own_split=own, **content)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"cannot read results from {path} ({type(error).__name__}: {error}): "
@@ -282,6 +285,7 @@ class Aggregate:
     command: str
     notes: Sequence[str]
     unseen: Sequence[str]
+    own_split: Sequence[str]
     against: str | None = None
 
 
@@ -324,6 +328,7 @@ def aggregate(results: Sequence[Results], against: str | None = None) -> Aggrega
         command="; ".join(_distinct(run.command for run in results)),
         notes=tuple(_distinct(note for run in results for note in run.notes)),
         unseen=tuple(first.unseen),
+        own_split=tuple(first.own_split),
         against=against,
     )
 
@@ -336,7 +341,7 @@ def _check_comparable(results: Sequence[Results]) -> None:
         )
     first = results[0]
     for run in results[1:]:
-        for what in ("tasks", "candidates", "unseen"):
+        for what in ("tasks", "candidates", "unseen", "own_split"):
             here, there = set(getattr(first, what)), set(getattr(run, what))
             if here != there:
                 raise InputError(

@@ -17,6 +17,7 @@ from lightning_merge.evaluation.results import (
 
 TRANSDUCTIVE = "†"
 UNSEEN = "unseen"
+OWN_SPLIT = "*"
 
 Row = CandidateResult | CandidateAggregate
 
@@ -25,7 +26,7 @@ def markdown(results: Results | Aggregate) -> str:
     """The table of a results.md: percent, one decimal, tasks then average.
 
     Where there are unseen tasks their columns say so, and two averages more are over the seen
-    and the unseen ones.
+    and the unseen ones. Tasks with a test split of this package's own bear an asterisk.
 
     The best merged candidate of each column is bold (all of them where the printed numbers
     tie). References are italic, transductive candidates bear a dagger; neither is ever bold.
@@ -90,12 +91,22 @@ def rich_table(
     return table
 
 
+def own_split_note(tasks: Sequence[str]) -> str:
+    """Return what to print beside numbers of tasks with a test split of this package's."""
+    return f"{', '.join(tasks)}: own division, published experts know some test images"
+
+
 def _name(candidate: Row) -> str:
     return candidate.name + (f" {TRANSDUCTIVE}" if candidate.transductive else "")
 
 
 def _columns(results: Results | Aggregate) -> list[str]:
-    tasks = [f"{task} ({UNSEEN})" if task in results.unseen else task for task in results.tasks]
+    tasks = [
+        task
+        + (f" {OWN_SPLIT}" if task in results.own_split else "")
+        + (f" ({UNSEEN})" if task in results.unseen else "")
+        for task in results.tasks
+    ]
     return [*tasks, *averaged_tasks(results.tasks, results.unseen)]
 
 
@@ -213,6 +224,11 @@ def _legend(results: Results | Aggregate) -> Iterable[str]:
             f"{UNSEEN.capitalize()}: of these tasks nothing but their frozen heads was used to "
             "make or choose a merged network."
         )
+    if results.own_split:
+        yield (
+            f"{OWN_SPLIT}: published undivided, and divided by this package; published experts "
+            "have trained on some of these test images. Give the published lists as data.splits."
+        )
     rows = results.candidates.values()
     if any(row.bound for row in rows):
         yield "Italic: references that bound the others, not merged networks; never bold."
@@ -271,6 +287,8 @@ def _caption(results: Results | Aggregate, details: str | None) -> str:
     rows = results.candidates.values()
     if results.unseen:
         parts.append(f"{UNSEEN}: only the frozen heads of these tasks were used")
+    if results.own_split:
+        parts.append(f"{OWN_SPLIT} {own_split_note(results.own_split)}")
     if any(row.bound for row in rows):
         parts.append("italic: reference")
     if any(row.transductive for row in rows):

@@ -66,6 +66,7 @@ def compare(
         command=command,
         notes=(*notes, *_limits(trainer)),
         unseen=data.unseen,
+        own_split=data.own_split,
     )
     Ranks.of(trainer).once(lambda: _write(results, folder))
     return results

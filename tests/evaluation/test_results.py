@@ -61,6 +61,17 @@ def test_json_names_unseen_tasks_only_where_there_are_any(results, tmp_path):
     assert json.loads(results.to_json(tmp_path / "results.json").read_text()) == content
 
 
+def test_json_and_aggregates_keep_whose_division_it_is(results, seeds, tmp_path):
+    own = ("sun397", "eurosat")
+    marked = replace(results, own_split=own)
+    assert Results.from_json(marked.to_json(tmp_path / "results.json")) == marked
+    assert json.loads((tmp_path / "results.json").read_text())["own_split"] == [*own]
+    assert "own_split" not in results.to_json(tmp_path / "plain.json").read_text()
+    assert aggregate([replace(run, own_split=own) for run in seeds]).own_split == own
+    with pytest.raises(InputError, match=r"differ in own_split \['eurosat', 'sun397'\]"):
+        aggregate([replace(seeds[0], own_split=own), *seeds[1:]])
+
+
 @pytest.mark.parametrize("unseen", [("elsewhere",), TASKS])
 def test_unseen_tasks_are_some_of_the_tasks(unseen):
     with pytest.raises(InputError, match="some of the tasks, not all"):

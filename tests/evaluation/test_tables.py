@@ -112,6 +112,23 @@ def test_unseen_columns_say_so_and_have_an_average_of_their_own(results, seeds, 
     assert any(line.startswith("Unseen: of these tasks nothing but their frozen") for line in below)
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_tasks_that_we_have_divided_bear_a_mark(results, seeds, several):
+    own, unseen = ("sun397", "eurosat"), ("eurosat", "dtd")
+    runs = [replace(run, own_split=own, unseen=unseen) for run in (seeds if several else [results])]
+    table = aggregate(runs) if several else runs[0]
+    header, _, below = parse(markdown(table))
+    assert header[1:5] == ["sun397 *", "cars", "resisc45", "eurosat * (unseen)"]
+    assert header[8] == "dtd (unseen)"
+    (said,) = (line for line in below if line.startswith("*"))
+    assert "published experts have trained on some of these test images" in said
+    for width in (200, 60):  # in the narrow one there is room for averages alone
+        shown = " ".join(render(rich_table(table, width=width), width=width).split())
+        assert "* sun397, eurosat: own division, published experts know some" in shown
+    assert not any("divided by" in line for line in parse(markdown(results))[2])
+    assert "own division" not in render(rich_table(results))
+
+
 def test_without_unseen_tasks_nothing_is_said_of_them(results):
     assert "nseen" not in markdown(results)
     assert "nseen" not in render(rich_table(results))
