@@ -353,12 +353,10 @@ class MergeCLI(LightningCLI):
             console = Console(markup=False, emoji=False)
             console.print(rich_table(results, width=console.width))
             for note in results.notes:
-                console.print(note)
-            console.print(f"run folder: {self.folder}")
+                print(note)
+            print(f"run folder: {self.folder}")
             if self.finished:
-                console.print(
-                    "nothing has changed since; to measure again, remove its results.json"
-                )
+                print("nothing has changed since; to measure again, remove its results.json")
 
     def _measure(self) -> Results:
         return compare(

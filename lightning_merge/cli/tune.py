@@ -290,5 +290,5 @@ def tune(arguments: list[str]) -> None:
     console = Console(markup=False, emoji=False)
     console.print(rich_table(results, width=console.width))
     for note in (c.note for c in results.candidates.values() if not c.bound):
-        console.print(note)
-    console.print(f"run folder: {run.folder}")
+        print(note)
+    print(f"run folder: {run.folder}")
