@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
@@ -31,8 +32,8 @@ class LearnedCoefficients(MergeMethod):
 
     How c [K, L] follows from the file, for K experts with L tensors:
 
-    * "layer": the file's coefficients, tasks and layers matched by name. The file may have more
-      of both.
+    * "layer": the file's coefficients, tasks and layers matched by name, whatever prefix the base's
+      names have. The file may have more of both, the base tensors that no expert has changed.
     * "depth": for another architecture. Layer l of L takes the coefficient of layer
       floor(l (M - 1) / (L - 1) + 1/2) of the M in the file, which lies nearest at the same
       relative depth; if L = 1, that of layer 0. Layers count in the base's order. A task that the
@@ -52,7 +53,8 @@ class LearnedCoefficients(MergeMethod):
 
     Raises:
         InputError: `by` is unknown or the file missing; when merging: the file is unreadable or
-            lacks what is asked for, or by "depth" the base is not in the network's order.
+            lacks what is asked for, or by "depth" the base is not in the network's order, or has
+            the very layers of the file in other places.
     """
 
     file: str
@@ -156,22 +158,47 @@ class _Learned:
                 f"those of {enumerate_names(self.tasks)}. Name the experts so, or choose "
                 "by='depth' or by='statistics'"
             )
-        try:
-            stored = match_names(vectors.names, dict.fromkeys(self.layers))
-        except InputError as fault:
+        places = self._places(vectors)
+        if unknown := [name for name, place in places.items() if place is None]:
+            remedy = "For another architecture choose by='depth' or by='statistics'"
+            if len(unknown) < len(places):
+                patterns = ", ".join(unknown[:5])
+                remedy = f"Leave them out: --ignore '[{patterns}]', or choose by='statistics'"
             raise InputError(
-                f"file={self.file!r}: {fault}; or choose by='depth' or by='statistics'"
-            ) from None
-        columns = [self.layers.index(stored[name]) for name in vectors.names]
-        return self.values[[self.tasks.index(task) for task in vectors.tasks]][:, columns]
+                f"file={self.file!r} has no coefficients of {enumerate_names(unknown, 5)}, "
+                f"which an expert has changed. {remedy}"
+            )
+        rows = self.values[[self.tasks.index(task) for task in vectors.tasks]]
+        zero = rows.new_zeros(len(rows))
+        columns = (None if vectors.is_kept(n) else places[n] for n in vectors.names)
+        return torch.stack([zero if c is None else rows[:, c] for c in columns], dim=1)
+
+    def _places(self, vectors: TaskVectors) -> dict[str, int | None]:
+        """Where the file has the tensors that an expert has changed; None where it has not."""
+        wanted = [name for name in vectors.names if not vectors.is_kept(name)]
+        numbers = {layer: place for place, layer in enumerate(self.layers)}
+        with suppress(InputError):  # the file may have more layers
+            return {n: numbers[own] for n, own in match_names(wanted, numbers).items()}
+        with suppress(InputError):  # the base more tensors, which nobody has changed
+            own = {name: layer for layer, name in match_names(numbers, vectors.base).items()}
+            return {name: numbers[own[name]] if name in own else None for name in wanted}
+        return dict.fromkeys(wanted)
 
     def by_depth(self, vectors: TaskVectors) -> Tensor:
         """The coefficients at the same relative depth, of the same task or of the mean one."""
         _check_order(vectors.names)
+        places = [self._places(vectors).get(name) for name in vectors.names]
+        nearest = same_depth(len(vectors.names), len(self.layers))
+        known = [(a, b) for a, b in zip(places, nearest, strict=True) if a is not None]
+        if set(places) >= set(range(len(self.layers))) and any(a != b for a, b in known):
+            raise InputError(
+                f"file={self.file!r} was learned on the very layers of this base, and by='depth' "
+                "would give them each other's coefficients: choose by='layer'"
+            )
         rows = dict(zip(self.tasks, self.values, strict=True))
         mean = self.values.mean(0)
         chosen = torch.stack([rows.get(task, mean) for task in vectors.tasks])
-        return chosen[:, same_depth(len(vectors.names), len(self.layers))]
+        return chosen[:, nearest]
 
     def by_statistics(self, vectors: TaskVectors) -> Tensor:
         """What the learner makes of these experts' statistics."""

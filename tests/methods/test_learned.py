@@ -72,6 +72,47 @@ def test_by_layer_names_what_is_missing(weights, save_learned, tasks, layers, na
     assert all(part in str(fault.value) for part in (file, *names))
 
 
+BLOCKS = [f"block{i}" for i in range(5)]
+OTHERS = {"text.weight": torch.ones(3, 2), "logit_scale": torch.tensor(4.6)}
+
+
+def in_a_larger_file(weights, number, of=TASKS, prefix="model.visual.", others=OTHERS):
+    """Base and experts under a prefix, beside tensors that nobody has changed, in front of them."""
+    base, experts = weights(number, of)
+    whole = [{**others, **{prefix + n: t for n, t in w.items()}} for w in (base, *experts.values())]
+    return base, experts, whole[0], dict(zip(experts, whole[1:], strict=True))
+
+
+@pytest.mark.parametrize("scope", ["all", "changed"])
+@pytest.mark.parametrize("prefix", ["", "model.visual.", "encoder.backbone."])
+def test_by_layer_finds_the_layers_in_a_larger_file(weights, save_learned, scope, prefix):
+    base, experts, whole, experts_whole = in_a_larger_file(weights, 5, prefix=prefix)
+    method = LearnedCoefficients(save_learned(TASKS, BLOCKS))
+    merged, plain = method(whole, experts_whole, scope=scope), method(base, experts)
+    assert all(torch.equal(merged[prefix + name], plain[name]) for name in base)
+    assert all(torch.equal(merged[name], OTHERS[name]) for name in OTHERS)
+
+
+@pytest.mark.parametrize("scope", ["all", "changed"])
+def test_by_layer_refuses_a_changed_tensor_that_it_does_not_know(weights, save_learned, scope):
+    _, _, whole, experts = in_a_larger_file(weights, 5)
+    experts["cars"] = experts["cars"] | {"text.weight": torch.zeros(3, 2)}
+    method = LearnedCoefficients(save_learned(TASKS, BLOCKS))
+    message = r"no coefficients of text.weight.*--ignore '\[text.weight"
+    with pytest.raises(InputError, match=message):
+        method(whole, experts, scope=scope)
+
+
+def test_by_depth_is_refused_where_it_would_mix_up_the_runs_own_layers(weights, save_learned):
+    """Two tensors more in front move every layer by two."""
+    base, experts, whole, experts_whole = in_a_larger_file(weights, 5)
+    method = LearnedCoefficients(save_learned(TASKS, BLOCKS), by="depth")
+    with pytest.raises(InputError, match=r"by='depth'.*choose by='layer'"):
+        method(whole, experts_whole)
+    merged, plain = method(whole, experts_whole, scope="changed"), method(base, experts)
+    assert all(torch.equal(merged[f"model.visual.{name}"], plain[name]) for name in base)
+
+
 @pytest.mark.parametrize("source", [1, 2, 5, 22, 320])
 @pytest.mark.parametrize("layers", [1, 2, 5, 22, 320])
 def test_the_same_depth_is_the_nearest_relative_position(layers, source):
@@ -110,12 +151,13 @@ def test_by_depth_merges_another_architecture_and_unknown_tasks(weights, save_le
 @pytest.mark.parametrize("blocks", [(0, 1, 10, 2), (0, 10, 2, 9)])
 def test_by_depth_refuses_alphabetical_order(save_learned, blocks):
     base = {f"block{i}": torch.zeros(2) for i in blocks}
+    expert = {name: tensor + 1 for name, tensor in base.items()}
     file = save_learned(TASKS, ["a", "b"])
     with pytest.raises(InputError, match=r"(?s)base.*alphabetical.*state_dict"):
-        LearnedCoefficients(file, by="depth")(base, {"cars": base})
-    LearnedCoefficients(file, by="statistics")(base, {"cars": base})
+        LearnedCoefficients(file, by="depth")(base, {"cars": expert})
+    LearnedCoefficients(file, by="statistics")(base, {"cars": expert})
     ordered = {name: base[name] for name in sorted(base, key=lambda name: int(name[5:]))}
-    LearnedCoefficients(file, by="depth")(ordered, {"cars": ordered})
+    LearnedCoefficients(file, by="depth")(ordered, {"cars": expert})
 
 
 def options(**changes):
