@@ -95,7 +95,7 @@ def files(tmp_path_factory, root) -> SimpleNamespace:
     save_checkpoint(base, folder / "base.safetensors")
     generator = torch.Generator().manual_seed(1)
     for task in TASKS:
-        expert = {n: t + 0.03 * torch.randn(t.shape, generator=generator) for n, t in base.items()}
+        expert = {n: t + 0.1 * torch.randn(t.shape, generator=generator) for n, t in base.items()}
         save_checkpoint(expert, folder / f"{task}.safetensors")
     found = SimpleNamespace(
         folder=folder,

@@ -5,9 +5,15 @@ task vectors T_k its update is (sum_k G_k)^-1 sum_k G_k T_k^T. It is found as th
 (sum_k G_k + ridge)^-1 sum_k G_k (T_k - T)^T, so that directions in which no expert has inputs get
 the average, and one expert merges to itself. All in float64: a few dimensions of a transformer's
 activations are hundreds of times larger than the rest.
+
+No expert's G_k is kept. With the running sums S_k = G_1 + ... + G_k,
+
+    sum_k G_k (T_k - T)^T = S_K (T_K - T)^T - sum_(k < K) S_k (T_(k+1) - T_k)^T,
+
+so one sum per layer is enough, and of a symmetric matrix half.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -18,81 +24,178 @@ from lightning_merge.core.linear_inputs import Rows
 RIDGE = 1e-8
 """Added to the diagonal of sum_k G_k, as a part of its mean."""
 _LEAST = 1e-30  # for layers whose inputs are all zero
+_ROWS = 256  # of a block: long enough for fast products, short enough to leave half out
 
 
-@dataclass
-class Grams:
-    """Gram matrices of the inputs of a network's weights, summed as they are shown.
+class Gram:
+    """A sum of X^T X in float64, of which the blocks on and above the diagonal are kept.
 
-    Attributes:
-        sums: X^T X by the name of the weight, [groups, in, in].
-        counts: Number of rows n of all groups.
+    Args:
+        size: Width of the inputs X [n, in].
+        device: Where to keep it.
     """
 
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    counts: dict[str, list[int]] = field(default_factory=dict)
+    def __init__(self, size: int, device: torch.device) -> None:
+        self._blocks = [
+            torch.zeros(min(_ROWS, size - start), size - start, dtype=torch.float64, device=device)
+            for start in range(0, size, _ROWS)
+        ]
 
-    def add(self, name: str, rows: Rows) -> None:
-        """Take the inputs of a weight, see `LinearInputs`.
+    def add(self, inputs: Tensor, scale: float) -> None:
+        """Add scale * X^T X of inputs [n, in]."""
+        wide = inputs.double()
+        for rows, block in self._places():
+            block.addmm_(wide[:, rows].mT, wide[:, rows.start :], alpha=scale)
+
+    def times(self, right: Tensor, reduce: float) -> Tensor:
+        """The product with [in, out], after all off the diagonal is multiplied with `reduce`."""
+        product = self.diagonal()[:, None] * right * (1 - reduce)
+        for rows, block in self._places():
+            height = len(block)
+            product[rows].addmm_(block, right[rows.start :], alpha=reduce)
+            below = slice(rows.start + height, None)
+            product[below].addmm_(block[:, height:].mT, right[rows], alpha=reduce)
+        return product
+
+    def dense(self, reduce: float) -> Tensor:
+        """The matrix [in, in], all off the diagonal multiplied with `reduce`."""
+        size = sum(map(len, self._blocks))
+        whole = self._blocks[0].new_empty(size, size)
+        for rows, block in self._places():
+            whole[rows, rows.start :] = block
+            whole[rows.start :, rows] = block.mT
+        whole *= reduce
+        whole.diagonal().copy_(self.diagonal())
+        return whole
+
+    def diagonal(self) -> Tensor:
+        """A copy of the diagonal, [in]."""
+        return torch.cat([block.diagonal() for block in self._blocks])
+
+    def _places(self) -> Iterator[tuple[slice, Tensor]]:
+        """The rows of every block, and the block, whose columns begin where they do."""
+        start = 0
+        for block in self._blocks:
+            yield slice(start, start + len(block)), block
+            start += len(block)
+
+
+class Regression:
+    """The sums of one weight's regression over experts, one expert after the other.
+
+    Args:
+        task_vector: Of the expert whose inputs come first, [out, ...].
+        rows: Inputs, which say how many groups there are and on which device.
+        reduce: What G_k is multiplied with off its diagonal.
+    """
+
+    def __init__(self, task_vector: Tensor, rows: Rows, reduce: float) -> None:
+        self._last, self._reduce, self._count, self._scale = task_vector, reduce, 0, 0.0
+        self._grams = [Gram(part.shape[-1], part.device) for part in rows]
+        self._right = [torch.zeros_like(part) for part in self._matrices(task_vector)]
+
+    def add(self, name: str, rows: Rows, share: float) -> None:
+        """Take some inputs of the present expert, see `LinearInputs`.
+
+        How many there are of all is judged by the first ones, see `misjudged`.
+
+        Args:
+            name: Of the weight, for messages.
+            rows: Inputs.
+            share: How much of all that passes through the network they come from.
 
         Raises:
             InputError: They are not finite.
         """
-        gram = torch.stack([x.mT @ x for x in (part.double() for part in rows)])
-        if not bool(gram.isfinite().all()):
+        if not all(bool(part.isfinite().all()) for part in rows):
             raise InputError(
                 f"batches: NaN or infinite activations reach {name}; run the network in float32"
             )
-        numbers = [len(part) for part in rows]
-        if name in self.sums:
-            gram += self.sums[name]
-            numbers = [a + b for a, b in zip(numbers, self.counts[name], strict=True)]
-        self.sums[name], self.counts[name] = gram, numbers
+        self._scale = self._scale or share / max(1, len(rows[0]))
+        self._count += len(rows[0])
+        self._add_inputs(rows, self._scale)
 
-    def means(self, name: str, reduce: float) -> Tensor:
-        """X^T X / n with the entries off the diagonal times `reduce`, [groups, in, in]."""
-        gram = self.sums[name] / self.sums[name].new_tensor(self.counts[name])[:, None, None]
-        diagonal = gram.diagonal(dim1=-2, dim2=-1).clone()
-        gram *= reduce
-        gram.diagonal(dim1=-2, dim2=-1).copy_(diagonal)
-        return gram
+    @property
+    def misjudged(self) -> bool:
+        """Whether the expert had another number of inputs than its first ones let expect."""
+        return abs(self._count * self._scale - 1) > 1e-9
+
+    def correct(self, rows: Rows) -> None:
+        """Take inputs once more, so that each counts as it should; all of them in turn."""
+        self._add_inputs(rows, 1 / self._count - self._scale)
+
+    def _add_inputs(self, rows: Rows, scale: float) -> None:
+        for gram, part in zip(self._grams, rows, strict=True):
+            gram.add(part, scale)
+
+    def advance(self, task_vector: Tensor) -> None:
+        """Go on with the next expert, before its inputs; it may have none."""
+        self._add(self._last.double() - task_vector.double())
+        self._last, self._count, self._scale = task_vector, 0, 0.0
+
+    def solve(self, average: Tensor) -> Tensor:
+        """The merged update, flattened, in the type of the task vectors.
+
+        Args:
+            average: Of all experts' task vectors, in float64.
+        """
+        self._add(self._last.double() - average)
+        found = []
+        for gram, right in zip(self._grams, self._right, strict=True):
+            left = gram.dense(self._reduce)
+            diagonal = left.diagonal()
+            diagonal += (RIDGE * diagonal.mean()).clamp_(min=_LEAST)
+            found.append(torch.cholesky_solve(right, torch.linalg.cholesky(left)).mT)
+        apart = torch.cat([part.reshape(-1) for part in found]).to(average.device)
+        return (average.flatten() + apart).to(self._last.dtype)
+
+    def _add(self, task_vector: Tensor) -> None:
+        """Add S T^T of a difference of task vectors, in float64."""
+        for gram, right, part in zip(
+            self._grams, self._right, self._matrices(task_vector), strict=True
+        ):
+            right += gram.times(part, self._reduce)
+
+    def _matrices(self, task_vector: Tensor) -> list[Tensor]:
+        """A task vector as the transposed matrix [in, out] of every group, in float64."""
+        device, width = self._grams[0].diagonal().device, len(self._grams[0].diagonal())
+        wide = task_vector.to(device, torch.float64)
+        return [part.mT for part in wide.reshape(len(self._grams), -1, width)]
 
 
-class Regression:
-    """The sums of one weight's regression over experts, one expert at a time.
+Visit = Callable[[str, Rows, float], None]
+"""Takes a weight's name, its inputs, and their share of all inputs."""
+Pass = Callable[[Iterable[str], Visit], None]
+"""Runs a network over all inputs and shows those of the named weights."""
 
-    The average T is known when all have been taken. Until then T_1 stands for it: what is summed
-    are differences from the first expert, so that equal experts leave no rounding errors.
+
+def with_share(visit: Visit, share: float, name: str, rows: Rows) -> None:
+    """Visit inputs of a known share; see `LinearInputs` for the rest."""
+    visit(name, rows, share)
+
+
+def take_inputs(
+    run: Pass,
+    weights: Iterable[str],
+    regressions: dict[str, Regression],
+    begin: Callable[[str, Rows], Regression],
+) -> None:
+    """Take the inputs of one expert's weights into their regressions.
+
+    Args:
+        run: Is called once, and once more for weights that see more of some inputs than of others.
+        weights: Names of those to look at.
+        regressions: By weight; those that lack are added.
+        begin: Makes the regression of a weight from its first inputs.
     """
+    seen = set()
 
-    def __init__(self) -> None:
-        self._experts = 0
+    def add(name: str, rows: Rows, share: float) -> None:
+        if name not in regressions:
+            regressions[name] = begin(name, rows)
+        seen.add(name)
+        regressions[name].add(name, rows, share)
 
-    def add(self, gram: Tensor, task_vector: Tensor) -> None:
-        """Take an expert's Gram matrix [groups, in, in] and task vector [out, ...]."""
-        gram = gram.to(task_vector.device)
-        if not self._experts:
-            self._first = task_vector.clone()
-            self._left = torch.zeros_like(gram)
-            self._apart = torch.zeros_like(task_vector, dtype=gram.dtype)
-            self._apart = self._apart.reshape(len(gram), -1, gram.shape[-1])
-            self._right = torch.zeros_like(self._apart.mT)
-        apart = (task_vector.double() - self._first.double()).reshape_as(self._apart)
-        self._experts += 1
-        self._left += gram
-        self._apart += apart
-        self._right += gram @ apart.mT
-
-    def add_idle(self, task_vector: Tensor) -> None:
-        """Take, after another, an expert that does not use the weight for its inputs."""
-        self.add(torch.zeros_like(self._left), task_vector)
-
-    def solve(self) -> Tensor:
-        """The merged update, flattened, in the type of the task vectors."""
-        average = self._apart / self._experts
-        right = self._right - self._left @ average.mT
-        left = self._left.clone()
-        diagonal = left.diagonal(dim1=-2, dim2=-1)
-        diagonal += (RIDGE * diagonal.mean(-1, keepdim=True)).clamp_(min=_LEAST)
-        apart = average + torch.cholesky_solve(right, torch.linalg.cholesky(left)).mT
-        return (self._first.double().flatten() + apart.reshape(-1)).to(self._first.dtype)
+    run(weights, add)
+    if wrong := sorted(name for name in seen if regressions[name].misjudged):
+        run(wrong, lambda name, rows, share: regressions[name].correct(rows))

@@ -9,10 +9,10 @@ from lightning_merge.core.checkpoint import Checkpoint
 from lightning_merge.core.scope import differ
 from lightning_merge.core.task_vectors import Span, TaskVectors
 
-UNRELATED = 0.8
-"""How long task vectors are, in relation to the base's weights, if networks are unrelated.
+UNRELATED = 0.25
+"""Cosine between the matrices of base and expert below which networks are hardly related.
 
-Two networks trained from different starts are about sqrt(2) apart, fine-tuned ones rarely 0.3.
+That of fine-tuned experts is above 0.9, that of networks trained from different starts near 0.
 """
 _SAMPLE = 2**12  # entries of every tensor
 
@@ -25,27 +25,27 @@ def suspicions(vectors: TaskVectors) -> Iterator[str]:
     if len(vectors) and not vectors.computed():
         yield from (_is_base(task) for task in vectors.tasks)
         return
-    squares, of_base = torch.zeros(len(vectors), dtype=torch.float64), 0.0
+    products = torch.zeros(3, len(vectors), dtype=torch.float64)
     alike = {pair: True for pair in combinations(range(len(vectors)), 2)}
     moved = torch.zeros(len(vectors), dtype=torch.bool)
     for name in vectors.names:
         span = Span(name, 0, min(_SAMPLE, vectors.numel(name)))
         base, tile = vectors.sample(span)
-        moved |= (tile != 0).any(1)
+        moved |= (tile != 0).any(1).cpu()
         for a, b in alike:
             alike[a, b] = alike[a, b] and torch.equal(tile[a], tile[b])
         if len(vectors.base.shape(name)) > 1:
-            squares += tile.double().square().sum(1)
-            of_base += float(base.double().square().sum())
-    ratios = (squares / max(of_base, 1e-300)).sqrt().tolist()
-    for k, (task, ratio) in enumerate(zip(vectors.tasks, ratios, strict=True)):
+            own, theirs = base.double(), (base + tile).double()
+            pairs = (theirs @ own, theirs.square().sum(1), own.square().sum().expand(len(tile)))
+            products += torch.stack(pairs).cpu()
+    cosines = (products[0] / (products[1] * products[2]).sqrt()).tolist()  # NaN of no matrices
+    for k, (task, cosine) in enumerate(zip(vectors.tasks, cosines, strict=True)):
         if not moved[k] and _equal(vectors, vectors.base, vectors.experts[task]):
             yield _is_base(task)
-        elif of_base and ratio > UNRELATED:
+        elif cosine < UNRELATED:
             yield (
-                f"expert '{task}' differs from the base as an unrelated network does: its task "
-                f"vector is {ratio:.2g} times as long as the base's weights. Check that it was "
-                "fine-tuned from this base"
+                f"expert '{task}' looks like an unrelated network (the cosine between its weights "
+                f"and the base's is {cosine:.2f}): check that it was fine-tuned from this base"
             )
     for (a, b), same in alike.items():
         one, other = vectors.tasks[a], vectors.tasks[b]

@@ -1,15 +1,16 @@
 """RegMean++: RegMean in which every block's inputs come from the blocks merged before it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal, get_args
 
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from lightning_merge.core.expert_networks import ExpertNetworks
-from lightning_merge.core.gram import Grams, Regression
-from lightning_merge.core.linear_inputs import LinearInputs
+from lightning_merge.core.gram import Regression, Visit, take_inputs, with_share
+from lightning_merge.core.linear_inputs import LinearInputs, Rows
 from lightning_merge.core.task_vectors import TaskVectors
 from lightning_merge.core.tracing import arguments_of, called_modules, evaluating, repeated_blocks
 from lightning_merge.methods.base import MergeMethod, Resources, Transform, Update
@@ -109,15 +110,23 @@ class RegMeanPlusPlus(MergeMethod):
         inside = {name: first for name, first in networks.ties.items() if name.startswith(prefix)}
         stacks = networks.stacks(set(inside.values()))
         vectors = {name: networks.task_vectors(name) for name in weights}
-        regressions = {name: Regression() for name in weights}
+        regressions: dict[str, Regression] = {}
         for index, images in enumerate(inputs):
+            for name, regression in regressions.items():
+                regression.advance(vectors[name][index])
             own = {name: networks.like(name, stack[index]) for name, stack in stacks.items()}
             state = {name.removeprefix(prefix): own[first] for name, first in inside.items()}
-            watched = {name: own[name] for name in weights}
-            grams = _grams(networks.model, merged, unit, state, watched, images)
-            for name, regression in regressions.items():
-                regression.add(grams.means(name, self.reduce), vectors[name][index])
-        return {name: regression.solve() for name, regression in regressions.items()}
+            run = partial(_run, networks.model, merged, unit, state, own, images)
+            begin = partial(_begin, vectors, index, self.reduce)
+            take_inputs(run, weights, regressions, begin)
+        return {n: r.solve(vectors[n].double().mean(0)) for n, r in regressions.items()}
+
+
+def _begin(
+    vectors: Mapping[str, Tensor], index: int, reduce: float, name: str, rows: Rows
+) -> Regression:
+    """The regression of a weight that an expert is the first to use."""
+    return Regression(vectors[name][index], rows, reduce)
 
 
 def _owner(weight: str, called: Sequence[str], blocks: set[str]) -> str:
@@ -128,18 +137,20 @@ def _owner(weight: str, called: Sequence[str], blocks: set[str]) -> str:
     return inside[0] if inside else next(name for name in above if name in called)
 
 
-def _grams(
+def _run(
     model: nn.Module,
     merged: Mapping[str, Tensor],
     unit: str,
     state: dict[str, Tensor],
-    watched: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
     images: Tensor,
-) -> Grams:
-    """Gram matrices of an expert's unit at what the merged prefix makes of its images."""
-    grams, module = Grams(), model.get_submodule(unit)
+    names: Iterable[str],
+    visit: Visit,
+) -> None:
+    """Show the inputs of an expert's unit at what the merged prefix makes of its images."""
+    module, watched = model.get_submodule(unit), {name: own[name] for name in names}
     for part in images.split(BATCH):
         args, kwargs = arguments_of(model, merged, part, unit)
-        with evaluating(module), LinearInputs(watched, grams.add):
+        show = partial(with_share, visit, len(part) / len(images))
+        with evaluating(module), LinearInputs(watched, show):
             functional_call(module, state, args, kwargs, tie_weights=False)
-    return grams
