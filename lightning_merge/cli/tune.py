@@ -21,7 +21,7 @@ from lightning_merge.core.names import enumerate_names
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.evaluation.candidates import BOUNDS, Candidate
 from lightning_merge.evaluation.results import Results
-from lightning_merge.evaluation.tables import rich_table
+from lightning_merge.evaluation.tables import markdown_line, rich_table
 from lightning_merge.methods.base import Method, brief
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.compare import compare
@@ -247,7 +247,7 @@ def table(trials: Sequence[Trial], tasks: Sequence[str]) -> str:
     header = ["trial", *trials[0].point, "average", *tasks, "seconds"]
     ranked = sorted(enumerate(trials, 1), key=lambda pair: -_average(pair[1]))
     lines = [header, ["--:"] * len(header), *(_cells(n, trial, tasks) for n, trial in ranked)]
-    rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    rows = "\n".join(map(markdown_line, lines))
     return f"{rows}\n\nAccuracy on held-out images in percent; no test image took part.\n"
 
 

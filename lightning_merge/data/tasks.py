@@ -1,13 +1,13 @@
 """The task table: one row per task; nothing else in the code knows a task by name."""
 
 import re
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
+from lightning_merge.core.names import composed
 from lightning_merge.data import class_names
 
 Words = Mapping[str, str]
@@ -117,7 +117,7 @@ class TaskSpec:
         "0 - zero" and "00" are the number 0; "/a/abbey" (and SUN397's "a_abbey"),
         "008_Aston_Martin" and "SeaLake" lose what no reader would say.
         """
-        label = _composed(label)
+        label = composed(label)
         if number := re.fullmatch(r"(\d+)(?: - .*)?", label):
             label = str(int(number[1]))
         if label in self.words:
@@ -145,7 +145,7 @@ class TaskSpec:
         Returns:
             Positions in `stored`, one for each name in `wanted`; None where the classes are others.
         """
-        kinds: tuple[Callable[[str], Any], ...] = (_composed, _number, self.identity)
+        kinds: tuple[Callable[[str], Any], ...] = (composed, _number, self.identity)
         for kind in kinds:
             places = {kind(name): place for place, name in enumerate(stored)}
             order = [kind(name) for name in wanted]
@@ -177,14 +177,9 @@ class TaskSpec:
         return f"{self.title or self.name}, {number}; from {', '.join(sources)}"
 
 
-def _composed(name: str) -> str:
-    """Return a name in Unicode's composed form; macOS gives those of folders in the other one."""
-    return unicodedata.normalize("NFC", name)
-
-
 def _number(name: str) -> str:
     """Return a whole number without leading zeros; any other name as it is."""
-    name = _composed(name)
+    name = composed(name)
     return str(int(name)) if re.fullmatch(r"[0-9]+", name) else name
 
 

@@ -43,16 +43,18 @@ def markdown(results: Results | Aggregate) -> str:
     columns, best = _columns(results), _best(results)
     more = {**_difference(results), **_size_columns(results), **_effort_columns(results)}
     header = [*columns, *more]
-    lines = [_line(["candidate", *header]), _line([":--", *["--:"] * len(header)])]
+    lines = [markdown_line(["candidate", *header]), markdown_line([":--", *["--:"] * len(header)])]
     for candidate in results.candidates.values():
         name = f"*{_name(candidate)}*" if candidate.bound else _name(candidate)
         cells = (
             f"**{cell}**" if (candidate.name, column) in best else cell
             for column, cell in zip(columns, _cells(candidate, results), strict=True)
         )
-        lines.append(_line([name, *cells, *(column[candidate.name] for column in more.values())]))
+        lines.append(
+            markdown_line([name, *cells, *(column[candidate.name] for column in more.values())])
+        )
     samples = _samples(results)
-    lines.append(_line(["samples", *samples, *[""] * (len(header) - len(samples))]))
+    lines.append(markdown_line(["samples", *samples, *[""] * (len(header) - len(samples))]))
     return "\n".join([*lines, "", *_legend(results), "", *_notes(results), *_origin(results), ""])
 
 
@@ -260,7 +262,8 @@ def _origin(results: Results | Aggregate) -> Iterable[str]:
         yield f"- Command: `{results.command}`"
 
 
-def _line(cells: Iterable[str]) -> str:
+def markdown_line(cells: Iterable[str]) -> str:
+    """Return one row of a table."""
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

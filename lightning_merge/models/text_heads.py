@@ -122,3 +122,8 @@ def _check_prompts(class_names: Sequence[str], templates: Sequence[str]) -> None
         raise InputError(f"{given}: give at least one of each.")
     if wrong := [template for template in templates if "{}" not in template]:
         raise InputError(f"templates={wrong}: put {{}} where the name of the class goes.")
+    if wrong := [name for name in class_names if name.encode("utf-8", "ignore").decode() != name]:
+        raise InputError(
+            f"class_names={wrong}: names that are not UTF-8 have no words; rename their folders, "
+            "or make heads in another way"
+        )

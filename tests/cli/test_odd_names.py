@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -11,7 +12,9 @@ import pytest
 import yaml
 from tiny_zoo import write_config
 
+from lightning_merge.cli.tune import table as trials_table
 from lightning_merge.core.files import read_text
+from lightning_merge.modules.tuning import Score, Trial
 
 CLASSES = [b"caf\xe9", b"\x8a\xbf\x8e\x9a", b'a,"b"\nc', "café 🍎".encode(), b"[red] :cat:"]
 
@@ -63,6 +66,13 @@ def test_a_task_may_have_any_name_that_prints(run, own_root, own_files, tmp_path
     assert name.replace("|", "\\|") in read_text(folder / "results.md").splitlines()[0]
     assert {row["task"] for row in table(folder / "predictions.csv")} == {name, "shapes"}
     assert float(table(folder / "metrics.csv")[-1][f"test/{name}"]) >= 0
+
+
+def test_bars_in_names_do_not_divide_the_table_of_trials():
+    text = trials_table([Trial({"scale": 0.5}, Score(0.5, {"a|b": 0.5}, 1.0))], ["a|b"])
+    rows = [re.split(r"(?<!\\)\|", line) for line in text.splitlines()[:3]]
+    assert [len(row) for row in rows] == [7, 7, 7]
+    assert rows[0][4].strip() == r"a\|b"
 
 
 def test_a_folder_is_printed_as_it_is(run, config, tmp_path):

@@ -155,6 +155,7 @@ def test_zero_shot_heads_are_cached_by_model_weights_and_prompts(tmp_path, monke
         (([], TEMPLATES), r"class_names=\[\]"),
         ((CLASSES, []), r"templates=\[\]"),
         ((CLASSES, ["a photo"]), r"templates=\['a photo'\].*\{\}"),
+        ((["caf\udce9", "b"], ["a {}"]), r"class_names=\['caf\\udce9'\]: names that are not UTF-8"),
     ],
 )
 def test_bad_prompts(tmp_path, prompts, message):
