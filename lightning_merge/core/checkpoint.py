@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lightning_merge.core.errors import InputError
+from lightning_merge.core.errors import InputError, warn
 from lightning_merge.core.files import atomic_write, claim, file_hash
 from lightning_merge.core.flat import flat_part
 from lightning_merge.core.names import enumerate_names, match_names
@@ -243,9 +243,10 @@ def open_checkpoint(
     path = Path(path)
     if os.path.isdir(path):
         path = _checkpoint_in(path)
-    checkpoint = _open_index(path) if path.suffix == ".json" else _open_file(path)
+    prefix = f"{prefix.rstrip('.')}." if prefix else ""
+    checkpoint = _open_index(path) if path.suffix == ".json" else _open_file(path, prefix)
     if prefix:
-        checkpoint = _under(prefix.rstrip(".") + ".", checkpoint)
+        checkpoint = _under(prefix, checkpoint)
     return checkpoint if keys is None else select(checkpoint, keys)
 
 
@@ -305,7 +306,8 @@ def _open_index(path: Path) -> Checkpoint:
     return Checkpoint(entries, path=path, metadata=metadata)
 
 
-def _open_file(path: Path) -> Checkpoint:
+def _open_file(path: Path, prefix: str = "") -> Checkpoint:
+    """A checkpoint in one file; of one with several parts, the one whose names have a prefix."""
     with reading(path):
         source = Source(path)
         start = source.read(0, 64)
@@ -314,7 +316,16 @@ def _open_file(path: Path) -> Checkpoint:
         if start[8:9] == b"{" or (path.suffix == ".safetensors" and start[:2] != b"PK"):
             tensors, metadata = read_header(source)
             return Checkpoint(tensors, path=path, metadata=metadata)
-        return Checkpoint(find_tensors(source), path=path)
+        found = find_tensors(source)
+    known = [any(name.startswith(prefix) for name in part) for part in (found.network, found.parts)]
+    if known == [False, True]:
+        return Checkpoint(found.parts, path=path)
+    if found.note and not prefix:
+        warn(
+            f"{path}: {found.note}. A prefix takes another part: --prefix.NAME PART. of merge, or "
+            "open_checkpoint(path, prefix='PART.')"
+        )
+    return Checkpoint(found.network, path=path)
 
 
 def save_checkpoint(

@@ -9,6 +9,7 @@ from lightning_merge.core.errors import InputError
 _STATISTICS = frozenset({"running_mean", "running_var", "num_batches_tracked"})
 # Wrappers put a level of their own into a name, at its front or in the middle.
 _WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+_MOST_LEVELS = 100  # of a name that are looked at
 
 
 def is_statistic(name: str) -> bool:
@@ -51,7 +52,7 @@ def match_names(names: Iterable[str], checkpoint: Mapping[str, object]) -> dict[
     closest: tuple[list[str], str, str] = (list(wanted), "", "")
     for own in _common_prefixes(list(wanted.values())):
         rests = {name: bare[len(own) :] for name, bare in wanted.items()}
-        counts = _prefix_counts(set(rests.values()), stored)
+        counts = prefix_counts(set(rests.values()), stored)
         fitting = [prefix for prefix, count in counts.items() if count == len(wanted)]
         if own in fitting:
             fitting = [own]
@@ -94,19 +95,21 @@ def _common_prefixes(names: list[str]) -> Iterator[str]:
         yield ".".join(first[:shared]) + "."
 
 
-def _prefix_counts(rests: set[str], stored: Iterable[str]) -> Counter[str]:
-    """How many of `rests` are stored under each prefix."""
-    counts: Counter[str] = Counter()
-    for name in stored:
-        start = 0
-        while True:
-            if name[start:] in rests:
-                counts[name[:start]] += 1
-            dot = name.find(".", start)
-            if dot < 0:
-                break
-            start = dot + 1
-    return counts
+def prefix_counts(rests: Collection[str], stored: Iterable[str]) -> Counter[str]:
+    """How many of `rests`, a set, are stored under each prefix."""
+    return Counter(
+        name[:start] for name in stored for start in _starts(name) if name[start:] in rests
+    )
+
+
+def _starts(name: str) -> Iterator[int]:
+    """Where the levels of a name begin."""
+    start = 0
+    for _ in range(_MOST_LEVELS):
+        yield start
+        start = name.find(".", start) + 1
+        if not start:
+            break
 
 
 def _ambiguous(rests: dict[str, str], prefixes: list[str], stored: dict[str, str]) -> str:

@@ -19,6 +19,7 @@ from lightning_merge.core.errors import InputError
 
 _MARK = object()
 _MOST_STEPS = 5_000_000  # of one pickle; a tensor takes some forty
+_MOST_PARTS = 8  # of a key that is a tuple
 
 # Makers of plain values which `_names_third_party_class` would not let pass. They become
 # records, like any other object.
@@ -68,6 +69,10 @@ class Record:
     state: Any = None
     items: list = field(default_factory=list)
     entries: dict = field(default_factory=dict)
+
+
+class OtherKey:
+    """Stands for a key that is not hashed: an object, a huge number, tuples within tuples."""
 
 
 Rebuild = Mapping[str, Callable[..., Any]]
@@ -152,6 +157,8 @@ class _Machine:
             return self.call(arguments[0], arguments[2])  # a subclass of Tensor: its content
         if name == "collections.OrderedDict" and not arguments:
             return {}
+        if name == "_codecs.encode" and isinstance(arguments[0], str) and arguments[1] == "latin1":
+            return arguments[0].encode("latin1")  # bytes, as protocol 2 spells them
         if name in _PLAIN or _names_third_party_class(function):
             return Record(function, arguments)
         raise InputError(
@@ -169,12 +176,11 @@ class _Machine:
         (target.items if isinstance(target, Record) else target).extend(values)
 
     def update(self, values: list[Any]) -> None:
-        """Enter pairs under scalar keys; hashing others, nested at will, could crash Python."""
+        """Enter pairs; hashing any key, nested at will, could crash Python."""
         target = self.stack[-1]
         entries = target.entries if isinstance(target, Record) else target
         for key, value in zip(values[::2], values[1::2], strict=True):
-            if isinstance(key, (str, float, bytes, Symbol)) or _is_small(key):
-                entries[key] = value
+            entries[key if _is_simple(key) else OtherKey()] = value
 
     def make_dict(self) -> None:
         values = self.since_mark()
@@ -200,9 +206,14 @@ def _names_third_party_class(symbol: Symbol) -> bool:
     return root not in sys.stdlib_module_names and symbol.name.rpartition(".")[2][:1].isupper()
 
 
-def _is_small(value: Any) -> bool:
-    """Whether a value is an integer that is hashed in no time."""
-    return isinstance(value, int) and value.bit_length() < 64
+def _is_simple(key: Any) -> bool:
+    """Whether a key, or each of the few parts of a tuple, is hashed in no time."""
+    if isinstance(key, tuple):
+        few = len(key) <= _MOST_PARTS and not any(isinstance(part, tuple) for part in key)
+        return few and all(map(_is_simple, key))
+    if isinstance(key, int):
+        return key.bit_length() < 64
+    return key is None or isinstance(key, (str, float, bytes, Symbol))
 
 
 def _symbol(module: Any, name: Any) -> Symbol:

@@ -24,7 +24,7 @@ from safetensors import safe_open
 from torch import nn
 
 from lightning_merge.core.checkpoint import open_checkpoint, save_checkpoint
-from lightning_merge.core.errors import InputError
+from lightning_merge.core.errors import InputError, InputWarning
 from lightning_merge.core.flat import flat_bytes
 
 ROOM = 64 << 20  # bytes; the files have a few thousand
@@ -157,6 +157,22 @@ def tensor_in_pickle(choose: random.Random) -> bytes:
     return b"ctorch._utils\n_rebuild_tensor_v2\n" + storage + place + b"\x89}tR"
 
 
+def key(number: int) -> bytes:
+    """The opcodes of a key that is no text: a number, bytes, a tuple or an object."""
+    byte = bytes([number])
+    keys = [b"K" + byte, b"C\x01" + byte, b"K" + byte + b"K\x07\x86", b"N", b"K\x01\x85\x85"]
+    return [*keys, b"csrc\nA\n)R"][number % 6]
+
+
+def held(tensor: bytes) -> list[bytes]:
+    """The opcodes of containers of a tensor, and of one that holds itself."""
+    pair = text("n") + tensor + b"\x86"
+    containers = [b"(" + tensor + tensor + b"l", tensor + b"\x85", b"]" + pair + b"a"]
+    optimizer = b"}(" + text("state") + b"}K\x00" + tensor + b"s" + text("param_groups") + b"]u"
+    attributes = b"csrc\nA\n)\x81}" + text("x") + tensor + b"sb"
+    return [*containers, optimizer, attributes, b"]q\x05h\x05a", b"(" + pair + b"\x90"]
+
+
 def program(mark: str, choose: random.Random) -> bytes:
     """A pickle of random opcodes, with tensors and payloads among them."""
     tensor = tensor_in_pickle(choose)
@@ -177,7 +193,8 @@ def program(mark: str, choose: random.Random) -> bytes:
     body = b"".join(choose.choice(pieces) for _ in range(choose.randrange(40)))
     if choose.random() < 0.5:  # so that more of them come to an end
         body = b"}(" + b"".join(
-            text(f"k{number}") + choose.choice([*[tensor] * 3, b"}", payload(mark, choose), body])
+            choose.choice([text(f"k{number}"), key(number)])
+            + choose.choice([*[tensor] * 3, *held(tensor), b"}", payload(mark, choose), body])
             for number in range(choose.randrange(5))
         )
         body += b"u"
@@ -212,7 +229,13 @@ def honest_files(folder: Path) -> list[bytes]:
         torch.save(model, folder / "2")
         torch.save(model, folder / "3", **old)
         torch.save({"state_dict": state, "epoch": 3}, folder / "4", **old)
-    files = [(folder / str(number)).read_bytes() for number in range(5)]
+    layers = {
+        0: (state["view"], [state["half"]]),
+        "pairs": [("a", torch.ones(2))],
+        b"b": {(1, 2): 3},
+    }
+    torch.save(layers, folder / "5")
+    files = [(folder / str(number)).read_bytes() for number in range(6)]
     (folder / "s1.safetensors").write_bytes(files[0])
     (folder / "s2.pt").write_bytes(files[1])
     return files
@@ -289,7 +312,7 @@ class Watch:
         if not self.active:
             return
         known = event == "open" and (type(args[0]) is int or str(args[0]).startswith(self.folder))
-        if not known:
+        if not known and event != "builtins.id":  # which tells objects apart
             self.events.append(f"{event} {args!r}"[:200])
 
 
@@ -302,6 +325,7 @@ def limit_memory() -> None:
 
 def main(folder: Path, count: int, seed: int) -> None:
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore", InputWarning)  # of what is left out
     files = honest_files(folder)
     for number in range(len(files)):
         assert not check(folder / str(number), random.Random(0))
