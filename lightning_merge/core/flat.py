@@ -39,7 +39,9 @@ def check_fits(name: str, values: Tensor, stored: Tensor) -> None:
     Raises:
         InputError: one has.
     """
-    if not (stored.is_floating_point() and values.is_floating_point()):
+    if stored.dtype == values.dtype or not (
+        stored.is_floating_point() and values.is_floating_point()
+    ):
         return
     if torch.finfo(stored.dtype).max >= torch.finfo(values.dtype).max or bool(
         stored.isfinite().all()

@@ -6,6 +6,7 @@ overlap, in little-endian byte order.
 
 import json
 import math
+import re
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +37,14 @@ DTYPES = {
     "F64": torch.float64,
     "C64": torch.complex64,
 }
+DTYPES |= {  # where torch has them
+    name: getattr(torch, kind)
+    for name, kind in (("F8_E8M0", "float8_e8m0fnu"), ("F4", "float4_e2m1fn_x2"))
+    if hasattr(torch, kind)
+}
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_NAMED = re.compile("[A-Z][A-Z0-9_]{1,15}")  # types of which torch may have none
+_PAIRS = DTYPES.get("F4")  # two numbers in a byte, which is what torch counts
 _LONGEST_HEADER = 100_000_000  # bytes, as in the library of the format's authors
 _MOST_DIMENSIONS = 64  # as in torch
 
@@ -73,13 +81,47 @@ class FileTensor:
         self.source.fill(out, self.begin + start * self.dtype.itemsize, self.dtype)
 
 
-def read_header(source: Source) -> tuple[dict[str, FileTensor], dict[str, str]]:
+@dataclass(frozen=True, slots=True, eq=False)
+class ForeignTensor:
+    """A tensor of a type that torch does not have; only that it is there can be known."""
+
+    source: Source
+    name: str
+    kind: str
+    begin: int
+    size: int
+    shape: tuple[int, ...]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """None that torch has."""
+        raise InputError(
+            f"{self.source.path} stores '{self.name}' as {self.kind}, for which torch "
+            f"{torch.__version__} has no type: leave it out of an expert by --ignore, or take a "
+            "torch that has it"
+        )
+
+    @property
+    def identity(self) -> Hashable:
+        """None: see `FileTensor`."""
+        return None
+
+    def read(self) -> Tensor:
+        """Nothing: see `dtype`."""
+        return torch.empty(self.shape, dtype=self.dtype)
+
+    def read_into(self, start: int, out: Tensor) -> None:
+        """Nothing: see `dtype`."""
+        out.copy_(self.read())
+
+
+def read_header(source: Source) -> tuple[dict[str, FileTensor | ForeignTensor], dict[str, str]]:
     """Tensors by name, in the order of the file, and the metadata of a safetensors file.
 
     Every tensor is known to lie within the file, so that none claims more memory than that.
 
     Raises:
-        InputError: a dtype is unknown to torch, or there are no tensors.
+        InputError: there are no tensors.
         Exception: of many kinds where the file is damaged; for the caller to translate.
     """
     length = int.from_bytes(source.read(0, 8), "little")
@@ -121,16 +163,22 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def _described(source: Source, origin: int, name: str, entry: dict[str, Any]) -> FileTensor:
+def _described(
+    source: Source, origin: int, name: str, entry: dict[str, Any]
+) -> FileTensor | ForeignTensor:
     """The tensor that the header describes by dtype, shape and data_offsets from `origin` on."""
-    dtype = DTYPES.get(entry["dtype"])
-    if dtype is None:
-        raise InputError(f"stores '{name}' as {entry['dtype']}, which torch has no type for")
-    shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
+    kind, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     if any(type(size) is not int or size < 0 for size in (*shape, begin, end)):
         raise ValueError("a size that is no natural number")
     if len(shape) > _MOST_DIMENSIONS or math.prod(size or 1 for size in shape) >= 2**62:
         raise ValueError("a tensor of impossible shape")
+    if kind not in DTYPES and _NAMED.fullmatch(kind) and begin <= end:
+        return ForeignTensor(source, name, kind, origin + begin, end - begin, shape)
+    dtype = DTYPES[kind]
+    if dtype is _PAIRS:
+        if not shape or shape[-1] % 2:
+            raise ValueError("half a byte")
+        shape = (*shape[:-1], shape[-1] // 2)
     tensor = FileTensor(source, origin + begin, dtype, shape)
     if end - begin != tensor.size:
         raise ValueError("a tensor whose shape does not fit its bytes")
@@ -150,7 +198,7 @@ def make_header(layout: Layout, metadata: Mapping[str, str]) -> tuple[bytes, dic
         begins[name], end = end, end + math.prod(shape) * dtype.itemsize
         header[name] = {
             "dtype": DTYPE_NAMES[dtype],
-            "shape": list(shape),
+            "shape": [*shape[:-1], 2 * shape[-1]] if dtype is _PAIRS else list(shape),
             "data_offsets": [begins[name], end],
         }
     text = json.dumps(header, separators=(",", ":")).encode()

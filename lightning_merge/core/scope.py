@@ -6,8 +6,9 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from lightning_merge.core.checkpoint import Checkpoint
+from lightning_merge.core.dtypes import wide_dtype
 from lightning_merge.core.flat import BLOCK
+from lightning_merge.core.lazy import Checkpoint
 from lightning_merge.core.names import is_statistic
 
 Kind = Literal["all", "changed"]
@@ -19,7 +20,7 @@ class Scope(NamedTuple):
 
     Attributes:
         names: Those that count in sums, ranks and quantiles, in the base's order: no BatchNorm
-            statistics.
+            statistics, and no masks of infinity.
         kept: Those that every expert has as the base has them, bit for bit; statistics among them.
         ties: Names of the other tied tensors to the first one's. Tied are tensors that an expert
             has changed and that are equal in the base and in every expert.
@@ -48,7 +49,10 @@ def find_scope(base: Checkpoint, experts: Collection[Checkpoint], kind: Kind = "
     kept = {name for name in floating if not any(differ(base, e, name) for e in experts)}
     merged = [name for name in floating if is_merged(name, base.dtype(name))]
     ties = _ties((base, *experts), [name for name in merged if name not in kept])
-    names = [n for n in merged if kind == "all" or (n not in kept and n not in ties)]
+    if kind == "all":
+        names = [name for name in merged if name not in kept or _is_finite(base, name)]
+    else:
+        names = [name for name in merged if name not in kept and name not in ties]
     return Scope(tuple(names), frozenset(kept), ties)
 
 
@@ -106,17 +110,28 @@ def same_bits(one: Checkpoint, name: str, other: Checkpoint, other_name: str) ->
 
 
 def differ(one: Checkpoint, other: Checkpoint, name: str) -> bool:
-    """Whether a floating-point tensor has other values in two checkpoints, in whatever types."""
+    """Whether a tensor has another shape or other values in two checkpoints, in whatever types."""
+    if one.shape(name) != other.shape(name):
+        return True
     if one.dtype(name) == other.dtype(name):
         return not same_bits(one, name, other, name)
-    double = torch.float64 in (one.dtype(name), other.dtype(name))
+    dtype = _wide(one.dtype(name), other.dtype(name))
     for start, stop in _runs(one.numel(name)):
-        pair = torch.empty(2, stop - start, dtype=torch.float64 if double else torch.float32)
+        pair = torch.empty(2, stop - start, dtype=dtype)
         one.read_into(name, start, pair[0])
         other.read_into(name, start, pair[1])
         if not bool(((pair[0] == pair[1]) | pair.isnan().all(0)).all()):
             return True
     return False
+
+
+def _wide(one: torch.dtype, other: torch.dtype) -> torch.dtype:
+    """A type that holds the values of two types of one kind."""
+    if one.is_complex or other.is_complex:
+        return torch.complex128
+    if not one.is_floating_point and not other.is_floating_point:
+        return torch.int64
+    return torch.float64 if torch.float64 in (one, other) else torch.float32
 
 
 def _ties(checkpoints: Collection[Checkpoint], names: Iterable[str]) -> dict[str, str]:
@@ -174,6 +189,16 @@ def _is_constant(checkpoint: Checkpoint, name: str) -> bool:
     values = torch.empty(min(_SAMPLE, checkpoint.numel(name)), dtype=torch.float64)
     checkpoint.read_into(name, 0, values)
     return bool((values == values[:1]).all())
+
+
+def _is_finite(checkpoint: Checkpoint, name: str) -> bool:
+    dtype = wide_dtype(checkpoint.dtype(name))
+    for start, stop in _runs(checkpoint.numel(name)):
+        values = torch.empty(stop - start, dtype=dtype)
+        checkpoint.read_into(name, start, values)
+        if not bool(values.isfinite().all()):
+            return False
+    return True
 
 
 def _runs(size: int) -> Iterator[tuple[int, int]]:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_merge.core.dtypes import wide_dtype
 from lightning_merge.core.task_vectors import Span, TaskVectors
 
 _SMALL = 2**15  # entries per expert that are simply read and partitioned
@@ -44,7 +45,7 @@ def kth_smallest_magnitude(vectors: TaskVectors, names: Sequence[str], rank: int
     """
     dtype = torch.float32
     for name in names:
-        dtype = torch.promote_types(dtype, vectors.base.dtype(name))
+        dtype = torch.promote_types(dtype, wide_dtype(vectors.base.dtype(name)))
     total = sum(vectors.numel(name) for name in names)
     if total <= _SMALL:
         tiles = [vectors.read(span).to(dtype) for name in names for span in vectors.spans(name)]

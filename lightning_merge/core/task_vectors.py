@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_merge.core.checkpoint import as_checkpoint
+from lightning_merge.core.dtypes import common_dtype, wide_dtype
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.names import common_prefix
 from lightning_merge.core.parallel import Item, Result, run_each
@@ -30,11 +31,6 @@ class Span(NamedTuple):
 
 TileMap = Callable[[Span, Tensor], Tensor]
 """Maps a span and its stack [K, n] to another stack [K, n]; it may change its input."""
-
-
-def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The precision of all sums: float32, or float64 for what is stored so."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 def wide(tensor: Tensor) -> Tensor:
@@ -130,14 +126,13 @@ class TaskVectors:
         """The type of a merged tensor.
 
         It is the one that base and experts are stored in; where their floating types differ, the
-        one that holds them all, so that nothing that an expert has learned is rounded away. What
-        is only copied keeps the base's.
+        one that holds them all, so that nothing that an expert has learned is rounded away, see
+        `common_dtype`. What is only copied keeps the base's.
         """
         dtype = self.base.dtype(name)
-        if dtype.is_floating_point and not self.is_kept(name):
-            for expert in self.experts.values():
-                dtype = torch.promote_types(dtype, expert.dtype(name))
-        return dtype
+        if not dtype.is_floating_point or self.is_kept(name):
+            return dtype
+        return common_dtype([dtype, *(expert.dtype(name) for expert in self.experts.values())])
 
     def layout(self) -> Layout:
         """Type and shape of every merged tensor by name."""
@@ -223,7 +218,8 @@ class TaskVectors:
         span = Span(name, 0, self.numel(name))
         base, tile = self._buffers(span)
         self._fill(span, base, tile)
-        self._check_finite(span, tile, base)
+        if not self.is_kept(name):
+            self._check_finite(span, tile, base)
         return tile.view(len(self), *self.base.shape(name))
 
     def weights(self, name: str) -> Tensor:

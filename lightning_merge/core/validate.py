@@ -1,18 +1,32 @@
 """Whether base and experts can be merged, told before anything is computed."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import islice
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_merge.core.checkpoint import Checkpoint, as_checkpoint
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.scope import complete
+from lightning_merge.core.forms import check_factors, check_numbers
+from lightning_merge.core.names import enumerate_names, is_statistic
+from lightning_merge.core.patterns import ignore_option
+from lightning_merge.core.scope import complete, differ, is_merged
 
+MISSING, SURPLUS, CHANGED = "missing", "not in the base", "not merged but changed"
+_IGNORABLE = (MISSING, SURPLUS, CHANGED)
 _SHOWN = 5  # problems spelled out per model and kind
 _SHOWN_MODELS = 10
+
+
+class Problem(NamedTuple):
+    """What is wrong with a tensor, and the tensor."""
+
+    kind: str
+    name: str
+    text: str = ""
 
 
 def check_experts(
@@ -25,8 +39,11 @@ def check_experts(
     """Check that the experts are fine-tuned copies of the base, and report all that is not so.
 
     Names must agree, shapes be equal and dtypes of one kind (float16 beside float32 is fine,
-    integers beside floats are not), values finite, and tensors that are tied in one model have
-    equal values in the others. Names are compared as they are: `select` removes prefixes.
+    integers beside floats are not), values finite unless base and all experts have the same, and
+    tensors that are tied in one model have equal values in the others. What is not merged but
+    copied from the base must be the same in every expert: integers, bools and complex numbers,
+    counts of batches apart. Adapters and scaled numbers are no weights, see `forms`. Names are
+    compared as they are: `take_part` and `select` remove prefixes.
 
     Args:
         base: name -> tensor of the pretrained network.
@@ -44,16 +61,19 @@ def check_experts(
     _check_kinds(base, experts)
     _check_count(base, experts, minimum)
     reference = as_checkpoint(base)
-    problems = {"base": list(_not_finite(reference))} if finite else {}
     candidates = {t: complete(reference, as_checkpoint(expert)) for t, expert in experts.items()}
-    for task, candidate in candidates.items():
-        found = list(_mismatches(reference, candidate))
-        if finite:
-            found += _not_finite(candidate)
-        problems[f"expert '{task}'"] = found
-    problems = {model: found for model, found in problems.items() if found}
+    models = {"base": reference, **{f"expert '{t}'": model for t, model in candidates.items()}}
+    for what, model in models.items():
+        _check_form(what, model)
+    check_factors(reference, candidates)
+    problems: dict[str, list[Problem]] = {"base": []}
+    problems |= {what: [*_mismatches(reference, models[what])] for what in [*models][1:]}
+    for what, found in _not_finite(models).items() if finite else ():
+        problems[what] += found
+    problems = {what: found for what, found in problems.items() if found}
     if problems:
-        raise InputError(_report(problems))
+        names = {name for model in models.values() for name in model}
+        raise InputError(_report(problems, names, len(reference)))
     return candidates
 
 
@@ -96,35 +116,55 @@ def _check_count(
         raise InputError(f"experts: {unnamed[0]!r} is no name for an expert: name it by its task")
 
 
-def _mismatches(base: Checkpoint, expert: Checkpoint) -> Iterator[tuple[str, str]]:
-    """Kind and description of each way in which an expert's tensors are not the base's."""
+def _check_form(what: str, model: Checkpoint) -> None:
+    """Check that a model has something to merge, in a form that can be merged."""
+    shown = enumerate_names(list(model), 3)
+    if model and all(map(is_statistic, model)):
+        raise InputError(
+            f"{what} holds nothing but statistics of BatchNorm ({shown}), so that there is "
+            "nothing to merge: give the checkpoint of the whole network"
+        )
+    if what == "base" and not any(is_merged(name, model.dtype(name)) for name in model):
+        raise InputError(
+            f"base holds no floating-point weights ({shown}), so that there is nothing to merge: "
+            "give the checkpoint of the whole network"
+        )
+    check_numbers(model, model, what)
+
+
+def _mismatches(base: Checkpoint, expert: Checkpoint) -> Iterator[Problem]:
+    """Each way in which an expert's tensors are not the base's."""
     for name in base:
         if name not in expert:
-            yield "missing", name
+            yield Problem(MISSING, name)
             continue
         shape, wanted = expert.shape(name), base.shape(name)
         if shape != wanted:
-            yield "of another shape", f"{name}: {list(shape)}, in the base {list(wanted)}"
+            text = f": {list(shape)}, in the base {list(wanted)}"
+            yield Problem("of another shape", name, text)
         dtype, wanted_dtype = expert.dtype(name), base.dtype(name)
         if _kind(dtype) != _kind(wanted_dtype):
-            yield "of another dtype", f"{name}: {dtype}, in the base {wanted_dtype}"
+            yield Problem("of another dtype", name, f": {dtype}, in the base {wanted_dtype}")
+        elif not (dtype.is_floating_point or is_statistic(name) or not differ(base, expert, name)):
+            yield Problem(CHANGED, name, f": {dtype}")
     for name in expert:
         if name not in base:
-            yield "not in the base", name
+            yield Problem(SURPLUS, name)
     yield from _broken_ties(base, expert, "tied in the base but not here")
     yield from _broken_ties(expert, base, "tied here but not in the base")
 
 
-def _broken_ties(tied: Checkpoint, other: Checkpoint, kind: str) -> Iterator[tuple[str, str]]:
+def _broken_ties(tied: Checkpoint, other: Checkpoint, kind: str) -> Iterator[Problem]:
     """Names that share one tensor in `tied` and have different values in `other`."""
     for first, *rest in tied.ties():
         for name in rest:
             if first in other and name in other and not _equal(other[first], other[name]):
-                yield kind, f"{first} = {name}"
+                yield Problem(kind, first, f" = {name}")
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype and torch.equal(a, b)
+    bits = (a.contiguous().view(-1).view(torch.uint8) for a in (a, b))
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(*bits)
 
 
 def _kind(dtype: torch.dtype) -> str:
@@ -133,12 +173,29 @@ def _kind(dtype: torch.dtype) -> str:
     return "complex" if dtype.is_complex else "bool" if dtype == torch.bool else "integer"
 
 
-def _not_finite(tensors: Checkpoint) -> Iterator[tuple[str, str]]:
+def _not_finite(models: Mapping[str, Checkpoint]) -> dict[str, list[Problem]]:
+    """NaN and infinity by model, but for tensors that are the same in all, such as masks."""
+    found = {what: _counts(model) for what, model in models.items()}
+    base, *experts = models.values()
+    for name in list(found["base"]):
+        if all(name in expert and not differ(base, expert, name) for expert in experts):
+            for counts in found.values():
+                counts.pop(name, None)
+    return {
+        what: [Problem("NaN or infinite", name, f": {text}") for name, text in counts.items()]
+        for what, counts in found.items()
+    }
+
+
+def _counts(tensors: Checkpoint) -> dict[str, str]:
+    """How many values of a tensor are not finite, for each that has some."""
+    found = {}
     for name in tensors:
         if tensors.dtype(name).is_floating_point or tensors.dtype(name).is_complex:
             count = _count_not_finite(tensors[name])
             if count:
-                yield "NaN or infinite", f"{name}: {count} of {tensors[name].numel()} values"
+                found[name] = f"{count} of {tensors[name].numel()} values"
+    return found
 
 
 def _count_not_finite(tensor: Tensor) -> int:
@@ -150,17 +207,34 @@ def _count_not_finite(tensor: Tensor) -> int:
     return 0 if torch.isfinite(total) else int((~torch.isfinite(tensor)).sum())
 
 
-def _report(problems: Mapping[str, list[tuple[str, str]]]) -> str:
-    """Every model with a count by kind; the first examples of each, so that it stays readable."""
+def _report(problems: Mapping[str, list[Problem]], names: Collection[str], size: int) -> str:
+    """Every model with a count by kind; the first examples of each, so that it stays readable.
+
+    Args:
+        problems: By model.
+        names: Of all tensors.
+        size: How many tensors the base has.
+    """
     total = sum(len(found) for found in problems.values())
     lines = [f"experts do not fit the base: {total} problem{'s' if total > 1 else ''}"]
     for position, (model, found) in enumerate(problems.items()):
-        counts = Counter(kind for kind, _ in found)
+        counts = Counter(problem.kind for problem in found)
         lines.append(f"  {model}: " + ", ".join(f"{n} {kind}" for kind, n in counts.items()))
         if position < _SHOWN_MODELS:
             for kind, count in counts.items():
-                texts = (text for other, text in found if other == kind)
+                texts = (f"{p.name}{p.text}" for p in found if p.kind == kind)
                 lines += [f"    {kind}: {text}" for text in islice(texts, _SHOWN)]
                 lines += [f"    ... and {count - _SHOWN} more"] if count > _SHOWN else []
+    every = [problem for found in problems.values() for problem in found]
+    kinds = {kind: {p.name: None for p in every if p.kind == kind} for kind in _IGNORABLE}
+    if kinds[CHANGED]:
+        lines.append(
+            "Integers, bools and complex numbers are not merged: dequantise weights first; leave "
+            "counters and indices as the base has them, see --ignore"
+        )
     lines.append("Give experts that were fine-tuned from this base")
+    left = [*dict.fromkeys(name for found in kinds.values() for name in found)]
+    if left and 2 * len(kinds[MISSING] | kinds[SURPLUS]) <= size:
+        option = ignore_option(left, [name for name in names if name not in left])
+        lines[-1] += f", or leave tensors out: {option}"
     return "\n".join(lines)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from lightning_merge.core.dtypes import wide_dtype
 from lightning_merge.core.elect import Combine, disjoint_merge, elect_signs
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.m_loss import (
@@ -20,7 +21,7 @@ from lightning_merge.core.m_loss import (
 )
 from lightning_merge.core.names import match_names
 from lightning_merge.core.seeding import generator_for
-from lightning_merge.core.task_vectors import Span, TaskVectors, wide_dtype
+from lightning_merge.core.task_vectors import Span, TaskVectors
 from lightning_merge.core.tracing import (
     Activation,
     AffineLayer,

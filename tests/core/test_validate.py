@@ -78,9 +78,11 @@ def test_not_finite(value, dtype):
     weight[3, 1] = value
     sick = network(**{"embed.weight": weight})
     healthy = network(**{"embed.weight": torch.zeros(4, 2, dtype=dtype)})
-    assert "expert 'a': 1 NaN or infinite" in message(healthy, {"a": sick, "b": healthy})
+    text = message(healthy, {"a": sick, "b": healthy})
+    assert "NaN or infinite: embed.weight: 1 of 8 values" in text.partition("expert 'a'")[2]
     assert "base: 1 NaN or infinite" in message(sick, {"a": healthy, "b": healthy})
-    check_experts(sick, {"a": sick, "b": healthy}, finite=False)
+    if dtype.is_floating_point:  # others are compared all the same
+        check_experts(sick, {"a": sick, "b": healthy}, finite=False)
 
 
 def test_infinities_that_cancel():
@@ -128,3 +130,74 @@ def test_thousands_of_problems_stay_readable():
     assert text.count("1000 missing, 1000 not in the base") == 12
     assert "... and 995 more" in text
     assert len(text.splitlines()) < 200
+
+
+KINDS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint64]
+
+
+@pytest.mark.parametrize("dtype", [*KINDS, torch.bool, torch.complex64, torch.complex128])
+@pytest.mark.parametrize("stored", [False, True], ids=["memory", "file"])
+def test_what_is_copied_from_the_base_must_be_the_same(dtype, stored, tmp_path):
+    codes = torch.arange(10_000).remainder(2).to(dtype)
+    other = codes.clone()
+    other[-1] = 1 - int(codes[-1].real)
+    base, expert = network(codes=codes), network(codes=other)
+    same = network(codes=codes.clone())
+    if stored:
+        torch.save(expert, tmp_path / "x.pt")
+        expert = open_checkpoint(tmp_path / "x.pt")
+    check_experts(base, {"a": same, "b": same})
+    for finite in (True, False):
+        text = message(base, {"a": same, "b": expert}, finite=finite)
+        assert "expert 'b': 1 not merged but changed" in text
+        assert f"not merged but changed: codes: {dtype}" in text
+        assert "dequantise" in text
+        assert text.endswith("leave tensors out: --ignore '[codes]'")
+
+
+def test_integers_of_two_types_are_compared_by_value():
+    base = network(index=torch.tensor([1, 300], dtype=torch.int16))
+    for dtype in (torch.int32, torch.int64):
+        same = network(index=torch.tensor([1, 300], dtype=dtype))
+        check_experts(base, {"a": same, "b": base})
+    wrapped = network(index=torch.tensor([1, 300 - 256], dtype=torch.int8))
+    assert "not merged but changed: index: torch.int8" in message(base, {"a": wrapped, "b": base})
+
+
+def test_counts_of_batches_may_differ():
+    norm = nn.BatchNorm1d(2)
+    trained = {**norm.state_dict(), "num_batches_tracked": torch.tensor(9)}
+    check_experts(norm.state_dict(), {"a": trained, "b": norm.state_dict()})
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float8_e5m2])
+def test_what_is_not_finite_may_be_the_same_everywhere(value, dtype):
+    mask = torch.zeros(3, 3)
+    mask[0, 1:] = value
+    base = network(mask=mask.to(dtype))
+    check_experts(base, {"a": base, "b": network(mask=mask)})
+    finite = network(mask=torch.zeros(3, 3))
+    text = message(base, {"a": base, "b": finite})
+    assert "base: 1 NaN or infinite" in text
+    assert "expert 'a': 1 NaN or infinite" in text
+    other = mask.clone()
+    other[2, 2] = 1.0
+    assert "expert 'b': 1 NaN or infinite" in message(base, {"a": base, "b": network(mask=other)})
+
+
+@pytest.mark.parametrize("stored", [False, True], ids=["memory", "file"])
+def test_a_file_of_statistics_is_no_network(stored, tmp_path):
+    norm = nn.Sequential(nn.BatchNorm1d(2, affine=False)).state_dict()
+    whole = nn.Sequential(nn.BatchNorm1d(2)).state_dict()
+    if stored:
+        norm = open_checkpoint(save_checkpoint(norm, tmp_path / "x.safetensors"))
+    for base, expert, culprit in (
+        (norm, norm, "base"),
+        (norm, whole, "base"),
+        (whole, norm, "'a'"),
+    ):
+        text = message(base, {"a": expert}, minimum=1)
+        assert f"{culprit} holds nothing but statistics of BatchNorm (0." in text
+    integers = {"index": torch.arange(3), "0.running_mean": torch.ones(2)}
+    assert "no floating-point weights" in message(integers, {"a": integers}, minimum=1)

@@ -9,6 +9,7 @@ from torch import nn
 
 from lightning_merge.core.checkpoint import save_checkpoint
 from lightning_merge.core.learner import StatsMergeLearner
+from lightning_merge.core.names import is_statistic
 from lightning_merge.core.scope import is_merged
 from lightning_merge.core.statistics import FEATURES, feature_names
 
@@ -40,11 +41,12 @@ class TinyNet(nn.Module):
 
 
 def noisy_expert(base, seed, size=0.1):
-    """The base with noise on floating-point tensors and other values in integer ones."""
+    """The base with noise on floating-point tensors and other counts of batches."""
     generator = torch.Generator().manual_seed(seed)
     noise = {n: torch.randn(t.shape, generator=generator) for n, t in base.items()}
+    more = {name: seed + 1 if is_statistic(name) else 0 for name in base}
     return {
-        name: t + (size * noise[name]).to(t.dtype) if t.is_floating_point() else t + seed + 1
+        name: t + (size * noise[name]).to(t.dtype) if t.is_floating_point() else t + more[name]
         for name, t in base.items()
     }
 
