@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from lightning_merge.cli.companions import copy_companions, how_to_load
-from lightning_merge.core.checkpoint import Checkpoint, open_checkpoint, select
+from lightning_merge.core.checkpoint import Checkpoint, open_checkpoint
 from lightning_merge.core.errors import InputError, warn
 from lightning_merge.core.files import file_fingerprint
 from lightning_merge.core.ignore import taking_part
@@ -52,6 +51,7 @@ def merge_files(
     jobs: int = 1,
     max_shard_size: str | int | None = None,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    prefix: dict[str, str] | None = None,
 ) -> None:
     """Merge files into a file.
 
@@ -64,14 +64,18 @@ def merge_files(
         output: .safetensors file to write; with max_shard_size, a folder.
         overwrite: replace the output if it exists.
         ignore: name or pattern, such as 'text.*', of tensors that take no part, or a list of
-            them: the base's are copied, the experts' left out.
+            them: the base's are copied, the experts' left out. Names of an expert's file do as
+            well as the base's.
         scope: "changed" tensors alone count in quantiles, ranks and masks, those that an expert
             has changed; "all" counts every tensor, as published code does.
         jobs: number of processes that work on tensors at once; the result is the same.
         max_shard_size: bytes per file, such as 5GB, of a folder with an index as on the Hub; the
             base's configuration and tokenizer files are copied into it.
         dtype: type of the tensors that are merged; by default the one that holds all values of
-            base and experts. What is only copied keeps its own.
+            base and experts, bfloat16 where all are float8. What is only copied keeps its own.
+        prefix: what the names of one network begin with in a file that holds several, by expert
+            or "base", as in --prefix.base model. --prefix.mnist ema.; other tensors of the file
+            are left out. A prefix that all names of a file have need not be given.
 
     Raises:
         InputError: a file is missing or unreadable, experts do not fit the base, the output
@@ -84,11 +88,11 @@ def merge_files(
         raise InputError(f"jobs={jobs}: give 1 or more, or leave it out")
     shard_size = None if max_shard_size is None else _bytes(max_shard_size)
     started = time.perf_counter()
-    opened = {what: open_checkpoint(file) for what, file in files.items()}
+    opened = _open(files, prefix or {})
     whole = opened["base"]
     parts = taking_part(opened, ignore)
     weights = parts.pop("base")
-    sources = dict(zip(experts, (_like(weights, part) for part in parts.values()), strict=True))
+    sources = {task: parts[f"expert/{task}"] for task in experts}
     # Values are checked as they stream by.
     vectors = TaskVectors(
         weights, check_experts(weights, sources, minimum=1, finite=False), scope=scope
@@ -101,6 +105,7 @@ def merge_files(
         "hyperparameters": method.described(),
         "scope": scope,
         **{what: file_fingerprint(file) for what, file in files.items()},
+        **{f"prefix/{what}": given for what, given in _by_file(prefix or {}).items()},
         **about,
     }
     layout = {name: (whole.dtype(name), whole.shape(name)) for name in whole}
@@ -144,8 +149,17 @@ def _bytes(size: str | int) -> int:
     return int(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " ")
 
 
-def _like(base: Mapping[str, Tensor], expert: Checkpoint) -> Checkpoint:
-    """Return the expert under the base's names where only a prefix differs."""
-    if set(base) == set(expert) or len(base) != len(expert):
-        return expert
-    return select(expert, base)
+def _open(files: Mapping[str, str], prefixes: Mapping[str, str]) -> dict[str, Checkpoint]:
+    """Open files by what they are; of a file with a prefix, the names under it."""
+    given = _by_file(prefixes)
+    if unknown := [what for what in given if what not in files]:
+        names = ", ".join(what.removeprefix("expert/") for what in files)
+        raise InputError(
+            f"prefix.{unknown[0].removeprefix('expert/')}: there is no such expert; give it for "
+            f"one of {names}"
+        )
+    return {what: open_checkpoint(file, prefix=given.get(what)) for what, file in files.items()}
+
+
+def _by_file(prefixes: Mapping[str, str]) -> dict[str, str]:
+    return {what if what == "base" else f"expert/{what}": p for what, p in prefixes.items()}

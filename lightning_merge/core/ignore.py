@@ -1,36 +1,56 @@
 """Tensors that a user leaves out of a merge, by names and patterns."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from lightning_merge.core.checkpoint import Checkpoint
 from lightning_merge.core.errors import InputError, warn
-from lightning_merge.core.names import enumerate_names
+from lightning_merge.core.forms import check_numbers
+from lightning_merge.core.names import align_names, enumerate_names
 from lightning_merge.core.scope import same_bits, twins
 
 
 def taking_part(opened: Mapping[str, Checkpoint], patterns: Sequence[str]) -> dict[str, Checkpoint]:
-    """Views of base and experts without the tensors that are ignored.
+    """Views of base and experts without the tensors that are ignored, in the base's spelling.
 
-    What the base ties to a tensor that takes part stays in the base, so that it gets the merged
-    values and no old copy stands beside them; a warning says so. It does not, where an expert has
-    other values for the two.
+    A tensor is ignored where a pattern covers its name in the base or in any expert. What the base
+    ties to a tensor that takes part stays in the base, so that it gets the merged values and no
+    old copy stands beside them; a warning says so. It does not, where an expert has other values
+    for the two.
 
     Args:
-        opened: "base" and the experts, by any name.
+        opened: "base" and the experts, by any name; an expert's names may have another prefix
+            than the base's, see `align_names`.
         patterns: names, or patterns as of a shell.
 
+    Returns:
+        Views by the same names; what only the base or an expert has is there as well.
+
     Raises:
-        InputError: a pattern names no tensor.
+        InputError: a pattern names no tensor, it cannot be told which tensors of an expert are
+            meant, or what is left is no weight without what is ignored, see `check_numbers`.
     """
-    _check(patterns, opened.values())
-    kept = {what: _without(checkpoint, patterns) for what, checkpoint in opened.items()}
+    stored = {what: _spelled(what, opened, patterns) for what in opened}
+    names = {name for new in stored.values() for pair in new.items() for name in pair}
+    _check(patterns, names)
+    out = {
+        new
+        for spelled in stored.values()
+        for new, old in spelled.items()
+        if _is_covered(new, patterns) or _is_covered(old, patterns)
+    }
+    views = {what: opened[what].renamed(spelled) for what, spelled in stored.items()}
+    kept = {
+        what: view.renamed({n: n for n in view if n not in out}) for what, view in views.items()
+    }
+    for what, view in views.items():  # while scales that are ignored can be seen
+        check_numbers(view, kept[what], what)
     base = opened["base"]
     left_out = [name for name in base if name not in kept["base"]]
     tied = {
         name: other
         for name, other in twins(base, left_out, kept["base"]).items()
-        if all(_agree(expert, name, other) for what, expert in opened.items() if what != "base")
+        if all(_agree(expert, name, other) for what, expert in views.items() if what != "base")
     }
     if not tied:
         return kept
@@ -38,6 +58,20 @@ def taking_part(opened: Mapping[str, Checkpoint], patterns: Sequence[str]) -> di
     warn(f"ignore={list(patterns)}: tied in the base, and so merged together all the same: {told}")
     order = {name: name for name in base if name in kept["base"] or name in tied}
     return {**kept, "base": base.renamed(order)}
+
+
+def _spelled(
+    what: str, opened: Mapping[str, Checkpoint], patterns: Sequence[str]
+) -> dict[str, str]:
+    """Names as the base spells them, to the stored ones; those ignored have no say in it."""
+    checkpoint = opened[what]
+    ignored = {name for name in checkpoint if _is_covered(name, patterns)}
+    wanted = [name for name in opened["base"] if not _is_covered(name, patterns)]
+    try:
+        spelled = align_names(wanted, list(checkpoint), ignored)
+    except InputError as fault:
+        raise InputError(f"{what} ({checkpoint.path}): {fault}") from None
+    return {new: old for old, new in spelled.items() if new}
 
 
 def _agree(expert: Checkpoint, name: str, other: str) -> bool:
@@ -48,14 +82,11 @@ def _agree(expert: Checkpoint, name: str, other: str) -> bool:
     return alike and same_bits(expert, name, expert, other)
 
 
-def _without(checkpoint: Checkpoint, patterns: Sequence[str]) -> Checkpoint:
-    """A view of the tensors that no pattern names."""
-    kept = [name for name in checkpoint if not any(fnmatchcase(name, p) for p in patterns)]
-    return checkpoint.renamed({name: name for name in kept})
+def _is_covered(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _check(patterns: Sequence[str], checkpoints: Iterable[Checkpoint]) -> None:
-    names = {name for checkpoint in checkpoints for name in checkpoint}
+def _check(patterns: Sequence[str], names: Collection[str]) -> None:
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise InputError(

@@ -1,0 +1,62 @@
+"""Patterns of names, as `--ignore` takes them."""
+
+import glob
+import re
+import shlex
+from collections import Counter
+from collections.abc import Collection, Iterator
+
+_MOST_LEVELS = 100  # of a name that are looked at
+_FEW = 4  # names or patterns that are easily typed
+_WORDS = frozenset({"true", "false", "null", "yes", "no", "on", "off", "y", "n"})  # of YAML
+
+
+def starts(name: str) -> Iterator[int]:
+    """Where the levels of a name begin."""
+    start = 0
+    for _ in range(_MOST_LEVELS):
+        yield start
+        start = name.find(".", start) + 1
+        if not start:
+            break
+
+
+def ignore_option(names: Collection[str], others: Collection[str] = ()) -> str:
+    """The option of `merge` that leaves out some tensors and no others.
+
+    Args:
+        names: the tensors to be left out; of many, patterns if a few will do, else the first ones.
+        others: names that no pattern may cover.
+    """
+    chosen: list[str] = []
+    left = list(names)
+    taken = {pattern for name in others for pattern in _covering(name)}
+    while len(names) > _FEW and left and len(chosen) < _FEW:
+        counts = Counter(p for name in left for p in _covering(name) if p not in taken)
+        if not counts:
+            break
+        chosen.append(max(counts, key=lambda pattern: (counts[pattern], -len(pattern))))
+        left = [name for name in left if chosen[-1] not in _covering(name)]
+    if not left:
+        return option(chosen)
+    more = f" and {len(names) - _FEW} more" if len(names) > _FEW else ""
+    return option([glob.escape(name) for name in [*names][:_FEW]]) + more
+
+
+def option(patterns: Collection[str]) -> str:
+    """The option of `merge` with these patterns, as a shell takes it."""
+    return f"--ignore {shlex.quote('[' + ', '.join(map(_in_yaml, patterns)) + ']')}"
+
+
+def _covering(name: str) -> set[str]:
+    """Patterns that cover a name: by its first levels, by its last ones, and itself."""
+    inner = [start for start in starts(name) if start]
+    first = {f"{glob.escape(name[:start])}*" for start in inner}
+    return first | {f"*.{glob.escape(name[start:])}" for start in inner} | {glob.escape(name)}
+
+
+def _in_yaml(pattern: str) -> str:
+    """A pattern as a member of a list in YAML."""
+    plain = re.fullmatch(r"[A-Za-z_][\w.*?/-]*", pattern) and pattern.lower() not in _WORDS
+    quoted = pattern.replace("'", "''")
+    return pattern if plain else f"'{quoted}'" if {'"', "\\"} & {*pattern} else f'"{pattern}"'
