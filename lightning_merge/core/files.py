@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -199,11 +200,33 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def snapshot(folder: Path) -> Path:
+    """The folder of files that a folder of the Hub's cache stands for; any other folder itself.
+
+    Raises:
+        InputError: the cache has none of it, or several to choose from.
+    """
+    if folder.name.startswith("models--") and not (folder / "config.json").exists():
+        folder = folder / "snapshots"
+    if folder.name != "snapshots":
+        return folder
+    found = sorted(f for f in folder.iterdir() if f.is_dir()) if folder.is_dir() else []
+    if len(found) != 1:
+        choices = ", ".join(f.name for f in found[:5])
+        raise InputError(
+            f"{folder} holds several snapshots: {choices}. Give the path of one"
+            if found
+            else f"{folder} holds no snapshot: the download was not finished; run it again"
+        )
+    return found[0]
+
+
 def file_hash(path: str | Path) -> str:
     """SHA-256 of a file in hexadecimal, as `sha256sum` prints it.
 
-    For a folder it is the hash over the sorted names and hashes of its files. A file is read
-    once per process as long as its size and time of change stay.
+    For a folder it is the hash over the sorted names and hashes of its files, and for an index of
+    shards over those of the shards and its own. A file is read once per process as long as its
+    size and time of change stay.
 
     Raises:
         InputError: `path` is missing or unreadable.
@@ -219,7 +242,8 @@ def file_fingerprint(path: str | Path) -> str:
     came from. It does not show that two files are equal; where work is skipped because a file
     is the same, or where someone might forge it, take `file_hash`.
 
-    For a folder it is the hash over the sorted names and fingerprints of its files.
+    For a folder, or an index of shards, it is the hash over names and fingerprints, see
+    `file_hash`.
 
     Raises:
         InputError: `path` is missing or unreadable.
@@ -230,13 +254,38 @@ def file_fingerprint(path: str | Path) -> str:
 def _hash(path: Path, hash_file: Callable[[Path, int, int, int], str]) -> str:
     try:
         if path.is_dir():
-            files = sorted(f for f in path.iterdir() if f.is_file() and not f.name.startswith("."))
-            lines = "".join(f"{_hash(file, hash_file)}  {file.name}\n" for file in files)
-            return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
-        status = path.stat()
-        return hash_file(path.resolve(), status.st_ino, status.st_mtime_ns, status.st_size)
+            folder = snapshot(path)
+            files = [f for f in folder.iterdir() if f.is_file() and not f.name.startswith(".")]
+            inner = {shard for file in files for shard in _shards(file) if "/" in shard}
+            names = sorted({file.name for file in files} | inner)
+            return _joined({name: _hash_of(folder / name, hash_file) for name in names})
+        shards = sorted({path.name, *_shards(path)})
+        if len(shards) > 1:
+            return _joined({name: _hash_of(path.parent / name, hash_file) for name in shards})
+        return _hash_of(path, hash_file)
     except OSError as fault:
         raise InputError(f"{path} cannot be read: {fault.strerror or fault}") from fault
+
+
+def _hash_of(path: Path, hash_file: Callable[[Path, int, int, int], str]) -> str:
+    status = path.stat()
+    return hash_file(path.resolve(), status.st_ino, status.st_mtime_ns, status.st_size)
+
+
+def _joined(hashes: dict[str, str]) -> str:
+    lines = "".join(f"{digest}  {name}\n" for name, digest in hashes.items())
+    return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _shards(index: Path) -> set[str]:
+    """The files that an index of shards names; none of any other file."""
+    if not index.name.endswith(".index.json"):
+        return set()
+    try:
+        named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        return {name for name in named if (index.parent / name).is_file()}
+    except (ValueError, AttributeError, KeyError, TypeError):
+        return set()  # whoever reads it tells what is wrong
 
 
 @lru_cache(maxsize=1024)

@@ -35,7 +35,7 @@ class Source:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._place = os.path.abspath(path)
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # pipes would block
+        self._descriptor = _open(path)
         weakref.finalize(self, os.close, self._descriptor)
         status = os.fstat(self._descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -99,6 +99,25 @@ class Source:
             raise InputError(
                 f"{self.path} changed while it was in use: run again when nothing writes to it"
             )
+
+
+def _open(path: str | Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # pipes would block
+    except FileNotFoundError:
+        if link := dangling(path):
+            raise InputError(
+                f"is {link}: copy or download it again; in a cache of the Hub, the download was "
+                "not finished"
+            ) from None
+        raise
+
+
+def dangling(path: str | Path) -> str:
+    """What to call a link that leads nowhere; nothing for any other path."""
+    if os.path.islink(path) and not os.path.exists(path):
+        return f"a link to {os.readlink(path)}, which does not exist"
+    return ""
 
 
 def _stamp(status: os.stat_result) -> tuple[int, ...]:

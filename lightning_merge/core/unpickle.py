@@ -7,6 +7,7 @@ still gives its tensors; it honours no call but those, listed below, that descri
 tensor; and tensors stay in the file until they are used.
 """
 
+import re
 import zipfile
 from collections.abc import Callable
 from io import BytesIO
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.foreign import describe_archive
 from lightning_merge.core.network_state import Found, find_network
 from lightning_merge.core.pickle_machine import Record, Symbol, read_pickle
 from lightning_merge.core.source import Source
@@ -94,7 +96,7 @@ def _read_zip(source: Source) -> Any:
         members = {member.filename: member for member in archive.infolist()}
     roots = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(roots) != 1:
-        raise InputError("is a zip archive, but not one that torch.save wrote")
+        raise InputError(describe_archive(members))
     folder = roots[0].removesuffix("data.pkl")
     order = members.get(f"{folder}byteorder")
     if order and source.read(*_member_span(source, order)) != b"little":
@@ -129,7 +131,10 @@ def _read_legacy(source: Source) -> Any:
     """Torch's format before 1.6: five pickles in a row, then the storages' values."""
     stream = source.stream()
     if read_pickle(stream) != _LEGACY_MAGIC or read_pickle(stream) != _LEGACY_PROTOCOL:
-        raise InputError("is a pickle, but not one that torch.save wrote")
+        raise InputError(
+            "is a pickle, but not one that torch.save wrote: load it where it was made, and save "
+            "its state dict with torch.save"
+        )
     if read_pickle(stream).get("little_endian") is not True:
         raise InputError("was written on a big-endian machine: save it again on another")
     storages: dict[Any, Storage] = {}
@@ -157,7 +162,11 @@ def _described_storage(key: Any, source: Source) -> Storage:
     """The storage of a persistent id ('storage', type, key, device, number of elements)."""
     if key[0] != "storage" or not isinstance(key[1], Symbol) or not isinstance(key[2], (str, int)):
         raise ValueError("an unknown kind of persistent id")
-    dtype = _STORAGE_DTYPES[key[1].name]
+    kind = key[1].name
+    if kind not in _STORAGE_DTYPES:
+        quantised = re.fullmatch(r"QU?Int\d+(x\d)?Storage", kind)
+        raise InputError(_QUANTISED if quantised else f"stores numbers as {kind}, an unknown type")
+    dtype = _STORAGE_DTYPES[kind]
     size = natural(key[4]) * dtype.itemsize
     if size > source.size:
         raise ValueError("a storage is larger than the file")
@@ -183,7 +192,28 @@ def _rebuild_parameter(data: Any, *_: Any) -> StoredTensor:
     return data
 
 
+def _refusing(message: str) -> Callable[..., StoredTensor]:
+    def refuse(*_: Any) -> StoredTensor:
+        raise InputError(message)
+
+    return refuse
+
+
+_QUANTISED = "holds quantised tensors: call dequantize() on each, or give the float checkpoint"
+_XLA = "holds tensors of XLA: save them again after .cpu()"
+_REFUSED = {
+    "torch.serialization._get_layout": "holds a sparse tensor: save it again after .to_dense()",
+    "torch._utils._rebuild_qtensor": _QUANTISED,
+    "torch._utils._rebuild_nested_tensor": "holds a nested tensor: save its parts by name",
+    "torch._utils._rebuild_meta_tensor_no_storage": "holds a tensor without values (device 'meta')"
+    ": save the network after it was loaded",
+    "torch._utils._rebuild_device_tensor_from_numpy": _XLA,
+    "torch._utils._rebuild_device_tensor_from_cpu_tensor": _XLA,
+    "torch._utils._rebuild_wrapper_subclass": "holds sharded or quantised tensors of a class of "
+    "their own: save plain ones, by full_tensor() or dequantize()",
+}
 _REBUILD: dict[str, Callable[..., StoredTensor]] = {
+    **{name: _refusing(message) for name, message in _REFUSED.items()},
     "torch._utils._rebuild_tensor": _rebuild_tensor,
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
     "torch._utils._rebuild_tensor_v3": _rebuild_tensor_v3,

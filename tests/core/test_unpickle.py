@@ -211,6 +211,16 @@ def test_objects_are_inert(tmp_path):
     assert record.state["call"] == Symbol("posix", "system")
 
 
+def quietly(make, *args):
+    with warnings.catch_warnings():  # of what torch calls beta
+        warnings.simplefilter("ignore")
+        return make(*args)
+
+
+def quantised(dtype):
+    return quietly(torch.quantize_per_tensor, torch.ones(2), 0.1, 0, dtype)
+
+
 @FORMATS
 @pytest.mark.parametrize(
     ("value", "message"),
@@ -219,7 +229,11 @@ def test_objects_are_inert(tmp_path):
         ({}, "no named tensors"),
         ({"a": 1}, "no named tensors"),
         ({"a": torch.zeros(1).expand(10**9)}, "contiguous"),
-        ({"a": torch.eye(3).to_sparse()}, "asks to call 'torch"),
+        ({"a": torch.eye(3).to_sparse()}, "a sparse tensor: save it again after .to_dense"),
+        ({"a": quietly(torch.eye(3).to_sparse_csr)}, "a sparse tensor"),
+        ({"a": torch.ones(2, device="meta")}, "a tensor without values"),
+        ({"a": quantised(torch.qint8)}, "quantised tensors: call dequantize"),
+        ({"a": torch.ones(2), "b": [quantised(torch.quint8)]}, "quantised tensors"),
     ],
 )
 def test_content_that_is_no_checkpoint(value, message, zipped, tmp_path):
