@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from torch import Tensor
 
@@ -71,10 +72,7 @@ def mergeability(
     images = encoder.preprocess.normalize(torch.cat([*drawn.values()]))
     found = measure(weights, opened, encoder.backbone, images, layer_inputs)
     where = next(encoder.parameters()).device
-    console = Console(markup=False, emoji=False)
-    console.width = max(console.width, 100, 20 + 9 * len(experts))  # the terminal may wrap
-    for table in tables(found):
-        console.print(table)
+    show(tables(found))
     if folder is not None:
         origin = {"base": file_fingerprint(base)}
         origin |= {f"expert/{task}": file_fingerprint(file) for task, file in experts.items()}
@@ -86,6 +84,15 @@ def mergeability(
         f"{folder or 'M-Loss'}: {len(found.layers)} layers of {len(experts)} experts on "
         f"{len(images)} images in {seconds:.1f} s on {where}"
     )
+
+
+def show(found: Iterable[Table]) -> None:
+    """Print tables as wide as they need to be; a narrower terminal may wrap their lines."""
+    console = Console(markup=False, emoji=False)
+    for table in found:
+        unlimited = console.options.update(max_width=10_000)
+        console.width = Measurement.get(console, unlimited, table).maximum
+        console.print(table)
 
 
 def tables(found: Mergeability) -> list[Table]:

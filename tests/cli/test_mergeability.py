@@ -193,3 +193,21 @@ def test_one_expert_has_nobody_to_merge_with(run, config, files):
     result = run("mergeability", "--config", config)
     assert result.code == 2
     assert "at least 2 are needed" in result.err
+
+
+@pytest.mark.parametrize("columns", ["20", "80", "200"])
+@pytest.mark.parametrize("experts", [2, 20])
+def test_no_number_is_cut_in_a_narrow_terminal(capsys, monkeypatch, columns, experts):
+    from rich.table import Table
+
+    from lightning_merge.cli.mergeability import show
+
+    monkeypatch.setenv("COLUMNS", columns)
+    table = Table()
+    cells = [f"-{number}.23e-1{number % 10}" for number in range(experts)]
+    for number in range(experts):
+        table.add_column(f"a long title of column {number}", justify="right")
+    table.add_row(*cells)
+    show([table])
+    text = capsys.readouterr().out
+    assert all(cell in text for cell in cells)
