@@ -202,7 +202,8 @@ class MergeCallback(CheckedCallback):
         made = Made(cost.seconds, cost.peak_memory)
         for suffix, recalibrate in self._statistics(module).items():
             weights = module.held_out.recalibrate(merged) if recalibrate else merged
-            save_checkpoint(weights, files[suffix], metadata={**about[suffix], **_stored(made)})
+            metadata = {**about[suffix], **_stored(made)}
+            save_checkpoint(module.zoo.named_as_base(weights), files[suffix], metadata=metadata)
         return dict.fromkeys(files, made)
 
     def _make_networks(
@@ -256,6 +257,7 @@ def _described(method: Method) -> dict[str, str]:
     return {
         "method": type(method).__name__,
         "hyperparameters": method.described(),
+        "scope": "changed",
         "version": __version__,
         "code": file_hash(inspect.getfile(type(method))),
     }

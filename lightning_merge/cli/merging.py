@@ -62,6 +62,7 @@ class ZooMerger:
         self.encoder.load(self.zoo.base)
         given = self._held_out.resources(method)._asdict()
         about = {"method": type(method).__name__, "hyperparameters": method.described()}
+        about["scope"] = "changed"
         about |= self.zoo.hashes(self.data.seen)
         if isinstance(method, NetworkMethod):
             statistics = self._held_out.recalibrate if self.recalibrates else as_they_are
@@ -75,5 +76,5 @@ class ZooMerger:
             merged: Weights = method(self._base, self._experts, **given)
         if self.recalibrates:
             merged = self._held_out.recalibrate(merged)
-        save_checkpoint(merged, file, metadata=about)
+        save_checkpoint(self.zoo.named_as_base(merged), file, metadata=about)
         return Made(cost.seconds, cost.peak_memory)

@@ -368,6 +368,7 @@ class CoefficientModule(TaskModule):
             "final_scale": repr(self.final_scale),
             "transductive": str(self.transductive),
             "note": self.note,
+            "scope": "changed",
             "version": __version__,
             **self.zoo.hashes(self.stacked.tasks),
         }
@@ -384,7 +385,8 @@ class CoefficientModule(TaskModule):
             weights = self.held_out.recalibrate(merged) if recalibrate else merged
             about = {**metadata, **self.describe_statistics(recalibrate)}
             cpu = {name: tensor.cpu() for name, tensor in weights.items()}
-            save_checkpoint(cpu, self.merged_file(self.name + suffix), metadata=about)
+            named = self.zoo.named_as_base(cpu)
+            save_checkpoint(named, self.merged_file(self.name + suffix), metadata=about)
 
     @property
     def run_folder(self) -> Path:

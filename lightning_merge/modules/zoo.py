@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from lightning_merge.core.checkpoint import open_checkpoint, select
+from lightning_merge.core.checkpoint import match_names, open_checkpoint, select
 from lightning_merge.core.errors import InputError, warn
 from lightning_merge.core.files import file_hash
 from lightning_merge.core.suspicions import suspicions
@@ -127,6 +127,18 @@ class Zoo:
         for suspicion in suspicions(TaskVectors(base, experts)):
             warn(suspicion)
         return base, experts
+
+    def named_as_base(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return merged weights under the names that the base's file has for them.
+
+        So they load where the base does. Where its file has other tensors than the encoder, as
+        another library's has, the names stay the encoder's.
+        """
+        try:
+            stored = match_names(weights, open_checkpoint(self.base))
+        except InputError:
+            return weights
+        return {stored[name]: tensor for name, tensor in weights.items()}
 
     def hashes(self, tasks: Sequence[str]) -> dict[str, str]:
         """Return the SHA-256 of base and experts, for the metadata of what is merged from them."""
