@@ -158,7 +158,7 @@ def check_numbers(checkpoint: Checkpoint, names: Iterable[str], what: str = "") 
         beside = f" with the scale {found[name]}" if name in found else ""
         raise InputError(
             f"{what}{': ' if what else ''}'{name}' is quantised ({kind}{beside}): dequantise the "
-            "weights first, and give them as bfloat16 or float32"
+            "weights first, or have merge leave out (--ignore) what no expert has changed"
         )
 
 

@@ -43,7 +43,7 @@ def check_experts(
     tensors that are tied in one model have equal values in the others. What is not merged but
     copied from the base must be the same in every expert: integers, bools and complex numbers,
     counts of batches apart. Adapters and scaled numbers are no weights, see `forms`. Names are
-    compared as they are: `take_part` and `select` remove prefixes.
+    compared as they are: `taking_part` and `select` remove prefixes.
 
     Args:
         base: name -> tensor of the pretrained network.
@@ -145,13 +145,17 @@ def _mismatches(base: Checkpoint, expert: Checkpoint) -> Iterator[Problem]:
         dtype, wanted_dtype = expert.dtype(name), base.dtype(name)
         if _kind(dtype) != _kind(wanted_dtype):
             yield Problem("of another dtype", name, f": {dtype}, in the base {wanted_dtype}")
-        elif not (dtype.is_floating_point or is_statistic(name) or not differ(base, expert, name)):
+        elif shape == wanted and _is_copied(name, dtype) and differ(base, expert, name):
             yield Problem(CHANGED, name, f": {dtype}")
     for name in expert:
         if name not in base:
             yield Problem(SURPLUS, name)
     yield from _broken_ties(base, expert, "tied in the base but not here")
     yield from _broken_ties(expert, base, "tied here but not in the base")
+
+
+def _is_copied(name: str, dtype: torch.dtype) -> bool:
+    return not dtype.is_floating_point and not is_statistic(name)
 
 
 def _broken_ties(tied: Checkpoint, other: Checkpoint, kind: str) -> Iterator[Problem]:
@@ -229,12 +233,12 @@ def _report(problems: Mapping[str, list[Problem]], names: Collection[str], size:
     kinds = {kind: {p.name: None for p in every if p.kind == kind} for kind in _IGNORABLE}
     if kinds[CHANGED]:
         lines.append(
-            "Integers, bools and complex numbers are not merged: dequantise weights first; leave "
-            "counters and indices as the base has them, see --ignore"
+            "Integers, bools and complex numbers are not merged: dequantise weights first; of "
+            "counters and indices, the base's can be kept by --ignore"
         )
     lines.append("Give experts that were fine-tuned from this base")
     left = [*dict.fromkeys(name for found in kinds.values() for name in found)]
     if left and 2 * len(kinds[MISSING] | kinds[SURPLUS]) <= size:
         option = ignore_option(left, [name for name in names if name not in left])
-        lines[-1] += f", or leave tensors out: {option}"
+        lines[-1] += f", or have merge leave tensors out: {option}"
     return "\n".join(lines)
