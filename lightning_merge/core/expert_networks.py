@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from lightning_merge.core.linear_inputs import LinearInputs
 from lightning_merge.core.names import match_names
 from lightning_merge.core.scope import is_merged
 from lightning_merge.core.task_vectors import TaskVectors, sum_tasks, wide
@@ -42,6 +43,14 @@ class ExpertNetworks:
         """
         with taking(inputs), evaluating(self.model):
             self.model(inputs[:1])
+
+    def applied(self, names: Iterable[str], inputs: Tensor) -> set[str]:
+        """Those of the named tensors that the network, as it is, multiplies its inputs with."""
+        found: set[str] = set()
+        own = {name: self._own[name] for name in names}
+        with evaluating(self.model), LinearInputs(own, lambda name, rows: found.add(name)):
+            run_with(self.model, own, inputs)
+        return found
 
     def stacks(self, names: Iterable[str]) -> dict[str, Tensor]:
         """The named tensors of all experts, [K, *shape], BatchNorm statistics included."""

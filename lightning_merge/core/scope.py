@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Hashable, Iterable, Iterator
+from itertools import chain, repeat
 from typing import Literal, NamedTuple
 
 import torch
@@ -12,7 +13,8 @@ from lightning_merge.core.lazy import Checkpoint
 from lightning_merge.core.names import is_statistic
 
 Kind = Literal["all", "changed"]
-_SAMPLE = 2**12  # entries that tell most tensors apart
+_FIRST, _MORE = 8, 2**12  # entries that are compared before all: most tensors differ there
+_START = 4  # entries by which tensors of one shape are told apart
 
 
 class Scope(NamedTuple):
@@ -179,14 +181,14 @@ def _stored_together(checkpoint: Checkpoint, name: str, other: str) -> bool:
 
 def _start(checkpoint: Checkpoint, name: str) -> bytes:
     """The first entries of a tensor, by which most are told apart."""
-    values = torch.empty(min(64, checkpoint.numel(name)), dtype=checkpoint.dtype(name))
+    values = torch.empty(min(_START, checkpoint.numel(name)), dtype=checkpoint.dtype(name))
     checkpoint.read_into(name, 0, values)
     return values.view(torch.uint8).numpy().tobytes()
 
 
 def _is_constant(checkpoint: Checkpoint, name: str) -> bool:
     """Whether a tensor begins with many times the same number, as norms do before training."""
-    values = torch.empty(min(_SAMPLE, checkpoint.numel(name)), dtype=torch.float64)
+    values = torch.empty(min(_MORE, checkpoint.numel(name)), dtype=torch.float64)
     checkpoint.read_into(name, 0, values)
     return bool((values == values[:1]).all())
 
@@ -204,7 +206,8 @@ def _is_finite(checkpoint: Checkpoint, name: str) -> bool:
 def _runs(size: int) -> Iterator[tuple[int, int]]:
     """Entries [start, stop) that are compared together: few at first, then more."""
     start = 0
-    while start < size:
-        stop = min(size, start + (BLOCK if start else _SAMPLE))
-        yield start, stop
-        start = stop
+    for step in chain((_FIRST, _MORE), repeat(BLOCK)):
+        if start >= size:
+            return
+        yield start, min(size, start + step)
+        start += step

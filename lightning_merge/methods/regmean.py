@@ -1,6 +1,7 @@
 """RegMean: linear layers merged so that their outputs stay those of the experts."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal, get_args
@@ -20,6 +21,8 @@ from lightning_merge.methods.checks import require_between, require_choice
 Layers = Literal["all", "linear_modules"]
 BATCH = 32
 """Inputs that pass through the network at a time."""
+MEMORY = 3 * 2**28
+"""Bytes of the sums of layers that are regressed together, 0.75 GiB; others take another pass."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,11 @@ class RegMean(MergeMethod):
 
     Layers that share a weight are one layer, with the inputs of all.
 
-    Cost: four readings (behind transforms 2K + 2), K experts times one forward pass over their own
-    inputs. In memory for all layers are the sum over experts of Gram matrices [in, in], half of
-    it, the right-hand side [in, out], both in float64, one expert and its task vectors: 2.2 GB for
-    ViT-B/32.
+    Cost: four readings (behind transforms 2K + 2) and K experts times one forward pass over their
+    own inputs. The sums of a layer are that of its Gram matrices [in, in], half of it, and the
+    right-hand side [in, out], in float64. Where those of all layers take more than 0.75 GiB, layers
+    are regressed in rounds, each with passes of its own: two for ViT-B/32. In memory are also two
+    networks and the solved updates.
 
     Reference: Jin et al. 2023, "Dataless Knowledge Fusion by Merging Weights of Language Models".
     The published code sees modules of type `nn.Linear` only: not the projections of
@@ -60,8 +64,8 @@ class RegMean(MergeMethod):
     transforms: Sequence[Transform] = ()
     reference: ClassVar[str] = "Jin et al. 2023, arXiv:2212.09849"
     cost: ClassVar[str] = (
-        "4 readings, K forward passes over own inputs, 1 linear system a layer, memory of about 6 "
-        "networks"
+        "4 readings, K forward passes over own inputs, 1 linear system a layer; for every 0.75 GiB "
+        "of sums 2 readings and the passes again; memory of 3 networks and 1 GiB"
     )
     needs: ClassVar[str] = "unlabelled batches of every task"
 
@@ -75,17 +79,24 @@ class RegMean(MergeMethod):
         networks = ExpertNetworks(resources.network("RegMean"), vectors)
         networks.check(next(iter(inputs.values())))
         watched = regressed(networks, self.layers)
+        require_found(networks.applied(watched, next(iter(inputs.values()))[:1]))
+        solved = {}
+        for names in _groups(networks, watched):
+            for name, regression in self._regress(networks, names, inputs).items():
+                average = networks.task_vectors(name).double().mean(0)
+                solved[networks.stored[name]] = regression.solve(average)
+        return updates(solved)
+
+    def _regress(
+        self, networks: ExpertNetworks, names: Sequence[str], inputs: Mapping[str, Tensor]
+    ) -> dict[str, Regression]:
+        """The sums of some weights' regressions over all experts."""
         regressions: dict[str, Regression] = {}
-        for index, task in enumerate(vectors.tasks):
+        for index, task in enumerate(networks.vectors.tasks):
             for name, regression in regressions.items():
                 regression.advance(networks.task_vector(name, index))
-            self._take(networks, watched, index, inputs[task], regressions)
-        require_found(regressions)
-        solved = {}
-        for name in list(regressions):
-            average = networks.task_vectors(name).double().mean(0)
-            solved[networks.stored[name]] = regressions.pop(name).solve(average)
-        return updates(solved)
+            self._take(networks, names, index, inputs[task], regressions)
+        return regressions
 
     def _take(
         self,
@@ -111,6 +122,25 @@ class RegMean(MergeMethod):
         take_inputs(run, watched, regressions, begin)
 
 
+def _groups(networks: ExpertNetworks, names: Sequence[str]) -> Iterator[list[str]]:
+    """The weights that an expert has changed, in groups whose sums take about `MEMORY` bytes."""
+    group: list[str] = []
+    used = 0
+    for name in names:
+        stored, base = networks.stored[name], networks.vectors.base
+        if networks.vectors.is_kept(stored):
+            continue
+        width, entries = math.prod(base.shape(stored)[1:]), base.numel(stored)
+        needed = 4 * width**2 + 12 * entries  # half of a float64 matrix; float64 and float32
+        if group and used + needed > MEMORY:
+            yield group
+            group, used = [], 0
+        group.append(name)
+        used += needed
+    if group:
+        yield group
+
+
 def regressed(networks: ExpertNetworks, layers: Layers) -> list[str]:
     """Names of the tensors that may be weights of the layers asked for."""
     if layers == "all":
@@ -123,7 +153,7 @@ def regressed(networks: ExpertNetworks, layers: Layers) -> list[str]:
     return [name for name in networks.merged if name in linear]
 
 
-def require_found(layers: Mapping[str, object]) -> None:
+def require_found(layers: Collection[str]) -> None:
     """At least one layer has been found.
 
     Raises:
