@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
         _check_configs(arguments)
         _run(arguments)
     except (ValueError, OSError) as error:
-        text = _message(error)
+        text = _message(error, arguments)
         if text is None:  # a fault of the program's: keep the traceback
             raise
         print(f"error: {text}", file=sys.stderr)
@@ -105,18 +105,24 @@ def _check_configs(arguments: list[str]) -> None:
                 raise InputError(f"{option} {value} is not YAML: {error}") from None
 
 
-def _message(error: BaseException) -> str | None:
+def _message(error: BaseException, arguments: list[str]) -> str | None:
     """Return what to tell the user; nothing if it is not the user's input that is wrong.
 
-    jsonargparse wraps what a constructor raises into a ValueError about all types tried.
+    jsonargparse wraps what a constructor raises into a ValueError about all types tried. It
+    takes some options that are not UTF-8, and mistakes others.
     """
     if isinstance(error, InputError):
         from lightning_merge.cli.parser import UsageError, explained
 
-        return explained(str(error)) if isinstance(error, UsageError) else str(error)
+        if not isinstance(error, UsageError):
+            return str(error)
+        for word in arguments:
+            if word.encode("utf-8", "ignore").decode() != word:
+                return f"{word!r} is not UTF-8; rename the file or folder, or give a link to it"
+        return explained(str(error))
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    return None if error.__cause__ is None else _message(error.__cause__)
+    return None if error.__cause__ is None else _message(error.__cause__, arguments)
 
 
 def _run(arguments: list[str]) -> None:

@@ -68,6 +68,31 @@ def test_a_task_may_have_any_name_that_prints(run, own_root, own_files, tmp_path
     assert float(table(folder / "metrics.csv")[-1][f"test/{name}"]) >= 0
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("fit", "--config", "caf\udce9.yaml"),
+        ("merge", "--experts.a", "\udc8a.pt"),
+        ("report", "--runs", "[\udce9]"),
+    ],
+)
+def test_options_that_yaml_does_not_take_are_named(run, words):
+    found = run(*words)
+    assert found.code == 2
+    assert re.match(r"error: '.*\\udc.*' is not UTF-8; rename", found.err)
+
+
+def test_a_root_need_not_be_utf8(run, config, root, tmp_path):
+    place = tmp_path / os.fsdecode(b"caf\xe9")
+    place.symlink_to(root)
+    config = config(trainer__max_epochs=1)
+    for command in ("fit", "test"):
+        found = run(command, "--config", config, "--data.root", place)
+        assert found.code == 0, found.err
+    record = json.loads((tmp_path / "run" / "run.json").read_bytes().decode("utf-8"))
+    assert record["data.root"] == str(place)
+
+
 def test_bars_in_names_do_not_divide_the_table_of_trials():
     text = trials_table([Trial({"scale": 0.5}, Score(0.5, {"a|b": 0.5}, 1.0))], ["a|b"])
     rows = [re.split(r"(?<!\\)\|", line) for line in text.splitlines()[:3]]

@@ -160,7 +160,7 @@ def make(tmp_path, save, monkeypatch):
         ("resisc45", (24, 6), 3, "airplane"),
     ],
 )
-def test_layouts(make, task, sizes, classes, first):
+def test_layouts(make, tmp_path, task, sizes, classes, first):
     source = make(task)
     assert source.tasks() == [task]
     hashes = []
@@ -174,6 +174,10 @@ def test_layouts(make, task, sizes, classes, first):
         assert counts.max() - counts.min() <= 1
         assert examples.image(0).mode == "RGB"
         assert np.asarray(examples.image(size - 1)).ndim == 3
+        has_files = task not in ("mnist", "fashion_mnist", "svhn", "cifar10")
+        place = tmp_path / ("NWPU-RESISC45" if task == "resisc45" else "")
+        assert {(place / examples.file(i)).is_file() for i in range(size)} == {has_files}
+        assert has_files or examples.file(0) == ""
         hashes += content_hashes(examples, task)
         pickle.dumps(examples)
     assert len(set(hashes)) == sum(sizes)
