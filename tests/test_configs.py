@@ -1,5 +1,6 @@
 """Every shipped config: accepted by the classes it names, and clear about files that lack."""
 
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -15,7 +16,7 @@ from torch import nn
 
 from lightning_merge.cli.main import main
 from lightning_merge.data import MergeDataModule
-from lightning_merge.models import Encoder, from_open_clip
+from lightning_merge.models import Encoder, from_open_clip, from_transformers
 from lightning_merge.modules import TaskModule
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,14 +51,31 @@ def _tiny_towers(monkeypatch):
     )
 
 
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch):
+    """Names of the Hub lead to nothing, quickly."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
 def test_every_config_belongs_to_one_command():
     assert sorted(FITS + MERGES + TUNES) == CONFIGS
 
 
+@pytest.fixture
+def tower(tmp_path):
+    """A folder as the Hub's, of a tower that is made in no time."""
+    fields = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    config = {"model_type": "clip_vision_model", **fields, "num_attention_heads": 1}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return tmp_path
+
+
 @pytest.mark.parametrize("name", FITS)
-def test_fit_accepts(name, monkeypatch):
+def test_fit_accepts(name, monkeypatch, tower):
     monkeypatch.setattr(Encoder, "load", lambda self, source: self)
     monkeypatch.setattr(from_open_clip, "open_checkpoint", lambda path: None)
+    monkeypatch.setattr(from_transformers, "_folder", lambda argument, source: tower)
+    monkeypatch.setattr(from_transformers, "_projection", lambda source, required: None)
     options = ["--trainer.logger=false", "--trainer.accelerator=cpu", "--data.source=drawn"]
     if isinstance(read(name)["trainer"].get("strategy"), dict):  # FSDP is for GPUs
         options += ["--trainer.strategy=auto"]
@@ -117,3 +135,12 @@ def test_published_m_ties_differs_from_the_paper_as_its_code_does():
         assert published["method"]["init_args"].keys() >= {"layer_inputs", "reduce", "activation"}
         for part in ("base", "experts", "encoder", "data"):
             assert paper[part] == published[part]
+
+
+def test_experts_of_the_hub_are_told_apart_from_files_that_lack(capsys):
+    """Offline the message names what cannot be had, and what to give in its place."""
+    config = str(ROOT / "configs" / "vit_b32" / "fusionbench.yaml")
+    assert main(["fit", "--config", config]) == 2
+    told = capsys.readouterr().err
+    assert "source='openai/clip-vit-base-patch32'" in told
+    assert "give the path of its file or folder instead" in told

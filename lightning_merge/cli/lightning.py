@@ -24,6 +24,7 @@ from lightning_merge.cli.parser import Parser
 from lightning_merge.cli.processes import Result, leave_together, start
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.files import read_text, write_text
+from lightning_merge.core.hub import exists
 from lightning_merge.core.ranks import AgreedError, Ranks
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.evaluation.results import Results
@@ -37,6 +38,10 @@ DATA_OF_A_TASK = (
     "root", "source", "roots", "splits", "validation_fraction", "duplicates", "split_seed",
     "num_workers", "cache_gib",
 )  # fmt: skip
+
+
+WEIGHTS = ("source", "projection", "weights")
+"""Options of encoders that name files or folders, or repositories of the Hub."""
 
 
 class _Parser(Parser, LightningArgumentParser):
@@ -279,7 +284,7 @@ class MergeCLI(LightningCLI):
     def _describe_files(self) -> dict[str, str]:
         encoder = record.plain(self.config[self.subcommand].model).get("init_args", {})
         options = (encoder.get("encoder") or {}).get("init_args") or {}
-        own = [v for v in options.values() if isinstance(v, str) and Path(v).exists()]
+        own = [v for n, v in options.items() if n in WEIGHTS and isinstance(v, str) and exists(v)]
         return record.describe_files([*self.model.input_files(self.datamodule.tasks), *own])
 
     def _keep_results(self, before: record.Record, now: record.Record) -> None:

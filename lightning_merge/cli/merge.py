@@ -16,6 +16,7 @@ from lightning_merge.core.ignore import taking_part
 from lightning_merge.core.scope import Kind as Scope
 from lightning_merge.core.suspicions import suspicions
 from lightning_merge.core.task_vectors import TaskVectors
+from lightning_merge.core.towers import align, summary
 from lightning_merge.core.validate import check_experts
 from lightning_merge.core.writer import CheckpointWriter
 from lightning_merge.methods.base import MergeMethod, Resources
@@ -58,7 +59,8 @@ def merge_files(
     Args:
         resources: gives what the method needs beside weights, once all files have been found
             to fit.
-        base: weights of the pretrained network: .safetensors, .pt, .ckpt or a Hub folder.
+        base: weights of the pretrained network: .safetensors, .pt, .ckpt, a Hub folder, or its
+            name on the Hub.
         experts: file of each expert by task, as in --experts.mnist F --experts.cars F.
         method: how to merge, as in --method Ties --method.density 0.2.
         output: .safetensors file to write; with max_shard_size, a folder.
@@ -90,7 +92,9 @@ def merge_files(
     started = time.perf_counter()
     opened = _open(files, prefix or {})
     whole = opened["base"]
-    parts = taking_part(opened, ignore)
+    part = align(whole, {task: opened[f"expert/{task}"] for task in experts})
+    aligned = {"base": part.base, **{f"expert/{task}": e for task, e in part.experts.items()}}
+    parts = taking_part(aligned, ignore, part.passed)
     weights = parts.pop("base")
     sources = {task: parts[f"expert/{task}"] for task in experts}
     # Values are checked as they stream by.
@@ -125,6 +129,8 @@ def merge_files(
     seconds, merged = time.perf_counter() - started, len(vectors.computed())
     print(f"{target}: {merged} tensors of {len(sources)} experts merged", end="")
     print(f", {len(whole) - merged} of the base copied, in {seconds:.1f} s")
+    if part.passed:
+        print(f"no expert has, so the base's are copied: {summary(part.passed)}")
     print(how_to_load(target, copied))
 
 

@@ -13,7 +13,6 @@ from rich.measure import Measurement
 from rich.table import Table
 from torch import Tensor
 
-from lightning_merge.core.checkpoint import open_checkpoint
 from lightning_merge.core.device import run_device
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.files import file_fingerprint, write_text
@@ -63,8 +62,8 @@ def mergeability(
     folder = None if output is None else Path(output)
     _check_output(folder, overwrite)
     started = time.perf_counter()
-    opened = {task: open_checkpoint(file) for task, file in experts.items()}
-    weights = open_checkpoint(base)
+    opened = {task: encoder.fitting(file) for task, file in experts.items()}
+    weights = encoder.fitting(base)
     data.only(experts)
     data.preprocess = encoder.preprocess
     data.load(test=False)

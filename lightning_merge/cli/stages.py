@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from lightning.pytorch.utilities import rank_zero_info
 
+from lightning_merge.core import hub
 from lightning_merge.core.checkpoint import file_hash, open_checkpoint
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.files import read_text
@@ -49,7 +50,7 @@ def check(zoo: Zoo, tasks: Sequence[str]) -> None:
     for stage in (*_stages(zoo, tasks), *_multi_task_stages(zoo)):
         stage.check()
     for task in tasks if by_task(zoo.heads) else ():
-        if not Path(file := head_file(zoo.heads, task)).exists():
+        if not hub.exists(file := head_file(zoo.heads, task)):
             raise InputError(
                 f"zoo.heads={zoo.heads!r}: the head of {task!r} is missing, {file} does not exist; "
                 "give it, or one path for all tasks, where heads are made"
@@ -89,7 +90,7 @@ def prepare(
         fitting_heads(zoo.heads, data, encoder)
     digests = {task: data.digest(task) for task in data.tasks}
     images = base_stage.images()
-    if images is not None or not base_stage.path.exists():  # else there is nothing to remake it of
+    if images is not None or not base_stage.exists():  # else there is nothing to remake it of
         base_stage.make(fit, shared, {"encoder": config["encoder"], **(images or {})})
     encoder.load(zoo.base)
     base = file_hash(zoo.base)
@@ -184,13 +185,17 @@ class Stage:
     def __init__(self, what: str, path: Path, recipe: str | None, option: str) -> None:
         self.what, self.path, self.recipe, self.option = what, path, recipe, option
 
+    def exists(self) -> bool:
+        """Whether the file is there, or can be had from the Hub."""
+        return hub.exists(self.path) if self.recipe is None else self.path.exists()
+
     def check(self) -> None:
         """Check that the file is there and readable, or a recipe for it.
 
         Raises:
             InputError: neither is.
         """
-        if self.path.exists():
+        if self.exists():
             open_checkpoint(self.path)
         elif self.recipe is None:
             raise InputError(
@@ -215,7 +220,7 @@ class Stage:
 
     def is_made(self, inputs: dict[str, Any]) -> bool:
         """Whether the file is there and was made from these inputs, or by the user."""
-        if not self.path.exists():
+        if not self.exists():
             return False
         mark = self._mark(inputs)
         return (
@@ -322,7 +327,7 @@ def _heads_are_given(zoo: Zoo) -> bool:
     """Whether the heads are a user's own: in files by task, or in one that was not made here."""
     if not isinstance(zoo.heads, str) or by_task(zoo.heads):
         return True
-    return Path(zoo.heads).exists() and not _marks(zoo.heads)
+    return hub.exists(zoo.heads) and not _marks(zoo.heads)
 
 
 def _marks(heads: str | Path) -> dict[str, str]:

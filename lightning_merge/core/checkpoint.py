@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lightning_merge.core import hub
+from lightning_merge.core.clip_names import translated
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.files import atomic_write, claim, file_hash
 from lightning_merge.core.forms import check_numbers, factors_message, has_factors
@@ -24,17 +26,34 @@ __all__ = [
     "open_checkpoint",
     "save_checkpoint",
     "select",
+    "spelled_as",
 ]
+
+
+def spelled_as(checkpoint: Mapping[str, Tensor], names: Iterable[str]) -> Checkpoint:
+    """A lazy view of a CLIP under the names of the library that `names` are of.
+
+    Of any other network, or where the library is the same, it is the checkpoint itself; see
+    `lightning_merge.core.clip_names`.
+    """
+    source = as_checkpoint(checkpoint)
+    entries = translated({name: source.entry(name) for name in source}, names)
+    if entries is None:
+        return source
+    return Checkpoint(entries, path=source.path, metadata=source.metadata)
 
 
 def select(checkpoint: Mapping[str, Tensor], names: Iterable[str]) -> Checkpoint:
     """A lazy view of `checkpoint` in which exactly `names` are present, whatever its prefixes.
 
+    A CLIP may have either library's names, see `spelled_as`.
+
     Raises:
         InputError: names are missing or ambiguous, see `match_names`, or lie there in another form
             than as weights, see `forms`.
     """
-    source, names = as_checkpoint(checkpoint), dict.fromkeys(names)
+    names = dict.fromkeys(names)
+    source = spelled_as(checkpoint, names)
     try:
         matched = _match(names, source)
         check_numbers(source, matched.values())
@@ -65,14 +84,14 @@ def open_checkpoint(
     * a folder, as the Hub has it, with one of these.
 
     Args:
-        path: file or folder.
+        path: file or folder, or a name of the Hub, see `lightning_merge.core.hub`.
         prefix: keep only the names under this prefix, and take it off: `encoder.backbone.`.
         keys: keep exactly these names, see `select`.
 
     Raises:
         InputError: missing, unreadable or damaged, without tensors, or several to choose from.
     """
-    path = Path(path)
+    path = hub.weights(path)
     if os.path.isdir(path):
         path = checkpoint_in(path)
     prefix = f"{prefix.rstrip('.')}." if prefix else ""

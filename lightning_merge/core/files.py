@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
+from lightning_merge.core import hub
 from lightning_merge.core.errors import InputError
 
 _HEAD, _BLOCK, _BLOCKS = 1 << 20, 1 << 14, 64  # what a fingerprint looks at
@@ -225,13 +226,14 @@ def file_hash(path: str | Path) -> str:
     """SHA-256 of a file in hexadecimal, as `sha256sum` prints it.
 
     For a folder it is the hash over the sorted names and hashes of its files, and for an index of
-    shards over those of the shards and its own. A file is read once per process as long as its
-    size and time of change stay.
+    shards over those of the shards and its own; for a repository of the Hub over those of its
+    files that are used here. A file is read once per process as long as its size and time of
+    change stay.
 
     Raises:
         InputError: `path` is missing or unreadable.
     """
-    return _hash(Path(path), _content_hash)
+    return _hash(path, _content_hash)
 
 
 def file_fingerprint(path: str | Path) -> str:
@@ -248,14 +250,16 @@ def file_fingerprint(path: str | Path) -> str:
     Raises:
         InputError: `path` is missing or unreadable.
     """
-    return _hash(Path(path), _sample_hash)
+    return _hash(path, _sample_hash)
 
 
-def _hash(path: Path, hash_file: Callable[[Path, int, int, int], str]) -> str:
+def _hash(given: str | Path, hash_file: Callable[[Path, int, int, int], str]) -> str:
+    path = hub.local(given)
     try:
         if path.is_dir():
             folder = snapshot(path)
-            files = [f for f in folder.iterdir() if f.is_file() and not f.name.startswith(".")]
+            files = hub.files(given) or [f for f in folder.iterdir() if f.is_file()]
+            files = [f for f in files if not f.name.startswith(".")]
             inner = {shard for file in files for shard in _shards(file) if "/" in shard}
             names = sorted({file.name for file in files} | inner)
             return _joined({name: _hash_of(folder / name, hash_file) for name in names})

@@ -10,7 +10,9 @@ from lightning_merge.core.names import align_names, enumerate_names
 from lightning_merge.core.scope import same_bits, twins
 
 
-def taking_part(opened: Mapping[str, Checkpoint], patterns: Sequence[str]) -> dict[str, Checkpoint]:
+def taking_part(
+    opened: Mapping[str, Checkpoint], patterns: Sequence[str], absent: Collection[str] = ()
+) -> dict[str, Checkpoint]:
     """Views of base and experts without the tensors that are ignored, in the base's spelling.
 
     A tensor is ignored where a pattern covers its name in the base or in any expert. What the base
@@ -22,6 +24,7 @@ def taking_part(opened: Mapping[str, Checkpoint], patterns: Sequence[str]) -> di
         opened: "base" and the experts, by any name; an expert's names may have another prefix
             than the base's, see `align_names`.
         patterns: names, or patterns as of a shell.
+        absent: names that patterns may mean, though they are in no checkpoint any more.
 
     Returns:
         Views by the same names; what only the base or an expert has is there as well.
@@ -32,7 +35,7 @@ def taking_part(opened: Mapping[str, Checkpoint], patterns: Sequence[str]) -> di
     """
     stored = {what: _spelled(what, opened, patterns) for what in opened}
     names = {name for new in stored.values() for pair in new.items() for name in pair}
-    _check(patterns, names)
+    _check(patterns, names.union(absent))
     out = {
         new
         for spelled in stored.values()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_merge.core.flat import flat_part
 from lightning_merge.core.source import Source, reading
+from lightning_merge.core.views import sources_of
 
 
 class Entry(Protocol):
@@ -137,9 +138,8 @@ class Checkpoint(Mapping[str, Tensor]):
         Raises:
             InputError: one was changed, replaced or removed; values read may be from either.
         """
-        for source in {entry.source for entry in self._entries.values()}:
-            if source is not None:
-                source.check_unchanged()
+        for source in {s for entry in self._entries.values() for s in sources_of(entry)}:
+            source.check_unchanged()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -180,6 +180,11 @@ class Checkpoint(Mapping[str, Tensor]):
     def entry(self, name: str) -> Entry:
         """Where a tensor is to be had."""
         return self._entries[name]
+
+    def joined(self, other: "Checkpoint") -> "Checkpoint":
+        """A view of these tensors and another checkpoint's, whose names are others."""
+        entries = {**other._entries, **self._entries}
+        return Checkpoint(entries, path=self.path, metadata=self.metadata)
 
     def renamed(self, names: Mapping[str, str]) -> "Checkpoint":
         """A view with the names `{new: present}`, and no others."""

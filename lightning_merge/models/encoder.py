@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
+from types import MappingProxyType
 
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_merge.models.loading import load_strict
+from lightning_merge.core.checkpoint import Checkpoint
+from lightning_merge.models.loading import Source, fitting
 from lightning_merge.models.preprocess import Preprocess
 
 
@@ -27,9 +28,13 @@ class Encoder(nn.Module):
         backbone: Maps normalised float images [n, 3, s, s] to features [n, dim].
         preprocess: How images are made for it.
         dim: Width of the features.
+
+    Attributes:
+        spare: What files of another library lack that have the same tower, by name.
     """
 
     update_statistics: bool = False
+    spare: Mapping[str, Tensor] = MappingProxyType({})
 
     def __init__(self, backbone: nn.Module, preprocess: Preprocess, dim: int) -> None:
         super().__init__()
@@ -72,10 +77,11 @@ class Encoder(nn.Module):
                     module.eval()
         return self
 
-    def load(self, source: str | Path | Mapping[str, Tensor]) -> Encoder:
+    def load(self, source: Source) -> Encoder:
         """Load the backbone's weights, all of them and no others.
 
         A file may hold more than the backbone - a text tower, a classifier - under other names.
+        Those of a CLIP may be open_clip's (and OpenAI's) or transformers'.
 
         Args:
             source: A checkpoint file or folder, or a mapping from names to tensors.
@@ -87,8 +93,19 @@ class Encoder(nn.Module):
             InputError: If the file cannot be read, or holds another architecture; the message
                 lists the tensors that are missing, left over or of another shape.
         """
-        load_strict(self.backbone, source)
+        self.backbone.load_state_dict(self.fitting(source))
         return self
+
+    def fitting(self, source: Source) -> Checkpoint:
+        """Return the weights that `load` would load, under the names of the backbone, unread.
+
+        Args:
+            source: As in `load`.
+
+        Raises:
+            InputError: As `load`.
+        """
+        return fitting(self.backbone, source, spare=self.spare)
 
     def _constants(self) -> dict[str, Tensor]:
         """Return the backbone's buffers that no checkpoint holds, such as position indices."""

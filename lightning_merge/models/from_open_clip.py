@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning_merge.core.checkpoint import open_checkpoint
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.hub import no_longer_than_needed
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.models.loading import unknown_name
 from lightning_merge.models.preprocess import Preprocess
@@ -24,9 +25,11 @@ class OpenClipEncoder(Encoder):
     Args:
         name: Model, such as ViT-B-32-quickgelu, ViT-B-16, ViT-L-14 or ViT-H-14.
         pretrained: Tag of published weights, such as openai or laion2b_s34b_b79k.
-        weights: File of weights, of the tower or of the whole model. ``pretrained`` beside it
-            only tells which weights they were fine-tuned from: it settles the preprocessing and
-            the check of the activation, and nothing is downloaded.
+        weights: File of weights, of the tower or of the whole model, under open_clip's names or
+            transformers'. ``pretrained`` beside it only tells which weights they were fine-tuned
+            from: it settles the preprocessing and the check of the activation, and nothing is
+            downloaded. Vision towers of transformers, which come without the projection, can be
+            loaded into the encoder afterwards; they get that of these weights.
 
     Raises:
         InputError: If the name or the tag is unknown, the tag's weights need the other
@@ -50,6 +53,8 @@ class OpenClipEncoder(Encoder):
         super().__init__(visual, preprocess, open_clip.get_model_config(name)["embed_dim"])
         if weights is not None:
             self.load(weights)
+        if (pretrained or weights) and "proj" in visual.state_dict():
+            self.spare = {"proj": visual.proj.detach().clone()}
 
 
 def create_clip(name: str, pretrained: str | None = None, *, download: bool = True) -> Any:
@@ -67,7 +72,7 @@ def create_clip(name: str, pretrained: str | None = None, *, download: bool = Tr
     import open_clip
 
     tag_config = _check(name, pretrained)
-    with _quiet():
+    with _quiet(), no_longer_than_needed():
         if pretrained is None or not download:
             return open_clip.create_model(name, force_preprocess_cfg=tag_config).eval()
         try:

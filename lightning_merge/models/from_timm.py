@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.hub import no_longer_than_needed
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.models.loading import unknown_name
 from lightning_merge.models.preprocess import Preprocess
@@ -43,7 +44,10 @@ class TimmEncoder(Encoder):
             raise InputError(f"pretrained=True and weights={weights}: give only one of them.")
         _check(name)
         try:
-            model: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+            with no_longer_than_needed():
+                model: Any = timm.create_model(
+                    name, pretrained=pretrained, num_classes=0, **options
+                )
         except (OSError, RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
             raise InputError(
                 f"name={name!r}, pretrained={pretrained}, options={options}: timm could not build "

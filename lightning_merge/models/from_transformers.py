@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_merge.core.checkpoint import open_checkpoint
+from lightning_merge.core import hub
+from lightning_merge.core.checkpoint import Checkpoint, open_checkpoint, spelled_as
 from lightning_merge.core.errors import InputError, warn
 from lightning_merge.models.config_files import Fields, read_fields
 from lightning_merge.models.encoder import Encoder
-from lightning_merge.models.loading import unknown_name
+from lightning_merge.models.loading import Source, unknown_name
 from lightning_merge.models.preprocess import Preprocess
 
 _PROJECTION = "visual_projection.weight"
@@ -74,12 +76,25 @@ class TransformersEncoder(Encoder):
     ) -> None:
         folder = None if isinstance(source, Mapping) else _folder("source", source)
         config = _config(source if folder is None else folder)  # type: ignore[arg-type]
-        matrix = _projection(projection or folder, required=projection is not None)
+        stored = None if isinstance(source, Mapping) else source
+        matrix = _projection(projection or stored, required=projection is not None)
         dim = config.hidden_size if matrix is None else matrix.shape[0]
         super().__init__(VisionTower(config), _preprocess(folder, config.image_size), dim)
         self.register_buffer("projection", matrix)
-        if (stored := weights or folder) is not None:
+        if (stored := weights or stored) is not None:
             self.load(stored)
+
+    def fitting(self, source: Source) -> Checkpoint:
+        """Return the weights of the tower; warn of a projection other than the encoder's."""
+        checkpoint = source if isinstance(source, Mapping) else open_checkpoint(source)
+        matrix, own = _stored_projection(checkpoint), getattr(self, "projection", None)
+        if matrix is not None and own is not None and not _agree(matrix, own):
+            origin = "the given mapping" if isinstance(source, Mapping) else str(source)
+            warn(
+                f"weights={origin}: its visual projection is another than the encoder's, which "
+                "stays: it is no part of this backbone. OpenClipEncoder has it inside"
+            )
+        return super().fitting(source)
 
     def project(self, pooled: Tensor) -> Tensor:
         """Apply the visual projection, where there is one."""
@@ -88,23 +103,15 @@ class TransformersEncoder(Encoder):
 
 def _folder(argument: str, source: str | Path) -> Path:
     """Return the local folder of a source, downloading a repository once."""
-    if Path(source).is_dir():
-        return Path(source)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    described = ["config.json", "preprocessor_config.json", "processor_config.json"]
     try:
-        patterns = [*described, "model*.safetensors*"]
-        folder = Path(snapshot_download(str(source), allow_patterns=patterns))
-        if not list(folder.glob("model*.safetensors")):  # OpenAI's own has a pickle alone
-            patterns = [*described, "pytorch_model*"]
-            folder = Path(snapshot_download(str(source), allow_patterns=patterns))
-    except (OSError, HFValidationError) as error:
+        folder = hub.local(source)
+    except InputError as fault:
+        raise InputError(f"{argument}={str(source)!r}: {fault}") from fault
+    if not folder.is_dir():
         raise InputError(
-            f"{argument}={str(source)!r} is no folder here, and it cannot be had from the Hub "
-            f"({error}). Give a folder with config.json and model.safetensors, or go online once."
-        ) from error
+            f"{argument}={str(source)!r} is not a folder here: give one with config.json and "
+            "model.safetensors, or the name of a repository on the Hub."
+        )
     return folder
 
 
@@ -178,14 +185,23 @@ def _projection(source: str | Path | None, *, required: bool) -> Tensor | None:
     """Read the projection [dim, width] of a source, or None where it has none."""
     if source is None:
         return None
-    checkpoint = open_checkpoint(
-        source if Path(source).is_file() else _folder("projection", source)
-    )
-    if _PROJECTION in checkpoint:
-        return checkpoint[_PROJECTION].float()
+    if (matrix := _stored_projection(open_checkpoint(source))) is not None:
+        return matrix
     if required:
         raise InputError(f"projection={source}: there is no tensor {_PROJECTION} in it.")
     return None
+
+
+def _agree(one: Tensor, other: Tensor) -> bool:
+    """Whether two projections are the same, one of them perhaps stored in half precision."""
+    return one.shape == other.shape and torch.allclose(one, other.to(one), rtol=2e-3, atol=1e-5)
+
+
+def _stored_projection(source: Mapping[str, Tensor]) -> Tensor | None:
+    """Return the visual projection [dim, width] of a checkpoint, under either library's names."""
+    checkpoint = spelled_as(source, ["pre_layrnorm.weight"])
+    names = [n for n in checkpoint if n == _PROJECTION or n.endswith(f".{_PROJECTION}")]
+    return checkpoint[names[0]].float() if names else None
 
 
 def _preprocess(folder: Path | None, size: int) -> Preprocess:

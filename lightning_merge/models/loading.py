@@ -9,8 +9,20 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from lightning_merge.core.checkpoint import Checkpoint, match_names, open_checkpoint, select
+from lightning_merge.core.checkpoint import (
+    Checkpoint,
+    as_checkpoint,
+    match_names,
+    open_checkpoint,
+    select,
+    spelled_as,
+)
 from lightning_merge.core.errors import InputError
+
+Source = str | Path | Mapping[str, Tensor]
+"""A checkpoint file or folder, or a mapping from names to tensors."""
+
+_PROJECTION = "proj"  # of open_clip's visual towers
 
 
 def unknown_name(argument: str, value: str, known: Iterable[str], remedy: str = "") -> InputError:
@@ -20,27 +32,74 @@ def unknown_name(argument: str, value: str, known: Iterable[str], remedy: str = 
     return InputError(f"{argument}={value!r} is not known.{hint}{remedy}")
 
 
-def load_strict(module: nn.Module, source: str | Path | Mapping[str, Tensor]) -> None:
+def load_strict(module: nn.Module, source: Source, *, leave_out: str = "") -> None:
     """Load every tensor of ``module`` from a checkpoint that may hold other modules beside it.
 
     Args:
         module: What is loaded; its state dict names what is wanted.
         source: A checkpoint file or folder, or a mapping.
+        leave_out: Prefix of names that are not loaded, and need not be there.
+
+    Raises:
+        InputError: See :func:`fitting`.
+    """
+    module.load_state_dict(fitting(module, source, leave_out=leave_out), strict=not leave_out)
+
+
+def fitting(
+    module: nn.Module,
+    source: Source,
+    *,
+    spare: Mapping[str, Tensor] | None = None,
+    leave_out: str = "",
+) -> Checkpoint:
+    """Return a checkpoint's tensors under the names of ``module``, all of them and no others.
+
+    Args:
+        module: Its state dict names what is wanted.
+        source: A checkpoint file or folder, or a mapping; a CLIP under either library's names.
+        spare: What a tower of transformers has outside, and this module inside, by its name; it
+            is taken where the checkpoint has such a tower alone.
+        leave_out: Prefix of names that are not wanted.
 
     Raises:
         InputError: If the file cannot be read, or if tensors are missing, have another shape,
             or have no place in the submodules of ``module`` that the checkpoint fills.
     """
-    checkpoint = source if isinstance(source, Mapping) else open_checkpoint(source)
+    stored = as_checkpoint(source) if isinstance(source, Mapping) else open_checkpoint(source)
     origin = "the given mapping" if isinstance(source, Mapping) else str(source)
-    own = module.state_dict()
+    own = {
+        n: t for n, t in module.state_dict().items() if not leave_out or not n.startswith(leave_out)
+    }
+    checkpoint = spelled_as(stored, own)
+    if checkpoint is not stored:
+        checkpoint = _completed(checkpoint, own, spare or {}, origin)
     wanted = select(checkpoint, own)
-    if problems := [*_misshapen(own, wanted), *_left_over(module, checkpoint)]:
+    if problems := [*_misshapen(own, wanted), *_left_over(module, own, checkpoint)]:
         raise InputError(
             f"weights={origin}: another architecture than the model's {type(module).__name__}. "
             f"{_enumerate(problems)}. Give weights of this model, or the model of these weights."
         )
-    module.load_state_dict({name: wanted[name] for name in own})
+    return wanted
+
+
+def _completed(
+    checkpoint: Checkpoint, own: Mapping[str, Tensor], spare: Mapping[str, Tensor], origin: str
+) -> Checkpoint:
+    """Add to a translated tower what the other library keeps outside of it: its projection."""
+    if _PROJECTION not in own or any(
+        n == _PROJECTION or n.endswith(f".{_PROJECTION}") for n in checkpoint
+    ):
+        return checkpoint
+    if _PROJECTION not in spare:
+        raise InputError(
+            f"weights={origin}: a vision tower without its visual_projection, which is part of "
+            "this model. Build the encoder from the whole CLIP, by its own weights, and load this "
+            "into it."
+        )
+    rest = [name for name in own if name != _PROJECTION]
+    prefix = match_names(rest, checkpoint)[rest[0]].removesuffix(rest[0])
+    return checkpoint.joined(as_checkpoint({prefix + _PROJECTION: spare[_PROJECTION]}))
 
 
 def _misshapen(own: Mapping[str, Tensor], stored: Checkpoint) -> Iterator[str]:
@@ -50,12 +109,14 @@ def _misshapen(own: Mapping[str, Tensor], stored: Checkpoint) -> Iterator[str]:
             yield f"{name} has shape {list(shape)} instead of {list(tensor.shape)}"
 
 
-def _left_over(module: nn.Module, checkpoint: Mapping[str, Tensor]) -> Iterator[str]:
+def _left_over(
+    module: nn.Module, names: Iterable[str], checkpoint: Mapping[str, Tensor]
+) -> Iterator[str]:
     """Describe stored tensors of submodules that the module has, which it has no place for.
 
     A deeper network of the same width would otherwise load as its own first half.
     """
-    own = list(module.state_dict())
+    own = list(names)
     stored = match_names(own, checkpoint)
     ends = zip(min(own).split(".")[:-1], max(own).split(".")[:-1], strict=False)
     shared = "".join(f"{level}." for level, _ in takewhile(lambda pair: len(set(pair)) == 1, ends))

@@ -103,7 +103,13 @@ def _text_tower(name: str, pretrained: str | None, weights: str | Path | None) -
 
     model = create_clip(name, pretrained, download=weights is None)
     if weights is not None:
-        load_strict(model, weights)
+        try:
+            load_strict(model, weights, leave_out="visual.")
+        except InputError as fault:
+            raise InputError(
+                f"{weights} has no text tower of {name}; pickles that go with task vectors, for "
+                f"one, are published without. Give the whole CLIP. ({fault})"
+            ) from fault
     return model, open_clip.get_tokenizer(name)
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_merge.core.device import run_device
+from lightning_merge.core.errors import InputError
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.data.tasks import task_spec
 from lightning_merge.models.encoder import Encoder
@@ -31,7 +32,10 @@ def make_heads(
 
         prompts = {task: task_spec(task).prompts(data.classes[task]) for task in tasks}
         text = zoo.text
-        made = zero_shot_heads(prompts, text.name, text.pretrained, text.weights)
+        try:
+            made = zero_shot_heads(prompts, text.name, text.pretrained, text.weights)
+        except InputError as fault:
+            raise InputError(f"zoo.text: {fault}") from fault
         return {task: head.named(data.classes[task]) for task, head in made.items()}
     encoder.load(zoo.base)
     heads: dict[str, Head] = {}

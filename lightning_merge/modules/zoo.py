@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from lightning_merge.core.checkpoint import match_names, open_checkpoint, select
+from lightning_merge.core.checkpoint import match_names, open_checkpoint, spelled_as
 from lightning_merge.core.errors import InputError, warn
 from lightning_merge.core.files import file_hash
 from lightning_merge.core.suspicions import suspicions
@@ -117,11 +117,10 @@ class Zoo:
             text for what, file in files.items() for text in _misfit(encoder, what, file)
         ]:
             raise InputError("\n".join(problems))
-        names = list(encoder.backbone.state_dict())
-        stored = select(open_checkpoint(self.base), names)
+        stored = encoder.fitting(self.base)
         base = {name: t.float() if t.is_floating_point() else t for name, t in stored.items()}
         experts: dict[str, Mapping[str, Tensor]] = {
-            task: select(open_checkpoint(self.expert(task)), names) for task in tasks
+            task: encoder.fitting(self.expert(task)) for task in tasks
         }
         check_experts(base, experts, minimum=minimum)
         for suspicion in suspicions(TaskVectors(base, experts)):
@@ -131,14 +130,16 @@ class Zoo:
     def named_as_base(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return merged weights under the names that the base's file has for them.
 
-        So they load where the base does. Where its file has other tensors than the encoder, as
-        another library's has, the names stay the encoder's.
+        So they load where the base does. Where its file has other tensors than the encoder, the
+        names stay the encoder's.
         """
+        base = open_checkpoint(self.base)
+        spelled = spelled_as(weights, base)
         try:
-            stored = match_names(weights, open_checkpoint(self.base))
+            stored = match_names(spelled, base)
         except InputError:
             return weights
-        return {stored[name]: tensor for name, tensor in weights.items()}
+        return {stored[name]: tensor for name, tensor in spelled.items()}
 
     def hashes(self, tasks: Sequence[str]) -> dict[str, str]:
         """Return the SHA-256 of base and experts, for the metadata of what is merged from them."""

@@ -13,6 +13,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from lightning_merge.core import hub
 from lightning_merge.core.errors import InputError
 from lightning_merge.models import TransformersEncoder
 
@@ -120,24 +121,28 @@ def test_repositories_are_fetched_once_from_the_hub(monkeypatch, expert, images)
     folder, model = expert
     asked = []
 
-    def snapshot_download(repository, allow_patterns):
+    def snapshot_download(repository, revision, allow_patterns):
         asked.append((repository, allow_patterns))
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(hub, "reachable", lambda: True)
+    hub._fetched.cache_clear()
     encoder = TransformersEncoder("tanganke/clip-vit-base-patch32_sun397")
     torch.testing.assert_close(encoder(images), model(pixel_values=images).pooler_output)
     names = {repository for repository, _ in asked}
     assert names == {"tanganke/clip-vit-base-patch32_sun397"}
-    assert "config.json" in asked[0][1]
+    assert len(asked) == 1
+    assert set(asked[0][1]) == {*hub.DESCRIPTIONS, "model.safetensors*", "model-*-of-*.safetensors"}
+    hub._fetched.cache_clear()
 
 
 def test_bad_sources(monkeypatch, tmp_path, expert):
     folder, _ = expert
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match=r"nobody/nothing.*no folder here"):
+    with pytest.raises(InputError, match=r"source='nobody/nothing'.*the Hub cannot be reached"):
         TransformersEncoder("nobody/nothing")
-    with pytest.raises(InputError, match=r"no/such/folder.*no folder here"):
+    with pytest.raises(InputError, match=r"no/such/folder.*not a folder here"):
         TransformersEncoder("no/such/folder")
     with pytest.raises(InputError, match=r"no config\.json"):
         TransformersEncoder(tmp_path)
