@@ -164,7 +164,7 @@ class MergeCallback(CheckedCallback):
         """
         module.to(module.trainer.strategy.root_device)
         given = module.held_out.resources(self.method)._asdict()
-        inputs = module.zoo.hashes(tuple(module.experts))
+        inputs = module.zoo.hashes(tuple(module.experts)) | module.encoder.described
         if self.method.needs != "nothing":
             inputs["images"] = module.held_out.digest
         if self.method.needs.endswith("heads"):

@@ -95,7 +95,8 @@ class _Bare(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         for name, child in module.named_children():
-            self.add_module(name, _Bare(child))
+            keep = type(child).__name__ == "QuickGELU"
+            self.add_module(name, child if keep else _Bare(child))
         for name, parameter in module.named_parameters(recurse=False):
             self.register_parameter(name, nn.Parameter(parameter.detach().clone()))
 

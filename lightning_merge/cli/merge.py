@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from lightning_merge.cli.companions import copy_companions, how_to_load
+from lightning_merge.core.activation import KEY, agreed
 from lightning_merge.core.checkpoint import Checkpoint, open_checkpoint
 from lightning_merge.core.errors import InputError, warn
 from lightning_merge.core.files import file_fingerprint
@@ -91,7 +92,7 @@ def merge_files(
     shard_size = None if max_shard_size is None else _bytes(max_shard_size)
     started = time.perf_counter()
     opened = _open(files, prefix or {})
-    whole = opened["base"]
+    whole, activation = opened["base"], agreed(files, opened)
     part = align(whole, {task: opened[f"expert/{task}"] for task in experts})
     aligned = {"base": part.base, **{f"expert/{task}": e for task, e in part.experts.items()}}
     parts = taking_part(aligned, ignore, part.passed)
@@ -110,6 +111,7 @@ def merge_files(
         "scope": scope,
         **{what: file_fingerprint(file) for what, file in files.items()},
         **{f"prefix/{what}": given for what, given in _by_file(prefix or {}).items()},
+        **({KEY: activation} if activation else {}),
         **about,
     }
     layout = {name: (whole.dtype(name), whole.shape(name)) for name in whole}

@@ -63,7 +63,7 @@ class ZooMerger:
         given = self._held_out.resources(method)._asdict()
         about = {"method": type(method).__name__, "hyperparameters": method.described()}
         about["scope"] = "changed"
-        about |= self.zoo.hashes(self.data.seen)
+        about |= {**self.encoder.described, **self.zoo.hashes(self.data.seen)}
         if isinstance(method, NetworkMethod):
             statistics = self._held_out.recalibrate if self.recalibrates else as_they_are
             with measured(self.device) as cost:

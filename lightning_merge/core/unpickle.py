@@ -85,6 +85,30 @@ def find_attributes(source: Source) -> dict[str, Any]:
     return {name: value for name, value in plain.items() if isinstance(name, str)}
 
 
+def find_classes(source: Source) -> set[str]:
+    """Names of the classes of all objects in a file of torch.save, without their packages.
+
+    Args:
+        source: see `find_tensors`; a whole module, a state dict has none.
+
+    Raises:
+        InputError: see `find_tensors`.
+        Exception: likewise.
+    """
+    waiting, found, seen = [_read_root(source)], set(), set()
+    while waiting:
+        value = waiting.pop()
+        if not isinstance(value, (Record, dict, list, tuple)) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Record):
+            found.update([value.kind.name] if isinstance(value.kind, Symbol) else [])
+            waiting += (value.args, value.state, value.items, value.entries)
+        else:
+            waiting += value.values() if isinstance(value, dict) else value
+    return found
+
+
 def _read_root(source: Source) -> Any:
     is_zip = source.read(0, 4) == _ZIP_MAGIC
     return _read_zip(source) if is_zip else _read_legacy(source)

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lightning_merge.core.activation import KEY
 from lightning_merge.core.checkpoint import Checkpoint
+from lightning_merge.models.activation import Activation
 from lightning_merge.models.loading import Source, fitting
 from lightning_merge.models.preprocess import Preprocess
 
@@ -31,10 +33,12 @@ class Encoder(nn.Module):
 
     Attributes:
         spare: What files of another library lack that have the same tower, by name.
+        activation: That of the backbone, where weights do not tell which of two they need.
     """
 
     update_statistics: bool = False
     spare: Mapping[str, Tensor] = MappingProxyType({})
+    activation: Activation | None = None
 
     def __init__(self, backbone: nn.Module, preprocess: Preprocess, dim: int) -> None:
         super().__init__()
@@ -105,7 +109,14 @@ class Encoder(nn.Module):
         Raises:
             InputError: As `load`.
         """
+        if self.activation is not None and not isinstance(source, Mapping):
+            self.activation.check(source)
         return fitting(self.backbone, source, spare=self.spare)
+
+    @property
+    def described(self) -> dict[str, str]:
+        """What metadata of the backbone's weights say of the network."""
+        return {} if self.activation is None else {KEY: self.activation.kind}
 
     def _constants(self) -> dict[str, Tensor]:
         """Return the backbone's buffers that no checkpoint holds, such as position indices."""

@@ -8,9 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from lightning_merge.core.checkpoint import open_checkpoint
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.hub import no_longer_than_needed
+from lightning_merge.models.activation import Activation, activation_in
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.models.loading import unknown_name
 from lightning_merge.models.preprocess import Preprocess
@@ -32,8 +35,12 @@ class OpenClipEncoder(Encoder):
             loaded into the encoder afterwards; they get that of these weights.
 
     Raises:
-        InputError: If the name or the tag is unknown, the tag's weights need the other
-            activation, they cannot be had, or the file fits another architecture.
+        InputError: If the name or the tag is unknown, the tag's weights or the file's need the
+            other activation, they cannot be had, or the file fits another architecture.
+
+    Warns:
+        InputWarning: If there is a model with the other activation, and neither a tag nor a file
+            says which one the weights were trained with.
     """
 
     def __init__(
@@ -51,6 +58,7 @@ class OpenClipEncoder(Encoder):
             visual.output_tokens = False
         preprocess = Preprocess.from_open_clip(visual.preprocess_cfg)
         super().__init__(visual, preprocess, open_clip.get_model_config(name)["embed_dim"])
+        self.activation = activation(name, visual, settled=pretrained is not None)
         if weights is not None:
             self.load(weights)
         if (pretrained or weights) and "proj" in visual.state_dict():
@@ -84,6 +92,29 @@ def create_clip(name: str, pretrained: str | None = None, *, download: bool = Tr
             ) from error
 
 
+def activation(name: str, model: nn.Module, *, settled: bool) -> Activation | None:
+    """Return the activation of an open_clip model, and the name of the one with the other.
+
+    Args:
+        name: Model name of open_clip.
+        model: The model, or a tower of it.
+        settled: Whether a tag says which activation its weights need.
+    """
+    import open_clip
+
+    if (kind := activation_in(model)) is None:
+        return None
+    other = _with_other_activation(name)
+    known = other in open_clip.list_models()
+    settle = "" if settled else "give pretrained, the tag of the weights that they come from"
+    return Activation(kind, f"name={name!r}", f"name={other!r}" if known else "", settle)
+
+
+def _with_other_activation(name: str) -> str:
+    plain = name.removesuffix("-quickgelu")
+    return f"{name}-quickgelu" if name == plain else plain
+
+
 def _check(name: str, pretrained: str | None) -> dict[str, Any]:
     """Return open_clip's record of the tag, or raise InputError for a pair that does not fit."""
     import open_clip
@@ -98,9 +129,9 @@ def _check(name: str, pretrained: str | None) -> dict[str, Any]:
         remedy = f" Tags of {name}: {', '.join(tags) or 'none'}. A file goes into weights."
         raise unknown_name("pretrained", pretrained, tags, remedy)
     needs = bool(config.get("quick_gelu", False))
-    other = f"{name}-quickgelu" if needs else name.removesuffix("-quickgelu")
+    other = _with_other_activation(name)
     has = bool(open_clip.get_model_config(name).get("quick_gelu", False))
-    if needs != has and other in open_clip.list_models() and other != name:
+    if needs != has and other in open_clip.list_models():
         trained = "QuickGELU" if needs else "GELU"
         raise InputError(
             f"name={name!r} does not have the activation of pretrained={pretrained!r}, whose "

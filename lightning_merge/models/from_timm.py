@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_merge.core.errors import InputError
+from lightning_merge.core.errors import InputError, warn
 from lightning_merge.core.hub import no_longer_than_needed
+from lightning_merge.models.activation import Activation, activation_in
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.models.loading import unknown_name
 from lightning_merge.models.preprocess import Preprocess
@@ -57,8 +58,30 @@ class TimmEncoder(Encoder):
         config = resolve_data_config(size, model=model)
         dim = getattr(model, "head_hidden_size", None) or model.num_features
         super().__init__(model, Preprocess.from_timm(config), int(dim))
+        self.activation = _activation(name, model, pretrained)
         if weights is not None:
             self.load(weights)
+
+
+def _activation(name: str, model: Any, pretrained: bool) -> Activation | None:
+    """Return the activation of a CLIP's tower; warn of a tag whose weights need the other one."""
+    import timm
+
+    architecture, _, tag = name.partition(".")
+    plain = architecture.replace("_clip_quickgelu_", "_clip_")
+    other = plain.replace("_clip_", "_clip_quickgelu_") if plain == architecture else plain
+    kind = activation_in(model)
+    if kind is None or other == architecture or not timm.is_model(other):
+        return None
+    settled = pretrained or bool(tag)
+    notes = " ".join(getattr(model, "pretrained_cfg", {}).get("notes") or ())
+    if settled and "natively QuickGELU" in notes and kind != "quick_gelu":
+        warn(
+            f"name={name!r} has GELU, though the weights of its tag were trained with QuickGELU: "
+            f"{other}{f'.{tag}' if tag else ''} has it. Keep it for experts that were fine-tuned so"
+        )
+    settle = "" if settled else "give the name with the tag of the weights that they come from"
+    return Activation(kind, f"name={name!r}", f"name={other!r}", settle)
 
 
 def _check(name: str) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lightning_merge.core import hub
 from lightning_merge.core.checkpoint import Checkpoint, open_checkpoint, spelled_as
 from lightning_merge.core.errors import InputError, warn
+from lightning_merge.models.activation import Activation
 from lightning_merge.models.config_files import Fields, read_fields
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.models.loading import Source, unknown_name
@@ -81,6 +82,8 @@ class TransformersEncoder(Encoder):
         dim = config.hidden_size if matrix is None else matrix.shape[0]
         super().__init__(VisionTower(config), _preprocess(folder, config.image_size), dim)
         self.register_buffer("projection", matrix)
+        described = "source" if folder is None else f"source={source}"
+        self.activation = Activation(config.hidden_act, described)
         if (stored := weights or stored) is not None:
             self.load(stored)
 

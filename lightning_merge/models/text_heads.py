@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_merge.core.checkpoint import file_hash
 from lightning_merge.core.errors import InputError
-from lightning_merge.models.from_open_clip import create_clip
+from lightning_merge.models.from_open_clip import activation, create_clip
 from lightning_merge.models.heads import CosineHead, load_heads, save_heads
 from lightning_merge.models.loading import load_strict
 
@@ -103,6 +103,9 @@ def _text_tower(name: str, pretrained: str | None, weights: str | Path | None) -
 
     model = create_clip(name, pretrained, download=weights is None)
     if weights is not None:
+        own = activation(name, model, settled=pretrained is not None)
+        if own is not None:
+            own.check(weights)
         try:
             load_strict(model, weights, leave_out="visual.")
         except InputError as fault:

@@ -370,6 +370,7 @@ class CoefficientModule(TaskModule):
             "note": self.note,
             "scope": "changed",
             "version": __version__,
+            **self.encoder.described,
             **self.zoo.hashes(self.stacked.tasks),
         }
         state = {f"learner.{n}": t.cpu() for n, t in self.learner.state_dict().items()}

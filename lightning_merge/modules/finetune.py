@@ -258,5 +258,6 @@ class FineTune(TaskModule):
             "images": json.dumps({task: self.data.digest(task) for task in self.data.seen}),
             "seed": str(self._seed),
             "version": __version__,
+            **self.encoder.described,
             **self._hashes,
         }

@@ -168,6 +168,7 @@ def test_fusionbench_runs_on_hub_folders(run, shipped, zoo, tmp_path):
     heads = load_heads(tmp_path / "heads.safetensors")
     assert heads["dtd"].classes == tuple(TASKS["dtd"])
     merged = open_checkpoint(tmp_path / "run" / "merged" / "average.safetensors")
+    assert merged.metadata["activation"] == "quick_gelu"
     name = "vision_model.encoder.layers.1.self_attn.q_proj.weight"
     towers = [open_checkpoint(experts[task])[name] for task in TASKS]
     torch.testing.assert_close(merged[name], torch.stack(towers).mean(0))

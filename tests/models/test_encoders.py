@@ -87,6 +87,7 @@ def test_functional_is_strict(encoder, images):
         encoder.functional(state, images)
 
 
+@pytest.mark.filterwarnings("ignore:name='Tiny.* has .*GELU")  # see test_activation.py
 @pytest.mark.parametrize("prefix", ["", "module.", "model.visual.", "encoder.backbone."])
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 def test_load_restores_every_tensor(tmp_path, encoder, prefix, suffix):
@@ -112,6 +113,7 @@ def test_batch_norm_stays_in_eval_unless_asked(images):
     )
 
 
+@pytest.mark.filterwarnings("ignore:name='Tiny.* has .*GELU")
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 @pytest.mark.parametrize("name", ["Tiny", "Tiny-quickgelu", "TinyResNet", "TinyCoCa"])
 def test_open_clip_keeps_the_visual_tower_of_a_published_file(tmp_path, images, name, suffix):

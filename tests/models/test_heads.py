@@ -125,6 +125,7 @@ def test_zero_shot_head_is_open_clips():
     assert zero_shot_head(model, tokenizer, CLASSES, TEMPLATES, scale=2.0).scale == 2
 
 
+@pytest.mark.filterwarnings("ignore:name='Tiny.* has .*GELU")
 def test_zero_shot_heads_are_cached_by_model_weights_and_prompts(tmp_path, monkeypatch):
     files = [tmp_path / "a.pt", tmp_path / "b.pt"]
     for file in files:

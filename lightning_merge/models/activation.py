@@ -1,0 +1,55 @@
+"""Whether weights and model have the same activation, where two models have the same tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from lightning_merge.core.activation import activation_of, named
+from lightning_merge.core.errors import InputError, warn
+
+_WORDS = {"quick_gelu": "QuickGELU", "gelu": "GELU"}
+
+
+@dataclass(frozen=True)
+class Activation:
+    """What a model computes between the two layers of a block.
+
+    Attributes:
+        kind: ``quick_gelu``, ``gelu``, or what else transformers calls one.
+        model: What chooses the model, such as ``name='ViT-B-32'``.
+        other: What would choose the model that differs in it alone; nothing if there is none.
+        settle: How to say which one the weights need; nothing where it is said.
+    """
+
+    kind: str
+    model: str
+    other: str = ""
+    settle: str = ""
+
+    def check(self, source: str | Path) -> None:
+        """Compare with what a checkpoint says; warn where nothing says which one it needs.
+
+        Raises:
+            InputError: If it says that it was trained with another activation.
+        """
+        own, told = _WORDS.get(self.kind, self.kind), activation_of(source)
+        if told is not None and told != self.kind:
+            remedy = f": use {self.other}" if self.other else ""
+            raise InputError(
+                f"{self.model} has {own}, but weights={source} were trained with "
+                f"{_WORDS.get(told, told)}{remedy}."
+            )
+        if told is None and self.settle and self.other:
+            warn(
+                f"{self.model} has {own}, and nothing says whether the weights were trained with "
+                f"it: they fit {self.other}, too, and OpenAI's need QuickGELU. To settle it, "
+                f"{self.settle}"
+            )
+
+
+def activation_in(module: nn.Module) -> str | None:
+    """Return the activation of a network's modules, if it is one of the two."""
+    return named({type(part).__name__ for part in module.modules()})
