@@ -13,7 +13,7 @@ from lightning_merge.core.checkpoint import open_checkpoint
 from lightning_merge.core.files import file_fingerprint
 from lightning_merge.data.drawn import DRAWN_TASKS
 from lightning_merge.data.tasks import TASKS as KNOWN_TASKS
-from lightning_merge.methods import Average, LwPTV, MTies, TaskArithmetic, Ties
+from lightning_merge.methods import Average, Dare, LwPTV, MTies, TaskArithmetic, Ties
 from lightning_merge.methods.base import Method, Transform, registered
 from lightning_merge.models import encoders
 from lightning_merge.models.mini_vit import MiniViT
@@ -22,6 +22,10 @@ METHODS = {
     "average": (Average(), ["--method", "Average"]),
     "ties": (Ties(density=0.3, scale=0.5), ["--method", "Ties", "--method.density", "0.3",
                                            "--method.scale", "0.5"]),
+    "transform by its name": (
+        TaskArithmetic(transforms=[Dare()]),
+        ["--method", "TaskArithmetic", "--method.transforms", "Dare"],
+    ),
     "composed": (
         TaskArithmetic(scale=0.3, transforms=[LwPTV(prune_ratio=0.5)]),
         ["--method", "TaskArithmetic", "--method.transforms",
