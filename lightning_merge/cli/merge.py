@@ -13,6 +13,7 @@ from lightning_merge.core.activation import KEY, agreed
 from lightning_merge.core.checkpoint import Checkpoint, open_checkpoint
 from lightning_merge.core.errors import InputError, warn
 from lightning_merge.core.files import file_fingerprint
+from lightning_merge.core.hub import given_as
 from lightning_merge.core.ignore import taking_part
 from lightning_merge.core.scope import Kind as Scope
 from lightning_merge.core.suspicions import suspicions
@@ -166,7 +167,11 @@ def _open(files: Mapping[str, str], prefixes: Mapping[str, str]) -> dict[str, Ch
             f"prefix.{unknown[0].removeprefix('expert/')}: there is no such expert; give it for "
             f"one of {names}"
         )
-    return {what: open_checkpoint(file, prefix=given.get(what)) for what, file in files.items()}
+    opened = {}
+    for what, file in files.items():
+        with given_as(f"--{what.replace('expert/', 'experts.')}"):
+            opened[what] = open_checkpoint(file, prefix=given.get(what))
+    return opened
 
 
 def _by_file(prefixes: Mapping[str, str]) -> dict[str, str]:

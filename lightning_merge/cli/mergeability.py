@@ -16,6 +16,7 @@ from torch import Tensor
 from lightning_merge.core.device import run_device
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.files import file_fingerprint, write_text
+from lightning_merge.core.hub import given_as
 from lightning_merge.core.mergeability import LayerInputs, Mergeability
 from lightning_merge.core.mergeability import mergeability as measure
 from lightning_merge.data.datamodule import MergeDataModule
@@ -62,8 +63,12 @@ def mergeability(
     folder = None if output is None else Path(output)
     _check_output(folder, overwrite)
     started = time.perf_counter()
-    opened = {task: encoder.fitting(file) for task, file in experts.items()}
-    weights = encoder.fitting(base)
+    opened = {}
+    for task, file in experts.items():
+        with given_as(f"--experts.{task}"):
+            opened[task] = encoder.fitting(file)
+    with given_as("--base"):
+        weights = encoder.fitting(base)
     data.only(experts)
     data.preprocess = encoder.preprocess
     data.load(test=False)

@@ -158,10 +158,10 @@ def _options_of_teacher(zoo: Zoo, config: dict[str, Any], task: str) -> list[str
 def _stages(zoo: Zoo, tasks: Sequence[str]) -> "list[Stage]":
     """Return the stage of the base and those of the experts."""
     experts = [
-        Stage(f"expert of {t}", Path(zoo.expert(t)), zoo.expert_recipe, "zoo.expert_recipe")
+        Stage(f"expert of {t}", zoo.expert(t), zoo.expert_recipe, "zoo.expert_recipe")
         for t in tasks
     ]
-    return [Stage("base", Path(zoo.base), zoo.base_recipe, "zoo.base_recipe"), *experts]
+    return [Stage("base", zoo.base, zoo.base_recipe, "zoo.base_recipe"), *experts]
 
 
 def _multi_task_stages(zoo: Zoo) -> "list[Stage]":
@@ -169,7 +169,7 @@ def _multi_task_stages(zoo: Zoo) -> "list[Stage]":
     if zoo.multi_task is None:
         return []
     recipe = (zoo.multi_task_recipe, "zoo.multi_task_recipe")
-    return [Stage("multi-task network", Path(zoo.multi_task), *recipe)]
+    return [Stage("multi-task network", zoo.multi_task, *recipe)]
 
 
 class Stage:
@@ -177,17 +177,18 @@ class Stage:
 
     Args:
         what: for messages.
-        path: the file.
+        file: its path; without a recipe perhaps a name of the Hub.
         recipe: config of the run that makes it.
         option: name of the option that holds the recipe, for messages.
     """
 
-    def __init__(self, what: str, path: Path, recipe: str | None, option: str) -> None:
-        self.what, self.path, self.recipe, self.option = what, path, recipe, option
+    def __init__(self, what: str, file: str, recipe: str | None, option: str) -> None:
+        self.what, self.file, self.recipe, self.option = what, file, recipe, option
+        self.path = Path(file)
 
     def exists(self) -> bool:
         """Whether the file is there, or can be had from the Hub."""
-        return hub.exists(self.path) if self.recipe is None else self.path.exists()
+        return hub.exists(self.file, plain=self.recipe is None)
 
     def check(self) -> None:
         """Check that the file is there and readable, or a recipe for it.
@@ -196,11 +197,12 @@ class Stage:
             InputError: neither is.
         """
         if self.exists():
-            open_checkpoint(self.path)
+            with hub.given_as(f"zoo, {self.what}"):
+                open_checkpoint(self.file)
         elif self.recipe is None:
             raise InputError(
-                f"the {self.what} is missing: {self.path} is no file and {self.option} is not "
-                "set; give the file or a recipe that makes it"
+                f"the {self.what} is missing: {self.path} does not exist and {self.option} is "
+                "not set; give the file or a recipe that makes it"
             )
         else:
             self._check_alone()
@@ -213,8 +215,8 @@ class Stage:
         if many := {k: v for k, v in wanted.items() if v not in ("auto", *ON_ONE_DEVICE[k])}:
             given = ", ".join(f"trainer.{key}={value!r}" for key, value in many.items())
             raise InputError(
-                f"the {self.what} is missing: {self.path} is no file, and {self.option}="
-                f"{self.recipe!r} with {given} is no recipe for one device; make the file first "
+                f"the {self.what} is missing: {self.path} does not exist, and {self.option}="
+                f"{self.recipe!r} with {given} is not a recipe for one device; make the file first "
                 f"by a run of its own: fit --config {self.recipe} --model.output {self.path}"
             )
 
@@ -324,10 +326,12 @@ def _head_mark(zoo: Zoo, data: MergeDataModule, task: str, inputs: dict[str, str
 
 
 def _heads_are_given(zoo: Zoo) -> bool:
-    """Whether the heads are a user's own: in files by task, or in one that was not made here."""
+    """Whether the heads are a user's own: in files by task, on the Hub, or not made here."""
     if not isinstance(zoo.heads, str) or by_task(zoo.heads):
         return True
-    return hub.exists(zoo.heads) and not _marks(zoo.heads)
+    if Path(zoo.heads).exists():
+        return not _marks(zoo.heads)
+    return hub.exists(zoo.heads, plain=False)
 
 
 def _marks(heads: str | Path) -> dict[str, str]:

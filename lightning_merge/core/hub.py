@@ -40,6 +40,11 @@ _SUFFIXES = (
 )
 _PATIENCE = 3.0  # seconds that the Hub has to answer
 _NAME = r"[\w][\w.-]*/[\w][\w.-]*"
+_PREFIXES = ("hf:", "hf-hub:")
+
+
+class Unavailable(InputError):
+    """What a name of the Hub stands for cannot be had."""
 
 
 class Repository(NamedTuple):
@@ -59,7 +64,8 @@ class Repository(NamedTuple):
 def repository(path: str | Path) -> Repository | None:
     """Return what a name of the Hub means; None for a path."""
     text = str(path)
-    prefixed = re.fullmatch(rf"hf(?:-hub)?:({_NAME})(?:/([^@]+))?(?:@(.+))?", text)
+    kinds = "|".join(_PREFIXES)
+    prefixed = re.fullmatch(rf"(?:{kinds})({_NAME})(?:/([^@]+))?(?:@(.+))?", text)
     if prefixed:
         return Repository(prefixed[1], prefixed[2], prefixed[3])
     plain = re.fullmatch(rf"({_NAME})(?:@([^@]+))?", text)
@@ -68,16 +74,22 @@ def repository(path: str | Path) -> Repository | None:
     return Repository(plain[1], None, plain[2])
 
 
-def exists(path: str | Path) -> bool:
-    """Whether a path is there, or is the name of a repository, which may be."""
-    return lexists(path) or repository(path) is not None
+def exists(path: str | Path, *, plain: bool = True) -> bool:
+    """Whether a path is there, or is the name of a repository, which may be.
+
+    Args:
+        path: the path or name.
+        plain: whether `owner/name` is a name; not where a file that is missing is made.
+    """
+    named = repository(path) is not None and (plain or str(path).startswith(_PREFIXES))
+    return lexists(path) or named
 
 
 def local(path: str | Path) -> Path:
     """Return the file or folder here that a path or a name of the Hub stands for.
 
     Raises:
-        InputError: a repository or file cannot be had, from the cache or from the Hub.
+        Unavailable: a repository or file cannot be had, from the cache or from the Hub.
     """
     found = repository(path)
     return Path(path) if found is None else _fetched(found)
@@ -87,7 +99,7 @@ def weights(path: str | Path) -> Path:
     """Return the file of weights, or their index, of a repository; of any other path itself.
 
     Raises:
-        InputError: as `local`.
+        Unavailable: as `local`.
     """
     folder, found = local(path), repository(path)
     stored = [] if found is None or found.file is not None else _stored(folder)
@@ -108,7 +120,7 @@ def files(path: str | Path) -> list[Path] | None:
         None for a path, and for a single file of a repository.
 
     Raises:
-        InputError: as `local`.
+        Unavailable: as `local`.
     """
     found = repository(path)
     if found is None or found.file is not None:
@@ -135,10 +147,19 @@ def _fetched(found: Repository) -> Path:
                     return folder
     except Exception as fault:  # another library's, of many kinds
         reason = next(filter(None, str(fault).splitlines()), type(fault).__name__)
-        raise InputError(_refusal(found, reason)) from fault
+        raise Unavailable(_refusal(found, reason)) from fault
     if not folder.is_dir():
-        raise InputError(f"{name!r} on the Hub holds no weights: correct the name")
+        raise Unavailable(f"{name!r} on the Hub holds no weights: correct the name")
     return folder
+
+
+@contextmanager
+def given_as(option: str) -> Iterator[None]:
+    """Put the option that names a repository in front of the error for one that cannot be had."""
+    try:
+        yield
+    except Unavailable as fault:
+        raise Unavailable(f"{option}: {fault}") from fault
 
 
 def _refusal(found: Repository, reason: str) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.hub import no_longer_than_needed
 from lightning_merge.core.names import composed
 from lightning_merge.data.examples import Examples, encoded_examples
 from lightning_merge.data.source import Source
@@ -67,9 +68,10 @@ class HubData(Source):
         if not layout.path:
             raise self.missing(task, "the task table has no repository for it")
         try:
-            return library.load_dataset(
-                layout.path, layout.config, split=split, cache_dir=self.root or None
-            )
+            with no_longer_than_needed():
+                return library.load_dataset(
+                    layout.path, layout.config, split=split, cache_dir=self.root or None
+                )
         except Exception as error:  # offline, gone, gated, ...: many kinds
             raise self.missing(task, f"{layout.path} cannot be loaded ({error})") from None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -79,17 +79,48 @@ def create_clip(name: str, pretrained: str | None = None, *, download: bool = Tr
     """
     import open_clip
 
-    tag_config = _check(name, pretrained)
-    with _quiet(), no_longer_than_needed():
-        if pretrained is None or not download:
-            return open_clip.create_model(name, force_preprocess_cfg=tag_config).eval()
-        try:
-            return open_clip.create_model(name, pretrained=pretrained).eval()
-        except (OSError, RuntimeError) as error:
-            raise InputError(
-                f"pretrained={pretrained!r}: the weights of {name} could not be loaded ({error}). "
-                "Go online once, or give a file as weights."
-            ) from error
+    tag_config, fetched = _check(name, pretrained), pretrained is not None and download
+    options = {"pretrained": pretrained} if fetched else {"force_preprocess_cfg": tag_config}
+    what, remedy = f"the text tower of {name}", ""
+    if fetched:
+        what = f"pretrained={pretrained!r}: the weights of {name}"
+        remedy = ", or give a file as weights"
+    asks = fetched or _text_of(name, "hf_model_name")
+    with _quiet(), _fetching(what, asks=asks, remedy=remedy):
+        return open_clip.create_model(name, **options).eval()
+
+
+def tokenizer(name: str) -> Any:
+    """Return the tokenizer of an open_clip model; some come from the Hub.
+
+    Raises:
+        InputError: If it cannot be had.
+    """
+    import open_clip
+
+    asks = _text_of(name, "hf_tokenizer_name")
+    with _fetching(f"the tokenizer of {name}", asks=asks):
+        return open_clip.get_tokenizer(name)
+
+
+def _text_of(name: str, key: str) -> bool:
+    """Whether a part of the text tower is kept on the Hub and not in open_clip."""
+    import open_clip
+
+    return bool(open_clip.get_model_config(name).get("text_cfg", {}).get(key))
+
+
+@contextmanager
+def _fetching(what: str, *, asks: bool, remedy: str = "") -> Iterator[None]:
+    """Ask the Hub if need be, no longer than needed; say what could not be had."""
+    try:
+        with no_longer_than_needed() if asks else nullcontext():
+            yield
+    except (OSError, RuntimeError) as error:
+        reason = next(filter(None, str(error).splitlines()), type(error).__name__)
+        raise InputError(
+            f"{what} could not be loaded ({reason}). Go online once{remedy}."
+        ) from error
 
 
 def activation(name: str, model: nn.Module, *, settled: bool) -> Activation | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from lightning_merge.models.activation import Activation, activation_in
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.models.loading import unknown_name
 from lightning_merge.models.preprocess import Preprocess
+
+_ON_THE_HUB = ("hf-hub:", "hf_hub:")
 
 
 class TimmEncoder(Encoder):
@@ -44,8 +47,9 @@ class TimmEncoder(Encoder):
         if pretrained and weights is not None:
             raise InputError(f"pretrained=True and weights={weights}: give only one of them.")
         _check(name)
+        asks = pretrained or name.startswith(_ON_THE_HUB)
         try:
-            with no_longer_than_needed():
+            with no_longer_than_needed() if asks else nullcontext():
                 model: Any = timm.create_model(
                     name, pretrained=pretrained, num_classes=0, **options
                 )
@@ -88,7 +92,7 @@ def _check(name: str) -> None:
     """Raise InputError unless timm has the model and, if the name has one, the tag."""
     import timm
 
-    if name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
+    if name.startswith((*_ON_THE_HUB, "local-dir:")):
         return
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):

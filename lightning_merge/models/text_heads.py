@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_merge.core.checkpoint import file_hash
 from lightning_merge.core.errors import InputError
-from lightning_merge.models.from_open_clip import activation, create_clip
+from lightning_merge.models.from_open_clip import activation, create_clip, tokenizer
 from lightning_merge.models.heads import CosineHead, load_heads, save_heads
 from lightning_merge.models.loading import load_strict
 
@@ -99,8 +99,6 @@ def zero_shot_heads(
 
 def _text_tower(name: str, pretrained: str | None, weights: str | Path | None) -> tuple[Any, Any]:
     """Load an open_clip model and its tokenizer."""
-    import open_clip
-
     model = create_clip(name, pretrained, download=weights is None)
     if weights is not None:
         own = activation(name, model, settled=pretrained is not None)
@@ -113,7 +111,7 @@ def _text_tower(name: str, pretrained: str | None, weights: str | Path | None) -
                 f"{weights} has no text tower of {name}; pickles that go with task vectors, for "
                 f"one, are published without. Give the whole CLIP. ({fault})"
             ) from fault
-    return model, open_clip.get_tokenizer(name)
+    return model, tokenizer(name)
 
 
 def _cache_file(cache: str | Path | None, origin: list[Any], prompts: Prompts) -> Path | None:

@@ -42,7 +42,7 @@ class Zoo:
         base: weights of the base.
         experts: file of each expert: a pattern with {task}, or a mapping from task to file.
         heads: file of the frozen heads of all tasks; or one for each, as for the experts, such as
-            the published `head_{task}.pt`, which have to be there.
+            the published `head_{task}.pt`, which have to be there. One on the Hub is `hf:...`.
         make_heads: how missing heads are made: from the class means of the base's features of
             the train split, by logistic regression on them, or from prompts by a text tower.
         head_scale: what the cosines of class-mean heads are multiplied by.

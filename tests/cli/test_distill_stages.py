@@ -150,7 +150,7 @@ def test_a_chain_that_was_stopped_goes_on(chain, monkeypatch, caplog):
     [
         ({"expert_recipe": None}, "the expert of reds is missing"),
         ({"expert_recipe": "nowhere.yaml"}, "nowhere.yaml"),
-        ({"base": "nowhere.safetensors"}, "nowhere.safetensors is no file"),
+        ({"base": "nowhere.safetensors"}, "nowhere.safetensors does not exist"),
     ],
 )
 def test_teachers_that_lack_are_told_before_long_work(chain, change, message):

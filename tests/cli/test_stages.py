@@ -12,6 +12,7 @@ from tiny_zoo import ENCODER, TASKS, TRAINER, picture
 
 from lightning_merge.cli.stages import _head_mark
 from lightning_merge.core.checkpoint import file_hash, open_checkpoint, save_checkpoint
+from lightning_merge.models.heads import load_heads
 from lightning_merge.modules.zoo import TextTower, Zoo
 
 
@@ -206,3 +207,19 @@ def test_those_that_are_there_are_checked_before_others_are_made(
     assert result.code == 2
     assert "expert of shapes" in result.err
     assert not Path(own_files.expert["reds"]).exists()
+
+
+def test_a_missing_file_that_is_made_is_no_name_of_the_hub(
+    run, config, own_files, own_root, tmp_path, monkeypatch
+):
+    """`made/heads` has the form of owner/name, and so has a base behind `./`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lightning_merge.core.hub._fetched", None)
+    changes = {"model__init_args__zoo__heads": "made/heads", "trainer__max_epochs": 1}
+    result = run("fit", "--config", config(own_files, own_root, **changes))
+    assert result.code == 0, result.err
+    assert set(load_heads(tmp_path / "made" / "heads")) == set(TASKS)
+    changes = {"model__init_args__zoo__base": "./nowhere/base"}
+    result = run("fit", "--config", config(own_files, own_root, **changes))
+    assert result.code == 2
+    assert "the base is missing: nowhere/base does not exist" in result.err

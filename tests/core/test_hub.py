@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save, save_file
+from tiny_clips import register
 
 from lightning_merge.cli.main import main
 from lightning_merge.core import hub
@@ -19,7 +20,8 @@ from lightning_merge.core.checkpoint import open_checkpoint
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.files import file_fingerprint, file_hash
 from lightning_merge.core.hub import Repository, repository
-from lightning_merge.models import OpenClipEncoder, TimmEncoder, TransformersEncoder
+from lightning_merge.models import MiniViT, OpenClipEncoder, TimmEncoder, TransformersEncoder
+from lightning_merge.models.from_open_clip import create_clip, tokenizer
 
 COMMITS = {"main": "a" * 40, "v1": "b" * 40}
 
@@ -58,6 +60,8 @@ def test_what_a_name_means(tmp_path, monkeypatch, name, meaning):
     monkeypatch.chdir(tmp_path)
     assert repository(name) == meaning
     assert hub.exists(name) == (meaning is not None)
+    prefixed = name.startswith("hf") and meaning is not None
+    assert hub.exists(name, plain=False) == prefixed
 
 
 def test_a_path_that_is_there_is_a_path(tmp_path, monkeypatch):
@@ -316,12 +320,60 @@ def test_merge_takes_names_of_the_hub(asked, tmp_path, capsys):
     assert torch.equal(merged["layer.weight"], torch.full((2, 3), 2.5))
 
 
-def test_local_files_never_ask_the_hub(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["merge", "--base", "me/a", "--experts.b", "me/b"], "--base: 'me/a'"),
+        (["merge", "--base", "x.safetensors", "--experts.b", "hf:me/b/c.pt"], "--experts.b: 'me/b"),
+        (["mergeability", "--base", "me/a", "--experts.b", "w.safetensors"], "--base: 'me/a'"),
+        (["mergeability", "--base", "me/a", "--experts.b", "me/b"], "--experts.b: 'me/b'"),
+    ],
+)
+def test_the_option_of_what_cannot_be_had_is_named(at, tmp_path, capsys, words, option):
+    at(closed_port())
+    save_file(weights(1.0), tmp_path / "x.safetensors")
+    encoder = MiniViT(image_size=8)
+    save_file(encoder.backbone.state_dict(), tmp_path / "w.safetensors")
+    if words[0] == "merge":
+        words = [*words, "--method", "Average", "--output", "merged.safetensors"]
+    else:
+        words = [*words, "--encoder", "MiniViT", "--encoder.image_size", "8"]
+        words += ["--data.root", ".", "--data.tasks", "[b]"]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {option}")
+    assert "cannot be reached" in error
+    assert error.count("\n") == 1
+
+
+@pytest.fixture
+def never_asked(monkeypatch):
+    """Fail where the Hub is asked."""
+
     def never(*_, **__):
         raise AssertionError("asked")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", never)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", never)
     monkeypatch.setattr(hub, "_answers", never)
+
+
+def test_networks_without_published_weights_never_ask_the_hub(never_asked, tmp_path):
+    TimmEncoder("resnet10t")
+    encoder = OpenClipEncoder(register(tmp_path))
+    save_file(encoder.backbone.state_dict(), tmp_path / "w.safetensors")
+    OpenClipEncoder(register(tmp_path), weights=tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("make", [create_clip, tokenizer])
+def test_text_towers_that_are_kept_on_the_hub(at, make):
+    """Left alone, their library tries for 23 seconds, and ends in an OSError of four lines."""
+    at(closed_port())
+    with pytest.raises(InputError, match=r"of roberta-ViT-B-32 could not be loaded .*Go online"):
+        make("roberta-ViT-B-32")
+
+
+def test_local_files_never_ask_the_hub(never_asked, tmp_path):
     save_file(weights(1.0), tmp_path / "x.safetensors")
     assert hub.weights(tmp_path / "x.safetensors") == tmp_path / "x.safetensors"
     assert hub.local(str(tmp_path)) == tmp_path

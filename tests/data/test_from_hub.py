@@ -2,12 +2,14 @@
 
 import builtins
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from lightning_merge.core import hub
 from lightning_merge.core.errors import InputError
-from lightning_merge.data import MergeDataModule
+from lightning_merge.data import MergeDataModule, from_hub
 from lightning_merge.data.from_hub import HubData
 from lightning_merge.data.splits import content_hashes
 
@@ -118,6 +120,27 @@ def test_the_repository_is_asked_for_with_its_configuration(root, library, table
         (arguments, {"split": "test", "cache_dir": None}),
         (arguments, {"split": "train", "cache_dir": str(root)}),
     ]
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+def test_without_a_network_the_library_is_kept_from_trying(monkeypatch, reachable):
+    """Left alone it tries six times in 23 seconds; what its cache holds it finds all the same."""
+    from huggingface_hub import constants
+
+    found = []
+
+    def load_dataset(*_, **__):
+        found.append(constants.HF_HUB_OFFLINE)
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(hub, "_answers", lambda _: reachable)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    library = SimpleNamespace(load_dataset=load_dataset)
+    monkeypatch.setattr(from_hub, "_library", lambda: library)
+    with pytest.raises(InputError, match=r"ylecun/mnist cannot be loaded \(no network\)"):
+        HubData("").load("mnist", "train")
+    assert found == [not reachable]
+    assert constants.HF_HUB_OFFLINE is False
 
 
 def test_the_package_is_optional(tmp_path, monkeypatch):

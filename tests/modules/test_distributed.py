@@ -335,7 +335,10 @@ def test_bad_input_of_one_process_ends_all_with_one_message(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model__init_args__zoo__base": "nowhere.safetensors"}, "nowhere.safetensors is no file"),
+        (
+            {"model__init_args__zoo__base": "nowhere.safetensors"},
+            "nowhere.safetensors does not exist",
+        ),
         ({"data__tasks": ["reds"]}, "two tasks"),
         ({"model__init_args__learning_rate": 1e30}, "coefficients are not finite"),
         ({"trainer__callbacks": CANDIDATES[1:2] * 2}, "'m_ties' of MTiesMerge is taken"),
