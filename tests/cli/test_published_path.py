@@ -1,6 +1,7 @@
 """A holder's path: files in the published forms, tiny but true to their names, end to end."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from tiny_clips import (
 )
 from torch.nn import functional as F
 
+from lightning_merge.core import hub
 from lightning_merge.core.checkpoint import open_checkpoint, spelled_as
 from lightning_merge.models import OpenClipEncoder, TransformersEncoder
 from lightning_merge.models.heads import load_heads
@@ -105,6 +107,26 @@ def test_merge_takes_them_mixed(run, zoo, tmp_path, base, forms):
         assert "text_model.* (" in result.out
 
 
+@pytest.mark.parametrize("method", ["Ties", "TSVM", "LwPTV"])
+def test_the_forms_do_not_matter_to_the_bit(run, zoo, tmp_path, method):
+    """What the base is stored in names the tensors; what experts are stored in changes nothing."""
+    words = ["--method", method] if method != "LwPTV" else ["--method", "Average"]
+    words += ["--method.transforms", method] if method == "LwPTV" else []
+    for base in ("archive", "hub"):
+        made = []
+        for forms in (("hub", "hub"), ("pickle", "pickle"), ("pickle", "hub")):
+            output = tmp_path / f"{base}-{forms[0]}-{forms[1]}.safetensors"
+            chosen = zip(TASKS, forms, strict=True)
+            experts = [w for t, form in chosen for w in (f"--experts.{t}", zoo.files[t, form])]
+            files = ["--base", zoo.files["base", base], *experts, "--output", output]
+            result = run("merge", *files, *words)
+            assert result.code == 0, result.err
+            made.append(open_checkpoint(output))
+        for other in made[1:]:
+            assert list(other) == list(made[0])
+            assert not [n for n in other if not torch.equal(other[n], made[0][n])]
+
+
 def test_a_merged_network_loads_into_either_encoder(run, zoo, tmp_path):
     output = tmp_path / "merged.safetensors"
     experts = [w for t in TASKS for w in (f"--experts.{t}", zoo.files[t, "hub"])]
@@ -154,10 +176,27 @@ def accuracies(tmp_path) -> dict:
     return {name: row["accuracy"] for name, row in content["candidates"].items()}
 
 
-def test_fusionbench_runs_on_hub_folders(run, shipped, zoo, tmp_path):
+@pytest.fixture
+def cached(zoo, tmp_path, monkeypatch):
+    """Names of the zoo's folders on the Hub, which its cache has; the Hub itself is not there."""
+    for what in ("base", *TASKS):
+        repository = tmp_path / "cache" / f"models--me--clip_{what}"
+        (repository / "refs").mkdir(parents=True)
+        (repository / "refs" / "main").write_text("c" * 40)
+        shutil.copytree(zoo.files[what, "hub"], repository / "snapshots" / ("c" * 40))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    hub._fetched.cache_clear()
+    yield {what: f"me/clip_{what}" for what in ("base", *TASKS)}
+    hub._fetched.cache_clear()
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_fusionbench_runs_on_hub_folders(run, shipped, zoo, tmp_path, cached, by_name):
     """Zero-shot heads come from the base's text tower; the table has a row for every candidate."""
-    base = zoo.files["base", "hub"]
-    experts = {task: zoo.files[task, "hub"] for task in TASKS}
+    base = cached["base"] if by_name else zoo.files["base", "hub"]
+    folders = {task: zoo.files[task, "hub"] for task in TASKS}
+    experts = "hf:me/clip_{task}" if by_name else folders
     changes = {"base": base, "experts": experts}
     changes["text"] = {"name": zoo.name, "weights": base}
     arguments = shipped("vit_b32/fusionbench.yaml", {"source": base}, changes)
@@ -170,9 +209,22 @@ def test_fusionbench_runs_on_hub_folders(run, shipped, zoo, tmp_path):
     merged = open_checkpoint(tmp_path / "run" / "merged" / "average.safetensors")
     assert merged.metadata["activation"] == "quick_gelu"
     name = "vision_model.encoder.layers.1.self_attn.q_proj.weight"
-    towers = [open_checkpoint(experts[task])[name] for task in TASKS]
+    towers = [open_checkpoint(zoo.files[task, "hub"])[name] for task in TASKS]
     torch.testing.assert_close(merged[name], torch.stack(towers).mean(0))
     assert "nothing has changed since" in run(*arguments).out
+    config = tmp_path / "evaluate.yaml"
+    content = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    options = content["model"]["init_args"]
+    weights = cached if by_name else {"base": base, **folders}
+    model = {"encoder": options["encoder"], "heads": options["zoo"]["heads"]}
+    model["weights"] = {task: weights[task] for task in TASKS}
+    content["model"] = {"class_path": "lightning_merge.modules.Evaluate", "init_args": model}
+    content["trainer"]["callbacks"] = []
+    config.write_text(yaml.safe_dump(content))
+    result = run("test", "--config", config)
+    assert result.code == 0, result.err
+    for task, accuracy in found["individual"].items():
+        assert f"test/{task}: {100 * accuracy:.1f} %" in result.out
 
 
 @torch.no_grad()
