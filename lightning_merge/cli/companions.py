@@ -7,14 +7,7 @@ from pathlib import Path
 
 from lightning_merge.core.checkpoint import Checkpoint
 from lightning_merge.core.files import atomic_write
-
-COMPANIONS = (
-    "config.json", "configuration.json", "generation_config.json", "open_clip_config.json",
-    "*processor_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json",
-    "vocab*", "merges.txt", "spiece.model", "sentencepiece*.model", "chat_template*",
-    "configuration_*.py", "modeling_*.py",
-)  # fmt: skip
-"""Files that libraries of the Hub read beside weights."""
+from lightning_merge.core.hub import COMPANIONS
 
 
 def copy_companions(base: Checkpoint, folder: Path) -> list[str]:

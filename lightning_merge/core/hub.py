@@ -19,8 +19,19 @@ from typing import NamedTuple
 
 from lightning_merge.core.errors import InputError
 
-DESCRIPTIONS = ("config.json", "preprocessor_config.json", "processor_config.json")
-"""Files that are fetched beside weights."""
+COMPANIONS = (
+    "config.json", "configuration.json", "generation_config.json", "open_clip_config.json",
+    "*processor_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json",
+    "vocab*", "merges.txt", "spiece.model", "sentencepiece*.model", "chat_template*",
+    "configuration_*.py", "modeling_*.py",
+)  # fmt: skip
+"""Files that libraries of the Hub read beside weights; they are fetched with them."""
+_READ = (
+    "config.json",
+    "open_clip_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+)  # those of them that are read here
 _WEIGHTS = (  # the first kind that a repository has
     ("model.safetensors*", "model-*-of-*.safetensors"),
     ("pytorch_model.bin*", "pytorch_model-*-of-*.bin"),
@@ -69,7 +80,9 @@ def repository(path: str | Path) -> Repository | None:
     if prefixed:
         return Repository(prefixed[1], prefixed[2], prefixed[3])
     plain = re.fullmatch(rf"({_NAME})(?:@([^@]+))?", text)
-    if plain is None or lexists(text) or plain[1].lower().endswith(_SUFFIXES):
+    if plain is None or lexists(text):
+        return None
+    if any(end.lower().endswith(_SUFFIXES) for end in (plain[1], text)):
         return None
     return Repository(plain[1], None, plain[2])
 
@@ -126,7 +139,7 @@ def files(path: str | Path) -> list[Path] | None:
     if found is None or found.file is not None:
         return None
     folder = local(path)
-    described = (folder / name for name in DESCRIPTIONS)
+    described = (folder / name for name in _READ)
     return sorted([*_stored(folder), *(file for file in described if file.is_file())])
 
 
@@ -141,7 +154,7 @@ def _fetched(found: Repository) -> Path:
             if found.file is not None:
                 return Path(hf_hub_download(name, found.file, revision=revision))
             for patterns in _WEIGHTS:
-                wanted = [*DESCRIPTIONS, *patterns]
+                wanted = [*COMPANIONS, *patterns]
                 folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
                 if _stored(folder):
                     return folder

@@ -16,6 +16,7 @@ from tiny_clips import register
 
 from lightning_merge.cli.main import main
 from lightning_merge.core import hub
+from lightning_merge.core.activation import activation_of
 from lightning_merge.core.checkpoint import open_checkpoint
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.files import file_fingerprint, file_hash
@@ -52,6 +53,7 @@ COMMITS = {"main": "a" * 40, "v1": "b" * 40}
         ("name", None),
         ("owner/", None),
         ("owner/name@", None),
+        ("runs/x@2.pt", None),
         ("hf:name", None),
         ("", None),
     ],
@@ -89,6 +91,7 @@ def repositories(tmp_path_factory):
     return {
         "me/base": {
             "main": {"config.json": config, "model.safetensors": save(weights(1.0)),
+                     "tokenizer.json": b"{}", "merges.txt": b"a b", "vocab.json": b"{}",
                      "pytorch_model.bin": b"never asked for", "tf_model.h5": b"nor this"},
             "v1": {"config.json": config, "model.safetensors": save(weights(2.0))},
         },
@@ -103,6 +106,10 @@ def repositories(tmp_path_factory):
             "deep/down/full.pt": pickled,
         }},
         "me/empty": {"main": {"README.md": b"nothing"}},
+        "me/open": {"main": {
+            "open_clip_config.json": b'{"model_cfg": {"embed_dim": 24, "quick_gelu": true}}',
+            "open_clip_model.safetensors": save(weights(1.0)),
+        }},
     }  # fmt: skip
 
 
@@ -318,6 +325,14 @@ def test_merge_takes_names_of_the_hub(asked, tmp_path, capsys):
     assert main([*words, "--output", "merged.safetensors", "--method", "Average"]) == 0
     merged = load_file(tmp_path / "merged.safetensors")
     assert torch.equal(merged["layer.weight"], torch.full((2, 3), 2.5))
+    assert main([*words, "--output", "m", "--method", "Average", "--max-shard-size", "1GB"]) == 0
+    beside = {"config.json", "tokenizer.json", "merges.txt", "vocab.json"}
+    assert beside < {file.name for file in (tmp_path / "m").iterdir()}
+
+
+def test_what_a_repository_says_of_its_activation(asked):
+    assert activation_of("me/open") == "quick_gelu"
+    assert activation_of("me/base") is None
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ def test_repositories_are_fetched_once_from_the_hub(monkeypatch, expert, images)
     names = {repository for repository, _ in asked}
     assert names == {"tanganke/clip-vit-base-patch32_sun397"}
     assert len(asked) == 1
-    assert set(asked[0][1]) == {*hub.DESCRIPTIONS, "model.safetensors*", "model-*-of-*.safetensors"}
+    assert set(asked[0][1]) == {*hub.COMPANIONS, "model.safetensors*", "model-*-of-*.safetensors"}
     hub._fetched.cache_clear()
 
 
