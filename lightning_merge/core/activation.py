@@ -46,7 +46,7 @@ def activation_of(path: str | Path, opened: Checkpoint | None = None) -> str | N
     folder = hub.local(path)
     if folder.is_dir():
         return _described(folder)
-    if checkpoint.path is None or checkpoint.path.suffix in (".safetensors", ".json"):
+    if checkpoint.path is None:
         return None
     with reading(checkpoint.path):
         return named(find_classes(Source(checkpoint.path)))

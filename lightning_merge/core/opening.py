@@ -9,7 +9,7 @@ from lightning_merge.core.files import snapshot
 from lightning_merge.core.foreign import START, describe, describe_folder
 from lightning_merge.core.lazy import Checkpoint
 from lightning_merge.core.names import enumerate_names
-from lightning_merge.core.safetensors_file import parse_json, read_header
+from lightning_merge.core.safetensors_file import is_safetensors, parse_json, read_header
 from lightning_merge.core.source import Source, dangling, reading
 from lightning_merge.core.unpickle import find_tensors
 
@@ -106,10 +106,10 @@ def open_file(path: Path, prefix: str = "") -> Checkpoint:
     with reading(path):
         source = Source(path)
         start = source.read(0, START)
-        is_safetensors, is_zip = start[8:9] == b"{", start[:2] == b"PK"
-        if not (is_safetensors or is_zip) and (other := describe(start, path)):
+        is_tensors, is_zip = is_safetensors(start), start[:2] == b"PK"
+        if not (is_tensors or is_zip) and (other := describe(start, path)):
             raise InputError(other)
-        if is_safetensors or (path.suffix == ".safetensors" and not is_zip):
+        if is_tensors or (path.suffix == ".safetensors" and not is_zip):
             tensors, metadata = read_header(source)
             return Checkpoint(tensors, path=path, metadata=metadata)
         found = find_tensors(source)

@@ -51,6 +51,11 @@ _MOST_DIMENSIONS = 64  # as in torch
 Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
+def is_safetensors(start: bytes) -> bool:
+    """Whether a file that starts so is of this format."""
+    return start[8:9] == b"{"
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class FileTensor:
     """A tensor that lies in a file as one run of bytes from byte `begin` on."""

@@ -19,6 +19,7 @@ from lightning_merge.core.errors import InputError
 from lightning_merge.core.foreign import describe_archive
 from lightning_merge.core.network_state import Found, find_network
 from lightning_merge.core.pickle_machine import Record, Symbol, read_pickle
+from lightning_merge.core.safetensors_file import is_safetensors
 from lightning_merge.core.source import Source
 from lightning_merge.core.stored_tensor import Storage, StoredTensor, natural, placed
 
@@ -70,7 +71,7 @@ def find_attributes(source: Source) -> dict[str, Any]:
     """Plain values that the object in a file of torch.save has as attributes.
 
     Args:
-        source: see `find_tensors`.
+        source: see `find_tensors`; safetensors have none.
 
     Returns:
         Texts, numbers and truth values of a whole module, by name; nothing of a state dict.
@@ -79,7 +80,7 @@ def find_attributes(source: Source) -> dict[str, Any]:
         InputError: see `find_tensors`.
         Exception: likewise.
     """
-    root = _read_root(source)
+    root = _read_objects(source)
     state = root.state if isinstance(root, Record) and isinstance(root.state, dict) else {}
     plain = {name: value for name, value in state.items() if isinstance(value, (str, int, float))}
     return {name: value for name, value in plain.items() if isinstance(name, str)}
@@ -89,13 +90,13 @@ def find_classes(source: Source) -> set[str]:
     """Names of the classes of all objects in a file of torch.save, without their packages.
 
     Args:
-        source: see `find_tensors`; a whole module, a state dict has none.
+        source: see `find_tensors`; state dicts and safetensors have none.
 
     Raises:
         InputError: see `find_tensors`.
         Exception: likewise.
     """
-    waiting, found, seen = [_read_root(source)], set(), set()
+    waiting, found, seen = [_read_objects(source)], set(), set()
     while waiting:
         value = waiting.pop()
         if not isinstance(value, (Record, dict, list, tuple)) or id(value) in seen:
@@ -107,6 +108,12 @@ def find_classes(source: Source) -> set[str]:
         else:
             waiting += value.values() if isinstance(value, dict) else value
     return found
+
+
+def _read_objects(source: Source) -> Any:
+    """The root of a file of torch.save; None for safetensors, whatever their suffix, and JSON."""
+    is_index = source.read(0, 1) == b"{"
+    return None if is_index or is_safetensors(source.read(0, 9)) else _read_root(source)
 
 
 def _read_root(source: Source) -> Any:

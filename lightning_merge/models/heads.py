@@ -344,7 +344,7 @@ def _published_head(path: str | Path, checkpoint: Checkpoint) -> Head:
             "weight [classes, dim] and perhaps bias [classes]."
         )
     attributes: dict[str, Any] = {}
-    if checkpoint.path is not None and checkpoint.path.suffix != ".safetensors":
+    if checkpoint.path is not None:
         with reading(checkpoint.path):
             attributes = find_attributes(Source(checkpoint.path))
     if not attributes:

@@ -73,11 +73,24 @@ def of_safetensors(kind, folder):
     return str(folder / "plain.safetensors")
 
 
+def of_no_suffix(kind, folder):
+    save_file(visual(kind).visual.state_dict(), folder / "plain")
+    return str(folder / "plain")
+
+
+def of_index(kind, folder):
+    state = visual(kind).visual.state_dict()
+    save_file(state, folder / "shard.safetensors")
+    index = {"weight_map": dict.fromkeys(state, "shard.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return str(folder / "model.safetensors.index.json")
+
+
 def of_plain_folder(kind, folder):
     return hub_folder(visual(kind).visual.state_dict(), folder / "plain", {"hidden_act": 7})
 
 
-SILENT = [of_state_dict, of_safetensors, of_plain_folder]
+SILENT = [of_state_dict, of_safetensors, of_no_suffix, of_index, of_plain_folder]
 
 
 @pytest.mark.parametrize("kind", MODELS)

@@ -111,7 +111,7 @@ def test_a_published_head_gives_the_published_modules_logits(
     assert again.classes == tuple(data.classes["mnist"])
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors", "", ".bin"])
 def test_a_state_dict_of_a_head_is_taken_as_normalised_and_says_so(tmp_path, features, suffix):
     module = ClassificationHead(torch.randn(10, DIM))
     file = tmp_path / f"head_SVHN{suffix}"
