@@ -158,17 +158,19 @@ def _options_of_teacher(zoo: Zoo, config: dict[str, Any], task: str) -> list[str
 def _stages(zoo: Zoo, tasks: Sequence[str]) -> "list[Stage]":
     """Return the stage of the base and those of the experts."""
     experts = [
-        Stage(f"expert of {t}", zoo.expert(t), zoo.expert_recipe, "zoo.expert_recipe")
+        Stage(
+            f"expert of {t}", zoo.expert(t), zoo.expert_recipe, "zoo.expert_recipe", "zoo.experts"
+        )
         for t in tasks
     ]
-    return [Stage("base", zoo.base, zoo.base_recipe, "zoo.base_recipe"), *experts]
+    return [Stage("base", zoo.base, zoo.base_recipe, "zoo.base_recipe", "zoo.base"), *experts]
 
 
 def _multi_task_stages(zoo: Zoo) -> "list[Stage]":
     """Return the stage of the multi-task network, if the zoo has one."""
     if zoo.multi_task is None:
         return []
-    recipe = (zoo.multi_task_recipe, "zoo.multi_task_recipe")
+    recipe = (zoo.multi_task_recipe, "zoo.multi_task_recipe", "zoo.multi_task")
     return [Stage("multi-task network", zoo.multi_task, *recipe)]
 
 
@@ -180,11 +182,12 @@ class Stage:
         file: its path; without a recipe perhaps a name of the Hub.
         recipe: config of the run that makes it.
         option: name of the option that holds the recipe, for messages.
+        place: name of the option that holds the file, likewise.
     """
 
-    def __init__(self, what: str, file: str, recipe: str | None, option: str) -> None:
+    def __init__(self, what: str, file: str, recipe: str | None, option: str, place: str) -> None:
         self.what, self.file, self.recipe, self.option = what, file, recipe, option
-        self.path = Path(file)
+        self.path, self.place = Path(file), place
 
     def exists(self) -> bool:
         """Whether the file is there, or can be had from the Hub."""
@@ -197,7 +200,7 @@ class Stage:
             InputError: neither is.
         """
         if self.exists():
-            with hub.given_as(f"zoo, {self.what}"):
+            with hub.given_as(self.place):
                 open_checkpoint(self.file)
         elif self.recipe is None:
             raise InputError(

@@ -223,3 +223,17 @@ def test_a_missing_file_that_is_made_is_no_name_of_the_hub(
     result = run("fit", "--config", config(own_files, own_root, **changes))
     assert result.code == 2
     assert "the base is missing: nowhere/base does not exist" in result.err
+
+
+@pytest.mark.parametrize("place", ["zoo.base", "zoo.experts", "zoo.multi_task"])
+def test_the_option_of_a_name_that_cannot_be_had_is_named(
+    run, config, own_files, own_root, tmp_path, monkeypatch, place
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
+    name = "me/of_{task}" if place == "zoo.experts" else "me/one"
+    changes = {f"model__init_args__{place.replace('.', '__')}": name}
+    result = run("fit", "--config", config(own_files, own_root, **changes))
+    assert result.code == 2
+    wanted = name.replace("{task}", "reds")
+    assert f"error: {place}: {wanted!r} is neither a path here nor in" in result.err
