@@ -46,22 +46,49 @@ def fit_loaders(
             images than processes go to all.
         position: where to start.
     """
-    total = sum(len(drawn.positions) for drawn in tasks.values())
-    loaders = {}
-    for task, (images, positions) in tasks.items():
-        size = batch_size
-        if proportional:
-            size = max(1, round(batch_size * len(positions) / total))
-        sharing, size = ranks, min(size, len(positions) // ranks.size)
-        if size == 0:
-            sharing, size = ALONE, len(positions)
-        loaders[task] = loader(
+    counts = {task: len(drawn.positions) for task, drawn in tasks.items()}
+    sizes = sizes_of_steps(counts, batch_size, proportional, ranks)
+    loaders = {
+        task: loader(
             images,
-            size,
+            sizes[task].size,
             num_workers=num_workers,
             order=SeededOrder(positions, seed, task),
             drop_last=True,
-            ranks=sharing,
+            ranks=sizes[task].ranks,
             position=position,
         )
+        for task, (images, positions) in tasks.items()
+    }
     return CombinedLoader(loaders, "max_size_cycle")
+
+
+class Size(NamedTuple):
+    """What a process takes of a task for a step.
+
+    Attributes:
+        size: images.
+        ranks: the processes that divide the task's images.
+    """
+
+    size: int
+    ranks: Ranks
+
+
+def sizes_of_steps(
+    counts: Mapping[str, int], batch_size: int, proportional: bool, ranks: Ranks
+) -> dict[str, Size]:
+    """Return what a process takes of every task for a step; arguments as in `fit_loaders`.
+
+    Args:
+        counts: images of each task.
+        batch_size: images per task, or of all tasks together, about.
+        proportional: take more of larger tasks.
+        ranks: the processes.
+    """
+    total, sizes = sum(counts.values()), {}
+    for task, count in counts.items():
+        wanted = max(1, round(batch_size * count / total)) if proportional else batch_size
+        size = min(wanted, count // ranks.size)
+        sizes[task] = Size(size, ranks) if size else Size(count, ALONE)
+    return sizes

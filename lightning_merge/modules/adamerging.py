@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -42,6 +42,8 @@ class AdaMerging(CoefficientModule):
     Raises:
         InputError: an option is out of range or files do not fit.
     """
+
+    end_counts: ClassVar[bool] = False
 
     def __init__(
         self,

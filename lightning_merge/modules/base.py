@@ -1,11 +1,11 @@
 """What every training and evaluation module shares: encoder, heads, metrics, logging."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassStatScores
 
@@ -15,12 +15,22 @@ from lightning_merge.core.ranks import Ranks
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.data.dataset import Batch
 from lightning_merge.data.resume import count_epochs, leave_open
+from lightning_merge.data.sizes import count_batches, count_images
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.models.preprocess import Preprocess
+from lightning_merge.modules.divergence import EVERY, first_not_finite
 from lightning_merge.modules.heads import HeadFiles, fitting_heads
 
 NOT_COUNTED = -100
 """The label of an image that takes no part."""
+
+
+def limit(trainer: Trainer, part: str) -> str:
+    """Return the option of a trainer that limits a part of the data, with its value."""
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return "trainer.fast_dev_run"
+    name = f"limit_{part}_batches"
+    return f"trainer.{name}={getattr(trainer, name)}"
 
 
 class Measured(NamedTuple):
@@ -29,15 +39,27 @@ class Measured(NamedTuple):
     Attributes:
         accuracy: fraction of right answers by task.
         samples: number of images that were really looked at, by task.
+        images: number of images that there are to look at, by task.
     """
 
     accuracy: dict[str, float]
     samples: dict[str, int]
+    images: dict[str, int]
 
     @property
     def average(self) -> float:
         """Mean accuracy over all tasks, each counting alike."""
         return self.mean([*self.accuracy])
+
+    def share(self, task: str) -> str:
+        """Return how many images of a task were looked at; nothing where all were."""
+        seen, there = self.samples[task], self.images[task]
+        return f"{seen} of {there} images" if seen < there else ""
+
+    @property
+    def shares(self) -> str:
+        """What `share` says of all tasks."""
+        return ", ".join(f"{s} of {task}" for task in self.samples if (s := self.share(task)))
 
     def mean(self, tasks: Sequence[str]) -> float:
         """Return the mean accuracy over some tasks."""
@@ -57,9 +79,12 @@ class TaskModule(LightningModule):
     Attributes:
         measured: part of the data ("train", "val", "test") -> its last pass.
         strategies: how the network may lie on several devices.
+        end_counts: whether steps of training depend on where it ends, as by a learning rate that
+            decays until then.
     """
 
     strategies: ClassVar[tuple[type, ...]] = (SingleDeviceStrategy, DDPStrategy)
+    end_counts: ClassVar[bool] = True
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
@@ -67,6 +92,7 @@ class TaskModule(LightningModule):
         self.heads = nn.ModuleDict()
         self.metrics = nn.ModuleDict()
         self.measured: dict[str, Measured] = {}
+        self._any_finite: Tensor | None = None
 
     @property
     def preprocess(self) -> Preprocess:
@@ -96,13 +122,30 @@ class TaskModule(LightningModule):
             stage: "fit", "validate", "test" or "predict".
 
         Raises:
-            InputError: the trainer would lay the network out as this module cannot use it.
+            InputError: the trainer would lay the network out, or store it, as this module cannot
+                use it.
         """
         if not isinstance(trainer.strategy, self.strategies):
             raise InputError(
                 f"trainer.strategy={type(trainer.strategy).__name__}: {type(self).__name__} needs "
                 "the whole network on every device; use ddp, or one device"
             )
+        sharded = isinstance(trainer.strategy, FSDPStrategy)  # casts inputs by itself
+        if trainer.precision not in ("32-true", "bf16-mixed", "16-mixed") and not sharded:
+            raise InputError(
+                f"trainer.precision={trainer.precision!r}: weights are trained, merged and "
+                "measured in float32; use bf16-mixed, 16-mixed or 32-true"
+            )
+
+    def logged(self, seen: Sequence[str], validated: Sequence[str]) -> list[str]:
+        """Return the names of the metrics that callbacks of `fit` may watch.
+
+        Args:
+            seen: names of the tasks that are trained on.
+            validated: names of those that are validated on; none without validation.
+        """
+        names = ["train/loss", *(f"train/{task}" for task in seen), "train/average"]
+        return [*names, *(f"val/{task}" for task in validated), *["val/average"][: len(validated)]]
 
     def setup(self, stage: str) -> None:
         """Check all that is needed, and get it, in every process or in none.
@@ -114,6 +157,66 @@ class TaskModule(LightningModule):
             self.check(self.trainer, self.data.seen, stage)
             self.prepare(stage)
         count_epochs(self.trainer)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Load the state of a checkpoint.
+
+        Raises:
+            InputError: it is another module's.
+        """
+        with self.ranks.agreed():
+            try:
+                return super().load_state_dict(state_dict, *args, **kwargs)
+            except RuntimeError as fault:
+                raise InputError(
+                    f"the checkpoint is of another module than {type(self).__name__}, or of "
+                    "another encoder; give one that this configuration has written"
+                ) from fault
+
+    # What a run may diverge in
+
+    def learned(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield what training changes, by name."""
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                yield name.removeprefix("encoder.backbone."), parameter
+
+    def check_finite(self) -> None:
+        """Check that training has not diverged, before anything is saved.
+
+        Raises:
+            InputError: it has.
+        """
+        with self.ranks.agreed():
+            if name := first_not_finite(self.learned()):
+                raise InputError(self._diverged(f"{name} is not finite"))
+            if self._any_finite is not None and not self._any_finite:
+                raise InputError(self._diverged("the loss of no step is finite"))
+
+    def _diverged(self, what: str) -> str:
+        trainer = self.trainer
+        rate = trainer.optimizers[0].param_groups[0]
+        return (
+            f"training has diverged in epoch {trainer.current_epoch}, step {trainer.global_step}: "
+            f"{what}; give a model.learning_rate below {rate.get('initial_lr', rate['lr'])}, or "
+            "trainer.gradient_clip_val. Nothing was written"
+        )
+
+    def on_train_epoch_start(self) -> None:
+        """Forget whether losses were finite."""
+        self._any_finite = None
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Look at what is trained now and then."""
+        if isinstance(outputs, Mapping):
+            found = outputs["loss"].isfinite()
+            self._any_finite = found if self._any_finite is None else self._any_finite | found
+        if self.trainer.global_step % EVERY == 0:
+            self.check_finite()
+
+    def on_train_epoch_end(self) -> None:
+        """Look at what is trained before a checkpoint is written."""
+        self.check_finite()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the names of the classes; let an epoch that was cut short go on where it ended."""
@@ -216,6 +319,13 @@ class TaskModule(LightningModule):
         """Return the predicted class of every image."""
         return self.logits(batch, dataloader_idx).argmax(1)[: len(batch.labels)]
 
+    def on_predict_epoch_end(self) -> None:
+        """Say where not all images were predicted."""
+        there = count_batches(self.data, "predict", self.ranks.size)
+        batches = zip(there.items(), self.trainer.num_predict_batches, strict=True)
+        if few := [f"{n} of {all} batches of {task}" for (task, all), n in batches if n < all]:
+            warn(f"{limit(self.trainer, 'predict')}: predictions are those of {', '.join(few)}")
+
     def close(self, part: str) -> None:
         """Add up and log what a pass over a part found, and get ready for the next one.
 
@@ -225,12 +335,14 @@ class TaskModule(LightningModule):
         metrics = [self.counts(part, task) for task in tasks]
         own = torch.stack([metric.compute() for metric in metrics])
         counts = self.trainer.strategy.reduce(own, reduce_op="sum").tolist()
-        found = Measured({}, {})
+        found = Measured({}, {}, {} if part == "train" else count_images(self.data, part))
         for task, (right, *_, images) in zip(tasks, counts, strict=True):
             found.accuracy[task], found.samples[task] = right / max(images, 1), images
         for metric in metrics:
             metric.reset()
         self.measured[part] = found
+        if part != "train" and found.shares and not self.trainer.sanity_checking:
+            warn(f"{limit(self.trainer, part)}: {part} accuracies are those of {found.shares}")
         values = {f"{part}/{task}": value for task, value in found.accuracy.items()}
         # Equal in all processes; "max" keeps them to the bit, and Lightning from warning.
         self.log_dict(values, sync_dist=True, reduce_fx="max")

@@ -3,7 +3,7 @@
 import json
 import time
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -168,21 +168,20 @@ class CoefficientModule(TaskModule):
         """Check what can be told before any file is opened.
 
         Raises:
-            InputError: fewer than two tasks, weights would be in another precision,
-                networks are sharded over devices, or the name is taken.
+            InputError: fewer than two tasks, weights would be in another precision, networks are
+                sharded over devices, or the name is taken.
         """
         super().check(trainer, tasks, stage)
         if self.name in BOUNDS:
             raise InputError(f"model.name={self.name!r} is that of a reference; give another")
-        if trainer.precision not in ("32-true", "bf16-mixed", "16-mixed"):
-            raise InputError(
-                f"trainer.precision={trainer.precision!r}: weights are merged and measured in "
-                "float32; use bf16-mixed, 16-mixed or 32-true"
-            )
         if len(tasks) < 2:
             raise InputError(
                 f"data.tasks={list(tasks)}: merging takes two tasks or more that are not unseen"
             )
+
+    def logged(self, seen: Sequence[str], validated: Sequence[str]) -> list[str]:
+        """Return the names of the losses; there is no validation."""
+        return ["train/loss", "train/loss_epoch", *(f"train/loss/{task}" for task in seen)]
 
     def prepare(self, stage: str) -> None:
         """Open the zoo, stack the task vectors and make the learner.
@@ -226,6 +225,11 @@ class CoefficientModule(TaskModule):
         """Return the learner's state alone."""
         return self.learner.state_dict(prefix="learner.")
 
+    def learned(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the learner's parameters, and the coefficients that it gives."""
+        yield from self.learner.named_parameters(prefix="learner")
+        yield "coefficients", self.coefficients()
+
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Load the learner's state, strictly.
 
@@ -262,6 +266,7 @@ class CoefficientModule(TaskModule):
 
     def on_train_epoch_end(self) -> None:
         """Add the epoch's time to what earlier epochs, and interrupted sessions, took."""
+        super().on_train_epoch_end()
         now = time.perf_counter()
         self.seconds += now - self._started
         self._started = now
@@ -328,12 +333,9 @@ class CoefficientModule(TaskModule):
 
     @torch.no_grad()
     def on_fit_end(self) -> None:
-        """Save coefficients.safetensors and the merged network, a candidate of its own.
-
-        Raises:
-            InputError: learning has diverged.
-        """
+        """Save coefficients.safetensors and the merged network, a candidate of its own."""
         self.to(self.trainer.strategy.root_device)  # Lightning has put it on the CPU by now
+        self.check_finite()
         values = self.final_coefficients()
         self._merged = None
         self.ranks.once(lambda: self._save(values))
@@ -358,8 +360,6 @@ class CoefficientModule(TaskModule):
         return self.run_folder / "merged" / f"{name}.safetensors"
 
     def _save(self, values: Tensor) -> None:
-        if not values.isfinite().all():
-            raise InputError(f"{self.name}: the coefficients are not finite; lower learning_rate")
         metadata = {
             "method": type(self).__name__,
             "hyperparameters": json.dumps(self.hyperparameters()),

@@ -4,9 +4,11 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_merge.core.files import write_text
@@ -15,7 +17,10 @@ from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.evaluation.candidates import Candidate
 from lightning_merge.evaluation.results import CandidateResult, Results, versions
 from lightning_merge.evaluation.tables import markdown
+from lightning_merge.modules.base import Measured, limit
 from lightning_merge.modules.evaluate import Evaluate
+
+TRIAL = "A trial run of a few batches (trainer.fast_dev_run), no measurement."
 
 
 def compare(
@@ -37,7 +42,8 @@ def compare(
     from. The accuracies do not depend on the number of processes.
 
     Args:
-        trainer: runs the evaluation; any number of devices. It loses its loggers and its bar.
+        trainer: runs the evaluation; any number of devices. It loses its loggers, its profiler and
+            its bar.
         evaluate: encoder and heads.
         data: the tasks.
         candidates: name -> what to measure.
@@ -49,7 +55,10 @@ def compare(
     Returns:
         The accuracies.
     """
+    few = [*_learned_from(trainer)]
+    trial = [TRIAL] if trainer.fast_dev_run else []  # type: ignore[attr-defined]
     trainer.loggers = []  # metrics.csv is about the training
+    trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]  # so is a profile
     others = [c for c in trainer.callbacks if not isinstance(c, ProgressBar)]  # type: ignore[attr-defined]
     trainer.callbacks = others  # type: ignore[attr-defined]  # one line per candidate says enough
     chosen = {
@@ -64,7 +73,7 @@ def compare(
         seed=seed,
         versions=versions(str(trainer.strategy.root_device)) | _processes(trainer),
         command=command,
-        notes=(*notes, *_limits(trainer)),
+        notes=(*notes, *(trial or [*few, *_measured_on(trainer, evaluate.measured)])),
         unseen=data.unseen,
         own_split=data.own_split,
     )
@@ -77,14 +86,20 @@ def _write(results: Results, folder: Path) -> None:
     write_text(folder / "results.md", markdown(results))
 
 
-def _limits(trainer: Trainer) -> Iterator[str]:
-    """Say what makes the numbers those of a trial."""
-    if trainer.fast_dev_run:  # type: ignore[attr-defined]
-        yield "A trial run of a few batches (trainer.fast_dev_run), no measurement."
-        return
-    for name in ("limit_train_batches", "limit_val_batches", "limit_test_batches"):
-        if (value := getattr(trainer, name)) != 1:
-            yield f"trainer.{name}={value}: not all images took part."
+def _learned_from(trainer: Trainer) -> Iterator[str]:
+    """Say where an epoch of learning was cut short."""
+    loaders: Any = trainer.train_dataloader  # measuring forgets them
+    batches = max(map(len, loaders.values())) if loaders else 0
+    if trainer.num_training_batches < batches:
+        seen = f"{trainer.num_training_batches} of {batches} batches"
+        yield f"{limit(trainer, 'train')}: an epoch of learning was {seen}."
+
+
+def _measured_on(trainer: Trainer, measured: Mapping[str, Measured]) -> Iterator[str]:
+    """Say where accuracies are those of part of the images."""
+    for part, what in (("val", "choices on held-out images"), ("test", "accuracies")):
+        if part in measured and (shares := measured[part].shares):
+            yield f"{limit(trainer, part)}: {what} are those of {shares}."
 
 
 def _processes(trainer: Trainer) -> dict[str, str]:

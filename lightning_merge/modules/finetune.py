@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -113,9 +113,15 @@ class FineTune(TaskModule):
         """Check what can be told before any file is opened.
 
         Raises:
-            InputError: the output exists, or the trainer's strategy does not fit.
+            InputError: the output exists, the trainer's strategy does not fit, or its end is not
+                known.
         """
         super().check(trainer, tasks, stage)
+        if stage == "fit" and trainer.max_epochs == -1 and trainer.max_steps == -1:
+            raise InputError(
+                "trainer.max_epochs=-1: the learning rate decays until the last step; give "
+                "trainer.max_epochs or max_steps"
+            )
         if stage == "fit" and Path(self.output).exists() and not self.overwrite:
             raise InputError(
                 f"model.output={self.output!r} exists: give another path or --model.overwrite true"
@@ -181,8 +187,16 @@ class FineTune(TaskModule):
             logits, batch.labels, reduction="sum", label_smoothing=self.label_smoothing
         )
 
+    def learned(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield what training changes, by name."""
+        yield from super().learned()
+        if self.update_statistics:
+            named = self.encoder.backbone.named_buffers()
+            yield from ((n, t) for n, t in named if n.endswith(("running_mean", "running_var")))
+
     def on_train_epoch_end(self) -> None:
         """Log the accuracy on the augmented training images."""
+        super().on_train_epoch_end()
         self.close("train")
 
     def configure_optimizers(self) -> Any:
@@ -213,6 +227,7 @@ class FineTune(TaskModule):
         """Write the trained backbone; an interrupted run never comes here."""
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
+        self.check_finite()  # a callback may have averaged it
         state = self._whole_backbone()
         self.ranks.once(lambda: self._save(state))
 
@@ -228,12 +243,25 @@ class FineTune(TaskModule):
         return {n.removeprefix(prefix): t for n, t in whole.items() if n.startswith(prefix)}
 
     def _save(self, state: Mapping[str, Tensor]) -> None:
-        dtype = getattr(torch, self.storage)
-        stored = {
-            name: tensor.detach().cpu().to(dtype if tensor.is_floating_point() else tensor.dtype)
-            for name, tensor in state.items()
-        }
+        stored = {name: self._narrowed(name, t.detach().cpu()) for name, t in state.items()}
         save_checkpoint(stored, Path(self.output), metadata=self._provenance() | self.metadata)
+
+    def _narrowed(self, name: str, tensor: Tensor) -> Tensor:
+        """Return a tensor of the state as it is stored.
+
+        Raises:
+            InputError: the type of storage cannot hold it.
+        """
+        if not tensor.is_floating_point():
+            return tensor
+        stored = tensor.to(getattr(torch, self.storage))
+        if not stored.isfinite().all() and tensor.isfinite().all():
+            raise InputError(
+                f"model.storage={self.storage!r} cannot hold {name}, whose entries reach "
+                f"{tensor.abs().max():g}; give bfloat16 or float32. The training is kept: the same "
+                "command with another storage writes it"
+            )
+        return stored
 
     def hyperparameters(self) -> dict[str, Any]:
         """Return what the training depended on, for the metadata of the weights' file."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -77,6 +77,8 @@ class StatsMerging(CoefficientModule):
     Raises:
         InputError: an option is out of range or files do not fit.
     """
+
+    end_counts: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -8,12 +8,12 @@ import pytest
 import torch
 from tiny_zoo import ENCODER, TASKS
 
-from lightning_merge.core.errors import InputError
+from lightning_merge.core.errors import InputError, InputWarning
 from lightning_merge.evaluation.candidates import Candidate, bounds
 from lightning_merge.evaluation.results import Results
 from lightning_merge.models.heads import load_heads
 from lightning_merge.models.mini_vit import MiniViT
-from lightning_merge.modules import Evaluate
+from lightning_merge.modules import AdaMerging, Evaluate
 from lightning_merge.modules.compare import compare
 
 
@@ -100,11 +100,70 @@ def test_the_best_on_held_out_images_is_chosen(trainer, evaluate, data, files, t
     assert row.accuracy == {t: counted(files, data, t, files.base, "test") for t in TASKS}
 
 
-def test_samples_are_those_really_looked_at(trainer, evaluate, candidates, data, tmp_path):
+LIMITS = [
+    (1, "4 of 14 images of reds, 4 of 21 images of shapes"),
+    (0.5, "8 of 14 images of reds, 12 of 21 images of shapes"),
+    (5, "20 of 21 images of shapes"),
+    (6, None),
+    (1.0, None),
+]
+
+
+@pytest.mark.parametrize(("limit", "shares"), LIMITS)
+def test_samples_are_those_really_looked_at(
+    trainer, evaluate, candidates, data, tmp_path, recwarn, limit, shares
+):
     data.eval_batch_size = 4
-    limited = trainer(limit_test_batches=2)
+    limited = trainer(limit_test_batches=limit)
     results = compare(limited, evaluate, data, candidates, tmp_path, seed=0)
-    assert results.candidates["base"].samples == dict.fromkeys(TASKS, 8)
+    note = f"trainer.limit_test_batches={limit}: accuracies are those of {shares}."
+    assert results.notes == ((note,) if shares else ())
+    whole = {"reds": 14, "shapes": 21}
+    count = limit if type(limit) is int else 2
+    expected = {"reds": 4 * count, "shapes": 4 * count + 4 * (limit == 0.5)}
+    expected = {task: min(whole[task], n) for task, n in expected.items()} if shares else whole
+    assert results.candidates["base"].samples == expected
+    warned = [str(w.message) for w in recwarn if issubclass(w.category, InputWarning)]
+    assert {message.replace("test accuracies", "accuracies") + "." for message in warned} == (
+        {note} if shares else set()
+    )
+
+
+def test_choices_on_part_of_the_held_out_images(trainer, evaluate, files, data, tmp_path):
+    data.eval_batch_size = 4
+    path = tmp_path / "0"
+    shutil.copy(files.base, path)
+    candidate = Candidate("tuned", tmp_path / "tuned", options={"a": Candidate("tuned", path)})
+    with pytest.warns(InputWarning, match="limit_val_batches=1: val accuracies are those of 4 of "):
+        results = compare(
+            trainer(limit_val_batches=1), evaluate, data, {"tuned": candidate}, tmp_path, seed=0
+        )
+    assert results.notes == (
+        "trainer.limit_val_batches=1: choices on held-out images are those of 4 of 8 images of "
+        "reds, 4 of 12 images of shapes.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("limit", "steps"), [(1, "1 of 3"), (0.7, "2 of 3"), (3, None), (1.0, None)]
+)
+def test_learning_from_part_of_the_images(
+    trainer, encoder, zoo, evaluate, candidates, data, tmp_path, limit, steps
+):
+    data.batch_size = 4
+    limited = trainer(limit_train_batches=limit, max_epochs=1)
+    limited.fit(AdaMerging(encoder, zoo), datamodule=data)
+    results = compare(limited, evaluate, data, candidates, tmp_path, seed=0)
+    note = f"trainer.limit_train_batches={limit}: an epoch of learning was {steps} batches."
+    assert results.notes == ((note,) if steps else ())
+
+
+def test_predictions_of_part_of_the_images(trainer, encoder, data, files):
+    data.eval_batch_size = 10
+    module = Evaluate(encoder, files.heads, files.base)
+    words = "limit_predict_batches=1: predictions are those of 1 of 2 batches of reds, 1 of 3 batc"
+    with pytest.warns(InputWarning, match=words):
+        trainer(limit_predict_batches=1).predict(module, datamodule=data)
 
 
 def test_predictions_are_the_experts_own(trainer, encoder, data, files):

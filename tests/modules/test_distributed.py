@@ -340,7 +340,7 @@ def test_bad_input_of_one_process_ends_all_with_one_message(
             "nowhere.safetensors does not exist",
         ),
         ({"data__tasks": ["reds"]}, "two tasks"),
-        ({"model__init_args__learning_rate": 1e30}, "coefficients are not finite"),
+        ({"model__init_args__learning_rate": 1e30}, "is not finite"),
         ({"trainer__callbacks": CANDIDATES[1:2] * 2}, "'m_ties' of MTiesMerge is taken"),
     ],
 )
