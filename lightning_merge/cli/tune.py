@@ -8,13 +8,13 @@ from typing import Any
 
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from lightning_merge.cli import record, stages
 from lightning_merge.cli.lightning import DATA_OF_A_TASK, MergeCLI
 from lightning_merge.cli.merging import ZooMerger
 from lightning_merge.cli.parser import Parser
+from lightning_merge.cli.trainer import check_seed, refusals
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.files import write_text
 from lightning_merge.core.names import enumerate_names
@@ -86,16 +86,15 @@ class Tune:
         self.folder, self.overwrite = Path(folder), overwrite
         self.recalibrate = recalibrate
         self._check()
-        try:
+        with refusals(f"accelerator={accelerator!r}"):
             self.trainer = Trainer(
                 accelerator=accelerator, devices=1, logger=False, enable_checkpointing=False,
                 enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
             )  # fmt: skip
-        except (MisconfigurationException, ValueError) as fault:
-            raise InputError(f"accelerator={accelerator!r}: {fault}") from fault
 
     def _check(self) -> None:
         """Check what can be told before any file is opened."""
+        check_seed(self.seed)
         if self.trials < 1:
             raise InputError(f"trials={self.trials}: give 1 or more")
         if self.name in BOUNDS:
@@ -153,9 +152,14 @@ class Tune:
         return {**described, "trials": self.trials, **record.describe_images(self.data)}
 
     def _keep_results(self, before: record.Record, now: record.Record) -> None:
-        """Raise InputError where results would be lost that belong to another run than this."""
+        """Raise InputError where results would be lost that belong to another run than this.
+
+        More trials than before include them.
+        """
         if self.overwrite or not (self.folder / "results.json").exists():
             return
+        if before.get("trials", 0) < self.trials:
+            before = {**before, "trials": self.trials}
         if changed := record.differences(before, now):
             raise InputError(
                 f"{self.folder} holds the results of another configuration or other inputs: "

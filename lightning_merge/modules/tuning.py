@@ -76,9 +76,15 @@ class Search:
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.space, self.sampler, self.seed, self._file = space, sampler, seed, file
-        self._grid = space.points(trials)
-        self.total = trials if self._grid is None else len(self._grid)
         self.trials = _read(file) if file.exists() else []
+        grid = space.points(trials)
+        if grid is None:
+            self.total, self._left = trials, None
+            del self.trials[trials:]
+        else:  # whatever of it fewer trials have drawn
+            tried = [trial.point for trial in self.trials]
+            self._left = [point for point in grid if point not in tried]
+            self.total = len(self.trials) + len(self._left)
 
     @property
     def best(self) -> Trial:
@@ -106,8 +112,8 @@ class Search:
 
     def _point(self, index: int) -> Mapping[str, Any]:
         """Return what to try next."""
-        if self._grid is not None:
-            return self._grid[index]
+        if self._left is not None:
+            return self._left[index - self.total]
         given = self.space.given() if index == 0 else None
         if given is not None:
             return given

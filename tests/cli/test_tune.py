@@ -130,17 +130,23 @@ def test_a_search_that_was_killed_goes_on_as_if_it_had_not_been(
     assert numbers(again) == numbers(expected)
 
 
-def test_a_finished_search_is_shown_and_more_trials_are_no_secret(tune, run, written, tmp_path):
+def test_a_finished_search_is_shown_and_goes_on_to_more_trials(tune, run, written, tmp_path):
     tune()
     stamp = (tmp_path / "run" / "results.json").stat().st_mtime_ns
     first = tune()
     assert (tmp_path / "run" / "results.json").stat().st_mtime_ns == stamp
-    refused = run("tune", "--config", written(trials=6))
+    more = tune(trials=6)
+    assert (more[:4], len(more)) == (first, 6)
+    assert numbers(more) == numbers(tune(trials=6, folder=str(tmp_path / "whole")))
+    refused = run("tune", "--config", written(trials=4))
     assert refused.code == 2
     assert "trials" in refused.err
     assert "--overwrite true" in refused.err
-    more = tune("--overwrite", "true", trials=6)
-    assert (more[:4], len(more)) == (first, 6)
+    assert tune("--overwrite", "true", trials=4) == first
+    results = json.loads((tmp_path / "run" / "results.json").read_text())["candidates"]
+    assert "of 4 trials" in results["ties_tuned"]["note"]
+    refused = run("tune", "--config", written(trials=6, seed_everything=4))
+    assert refused.code == 2
     other = tune("--overwrite", "true", seed_everything=4)
     assert len(other) == 4
     assert numbers(other)[1:] != numbers(first)[1:]

@@ -88,6 +88,26 @@ def test_a_point_that_comes_again_is_not_merged_again(tmp_path):
     assert len(calls) == len({str(trial.point) for trial in found.trials}) < 8
 
 
+@pytest.mark.parametrize("first", [1, 2, 3])
+def test_the_rest_of_a_small_space_is_tried_when_trials_suffice_for_it(tmp_path, first):
+    """Fewer trials than points are drawn, and may come twice."""
+    choices = {"density": [0.1, 0.2], "combine": ["mean", "sum"]}
+    space = Space(Ties(), {name: Range(choices=values) for name, values in choices.items()})
+
+    def points(trials):
+        search = Search(space, tmp_path / "trials.json", trials)
+        search.run(score, ignore)
+        assert search.total == len(search.trials)
+        return [tuple(trial.point.values()) for trial in search.trials]
+
+    drawn, every = points(first), points(4)
+    assert len(drawn) == first
+    assert every[:first] == drawn
+    assert len(set(every)) == 4
+    assert len(every) == 4 + first - len(set(drawn))
+    assert points(4) == every
+
+
 def test_whole_numbers_stay_whole(tmp_path):
     method = TaskArithmetic(transforms=[Dare(seed=3)])
     space = Space(method, {"Dare.seed": Range(1, 50)})
