@@ -7,13 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from lightning_merge.callbacks import MergeCallback, WritePredictions
@@ -21,11 +19,25 @@ from lightning_merge.callbacks.checked import CheckedCallback
 from lightning_merge.callbacks.task_vectors import TransformTaskVectors
 from lightning_merge.cli import record, stages
 from lightning_merge.cli.parser import Parser
-from lightning_merge.cli.processes import Result, leave_together, start
+from lightning_merge.cli.processes import AtStart, Result, leave_together, start
+from lightning_merge.cli.resume import (
+    LastCheckpoint,
+    WholeFiles,
+    check_given,
+    forget_requeued,
+    obstacle,
+)
+from lightning_merge.cli.trainer import (
+    check_callbacks,
+    check_limits,
+    check_options,
+    check_seed,
+    refusals,
+)
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.files import read_text, write_text
 from lightning_merge.core.hub import exists
-from lightning_merge.core.ranks import AgreedError, Ranks
+from lightning_merge.core.ranks import AgreedError
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.evaluation.results import Results
 from lightning_merge.evaluation.tables import own_split_note, rich_table
@@ -46,17 +58,6 @@ WEIGHTS = ("source", "projection", "weights")
 
 class _Parser(Parser, LightningArgumentParser):
     """Lightning's parser, whose errors are one message."""
-
-
-class _AtStart(Callback):
-    """Runs some work once, when all is set up for fit and nothing can be refused any more."""
-
-    def __init__(self, work: Callable[[], None]) -> None:
-        self.work = work
-
-    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Run it."""
-        Ranks.of(trainer).once(self.work)
 
 
 class MergeCLI(LightningCLI):
@@ -118,34 +119,33 @@ class MergeCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the run folder's logger and its resumable checkpoint."""
         config = self._get(self.config_init, "trainer")
+        check_options(config)
         kwargs["default_root_dir"] = str(self.folder)
         if config.get("logger") is None:
             kwargs["logger"] = CSVLogger(self.folder, name="", version="")
         given = config.get("callbacks") or []
-        kwargs["callbacks"] = [
-            *(given if isinstance(given, list) else [given]),
-            ModelCheckpoint(  # `save_last` with no other checkpoint would save at the end alone
-                self.folder / "checkpoints",
-                filename="last",
-                save_on_train_epoch_end=True,
-                enable_version_counter=False,
-            ),
-        ]
+        given = given if isinstance(given, list) else [given]
+        kwargs["callbacks"] = [*given, LastCheckpoint(self.folder)]
         if self.subcommand == "predict":
             kwargs["callbacks"].append(WritePredictions())
         elif self.subcommand == "fit":
-            kwargs["callbacks"].append(_AtStart(self._take_folder))
-        try:
-            return super().instantiate_trainer(**kwargs)
-        except InputError:
-            raise
-        except (MisconfigurationException, ValueError) as fault:
-            raise InputError(f"trainer: {fault}") from fault
+            kwargs["callbacks"].append(AtStart(self._take_folder))
+        with refusals():
+            trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # and not a user's own
+            trainer.strategy.checkpoint_io = WholeFiles()
+        return trainer
+
+    def _set_seed(self) -> None:
+        check_seed(self._get(self.config, "seed_everything"))
+        super()._set_seed()
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
         """Parse, and look at the checkpoint before Lightning does."""
         super().parse_arguments(parser, args)
-        _check_checkpoint(self.config[self.config.subcommand].get("ckpt_path"))
+        given = self.config[self.config.subcommand].get("ckpt_path")
+        if given not in (None, "last"):
+            check_given(given)
 
     def before_validate(self) -> None:
         """Measure the coefficients that `fit` learned in this run folder."""
@@ -164,7 +164,8 @@ class MergeCLI(LightningCLI):
     def fit(self, **options: Any) -> None:
         """Train, unless the results are there; LightningCLI runs this for the trainer's own."""
         if not self.finished:
-            self.trainer.fit(**options)
+            with refusals():
+                self.trainer.fit(**options)
 
     def validate(self, **options: Any) -> None:
         """Measure on held-out images; see `_show`."""
@@ -174,14 +175,22 @@ class MergeCLI(LightningCLI):
         """Measure on test images; see `_show`."""
         self._show("test", self.trainer.test, options)
 
+    def predict(self, **options: Any) -> None:
+        """Write the predicted classes."""
+        with refusals():
+            self.trainer.predict(**options)
+
     def _show(self, part: str, measure: Callable[..., Any], options: dict[str, Any]) -> None:
         """Measure, and print one line per task where Lightning has a column per loader."""
-        measure(**{**options, "verbose": False})
+        with refusals():
+            measure(**{**options, "verbose": False})
         if options["verbose"] and self.trainer.is_global_zero:
             found, data = self.model.measured[part], self.datamodule
+            for task, value in found.accuracy.items():
+                share = f" of {found.share(task)}" * bool(found.share(task))
+                print(f"{part}/{task}: {100 * value:.1f} %{share}")
             average = found.mean(data.seen if part == "val" else data.tasks)
-            for name, value in {**found.accuracy, "average": average}.items():
-                print(f"{part}/{name}: {100 * value:.1f} %")
+            print(f"{part}/average: {100 * average:.1f} %")
             if part == "test" and data.own_split:
                 print(own_split_note(data.own_split))
 
@@ -190,6 +199,8 @@ class MergeCLI(LightningCLI):
         return work() if self.alone else start(self.trainer, work)
 
     def _go_on_from(self, checkpoint: str | None) -> None:
+        if self._given == "last":
+            checkpoint = str(self._last)
         if checkpoint is not None:
             self.config_init[self.subcommand].ckpt_path = checkpoint
 
@@ -207,14 +218,20 @@ class MergeCLI(LightningCLI):
         return self.folder / "run.json"
 
     def _check(self) -> None:
-        """Check what can be told before images are read."""
+        """Check what can be told before images are read, and then what their numbers tell."""
+        if self._given == "last" and not self._last.exists():
+            raise InputError(f"ckpt_path='last': {self._last} does not exist; run fit first")
         self.model.check(self.trainer, self.datamodule.seen, self.subcommand)
         if self.subcommand == "fit":
+            check_callbacks(self.trainer, self.model, self.datamodule)
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, CheckedCallback):
                     callback.check(self.trainer, self.model)
             if isinstance(self.model, CoefficientModule):
                 stages.check(self.model.zoo, self.datamodule.tasks)
+        command = str(self.subcommand)
+        self.datamodule.load(test=command in ("test", "predict") or None)
+        check_limits(self.trainer, self.model, self.datamodule, command)
 
     def _find_learned(self) -> str | None:
         """Return the checkpoint of the learned coefficients, unless the user names one."""
@@ -224,10 +241,9 @@ class MergeCLI(LightningCLI):
             return None
         if not self._last.exists():
             raise InputError(
-                f"nothing was fitted here: {self._last} is no file; run fit with the same config "
-                "first or give --ckpt_path"
+                f"nothing was fitted here: {self._last} does not exist; run fit with the same "
+                "config first or give --ckpt_path"
             )
-        self.datamodule.load(test=None)
         now = record.stored({**self._describe(), **self._describe_files()})
         before = record.read(self._record_file)
         if changed := record.differences(record.network(before), record.network(now)):
@@ -244,7 +260,6 @@ class MergeCLI(LightningCLI):
             Whether this very run is finished, and its checkpoint if there is one to go on from.
         """
         self._check()
-        self.datamodule.load(test=None)
         before, now = record.read(self._record_file), record.stored(self._describe())
         self._keep_results({name: before.get(name) for name in now}, now)
         if isinstance(self.model, CoefficientModule):
@@ -255,13 +270,14 @@ class MergeCLI(LightningCLI):
             return True, None
         found = None
         if self._given is None and self._last.exists():
-            if record.learning(before) == record.learning(self._record):
+            ends = self.model.end_counts
+            why_not = obstacle(self._last, before, self._record, self.trainer, ends)
+            if why_not is None:
                 rank_zero_info(f"going on from {self._last}")
                 found = str(self._last)
             else:
-                rank_zero_info(
-                    f"{self._last} is of another configuration or other inputs: starting anew"
-                )
+                rank_zero_info(f"{self._last} {why_not}: starting anew")
+        forget_requeued(self.folder)
         self._keep_metrics()
         self._anew = found is None
         return False, found
@@ -364,33 +380,17 @@ class MergeCLI(LightningCLI):
                 print("nothing has changed since; to measure again, remove its results.json")
 
     def _measure(self) -> Results:
-        return compare(
-            self.trainer,
-            Evaluate(self.model.encoder, self.model.zoo.heads, self.model.zoo.base),
-            self.datamodule,
-            self.model.candidates,
-            self.folder,
-            seed=self.seed,
-            command=self.command,
-            notes=self.model.notes(),
-        )
-
-
-def _check_checkpoint(path: str | None) -> None:
-    """Raise InputError where a checkpoint is none of Lightning's."""
-    if path is None or path in ("best", "last", "hpc") or Path(path).is_dir():
-        return
-    if not Path(path).exists():
-        raise InputError(f"ckpt_path={path!r} is no file; give a checkpoint of a run")
-    try:
-        known = "pytorch-lightning_version" in torch.load(path, "cpu", weights_only=True)
-    except Exception:  # whatever reading something else may raise
-        known = False
-    if not known:
-        raise InputError(
-            f"ckpt_path={path!r} is no checkpoint of Lightning; give the checkpoints/last.ckpt of "
-            "a run folder"
-        )
+        with refusals():
+            return compare(
+                self.trainer,
+                Evaluate(self.model.encoder, self.model.zoo.heads, self.model.zoo.base),
+                self.datamodule,
+                self.model.candidates,
+                self.folder,
+                seed=self.seed,
+                command=self.command,
+                notes=self.model.notes(),
+            )
 
 
 def _remove(path: Path) -> None:

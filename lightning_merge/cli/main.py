@@ -2,9 +2,13 @@
 
 import logging
 import os
+import re
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import TextIOWrapper
 from itertools import pairwise
 from pathlib import Path
@@ -43,7 +47,7 @@ def main(arguments: list[str]) -> int:
         arguments: the command and its options.
 
     Returns:
-        The exit code: 0, 2 for input that the user can mend, or 130 after Ctrl-C.
+        The exit code: 0, 2 for input that the user can mend, 130 after Ctrl-C, 143 after SIGTERM.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # names that the terminal cannot show are no fault
@@ -55,18 +59,62 @@ def main(arguments: list[str]) -> int:
         lambda record: "litlogger" not in record.getMessage()
     )
     try:
-        _check_configs(arguments)
-        _run(arguments)
+        with _stoppable():
+            _check_configs(arguments)
+            _run(arguments)
     except (ValueError, OSError) as error:
         text = _message(error, arguments)
         if text is None:  # a fault of the program's: keep the traceback
             raise
         print(f"error: {text}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Lightning exits with 1 when it is interrupted.
+        cause = stop if isinstance(stop, KeyboardInterrupt) else stop.__context__
+        if not isinstance(cause, KeyboardInterrupt):
+            raise
+        how, code = ("terminated", 143) if isinstance(cause, Terminated) else ("interrupted", 130)
+        if _is_first():
+            print(f"{how}{STOPPED.get(arguments[0], '')}", file=sys.stderr)
+        return code
     return 0
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which stops a command as Ctrl-C does."""
+
+
+STOPPED = {
+    "fit": "; the same command goes on: what is made stays, and learning goes on from the end of "
+    "its last epoch",
+    "tune": "; the same command goes on after the last trial",
+    "merge": "; nothing was written",
+}
+"""What a command leaves behind that is stopped."""
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let SIGTERM stop what runs as Ctrl-C does, which leaves no half-written file behind."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():  # Lightning sets both
+            signal.signal(number, handler)
+
+
+def _is_first() -> bool:
+    """Whether this is the first process of the run, which alone prints."""
+    return all(os.environ.get(rank, "0") == "0" for rank in RANKS)
 
 
 def _print_input_warnings() -> None:
@@ -75,7 +123,7 @@ def _print_input_warnings() -> None:
     Of several processes the first one prints.
     """
     others, told = warnings.showwarning, set[str]()
-    first = all(os.environ.get(rank, "0") == "0" for rank in RANKS)
+    first = _is_first()
 
     def show(
         message: Warning | str,
@@ -122,7 +170,12 @@ def _message(error: BaseException, arguments: list[str]) -> str | None:
         return explained(str(error))
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    return None if error.__cause__ is None else _message(error.__cause__, arguments)
+    if isinstance(error, ImportError) or type(error).__name__ == "MisconfigurationException":
+        return " ".join(str(error).split())  # what a class of Lightning's says to its options
+    if error.__cause__ is None or (text := _message(error.__cause__, arguments)) is None:
+        return None
+    wrapped = re.search(r"^Problem with given class_path '([\w.]+)'", str(error))
+    return f"{wrapped[1]}: {text}" if wrapped else text
 
 
 def _run(arguments: list[str]) -> None:

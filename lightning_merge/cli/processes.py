@@ -5,10 +5,10 @@ import sys
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from lightning.fabric.plugins.environments import TorchElasticEnvironment
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch import distributed
@@ -17,6 +17,17 @@ from lightning_merge.core.errors import InputError
 from lightning_merge.core.ranks import AgreedError, Ranks
 
 Result = TypeVar("Result")
+
+
+class AtStart(Callback):
+    """Runs some work once, when all is set up for fit and nothing can be refused any more."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self.work = work
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Run it."""
+        Ranks.of(trainer).once(self.work)
 
 
 def start(trainer: Trainer, work: Callable[[], Result]) -> Result:

@@ -39,6 +39,9 @@ WITHOUT_EFFECT = (
 )
 """Options that no number depends on."""
 
+END = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time")
+"""Options that say where learning ends."""
+
 
 def describe_options(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a run's numbers depend on beside its inputs.
@@ -76,9 +79,15 @@ def describe_files(files: Iterable[str]) -> dict[str, str]:
 
 
 def learning(record: Record) -> dict[str, Any]:
-    """Return what the checkpoint of a run depends on: all but what is done with it."""
+    """Return what the checkpoint of a run depends on: all but its end, and what is done with it."""
     apart = () if record.get(TRANSDUCTIVE) else (TEST_IMAGES,)
-    return {k: v for k, v in record.items() if k != CALLBACKS and not k.startswith(apart)}
+    without = (CALLBACKS, "model.init_args.storage", *END)
+    return {k: v for k, v in record.items() if k not in without and not k.startswith(apart)}
+
+
+def other_end(old: Record, new: Record) -> str:
+    """Name what says where learning ends and differs; nothing if it ends alike."""
+    return differences(*({k: v for k, v in r.items() if k in END} for r in (old, new)))
 
 
 def network(record: Record) -> dict[str, Any]:

@@ -128,7 +128,7 @@ FAULTS = {
         [f.heads, "'reds'", "(3, 3)"],
     ),
     "no GPU": lambda f, d: (None, {"trainer__accelerator": "gpu"}, ["trainer:"]),
-    "epochs": lambda f, d: (None, {"trainer__max_epochs": -2}, ["trainer:", "max_epochs"]),
+    "epochs": lambda f, d: (None, {"trainer__max_epochs": -2}, ["trainer.max_epochs=-2"]),
     "checkpoint": lambda f, d: (None, {"ckpt_path": "nope.ckpt"}, ["ckpt_path='nope.ckpt'"]),
     "weights for a checkpoint": lambda f, d: (None, {"ckpt_path": f.base}, [f.base, "ckpt_path"]),
 }

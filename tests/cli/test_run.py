@@ -2,11 +2,6 @@
 
 import csv
 import json
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +9,7 @@ from tiny_zoo import ENCODER, TASKS, model_of
 
 from lightning_merge.callbacks import MergeCallback, MTiesMerge
 from lightning_merge.core.checkpoint import open_checkpoint, save_checkpoint
-from lightning_merge.modules import CoefficientModule, Evaluate
+from lightning_merge.modules import Evaluate
 
 CALLBACKS = [
     {
@@ -222,84 +217,6 @@ def test_before_fit_there_is_nothing_to_test(run, config):
     result = run("test", "--config", config())
     assert result.code == 2
     assert "run fit" in result.err
-
-
-def stop_in_epoch_7(how):
-    """Let learning stop in the middle of an epoch; return how it was before."""
-    step = CoefficientModule.training_step
-
-    def training_step(module, batch, batch_idx):
-        if module.current_epoch == 7 and batch_idx:
-            how()
-        return step(module, batch, batch_idx)
-
-    CoefficientModule.training_step = training_step
-    return step
-
-
-def kill(run, path):
-    """Run in a process of its own that gets SIGKILL."""
-    script = (
-        "import os, signal, sys; from lightning_merge.cli.main import main; import test_run; "
-        "test_run.stop_in_epoch_7(lambda: os.kill(os.getpid(), signal.SIGKILL)); "
-        "main(['fit', '--config', sys.argv[1]])"
-    )
-    search = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(path)],
-        env={**os.environ, "PYTHONPATH": search, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
-
-
-def interrupt(run, path):
-    """Press Ctrl-C."""
-
-    def press():
-        raise KeyboardInterrupt
-
-    step = stop_in_epoch_7(press)
-    try:
-        result = run("fit", "--config", path)
-    finally:
-        CoefficientModule.training_step = step
-    assert result.code not in (0, 2)
-    assert "Traceback" not in result.err
-
-
-@pytest.mark.parametrize(
-    ("stop", "name", "settings"),
-    [
-        (kill, "StatsMerging", {"hidden": 8, "step_size": 4}),
-        (interrupt, "StatsMerging", {"hidden": 8, "step_size": 4}),
-        (kill, "AdaMerging", {"learning_rate": 0.01}),
-    ],
-)
-def test_a_stopped_run_goes_on_as_if_it_had_not(
-    run, config, files, tmp_path, caplog, stop, name, settings
-):
-    """Stop it after a checkpoint, start it again, compare with an unbroken run."""
-    options = {
-        "trainer__max_epochs": 10,
-        "model": model_of(files, name, **settings),
-        "data__batch_size": 4,
-    }
-    whole = tmp_path / "whole"
-    unbroken = config(**options, trainer__default_root_dir=str(whole))
-    assert run("fit", "--config", unbroken).code == 0
-    path, folder = config(**options), tmp_path / "run"
-    stop(run, path)
-    assert not (folder / "coefficients.safetensors").exists()
-    assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=False)["epoch"] == 6
-    caplog.clear()
-    assert run("fit", "--config", path).code == 0
-    assert "going on from" in caplog.text
-    assert torch.equal(learned(folder), learned(whole))
-    epochs = {int(row["epoch"]) for row in rows(folder / "metrics.csv")}
-    assert epochs >= set(range(7, 10))
-    if stop is interrupt:  # a kill may cost the rows that were not written yet
-        assert epochs == set(range(10))
 
 
 def test_what_changes_no_number_is_no_other_configuration(run, config, files):

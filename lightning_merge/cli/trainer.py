@@ -1,0 +1,227 @@
+"""What a run asks of Lightning's Trainer: checked before long work, and refused in one line."""
+
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    BaseFinetuning,
+    BatchSizeFinder,
+    EarlyStopping,
+    LearningRateFinder,
+    ModelCheckpoint,
+    ModelPruning,
+    OnExceptionCheckpoint,
+    StochasticWeightAveraging,
+    Timer,
+    WeightAveraging,
+)
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lightning_merge.callbacks import MergeCallback
+from lightning_merge.core.errors import InputError
+from lightning_merge.data.datamodule import MergeDataModule
+from lightning_merge.data.sizes import count_batches
+from lightning_merge.modules.base import TaskModule
+from lightning_merge.modules.coefficients import CoefficientModule
+
+LEAST = {
+    "accumulate_grad_batches": 1,
+    "check_val_every_n_epoch": 1,
+    "gradient_clip_val": 0,
+    "log_every_n_steps": 0,
+    "max_epochs": -1,
+    "max_steps": -1,
+    "min_epochs": 0,
+    "min_steps": 0,
+    "num_sanity_val_steps": -1,
+}
+"""Numbers of the trainer -> the least that they may be."""
+
+NEEDED = {
+    "barebones": (True, "a run keeps metrics and a checkpoint"),
+    "enable_checkpointing": (False, "a run keeps checkpoints/last.ckpt to go on from"),
+}
+"""Switches of the trainer -> what they must not be, and why."""
+
+ON_WEIGHTS = (
+    BaseFinetuning, BatchSizeFinder, LearningRateFinder, ModelPruning, StochasticWeightAveraging,
+    WeightAveraging,
+)  # fmt: skip
+"""Callbacks that average, prune or freeze a network's weights, or train it for a while first."""
+
+
+@contextmanager
+def refusals(option: str = "trainer") -> Iterator[None]:
+    """Tell in one line what Lightning finds wrong with the trainer's options.
+
+    Args:
+        option: that it is about.
+
+    Raises:
+        InputError: it has refused some, or lacks a package for them.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException) as fault:
+        raised_in = traceback.extract_tb(fault.__traceback__)[-1].filename
+        by_lightning = Path(raised_in).is_relative_to(Path(lightning.__file__).parent)
+        if not by_lightning and not isinstance(fault, MisconfigurationException):
+            raise
+        raise InputError(f"{option}: {' '.join(str(fault).split())}") from fault
+
+
+def check_seed(seed: int | bool) -> None:
+    """Check a seed; true draws one.
+
+    Raises:
+        InputError: it is out of range.
+    """
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed_everything={seed} must lie between 0 and {2**32 - 1}")
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Check what no Trainer is needed for.
+
+    Args:
+        options: of the trainer, by name.
+
+    Raises:
+        InputError: a number is out of range, or options contradict each other or the run.
+    """
+    for name, least in LEAST.items():
+        value = options.get(name)
+        if value is not None and not value >= least:
+            raise InputError(f"trainer.{name}={value} must be {least} or more")
+    for name, (value, why) in NEEDED.items():
+        if options.get(name) is value:
+            raise InputError(f"trainer.{name}={str(value).lower()}: {why}; leave it out")
+    interval = options.get("val_check_interval")
+    if isinstance(interval, int | float) and not interval > 0:
+        raise InputError(
+            f"trainer.val_check_interval={interval} must be above 0; to leave validation out, give "
+            "--trainer.limit_val_batches 0"
+        )
+    if options.get("overfit_batches"):
+        raise InputError(
+            f"trainer.overfit_batches={options['overfit_batches']}: Lightning would learn from "
+            "single images in their order; give trainer.limit_train_batches and max_epochs"
+        )
+    for what in ("epochs", "steps"):
+        fewest, most = options.get(f"min_{what}"), options.get(f"max_{what}")
+        if fewest is not None and most is not None and 0 <= most < fewest:
+            raise InputError(f"trainer.min_{what}={fewest} is above trainer.max_{what}={most}")
+
+
+def check_callbacks(trainer: Trainer, module: TaskModule, data: MergeDataModule) -> None:
+    """Check what fit asks of callbacks before images are read.
+
+    Raises:
+        InputError: one monitors what is never logged, does not go with the module, or would have
+            the run go on from another checkpoint than its own; or nothing ends the run.
+    """
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks:
+        name = f"trainer.callbacks: {type(callback).__name__}"
+        if isinstance(callback, OnExceptionCheckpoint):
+            raise InputError(
+                f"{name} keeps what a run was within a step; leave it out, the same command goes "
+                "on from checkpoints/last.ckpt"
+            )
+        if isinstance(callback, ON_WEIGHTS) and isinstance(module, CoefficientModule):
+            raise InputError(
+                f"{name} works on the weights of the network, of which {type(module).__name__} "
+                "learns the coefficients alone; leave it out"
+            )
+        if isinstance(callback, BackboneFinetuning):
+            raise InputError(f"{name} does not go with {type(module).__name__}; leave it out")
+    theirs = [part for part in [module, *callbacks] if not _is_known(part)]
+    if not theirs:  # who may log anything, or end the run
+        _check_monitors(callbacks, module.logged(*_tasks(trainer, data)))
+        _check_end(trainer, callbacks)
+
+
+def _tasks(trainer: Trainer, data: MergeDataModule) -> tuple[Sequence[str], Sequence[str]]:
+    """Return the tasks that are trained on, and those that are validated on."""
+    return data.seen, data.tasks if trainer.limit_val_batches else ()
+
+
+def _check_monitors(callbacks: Sequence[Any], known: Sequence[str]) -> None:
+    for callback in callbacks:
+        if not isinstance(callback, EarlyStopping | ModelCheckpoint):
+            continue
+        if callback.monitor is not None and callback.monitor not in known:
+            raise InputError(
+                f"trainer.callbacks: {type(callback).__name__} monitors {callback.monitor!r}, "
+                f"which this run does not log; it logs {', '.join(known)}"
+            )
+
+
+def _check_end(trainer: Trainer, callbacks: Sequence[Any]) -> None:
+    ends = any(isinstance(callback, EarlyStopping | Timer) for callback in callbacks)
+    if trainer.max_epochs == -1 and trainer.max_steps == -1 and not ends:
+        raise InputError(
+            "trainer.max_epochs=-1: nothing ends this run; give trainer.max_epochs or max_steps"
+        )
+
+
+def _is_known(part: Any) -> bool:
+    """Whether the class is of this package or of Lightning, and so is all that it logs."""
+    return type(part).__module__.partition(".")[0] in ("lightning", "lightning_merge")
+
+
+def check_limits(trainer: Trainer, module: TaskModule, data: MergeDataModule, command: str) -> None:
+    """Check that the parts of the data that a command looks at are left with some batches.
+
+    Args:
+        trainer: of the run.
+        module: what it runs.
+        data: loaded.
+        command: "fit", "validate", "test" or "predict".
+
+    Raises:
+        InputError: a limit leaves nothing, or validation waits for more batches than there are.
+    """
+    data.transductive = getattr(module, "transductive", False)
+    measures = isinstance(module, CoefficientModule)
+    wanted = {"validate": ["val"], "test": ["test"], "predict": ["predict"]}.get(command, ["train"])
+    if command == "fit" and measures:
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        chooses = any(isinstance(c, MergeCallback) and c.grid for c in callbacks)
+        wanted += ["test", *(["val"] if chooses else [])]
+    elif command == "fit" and trainer.limit_val_batches:
+        wanted.append("val")
+    for part in wanted:
+        limit = getattr(trainer, f"limit_{part}_batches")
+        batches = count_batches(data, part, trainer.world_size)
+        if part != "train" and limit == 0:
+            raise InputError(f"trainer.limit_{part}_batches=0 leaves no image")
+        if isinstance(limit, float) and limit and int(limit * min(batches.values())) == 0:
+            task = min(batches, key=batches.__getitem__)
+            raise InputError(
+                f"trainer.limit_{part}_batches={limit} is less than one batch of {task!r}, which "
+                f"has {batches[task]}; give a larger share, or a whole number of batches"
+            )
+    if command == "fit":
+        _check_interval(trainer, max(count_batches(data, "train", trainer.world_size).values()))
+
+
+def _check_interval(trainer: Trainer, batches: int) -> None:
+    interval = getattr(trainer, "val_check_interval", None)  # None where it is a time
+    limit = trainer.limit_train_batches
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    within_epoch = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches
+    if isinstance(interval, int) and within_epoch and interval > batches:
+        raise InputError(
+            f"trainer.val_check_interval={interval}: an epoch has {batches} "
+            f"batch{'es' * (batches != 1)}; give as many or fewer, or "
+            "--trainer.check_val_every_n_epoch null to count across epochs"
+        )
