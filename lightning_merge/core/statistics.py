@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_merge.core.task_vectors import flatten_tasks
 
+_BLOCK = 256  # rows: long enough for fast products, short enough to leave half out
 Feature = Literal["mean", "variance", "norm", "singular_values"]
 FEATURES: tuple[Feature, ...] = get_args(Feature)
 
@@ -57,8 +58,9 @@ def _matrices(stacked: Tensor) -> Tensor:
 def top_singular_values(matrices: Tensor, rank: int) -> Tensor:
     """The largest singular values, descending, [..., rank], in float64.
 
-    They are the roots of the eigenvalues of the Gram matrix on the smaller side, several
-    times cheaper than an SVD and, in float64, exact to float32 for the largest ones.
+    They are the roots of the eigenvalues of the Gram matrix on the smaller side, of which half
+    is computed: several times cheaper than an SVD and, in float64, exact to float32 for the
+    largest ones.
 
     Args:
         matrices: [..., m, n].
@@ -70,9 +72,19 @@ def top_singular_values(matrices: Tensor, rank: int) -> Tensor:
     found = min(rank, matrices.shape[-2] if matrices.numel() else 0)
     values = matrices.new_zeros((*matrices.shape[:-2], rank))
     if found:
-        eigenvalues = torch.linalg.eigvalsh(matrices @ matrices.mT)
+        eigenvalues = torch.linalg.eigvalsh(_lower_gram(matrices))
         values[..., :found] = eigenvalues[..., -found:].flip(-1).clamp(min=0).sqrt()
     return values
+
+
+def _lower_gram(matrices: Tensor) -> Tensor:
+    """The products of rows with each other, [..., m, m], all that lie on or below the diagonal."""
+    rows = matrices.shape[-2]
+    gram = matrices.new_zeros(*matrices.shape[:-1], rows)
+    for start in range(0, rows, _BLOCK):
+        end = start + _BLOCK
+        gram[..., start:end, :end] = matrices[..., start:end, :] @ matrices[..., :end, :].mT
+    return gram
 
 
 def layer_statistics(
