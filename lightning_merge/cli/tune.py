@@ -122,7 +122,7 @@ class Tune:
             InputError: files are missing or do not fit, or the run folder holds the results of
                 another configuration.
         """
-        stages.check(self.zoo, self.data.tasks)
+        stages.check(self.zoo, self.encoder, self.data.tasks)
         self.data.load(test=None)
         before = record.read(self.folder / "run.json")
         now = record.stored(self._describe(config))
@@ -198,14 +198,18 @@ class Tune:
         merger = ZooMerger(self.encoder, self.zoo, self.data, device, self.recalibrate)
         evaluate = Evaluate(self.encoder, self.zoo.heads, self.zoo.base)
 
+        def keep() -> None:
+            write_text(self.folder / "trials.md", table(search.trials, self.data.tasks))
+
         def report(last: Trial) -> None:
             found = f"{100 * last.score.average:.2f} %" if last.score else last.refused
             count = f"trial {len(search.trials)} of {search.total}"
             rank_zero_info(f"{count}: {last.text}: {found}")
-            write_text(self.folder / "trials.md", table(search.trials, self.data.tasks))
+            keep()
 
         rank_zero_info(f"tuning {brief(self.method)}")
         search.run(lambda method: self._score(merger, evaluate, method), report)
+        keep()
         candidates = [*self.zoo.bounds(self.data.tasks), self._tuned(merger, search)]
         return compare(
             self.trainer,

@@ -105,6 +105,8 @@ class Search:
             score: merges by a method, and measures.
             report: is given every trial when it has been kept.
         """
+        if self.trials:
+            self._write()  # there may be fewer than before
         for index in range(len(self.trials), self.total):
             self.trials.append(self._try(self._point(index), score))
             self._write()
