@@ -228,7 +228,7 @@ class MergeCLI(LightningCLI):
                 if isinstance(callback, CheckedCallback):
                     callback.check(self.trainer, self.model)
             if isinstance(self.model, CoefficientModule):
-                stages.check(self.model.zoo, self.datamodule.tasks)
+                stages.check(self.model.zoo, self.model.encoder, self.datamodule.tasks)
         command = str(self.subcommand)
         self.datamodule.load(test=command in ("test", "predict") or None)
         check_limits(self.trainer, self.model, self.datamodule, command)

@@ -109,7 +109,7 @@ def _stoppable() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():  # Lightning sets both
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def _is_first() -> bool:

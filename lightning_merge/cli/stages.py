@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from lightning_merge.models.encoder import Encoder
 from lightning_merge.models.heads import Head, load_heads, save_heads
 from lightning_merge.modules.heads import by_task, fitting_heads, head_file
 from lightning_merge.modules.make_heads import make_heads
-from lightning_merge.modules.zoo import Zoo
+from lightning_merge.modules.zoo import Zoo, misfit
 
 Fit = Callable[[list[str]], object]
 
@@ -32,12 +32,12 @@ ON_ONE_DEVICE: dict[str, tuple[Any, ...]] = {
 """Options of a trainer that has one device, what stages run with in front."""
 
 
-def check(zoo: Zoo, tasks: Sequence[str]) -> None:
-    """Check that base and experts are there and readable, or recipes for them; teachers too.
+def check(zoo: Zoo, encoder: Encoder, tasks: Sequence[str]) -> None:
+    """Check that base and experts are there and fit, or recipes for them; teachers too.
 
     Raises:
-        InputError: a file is missing and no recipe makes it on one device, one is unreadable, or
-            students would be written over their teachers.
+        InputError: a file is missing and no recipe makes it on one device, one is unreadable or
+            of another architecture, or students would be written over their teachers.
     """
     if zoo.teachers is not None:
         if shared := zoo.files(tasks) & zoo.teachers.zoo.files(tasks):
@@ -46,9 +46,16 @@ def check(zoo: Zoo, tasks: Sequence[str]) -> None:
                 f"zoo.teachers.zoo has files of the zoo itself: {names}; "
                 "give students other names than their teachers"
             )
-        check(zoo.teachers.zoo, tasks)
-    for stage in (*_stages(zoo, tasks), *_multi_task_stages(zoo)):
-        stage.check()
+        try:
+            check(zoo.teachers.zoo, zoo.teachers.encoder, tasks)
+        except InputError as fault:
+            raise InputError(f"zoo.teachers: {fault}") from None
+    if problems := [
+        text
+        for stage in (*_stages(zoo, tasks), *_multi_task_stages(zoo))
+        for text in stage.check(encoder)
+    ]:
+        raise InputError("\n".join(problems))
     for task in tasks if by_task(zoo.heads) else ():
         if not hub.exists(file := head_file(zoo.heads, task)):
             raise InputError(
@@ -92,7 +99,10 @@ def prepare(
     images = base_stage.images()
     if images is not None or not base_stage.exists():  # else there is nothing to remake it of
         base_stage.make(fit, shared, {"encoder": config["encoder"], **(images or {})})
-    encoder.load(zoo.base)
+    # What is there already is checked before anything is made that takes long.
+    together = _multi_task_stages(zoo)
+    given = [task for task, stage in stages.items() if stage.is_given()]
+    zoo.open(encoder, given, minimum=0, multi_task=any(s.is_given() for s in together))
     base = file_hash(zoo.base)
     _prepare_heads(zoo, encoder, data, {"base": base, **digests})
     inputs = {
@@ -104,10 +114,8 @@ def prepare(
         }
         for task in data.tasks
     }
-    # Those that are there already are checked before others are made.
-    made = [task for task, stage in stages.items() if stage.is_made(inputs[task])]
+    made = [t for t, stage in stages.items() if t not in given and stage.is_made(inputs[t])]
     of_all = {"tasks": {t: [inputs[t]["head"], digests[t]] for t in data.seen}, "base": base}
-    together = _multi_task_stages(zoo)
     zoo.open(encoder, made, minimum=0, multi_task=all(s.is_made(of_all) for s in together))
     heads = zoo.heads if isinstance(zoo.heads, str) else json.dumps(zoo.heads)
     shared += ["--model.base", zoo.base, "--model.heads", heads]
@@ -193,15 +201,19 @@ class Stage:
         """Whether the file is there, or can be had from the Hub."""
         return hub.exists(self.file, plain=self.recipe is None)
 
-    def check(self) -> None:
+    def check(self, encoder: Encoder) -> Iterator[str]:
         """Check that the file is there and readable, or a recipe for it.
+
+        Yields:
+            Why it is not the encoder's, where it is used as it is.
 
         Raises:
             InputError: neither is.
         """
         if self.exists():
             with hub.given_as(self.place):
-                open_checkpoint(self.file)
+                if self.is_given():
+                    yield from misfit(encoder, self.what, self.file)
         elif self.recipe is None:
             raise InputError(
                 f"the {self.what} is missing: {self.path} does not exist and {self.option} is "
@@ -223,15 +235,18 @@ class Stage:
                 f"by a run of its own: fit --config {self.recipe} --model.output {self.path}"
             )
 
-    def is_made(self, inputs: dict[str, Any]) -> bool:
-        """Whether the file is there and was made from these inputs, or by the user."""
+    def is_given(self) -> bool:
+        """Whether the file is there and was made by the user."""
         if not self.exists():
             return False
-        mark = self._mark(inputs)
-        return (
-            self.recipe is None
-            or open_checkpoint(self.path).metadata.get("fingerprint", mark) == mark
-        )
+        metadata = open_checkpoint(self.file).metadata
+        return self.recipe is None or "fingerprint" not in metadata
+
+    def is_made(self, inputs: dict[str, Any]) -> bool:
+        """Whether the file is there and was made from these inputs, or by the user."""
+        if not self.exists() or self.is_given():
+            return self.exists()
+        return open_checkpoint(self.file).metadata["fingerprint"] == self._mark(inputs)
 
     def images(self) -> dict[str, str] | None:
         """Return the digests of the images that the recipe itself names; None if they are gone.

@@ -114,9 +114,10 @@ class Zoo:
         if multi_task and self.multi_task is not None:
             files = {"multi-task network": self.multi_task} | files
         if problems := [
-            text for what, file in files.items() for text in _misfit(encoder, what, file)
+            text for what, file in files.items() for text in misfit(encoder, what, file)
         ]:
             raise InputError("\n".join(problems))
+        encoder.load(self.base)
         stored = encoder.fitting(self.base)
         base = {name: t.float() if t.is_floating_point() else t for name, t in stored.items()}
         experts: dict[str, Mapping[str, Tensor]] = {
@@ -160,9 +161,15 @@ class Teachers:
     zoo: Zoo
 
 
-def _misfit(encoder: Encoder, what: str, file: str) -> Iterator[str]:
-    """Describe why a file's weights are not the encoder's, tensors left over included."""
+def misfit(encoder: Encoder, what: str, file: str) -> Iterator[str]:
+    """Describe why a file's weights are not the encoder's, tensors left over included.
+
+    Args:
+        encoder: architecture.
+        what: the file is, for messages.
+        file: checkpoint.
+    """
     try:
-        encoder.load(file)
+        encoder.fitting(file)
     except InputError as fault:
         yield f"{what}: {fault}"

@@ -173,5 +173,6 @@ def test_students_are_not_written_over_their_teachers(chain, name):
 def test_a_teacher_of_another_architecture_than_stated_is_refused(chain):
     chain.zoo["teachers"]["encoder"] = {**VIT, "init_args": {**ENCODER, "width": 32}}
     done = chain(code=2)
-    assert "give heads that fit" in done.err
+    assert "zoo.teachers: base: " in done.err
+    assert "another architecture" in done.err
     assert done.made == set()
