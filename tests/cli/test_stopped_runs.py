@@ -61,7 +61,7 @@ def in_a_process(number):
 
     def stop(run, path):
         script = (
-            "import os, sys; from lightning_merge.cli.main import main; import test_stopped_runs as t; "
+            "import os, sys, test_stopped_runs as t; from lightning_merge.cli.main import main; "
             f"t.stop_at(2, lambda: os.kill(os.getpid(), {int(number)})); "
             "sys.exit(main(['fit', '--config', sys.argv[1]]))"
         )
