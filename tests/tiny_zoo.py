@@ -107,7 +107,7 @@ def files(tmp_path_factory, root) -> SimpleNamespace:
     data = MergeDataModule(root=str(root), tasks=list(TASKS))
     data.preprocess = encoder.preprocess
     data.load()
-    heads = make_heads(zoo_of(found), encoder, data, list(TASKS))
+    heads = dict(make_heads(zoo_of(found), encoder, data, list(TASKS)))
     save_heads(heads, found.heads)
     return found
 

@@ -12,7 +12,6 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_info
-from rich.console import Console
 
 from lightning_merge.callbacks import MergeCallback, WritePredictions
 from lightning_merge.callbacks.checked import CheckedCallback
@@ -27,7 +26,9 @@ from lightning_merge.cli.resume import (
     forget_requeued,
     obstacle,
 )
+from lightning_merge.cli.show import show
 from lightning_merge.cli.trainer import (
+    bars,
     check_callbacks,
     check_limits,
     check_options,
@@ -40,7 +41,7 @@ from lightning_merge.core.hub import exists
 from lightning_merge.core.ranks import AgreedError
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.evaluation.results import Results
-from lightning_merge.evaluation.tables import own_split_note, rich_table
+from lightning_merge.evaluation.tables import own_split_note
 from lightning_merge.modules.base import TaskModule
 from lightning_merge.modules.coefficients import CoefficientModule
 from lightning_merge.modules.compare import compare
@@ -125,7 +126,7 @@ class MergeCLI(LightningCLI):
             kwargs["logger"] = CSVLogger(self.folder, name="", version="")
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
-        kwargs["callbacks"] = [*given, LastCheckpoint(self.folder)]
+        kwargs["callbacks"] = [*given, *bars(config, given), LastCheckpoint(self.folder)]
         if self.subcommand == "predict":
             kwargs["callbacks"].append(WritePredictions())
         elif self.subcommand == "fit":
@@ -371,11 +372,8 @@ class MergeCLI(LightningCLI):
             Results.from_json(self.folder / "results.json") if self.finished else self._measure()
         )
         if self.trainer.is_global_zero:
-            console = Console(markup=False, emoji=False)
-            console.print(rich_table(results, width=console.width))
-            for note in results.notes:
-                print(note)
-            print(f"run folder: {self.folder}")
+            merged = self.folder / "merged" / f"{self.model.name}.safetensors"
+            show(results, self.folder, merged, results.notes)
             if self.finished:
                 print("nothing has changed since; to measure again, remove its results.json")
 

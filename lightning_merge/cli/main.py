@@ -16,7 +16,9 @@ from typing import TextIO
 
 import yaml
 
+from lightning_merge.cli.bars import bar
 from lightning_merge.core.errors import InputError, InputWarning
+from lightning_merge.core.progress import show_progress
 
 LIGHTNING = ("fit", "validate", "test", "predict")
 
@@ -55,6 +57,7 @@ def main(arguments: list[str]) -> int:
     for message in NOISE:
         warnings.filterwarnings("ignore", message)
     _print_input_warnings()
+    show_progress(bar)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "litlogger" not in record.getMessage()
     )

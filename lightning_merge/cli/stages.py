@@ -31,6 +31,9 @@ ON_ONE_DEVICE: dict[str, tuple[Any, ...]] = {
 }
 """Options of a trainer that has one device, what stages run with in front."""
 
+_MADE = "make_heads"
+"""Under what metadata of heads say how they were made."""
+
 
 def check(zoo: Zoo, encoder: Encoder, tasks: Sequence[str]) -> None:
     """Check that base and experts are there and fit, or recipes for them; teachers too.
@@ -56,6 +59,7 @@ def check(zoo: Zoo, encoder: Encoder, tasks: Sequence[str]) -> None:
         for text in stage.check(encoder)
     ]:
         raise InputError("\n".join(problems))
+    _check_heads(zoo)
     for task in tasks if by_task(zoo.heads) else ():
         if not hub.exists(file := head_file(zoo.heads, task)):
             raise InputError(
@@ -328,8 +332,30 @@ def _prepare_heads(
     ]
     if lacking:
         rank_zero_info(f"heads: making those of {', '.join(lacking)} in {path}")
-        heads |= make_heads(zoo, encoder, data, lacking)
-        save_heads(heads, path, metadata=known | marks)
+        for task, head in make_heads(zoo, encoder, data, lacking):
+            heads[task], mark = head, f"fingerprint/{task}"
+            known |= {mark: marks[mark], _MADE: _making(zoo)}
+            save_heads(heads, path, metadata=known)  # to be there when the run is stopped
+
+
+def _check_heads(zoo: Zoo) -> None:
+    """Raise InputError for a file of heads that another run has made in another way."""
+    if _heads_are_given(zoo):
+        return
+    assert isinstance(zoo.heads, str)
+    made = open_checkpoint(zoo.heads).metadata.get(_MADE) if Path(zoo.heads).exists() else None
+    if made not in (None, _making(zoo)):
+        raise InputError(
+            f"zoo.heads={zoo.heads!r} holds heads of another kind, which other networks were "
+            f"trained or measured with: {made}; this run makes {_making(zoo)}. Give another file, "
+            "or remove this one"
+        )
+
+
+def _making(zoo: Zoo) -> str:
+    """Return how heads are made, in words."""
+    how: Any = {"class_means": zoo.head_scale, "linear_probe": ""}
+    return f"{zoo.make_heads} {how.get(zoo.make_heads, zoo.text)}".strip()
 
 
 def _head_mark(zoo: Zoo, data: MergeDataModule, task: str, inputs: dict[str, str]) -> str:

@@ -17,6 +17,8 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
     ModelPruning,
     OnExceptionCheckpoint,
+    ProgressBar,
+    RichProgressBar,
     StochasticWeightAveraging,
     Timer,
     WeightAveraging,
@@ -76,6 +78,21 @@ def refusals(option: str = "trainer") -> Iterator[None]:
         if not by_lightning and not isinstance(fault, MisconfigurationException):
             raise
         raise InputError(f"{option}: {' '.join(str(fault).split())}") from fault
+
+
+class EpochBar(RichProgressBar):
+    """Lightning's bar, without a number of epochs where a run ends after a number of steps."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return str(super()._get_train_description(current_epoch)).replace("/-2", "")
+
+
+def bars(options: Mapping[str, Any], callbacks: Sequence[Any]) -> list[ProgressBar]:
+    """Return the bar of a trainer for which its options and callbacks name none."""
+    shown = options.get("enable_progress_bar") is not False and not options.get("barebones")
+    if not shown or any(isinstance(callback, ProgressBar) for callback in callbacks):
+        return []
+    return [EpochBar()]
 
 
 def check_seed(seed: int | bool) -> None:

@@ -8,12 +8,12 @@ from typing import Any
 
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.utilities import rank_zero_info
-from rich.console import Console
 
 from lightning_merge.cli import record, stages
 from lightning_merge.cli.lightning import DATA_OF_A_TASK, MergeCLI
 from lightning_merge.cli.merging import ZooMerger
 from lightning_merge.cli.parser import Parser
+from lightning_merge.cli.show import show
 from lightning_merge.cli.trainer import check_seed, refusals
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.files import write_text
@@ -21,7 +21,7 @@ from lightning_merge.core.names import enumerate_names
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.evaluation.candidates import BOUNDS, Candidate
 from lightning_merge.evaluation.results import Results
-from lightning_merge.evaluation.tables import markdown_line, rich_table
+from lightning_merge.evaluation.tables import markdown_line
 from lightning_merge.methods.base import Method, brief
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.compare import compare
@@ -295,8 +295,6 @@ def tune(arguments: list[str]) -> None:
     run = Tune(**dict(options.items()))
     command = shlex.join(["python", "-m", "lightning_merge", "tune", *arguments])
     results = run.run(plain, save, command)
-    console = Console(markup=False, emoji=False)
-    console.print(rich_table(results, width=console.width))
-    for note in (c.note for c in results.candidates.values() if not c.bound):
-        print(note)
-    print(f"run folder: {run.folder}")
+    show(
+        results, run.folder, run.file, (c.note for c in results.candidates.values() if not c.bound)
+    )

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.progress import progress, tracked
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -24,7 +25,10 @@ _in_worker = False
 
 
 def run_each(
-    function: Callable[[Item], Result], items: Iterable[Item], jobs: int = 1
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    jobs: int = 1,
+    what: str = "working",
 ) -> list[Result]:
     """Call a function on every item, in several processes, without gradients.
 
@@ -35,6 +39,7 @@ def run_each(
         function: Called once per item, in any process. What it changes in memory is lost.
         items: What to call it on; whoever is free takes the next one.
         jobs: Number of processes, this one included; a worker's own calls use no others.
+        what: What the calls do, to show how far they are.
 
     Returns:
         The results in the order of the items.
@@ -46,17 +51,21 @@ def run_each(
     jobs = 1 if _in_worker else min(jobs, len(todo))
     with _one_thread(), torch.no_grad():
         if jobs < 2:
-            return [function(item) for item in todo]
+            return [function(item) for item in (todo if _in_worker else tracked(todo, what))]
         context = multiprocessing.get_context("fork")
         position, parent = context.Value("q", 0), os.getpid()
 
-        def work() -> dict[int, Result]:
+        def work(advance: Callable[[int], object] = lambda _: None) -> dict[int, Result]:
             results: dict[int, Result] = {}
+            told = 0
             while True:
                 if _in_worker and os.getppid() != parent:  # it was killed
                     os._exit(1)
                 with position.get_lock():
                     index, position.value = position.value, position.value + 1
+                begun = min(index, len(todo))
+                advance(begun - told)
+                told = begun
                 if index >= len(todo):
                     return results
                 try:
@@ -66,7 +75,8 @@ def run_each(
                     raise
 
         with _workers(context, work, jobs - 1) as connections:
-            results = work()
+            with progress(len(todo), what) as advance:
+                results = work(advance)
             for connection in connections:
                 results |= _received(connection)
     return [results[index] for index in range(len(todo))]

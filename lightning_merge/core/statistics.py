@@ -6,11 +6,13 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from lightning_merge.core.task_vectors import flatten_tasks
+from lightning_merge.core.progress import tracked
+from lightning_merge.core.task_vectors import TaskVectors, flatten_tasks
 
 _BLOCK = 256  # rows: long enough for fast products, short enough to leave half out
 Feature = Literal["mean", "variance", "norm", "singular_values"]
 FEATURES: tuple[Feature, ...] = get_args(Feature)
+Of = Literal["experts", "task_vectors"]
 
 
 def feature_names(rank: int = 3, features: Sequence[Feature] = FEATURES) -> list[str]:
@@ -92,6 +94,15 @@ def layer_statistics(
 ) -> Tensor:
     """`weight_statistics` of every layer, [K, L, F], from stacks [K, *shape] read one by one."""
     return torch.stack([weight_statistics(stack, rank, features) for stack in stacks], dim=1)
+
+
+def standard_statistics(
+    vectors: TaskVectors, of: Of, rank: int = 3, features: Sequence[Feature] = FEATURES
+) -> Tensor:
+    """`layer_statistics` of experts' weights or task vectors, standardised, [K, L, F]."""
+    read = vectors.weights if of == "experts" else vectors.__getitem__
+    stacks = map(read, tracked(vectors.names, "statistics of weights"))
+    return standardize(layer_statistics(stacks, rank, features))
 
 
 def standardize(features: Tensor) -> Tensor:

@@ -288,7 +288,7 @@ class TaskVectors:
 
     def each(self, items: Iterable[Item], function: Callable[[Item], Result]) -> list[Result]:
         """Call a function on names, or groups of them, see `run_each`; results in their order."""
-        return run_each(function, items, self.jobs)
+        return run_each(function, items, self.jobs, "reading tensors")
 
     def groups(self, names: Iterable[str]) -> list[list[str]]:
         """The names in `jobs` groups of about as many entries each."""

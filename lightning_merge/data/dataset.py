@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, Sampler
 
+from lightning_merge.core.progress import tracked
 from lightning_merge.core.ranks import ALONE, Ranks
 from lightning_merge.core.seeding import generator_for
 from lightning_merge.data.examples import Examples
-from lightning_merge.data.progress import progress
 from lightning_merge.data.resume import START, Position
 from lightning_merge.models.preprocess import Preprocess
 
@@ -100,7 +100,7 @@ class TaskImages(Dataset[Batch]):
         if self._decoded is None:
             self._decoded = torch.empty(len(self), *self.shape, dtype=torch.uint8)
         lacking = index[~self._done[index]].unique().tolist()
-        for position in progress(lacking, f"decoding {self.name}"):
+        for position in tracked(lacking, f"decoding {self.name}"):
             self._decoded[position] = self._decode(position)
             self._done[position] = True
         return self._decoded

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.files import write_text
+from lightning_merge.core.progress import tracked
 from lightning_merge.data.examples import Examples
-from lightning_merge.data.progress import progress
 
 
 def stratified_indices(labels: Tensor, fraction: float, seed: int) -> Tensor:
@@ -112,7 +112,7 @@ def content_hashes(examples: Examples, what: str) -> list[str]:
     Raises:
         InputError: an image is evidently broken.
     """
-    rows = progress(range(len(examples)), f"reading {what}")
+    rows = tracked(range(len(examples)), f"reading {what}")
     return [hashlib.blake2b(examples.content(i), digest_size=12).hexdigest() for i in rows]
 
 

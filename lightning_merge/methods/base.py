@@ -295,7 +295,7 @@ def merge_each(
         sink.write(name, 0, ready[first].reshape(-1))
         return [(0, vectors.numel(name))]
 
-    runs = run_each(one, names, vectors.jobs if sink.shared else 1)
+    runs = run_each(one, names, vectors.jobs if sink.shared else 1, "merging tensors")
     for name, written in zip(names, runs, strict=True):
         sink.written(name, written)
 

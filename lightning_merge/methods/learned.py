@@ -17,7 +17,7 @@ from lightning_merge.core.errors import InputError
 from lightning_merge.core.files import file_hash
 from lightning_merge.core.learner import StatsMergeLearner
 from lightning_merge.core.names import enumerate_names, match_names
-from lightning_merge.core.statistics import Feature, feature_names, layer_statistics, standardize
+from lightning_merge.core.statistics import feature_names, standard_statistics
 from lightning_merge.core.task_vectors import TaskVectors, sum_tasks
 from lightning_merge.methods.base import MergeMethod, Origin, Resources, Transform, Update
 from lightning_merge.methods.checks import require_choice
@@ -217,7 +217,7 @@ class _Learned:
                 f"file={self.file!r}: the learner in it cannot be made again ({fault}): give the "
                 "file as this version has written it, or choose by='layer' or by='depth'"
             ) from fault
-        return self.scale * self._learner(_statistics(vectors, of, rank, features))()
+        return self.scale * self._learner(standard_statistics(vectors, of, rank, features).cpu())()
 
     def _learner(self, features: Tensor) -> StatsMergeLearner:
         """The run's learner, in front of other statistics [K, L, F]."""
@@ -225,12 +225,6 @@ class _Learned:
         learner = StatsMergeLearner(features, **options)
         learner.load_state_dict(self.state)
         return learner
-
-
-def _statistics(vectors: TaskVectors, of: str, rank: int, features: Sequence[Feature]) -> Tensor:
-    """Standardised statistics [K, L, F] of the experts, or their task vectors, as transformed."""
-    read = vectors.weights if of == "experts" else vectors.__getitem__
-    return standardize(layer_statistics(map(read, vectors.names), rank, features)).cpu()
 
 
 def same_depth(layers: int, source: int) -> list[int]:

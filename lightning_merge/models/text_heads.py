@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_merge.core.checkpoint import file_hash
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.progress import tracked
 from lightning_merge.models.from_open_clip import activation, create_clip, tokenizer
 from lightning_merge.models.heads import CosineHead, load_heads, save_heads
 from lightning_merge.models.loading import load_strict
@@ -49,7 +50,12 @@ def zero_shot_head(
     device = model.logit_scale.device
     texts = [template.format(name) for name in class_names for template in templates]
     chunks = [texts[start : start + 256] for start in range(0, len(texts), 256)]
-    rows = torch.cat([model.encode_text(tokenizer(c).to(device), normalize=True) for c in chunks])
+    rows = torch.cat(
+        [
+            model.encode_text(tokenizer(c).to(device), normalize=True)
+            for c in tracked(chunks, "embedding prompts")
+        ]
+    )
     means = rows.float().unflatten(0, (len(class_names), len(templates))).mean(dim=1)
     factor = model.logit_scale.float().exp() if scale is None else scale
     return CosineHead(F.normalize(means, dim=-1), factor).named(class_names)

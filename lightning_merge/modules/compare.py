@@ -1,17 +1,19 @@
 """Measure every candidate of a run and write one table."""
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_merge.core.files import write_text
+from lightning_merge.core.progress import Advance, progress
 from lightning_merge.core.ranks import Ranks
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.evaluation.candidates import Candidate
@@ -59,8 +61,11 @@ def compare(
     trial = [TRIAL] if trainer.fast_dev_run else []  # type: ignore[attr-defined]
     trainer.loggers = []  # metrics.csv is about the training
     trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]  # so is a profile
-    others = [c for c in trainer.callbacks if not isinstance(c, ProgressBar)]  # type: ignore[attr-defined]
-    trainer.callbacks = others  # type: ignore[attr-defined]  # one line per candidate says enough
+    # Lightning's bar would leave one line per task and candidate.
+    trainer.callbacks = [  # type: ignore[attr-defined]
+        _Bar() if isinstance(c, ProgressBar) else c
+        for c in trainer.callbacks  # type: ignore[attr-defined]
+    ]
     chosen = {
         name: _choose(trainer, evaluate, data, candidate) if candidate.options else candidate
         for name, candidate in candidates.items()
@@ -79,6 +84,40 @@ def compare(
     )
     Ranks.of(trainer).once(lambda: _write(results, folder))
     return results
+
+
+class _Bar(Callback):
+    """Show how much of one candidate's pass is done."""
+
+    def __init__(self) -> None:
+        self._shown = ExitStack()
+        self._advance: Advance = lambda steps: None
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begin(pl_module, trainer.num_test_batches)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begin(pl_module, trainer.num_val_batches)
+
+    def _begin(self, module: LightningModule, batches: Iterable[float]) -> None:
+        assert isinstance(module, Evaluate)
+        what = f"measuring {module.candidate.name}"
+        self._advance = self._shown.enter_context(progress(int(sum(batches)), what))
+
+    def on_test_batch_end(self, *_: Any) -> None:
+        self._advance(1)
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        self._advance(1)
+
+    def on_test_end(self, *_: Any) -> None:
+        self._shown.close()
+
+    def on_validation_end(self, *_: Any) -> None:
+        self._shown.close()
+
+    def on_exception(self, *_: Any) -> None:
+        self._shown.close()
 
 
 def _write(results: Results, folder: Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -15,7 +16,13 @@ from lightning_merge.data.dataset import Batch, TaskImages, loader
 from lightning_merge.methods.checks import require_between, require_choice
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.finetune import FineTune
-from lightning_merge.modules.heads import HeadFiles, fitting_heads, head_files, heads_hash
+from lightning_merge.modules.heads import (
+    HeadFiles,
+    check_heads,
+    fitting_heads,
+    head_files,
+    heads_hash,
+)
 
 
 @dataclass(frozen=True)
@@ -107,6 +114,15 @@ class Distill(FineTune):
         self.teacher = teacher  # in a dataclass, so no part of the module's state
         self.alpha, self.temperature, self.labels = alpha, temperature, labels
         self.teacher_logits: dict[str, Tensor] = {}
+
+    def check(self, trainer: Trainer, tasks: Sequence[str], stage: str) -> None:
+        """Check what can be told before any file is opened.
+
+        Raises:
+            InputError: as `FineTune.check`, or the teacher's heads are missing.
+        """
+        super().check(trainer, tasks, stage)
+        check_heads("model.teacher.heads", self.teacher.heads, tasks)
 
     def input_files(self, tasks: Sequence[str]) -> list[str]:
         """Return the files of student and teacher."""

@@ -24,7 +24,7 @@ from lightning_merge.data.tasks import task_spec
 from lightning_merge.methods.checks import require_between
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.base import TaskModule
-from lightning_merge.modules.heads import HeadFiles, head_files, heads_hash
+from lightning_merge.modules.heads import HeadFiles, check_heads, head_files, heads_hash
 
 SHARDED = "_fsdp_wrapped_module."
 """What FSDP puts into the names of parameters."""
@@ -113,10 +113,12 @@ class FineTune(TaskModule):
         """Check what can be told before any file is opened.
 
         Raises:
-            InputError: the output exists, the trainer's strategy does not fit, or its end is not
-                known.
+            InputError: the output exists, heads are missing, the trainer's strategy does not fit,
+                or its end is not known.
         """
         super().check(trainer, tasks, stage)
+        if self.heads_files is not None:
+            check_heads("model.heads", self.heads_files, tasks)
         if stage == "fit" and trainer.max_epochs == -1 and trainer.max_steps == -1:
             raise InputError(
                 "trainer.max_epochs=-1: the learning rate decays until the last step; give "

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 
+from lightning_merge.core import hub
 from lightning_merge.core.errors import InputError, warn
 from lightning_merge.core.files import file_hash
 from lightning_merge.core.names import enumerate_names
@@ -35,6 +36,25 @@ def head_file(heads: HeadFiles, task: str) -> str:
 def head_files(heads: HeadFiles, tasks: Sequence[str]) -> list[str]:
     """Return the files that hold the heads of some tasks, each once."""
     return list(dict.fromkeys(head_file(heads, task) for task in tasks))
+
+
+def check_heads(option: str, heads: HeadFiles, tasks: Sequence[str]) -> None:
+    """Check that the files of heads are there.
+
+    Args:
+        option: that names them, for messages.
+        heads: their files.
+        tasks: whose heads are needed.
+
+    Raises:
+        InputError: one is missing.
+    """
+    for file in head_files(heads, tasks):
+        if not hub.exists(file):
+            raise InputError(
+                f"{option}: {file} does not exist; `fit` makes it with a config whose model.zoo "
+                f"has heads: {heads}"
+            )
 
 
 def heads_hash(heads: HeadFiles, tasks: Sequence[str]) -> str:

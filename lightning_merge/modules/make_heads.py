@@ -1,12 +1,13 @@
 """Make the frozen heads of a zoo from its base, or from prompts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from lightning_merge.core.device import run_device
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.progress import tracked
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.data.tasks import task_spec
 from lightning_merge.models.encoder import Encoder
@@ -16,8 +17,8 @@ from lightning_merge.modules.zoo import Zoo
 
 def make_heads(
     zoo: Zoo, encoder: Encoder, data: MergeDataModule, tasks: Sequence[str]
-) -> dict[str, Head]:
-    """Return one head for each of some tasks, as `zoo.make_heads` says.
+) -> Iterator[tuple[str, Head]]:
+    """Yield tasks with their heads, made as `zoo.make_heads` says, one after the other.
 
     Heads from features see the base's features of the train part alone.
 
@@ -36,19 +37,17 @@ def make_heads(
             made = zero_shot_heads(prompts, text.name, text.pretrained, text.weights)
         except InputError as fault:
             raise InputError(f"zoo.text: {fault}") from fault
-        return {task: head.named(data.classes[task]) for task, head in made.items()}
+        yield from ((task, head.named(data.classes[task])) for task, head in made.items())
+        return
     encoder.load(zoo.base)
-    heads: dict[str, Head] = {}
     for task in tasks:
         features, labels = base_features(encoder, data, task)
         classes = data.classes[task]
         if zoo.make_heads == "linear_probe":
-            heads[task] = linear_probe_head(features, labels, len(classes), classes=classes)
+            yield task, linear_probe_head(features, labels, len(classes), classes=classes)
         else:
-            heads[task] = class_mean_head(
-                features, labels, len(classes), zoo.head_scale, classes=classes
-            )
-    return heads
+            scale = zoo.head_scale
+            yield task, class_mean_head(features, labels, len(classes), scale, classes=classes)
 
 
 @torch.no_grad()
@@ -58,7 +57,8 @@ def base_features(encoder: Encoder, data: MergeDataModule, task: str) -> tuple[T
     encoder.to(device).eval()
     images = data.images(task, "train")
     features = []
-    for start in range(0, len(images), data.eval_batch_size):
+    starts = range(0, len(images), data.eval_batch_size)
+    for start in tracked(starts, f"features of {task} for its head"):
         stop = min(start + data.eval_batch_size, len(images))
         batch = images.__getitems__(list(range(start, stop)))
         normal = encoder.preprocess.normalize(batch.images.to(device))

@@ -15,8 +15,7 @@ from lightning_merge.core.statistics import (
     FEATURES,
     Feature,
     feature_names,
-    layer_statistics,
-    standardize,
+    standard_statistics,
 )
 from lightning_merge.core.task_vectors import TaskVectors, wide
 from lightning_merge.data.dataset import Batch
@@ -142,9 +141,8 @@ class StatsMerging(CoefficientModule):
 
     def make_learner(self, vectors: TaskVectors) -> StatsMergeLearner:
         """Return the learner on the standardised statistics of every task and layer."""
-        read = vectors.weights if self.statistics_of == "experts" else vectors.__getitem__
-        features = layer_statistics((read(n) for n in vectors.names), self.rank, self.statistics)
-        return StatsMergeLearner(standardize(features), **self.learner_options)
+        seen = standard_statistics(vectors, self.statistics_of, self.rank, self.statistics)
+        return StatsMergeLearner(seen, **self.learner_options)
 
     def on_fit_start(self) -> None:
         """Let every expert label its task's images, once; leave out those to be left out."""

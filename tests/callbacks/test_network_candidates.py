@@ -157,7 +157,7 @@ def resnet(resnets, data):
     encoder = MiniResNet(**SMALL)
     data.preprocess = encoder.preprocess
     data.load()
-    save_heads(make_heads(resnets, encoder, data, list(TASKS)), resnets.heads)
+    save_heads(dict(make_heads(resnets, encoder, data, list(TASKS))), resnets.heads)
     return encoder
 
 

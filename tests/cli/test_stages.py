@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tiny_zoo import ENCODER, TASKS, TRAINER, picture
+from tiny_zoo import CLASSES, ENCODER, TASKS, TRAINER, picture
 
 from lightning_merge.cli.stages import _head_mark
 from lightning_merge.core.checkpoint import file_hash, open_checkpoint, save_checkpoint
 from lightning_merge.models.heads import load_heads
+from lightning_merge.models.mini_vit import MiniViT
+from lightning_merge.modules import make_heads
 from lightning_merge.modules.zoo import TextTower, Zoo
 
 
@@ -91,6 +93,66 @@ def test_what_was_made_is_made_again_when_its_inputs_change(fit, own_files, own_
     shapes = file_hash(own_files.expert["shapes"])
     assert fit() == {"reds", "heads"}  # the file of heads, with the head of shapes as it was
     assert file_hash(own_files.expert["shapes"]) == shapes
+
+
+def test_heads_are_kept_task_by_task(fit, own_files, monkeypatch):
+    """A run that is stopped while it makes heads goes on after the last one."""
+    os.remove(own_files.heads)
+    make, made = make_heads.class_mean_head, []
+
+    def stop_at_the_second(*given, **options):
+        if made:
+            raise KeyboardInterrupt
+        made.append(options["classes"])
+        return make(*given, **options)
+
+    monkeypatch.setattr(make_heads, "class_mean_head", stop_at_the_second)
+    with pytest.raises(AssertionError, match="interrupted"):
+        fit()
+    assert list(load_heads(own_files.heads)) == ["reds"]
+    seen = []
+    monkeypatch.setattr(
+        make_heads, "class_mean_head", lambda *g, **o: seen.append(o["classes"]) or make(*g, **o)
+    )
+    assert fit() == {"heads"}
+    assert [list(classes) for classes in seen] == [CLASSES["shapes"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("make_heads", "linear_probe", ["linear_probe", "class_means 20.0"]),
+        ("head_scale", 10.0, ["class_means 10.0", "class_means 20.0"]),
+    ],
+)
+def test_heads_of_another_kind_are_not_overwritten(
+    fit, run, config, own_files, own_root, name, value, words
+):
+    """Two runs that name one file; the experts of the first were trained with its heads."""
+    os.remove(own_files.heads)
+    fit()
+    before = Path(own_files.heads).read_bytes()
+    other = {f"model__init_args__zoo__{name}": value, "trainer__max_epochs": 1}
+    result = run("fit", "--config", config(own_files, own_root, **other), "--overwrite", "true")
+    assert result.code == 2
+    for word in [*words, "zoo.heads", own_files.heads, "another file"]:
+        assert word in result.err
+    assert Path(own_files.heads).read_bytes() == before
+    os.remove(own_files.heads)
+    assert fit(**other) == {"heads"}
+
+
+def test_an_expert_of_another_architecture_is_found_before_heads_are_made(
+    run, config, own_files, own_root
+):
+    os.remove(own_files.heads)
+    other = MiniViT(**{**ENCODER, "depth": 2})
+    save_checkpoint(other.backbone.state_dict(), own_files.expert["shapes"])
+    result = run("fit", "--config", config(own_files, own_root))
+    assert result.code == 2
+    assert "expert of shapes" in result.err
+    assert "another architecture" in result.err
+    assert not Path(own_files.heads).exists()
 
 
 def test_heads_of_other_tasks_are_kept(fit, own_files):
