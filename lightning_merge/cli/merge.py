@@ -2,9 +2,9 @@
 
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -92,13 +92,8 @@ def merge_files(
         raise InputError(f"jobs={jobs}: give 1 or more, or leave it out")
     shard_size = None if max_shard_size is None else _bytes(max_shard_size)
     started = time.perf_counter()
-    opened = _open(files, prefix or {})
-    whole, activation = opened["base"], agreed(files, opened)
-    part = align(whole, {task: opened[f"expert/{task}"] for task in experts})
-    aligned = {"base": part.base, **{f"expert/{task}": e for task, e in part.experts.items()}}
-    parts = taking_part(aligned, ignore, part.passed)
-    weights = parts.pop("base")
-    sources = {task: parts[f"expert/{task}"] for task in experts}
+    found = _find(files, ignore, prefix or {})
+    weights, sources = found.base, found.experts
     # Values are checked as they stream by.
     vectors = TaskVectors(
         weights, check_experts(weights, sources, minimum=1, finite=False), scope=scope
@@ -110,12 +105,10 @@ def merge_files(
         "method": type(method).__name__,
         "hyperparameters": method.described(),
         "scope": scope,
-        **{what: file_fingerprint(file) for what, file in files.items()},
-        **{f"prefix/{what}": given for what, given in _by_file(prefix or {}).items()},
-        **({KEY: activation} if activation else {}),
+        **found.about,
         **about,
     }
-    layout = {name: (whole.dtype(name), whole.shape(name)) for name in whole}
+    layout = {name: (found.whole.dtype(name), found.whole.shape(name)) for name in found.whole}
     layout |= vectors.layout()
     if dtype is not None:
         layout |= {n: (getattr(torch, dtype), layout[n][1]) for n in vectors.computed()}
@@ -124,17 +117,57 @@ def merge_files(
     ) as writer:
         given = given._replace(scope=scope)
         method.merge_to(writer, weights, sources, jobs=jobs, **given._asdict())
-        for name in set(whole) - set(weights):
-            writer.write(name, 0, whole[name].reshape(-1))
-        for checkpoint in opened.values():
+        for name in set(found.whole) - set(weights):
+            writer.write(name, 0, found.whole[name].reshape(-1))
+        for checkpoint in found.opened:
             checkpoint.check_unchanged()
-    copied = [] if shard_size is None else copy_companions(whole, target)
+    copied = [] if shard_size is None else copy_companions(found.whole, target)
     seconds, merged = time.perf_counter() - started, len(vectors.computed())
     print(f"{target}: {merged} tensors of {len(sources)} experts merged", end="")
-    print(f", {len(whole) - merged} of the base copied, in {seconds:.1f} s")
-    if part.passed:
-        print(f"no expert has, so the base's are copied: {summary(part.passed)}")
+    print(f", {len(found.whole) - merged} of the base copied, in {seconds:.1f} s")
+    if found.passed:
+        print(f"no expert has, so the base's are copied: {summary(found.passed)}")
     print(how_to_load(target, copied))
+
+
+class _Found(NamedTuple):
+    """What the files hold.
+
+    Attributes:
+        opened: all of them.
+        whole: the base as it is stored.
+        base: what of it takes part.
+        experts: the same of each expert, under the base's names.
+        passed: names that no expert has, so that they take no part.
+        about: metadata that tell of the files.
+    """
+
+    opened: Collection[Checkpoint]
+    whole: Checkpoint
+    base: Checkpoint
+    experts: dict[str, Checkpoint]
+    passed: Collection[str]
+    about: dict[str, str]
+
+
+def _find(files: Mapping[str, str], ignore: Sequence[str], prefixes: Mapping[str, str]) -> _Found:
+    """Open base and experts, and find what of them takes part under which names."""
+    opened = _open(files, prefixes)
+    experts = [what for what in files if what != "base"]
+    about = {what: file_fingerprint(file) for what, file in files.items()}
+    about |= {f"prefix/{what}": given for what, given in _by_file(prefixes).items()}
+    if activation := agreed(files, opened):
+        about[KEY] = activation
+    aligned = align(opened["base"], {what: opened[what] for what in experts})
+    parts = taking_part({"base": aligned.base, **aligned.experts}, ignore, aligned.passed)
+    return _Found(
+        opened.values(),
+        opened["base"],
+        parts["base"],
+        {what.removeprefix("expert/"): parts[what] for what in experts},
+        aligned.passed,
+        about,
+    )
 
 
 def _check_output(target: Path, files: Mapping[str, str], overwrite: bool, folder: bool) -> None:
