@@ -56,6 +56,14 @@ def stop_at(epoch, how):
     return lambda: [setattr(kind, "training_step", step) for kind, step in steps.items()]
 
 
+@pytest.fixture(autouse=True)
+def heeds_ctrl_c():
+    """Heed Ctrl-C also where the tests run in the background, whose processes ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def in_a_process(number):
     """Run in a process of its own that sends itself a signal within epoch 2."""
 
