@@ -84,15 +84,19 @@ class Regression:
     """The sums of one weight's regression over experts, one expert after the other.
 
     Args:
-        task_vector: Of the expert whose inputs come first, [out, ...].
+        numel: Entries of the weight.
         rows: Inputs, which say how many groups there are and on which device.
         reduce: What G_k is multiplied with off its diagonal.
     """
 
-    def __init__(self, task_vector: Tensor, rows: Rows, reduce: float) -> None:
-        self._last, self._reduce, self._count, self._scale = task_vector, reduce, 0, 0.0
+    def __init__(self, numel: int, rows: Rows, reduce: float) -> None:
+        self._reduce, self._count, self._scale = reduce, 0, 0.0
         self._grams = [Gram(part.shape[-1], part.device) for part in rows]
-        self._right = [torch.zeros_like(part) for part in self._matrices(task_vector)]
+        outputs = [numel // (len(rows) * part.shape[-1]) for part in rows]
+        self._right = [
+            part.new_zeros(part.shape[-1], size, dtype=torch.float64)
+            for part, size in zip(rows, outputs, strict=True)
+        ]
 
     def add(self, name: str, rows: Rows, share: float) -> None:
         """Take some inputs of the present expert, see `LinearInputs`.
@@ -128,18 +132,19 @@ class Regression:
         for gram, part in zip(self._grams, rows, strict=True):
             gram.add(part, scale)
 
-    def advance(self, task_vector: Tensor) -> None:
-        """Go on with the next expert, before its inputs; it may have none."""
-        self._add(self._last.double() - task_vector.double())
-        self._last, self._count, self._scale = task_vector, 0, 0.0
+    def advance(self, before: Tensor, after: Tensor) -> None:
+        """Go on from one expert's task vector to the next, before its inputs; it may have none."""
+        self._add(before.double() - after.double())
+        self._count, self._scale = 0, 0.0
 
-    def solve(self, average: Tensor) -> Tensor:
+    def solve(self, last: Tensor, average: Tensor) -> Tensor:
         """The merged update, flattened, in the type of the task vectors.
 
         Args:
+            last: The last expert's task vector.
             average: Of all experts' task vectors, in float64.
         """
-        self._add(self._last.double() - average)
+        self._add(last.double() - average)
         found = []
         for gram, right in zip(self._grams, self._right, strict=True):
             left = gram.dense(self._reduce)
@@ -147,7 +152,7 @@ class Regression:
             diagonal += (RIDGE * diagonal.mean()).clamp_(min=_LEAST)
             found.append(torch.cholesky_solve(right, torch.linalg.cholesky(left)).mT)
         apart = torch.cat([part.reshape(-1) for part in found]).to(average.device)
-        return (average.flatten() + apart).to(self._last.dtype)
+        return (average.flatten() + apart).to(last.dtype)
 
     def _add(self, task_vector: Tensor) -> None:
         """Add S T^T of a difference of task vectors, in float64."""

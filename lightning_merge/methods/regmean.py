@@ -21,8 +21,8 @@ from lightning_merge.methods.checks import require_between, require_choice
 Layers = Literal["all", "linear_modules"]
 BATCH = 32
 """Inputs that pass through the network at a time."""
-MEMORY = 3 * 2**28
-"""Bytes of the sums of layers that are regressed together, 0.75 GiB; others take another pass."""
+MEMORY = 5 * 2**27
+"""Bytes of the sums of layers that are regressed together, 0.625 GiB; others take another pass."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class RegMean(MergeMethod):
 
     Layers that share a weight are one layer, with the inputs of all.
 
-    Cost: four readings (behind transforms 2K + 2) and K experts times one forward pass over their
+    Cost: five readings (behind transforms 3K + 1) and K experts times one forward pass over their
     own inputs. The sums of a layer are that of its Gram matrices [in, in], half of it, and the
-    right-hand side [in, out], in float64. Where those of all layers take more than 0.75 GiB, layers
+    right-hand side [in, out], in float64. Where those of all layers take more than 0.625 GiB, they
     are regressed in rounds, each with passes of its own: two for ViT-B/32. In memory are also two
     networks and the solved updates.
 
@@ -64,8 +64,8 @@ class RegMean(MergeMethod):
     transforms: Sequence[Transform] = ()
     reference: ClassVar[str] = "Jin et al. 2023, arXiv:2212.09849"
     cost: ClassVar[str] = (
-        "4 readings, K forward passes over own inputs, 1 linear system a layer; for every 0.75 GiB "
-        "of sums 2 readings and the passes again; memory of 3 networks and 1 GiB"
+        "5 readings, K forward passes over own inputs, 1 linear system a layer; for every 0.625 "
+        "GiB of sums a reading and the passes again; memory of 3 networks and 1 GiB"
     )
     needs: ClassVar[str] = "unlabelled batches of every task"
 
@@ -83,8 +83,9 @@ class RegMean(MergeMethod):
         solved = {}
         for names in _groups(networks, watched):
             for name, regression in self._regress(networks, names, inputs).items():
+                last = networks.task_vector(name, len(inputs) - 1)
                 average = networks.task_vectors(name).double().mean(0)
-                solved[networks.stored[name]] = regression.solve(average)
+                solved[networks.stored[name]] = regression.solve(last, average)
         return updates(solved)
 
     def _regress(
@@ -94,7 +95,8 @@ class RegMean(MergeMethod):
         regressions: dict[str, Regression] = {}
         for index, task in enumerate(networks.vectors.tasks):
             for name, regression in regressions.items():
-                regression.advance(networks.task_vector(name, index))
+                before, after = (networks.task_vector(name, i) for i in (index - 1, index))
+                regression.advance(before, after)
             self._take(networks, names, index, inputs[task], regressions)
         return regressions
 
@@ -117,7 +119,7 @@ class RegMean(MergeMethod):
                     run_with(networks.model, state, part)
 
         def begin(name: str, rows: Rows) -> Regression:
-            return Regression(networks.task_vector(name, index), rows, self.reduce)
+            return Regression(state[name].numel(), rows, self.reduce)
 
         take_inputs(run, watched, regressions, begin)
 
@@ -131,7 +133,7 @@ def _groups(networks: ExpertNetworks, names: Sequence[str]) -> Iterator[list[str
         if networks.vectors.is_kept(stored):
             continue
         width, entries = math.prod(base.shape(stored)[1:]), base.numel(stored)
-        needed = 4 * width**2 + 12 * entries  # half of a float64 matrix; float64 and float32
+        needed = 4 * width**2 + 8 * entries  # half of a matrix, and one, in float64
         if group and used + needed > MEMORY:
             yield group
             group, used = [], 0

@@ -113,20 +113,20 @@ class RegMeanPlusPlus(MergeMethod):
         regressions: dict[str, Regression] = {}
         for index, images in enumerate(inputs):
             for name, regression in regressions.items():
-                regression.advance(vectors[name][index])
+                regression.advance(*vectors[name][index - 1 : index + 1])
             own = {name: networks.like(name, stack[index]) for name, stack in stacks.items()}
             state = {name.removeprefix(prefix): own[first] for name, first in inside.items()}
             run = partial(_run, networks.model, merged, unit, state, own, images)
-            begin = partial(_begin, vectors, index, self.reduce)
+            begin = partial(_begin, vectors, self.reduce)
             take_inputs(run, weights, regressions, begin)
-        return {n: r.solve(vectors[n].double().mean(0)) for n, r in regressions.items()}
+        return {
+            n: r.solve(vectors[n][-1], vectors[n].double().mean(0)) for n, r in regressions.items()
+        }
 
 
-def _begin(
-    vectors: Mapping[str, Tensor], index: int, reduce: float, name: str, rows: Rows
-) -> Regression:
+def _begin(vectors: Mapping[str, Tensor], reduce: float, name: str, rows: Rows) -> Regression:
     """The regression of a weight that an expert is the first to use."""
-    return Regression(vectors[name][index], rows, reduce)
+    return Regression(vectors[name][0].numel(), rows, reduce)
 
 
 def _owner(weight: str, called: Sequence[str], blocks: set[str]) -> str:
