@@ -61,6 +61,8 @@ def main(arguments: list[str]) -> int:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "litlogger" not in record.getMessage()
     )
+    # It would name the GPU again for every network that is measured.
+    logging.getLogger("lightning.pytorch.accelerators.cuda").setLevel(logging.WARNING)
     try:
         with _stoppable():
             _check_configs(arguments)
