@@ -1,7 +1,9 @@
 """The merge and list commands against the Python they stand for."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -11,6 +13,7 @@ from tiny_zoo import ENCODER, TASKS
 
 from lightning_merge.core.checkpoint import open_checkpoint
 from lightning_merge.core.files import file_fingerprint
+from lightning_merge.core.writer import CheckpointWriter
 from lightning_merge.data.drawn import DRAWN_TASKS
 from lightning_merge.data.tasks import TASKS as KNOWN_TASKS
 from lightning_merge.methods import Average, Dare, LwPTV, MTies, TaskArithmetic, Ties
@@ -130,6 +133,31 @@ def test_merge_never_replaces_its_input(run, files):
     result = run("merge", "--base", files.base, *chosen, *options)
     assert result.code == 2
     assert "is the base itself" in result.err
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "term")]
+)
+def test_a_merge_that_is_stopped_leaves_nothing(
+    run, files, tmp_path, monkeypatch, number, code, word
+):
+    """In the middle of writing, with another merge's output in the way or not."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    write = CheckpointWriter.write
+
+    def stop(*given):
+        write(*given)
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(CheckpointWriter, "write", stop)
+    chosen = [word for task in TASKS for word in (f"--experts.{task}", files.expert[task])]
+    output = tmp_path / "out" / "merged.safetensors"
+    result = run("merge", "--base", files.base, *chosen, "--method", "Ties", "--output", output)
+    signal.signal(signal.SIGINT, handler)
+    assert result.code == code
+    assert word in result.err
+    assert "nothing was written" in result.err
+    assert list(output.parent.iterdir()) == []
 
 
 def test_merging_weights_imports_no_lightning(files, tmp_path):
