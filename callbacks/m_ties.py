@@ -29,6 +29,7 @@ class MTiesMerge(MergeCallback):
         grid: Mapping[str, Sequence[int | float]] | None = None,
     ) -> None:
         super().__init__(method or MTies(), name, grid)
+        self._losses: Mapping[str, Tensor] | None = None
 
     def merge(
         self, module: CoefficientModule, method: MergeMethod, given: Mapping[str, Any]
@@ -36,9 +37,11 @@ class MTiesMerge(MergeCallback):
         """Return the merged weights and remember the node losses."""
         assert isinstance(method, MTies)
         analysis = method.analyse(module.base, module.experts, **given)
-        self.losses = analysis.losses
+        self._losses = analysis.losses
         return analysis.merged
 
     def draw(self, module: CoefficientModule, path: Path) -> None:
-        """Draw the map of node M-Loss of the last merge."""
-        m_loss_map(self.losses, path)
+        """Draw the map of node M-Loss of the last merge, unless its file was there already."""
+        if self._losses is not None:
+            m_loss_map(self._losses, path)
+        self._losses = None

@@ -1,41 +1,24 @@
 """Any method as a callback: merge the run's experts when fit ends."""
 
-import inspect
 import itertools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from lightning_merge import __version__
 from lightning_merge.callbacks.checked import CheckedCallback
-from lightning_merge.core.checkpoint import open_checkpoint, save_checkpoint
-from lightning_merge.core.cost import measured
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.files import file_hash
 from lightning_merge.core.ranks import Ranks
-from lightning_merge.core.seeding import run_seed
 from lightning_merge.evaluation.candidates import BOUNDS, Candidate
 from lightning_merge.methods.base import MergeMethod, Method, brief
-from lightning_merge.methods.network import NetworkMethod, as_they_are, save_network
-from lightning_merge.methods.parts import hyperparameters, seeded, with_values
+from lightning_merge.methods.network import NetworkMethod
+from lightning_merge.methods.parts import hyperparameters, with_values
 from lightning_merge.modules.coefficients import CoefficientModule
-from lightning_merge.modules.heads import heads_hash
-
-
-class Made(NamedTuple):
-    """What a merge took, and what its result takes; fields as in `Candidate`."""
-
-    seconds: float
-    peak_memory: int | None = None
-    extra_parameters: int = 0
-    inference_cost: float = 1.0
+from lightning_merge.runs.merging import Made, Target, ZooMerger
 
 
 class MergeCallback(CheckedCallback):
@@ -156,76 +139,30 @@ class MergeCallback(CheckedCallback):
         name = f"{name}@{list(self.variants()).index(what)}" if what else name
         return module.merged_file(name), module.run_folder / "figures" / f"{name}.png"
 
-    @torch.no_grad()
     def _merge_all(self, module: CoefficientModule) -> dict[str, dict[str, Made]]:
         """Write every point of the grid in every variant, and its figure; return what each took.
 
         A run that goes on takes what it has merged from the same files before.
         """
         module.to(module.trainer.strategy.root_device)
-        given = module.held_out.resources(self.method)._asdict()
-        inputs = module.zoo.hashes(tuple(module.experts)) | module.encoder.described
-        if self.method.needs != "nothing":
-            inputs["images"] = module.held_out.digest
-        if self.method.needs.endswith("heads"):
-            inputs["heads"] = heads_hash(module.zoo.heads, tuple(module.experts))
-        return {
-            what: self._merge_variant(module, what, seeded(variant, run_seed()), given, inputs)
-            for what, variant in self.variants().items()
-        }
-
-    def _merge_variant(
-        self,
-        module: CoefficientModule,
-        what: str,
-        method: Method,
-        given: Mapping[str, Any],
-        inputs: Mapping[str, str],
-    ) -> dict[str, Made]:
-        """Write one point of the grid, in all variants of the module."""
-        about = {
-            suffix: {**_described(method), **inputs, **module.describe_statistics(recalibrate)}
-            for suffix, recalibrate in self._statistics(module).items()
-        }
-        files = {suffix: self._paths(module, suffix, what)[0] for suffix in about}
-        if module.trainer.ckpt_path is not None:
-            before = {suffix: _already(path, about[suffix]) for suffix, path in files.items()}
-            found = {suffix: made for suffix, made in before.items() if made is not None}
-            if len(found) == len(files):
-                return found
-        if isinstance(method, NetworkMethod):
-            return self._make_networks(module, method, given, files, about)
-        assert isinstance(method, MergeMethod)
-        with measured(module.device) as cost:
-            merged = self.merge(module, method, given)
-        self.draw(module, self._paths(module, what=what)[1])
-        made = Made(cost.seconds, cost.peak_memory)
-        for suffix, recalibrate in self._statistics(module).items():
-            weights = module.held_out.recalibrate(merged) if recalibrate else merged
-            metadata = {**about[suffix], **_stored(made)}
-            save_checkpoint(module.zoo.named_as_base(weights), files[suffix], metadata=metadata)
-        return dict.fromkeys(files, made)
-
-    def _make_networks(
-        self,
-        module: CoefficientModule,
-        method: NetworkMethod,
-        given: Mapping[str, Any],
-        files: Mapping[str, Path],
-        about: Mapping[str, Mapping[str, str]],
-    ) -> dict[str, Made]:
-        """Write the networks of one point of the grid, each made with its own statistics."""
-        found = {}
-        for suffix, recalibrate in self._statistics(module).items():
-            statistics = module.held_out.recalibrate if recalibrate else as_they_are
-            with measured(module.device) as cost:
-                network = method(module.base, module.experts, **given, recalibrate=statistics)
-            found[suffix] = Made(
-                cost.seconds, cost.peak_memory, network.extra_parameters, network.inference_cost
-            )
-            metadata = {**about[suffix], **_stored(found[suffix])}
-            save_network(network, files[suffix], metadata=metadata)
-        return found
+        zoo, encoder, held_out = module.zoo, module.encoder, module.held_out
+        merger = ZooMerger(zoo, encoder, module.base, module.experts, held_out)
+        made = {}
+        for what, variant in self.variants().items():
+            targets = {
+                suffix: Target(
+                    self._paths(module, suffix, what)[0],
+                    recalibrate,
+                    module.describe_statistics(recalibrate),
+                )
+                for suffix, recalibrate in self._statistics(module).items()
+            }
+            going_on = module.trainer.ckpt_path is not None
+            merge = partial(self.merge, module)
+            found = merger.write(variant, [*targets.values()], merge, going_on)
+            self.draw(module, self._paths(module, what=what)[1])
+            made[what] = dict(zip(targets, found, strict=True))
+        return made
 
     def merge(
         self, module: CoefficientModule, method: MergeMethod, given: Mapping[str, Any]
@@ -240,7 +177,7 @@ class MergeCallback(CheckedCallback):
         return method(module.base, module.experts, **given)
 
     def draw(self, module: CoefficientModule, path: Path) -> None:
-        """Draw what the last merge saw; a subclass says what."""
+        """Draw what the last merge saw, if there was one; a subclass says what."""
 
 
 def _notes(module: CoefficientModule, method: Method) -> Iterator[str]:
@@ -250,31 +187,3 @@ def _notes(module: CoefficientModule, method: Method) -> Iterator[str]:
         yield f"sees {len(module.held_out)} unlabelled held-out images"
     if isinstance(method, NetworkMethod) and method.told_task:
         yield "is told the task of every image"
-
-
-def _described(method: Method) -> dict[str, str]:
-    """Return the method and its code, for the metadata of what it merges."""
-    return {
-        "method": type(method).__name__,
-        "hyperparameters": method.described(),
-        "scope": "changed",
-        "version": __version__,
-        "code": file_hash(inspect.getfile(type(method))),
-    }
-
-
-def _stored(made: Made) -> dict[str, str]:
-    """Return what is known of a merge, for the metadata of its file."""
-    return {key: repr(value) for key, value in made._asdict().items() if value is not None}
-
-
-def _already(path: Path, metadata: Mapping[str, str]) -> Made | None:
-    """Return what the merge of a file took, if it is there with this metadata."""
-    if not path.exists():
-        return None
-    found = open_checkpoint(path).metadata
-    if "seconds" not in found or not metadata.items() <= found.items():
-        return None
-    rank_zero_info(f"{path} is merged already")
-    values = {key: json.loads(found[key]) for key in Made._fields if key in found}
-    return Made(**values)

@@ -1,17 +1,17 @@
 """Learn coefficients of task vectors that were pruned or trimmed before."""
 
-import inspect
 from typing import Any
 
 from lightning.pytorch import Trainer
 
 from lightning_merge.callbacks.checked import CheckedCallback
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.files import file_hash
 from lightning_merge.core.ranks import Ranks
 from lightning_merge.methods import LwPTV, TrimAndElect
 from lightning_merge.methods.base import Transform
+from lightning_merge.methods.parts import parts
 from lightning_merge.modules.coefficients import CoefficientModule
+from lightning_merge.runs.record import code_of
 
 
 class TransformTaskVectors(CheckedCallback):
@@ -45,8 +45,8 @@ class TransformTaskVectors(CheckedCallback):
 
     def described(self) -> str:
         """Return what this makes of the learned network, and its code, as it is recorded."""
-        code = {file_hash(inspect.getfile(type(part))) for part in (self, self.transform)}
-        return f"{self.transform!r} x {self.final_scale}, code {sorted(code)}"
+        code = code_of(self, self.transform, *parts(self.transform))
+        return f"{self.transform!r} x {self.final_scale}" + (f", {code}" if code else "")
 
 
 class PruneTaskVectors(TransformTaskVectors):

@@ -17,9 +17,10 @@ LEVELS = {
     "data": 2,
     "evaluation": 2,
     "modules": 3,
-    "callbacks": 4,
-    "cli": 5,
-    "__main__": 6,
+    "runs": 4,
+    "callbacks": 5,
+    "cli": 6,
+    "__main__": 7,
 }
 FILES = sorted([*ROOT.glob("lightning_merge/**/*.py"), *ROOT.glob("callbacks/**/*.py")])
 

@@ -2,8 +2,8 @@
 
 import csv
 import shlex
-import shutil
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_merge.callbacks import MergeCallback, WritePredictions
 from lightning_merge.callbacks.checked import CheckedCallback
 from lightning_merge.callbacks.task_vectors import TransformTaskVectors
-from lightning_merge.cli import record, stages
-from lightning_merge.cli.parser import Parser
+from lightning_merge.cli.parser import Parser, plain
 from lightning_merge.cli.processes import AtStart, Result, leave_together, start
 from lightning_merge.cli.resume import (
     LastCheckpoint,
@@ -32,8 +31,6 @@ from lightning_merge.cli.trainer import (
     check_callbacks,
     check_limits,
     check_options,
-    check_seed,
-    refusals,
 )
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.files import read_text, write_text
@@ -46,12 +43,9 @@ from lightning_merge.modules.base import TaskModule
 from lightning_merge.modules.coefficients import CoefficientModule
 from lightning_merge.modules.compare import compare
 from lightning_merge.modules.evaluate import Evaluate
-
-DATA_OF_A_TASK = (
-    "root", "source", "roots", "splits", "validation_fraction", "duplicates", "split_seed",
-    "num_workers", "cache_gib",
-)  # fmt: skip
-
+from lightning_merge.runs import record, stages
+from lightning_merge.runs.folder import RunFolder, remove
+from lightning_merge.runs.refusals import check_seed, refusals
 
 WEIGHTS = ("source", "projection", "weights")
 """Options of encoders that name files or folders, or repositories of the Hub."""
@@ -93,11 +87,20 @@ class MergeCLI(LightningCLI):
         except AgreedError as error:
             leave_together(error)
 
+    @cached_property
+    def run_folder(self) -> RunFolder:
+        """The run folder."""
+        path = Path(self._get(self.config, "trainer").default_root_dir or "runs/unnamed")
+        replace = self.subcommand == "fit" and self.config.fit.overwrite
+        option = "trainer.default_root_dir"
+        return RunFolder(
+            path / "trial" if self.trial else path, option, not (self.trial or replace)
+        )
+
     @property
     def folder(self) -> Path:
-        """The run folder."""
-        folder = Path(self._get(self.config, "trainer").default_root_dir or "runs/unnamed")
-        return folder / "trial" if self.trial else folder
+        """Where the run folder is."""
+        return self.run_folder.path
 
     @property
     def trial(self) -> bool:
@@ -201,7 +204,7 @@ class MergeCLI(LightningCLI):
 
     def _go_on_from(self, checkpoint: str | None) -> None:
         if self._given == "last":
-            checkpoint = str(self._last)
+            checkpoint = str(self.run_folder.last)
         if checkpoint is not None:
             self.config_init[self.subcommand].ckpt_path = checkpoint
 
@@ -210,18 +213,12 @@ class MergeCLI(LightningCLI):
         """The checkpoint that the user names."""
         return self.config[self.subcommand].get("ckpt_path")  # type: ignore[no-any-return]
 
-    @property
-    def _last(self) -> Path:
-        return self.folder / "checkpoints" / "last.ckpt"
-
-    @property
-    def _record_file(self) -> Path:
-        return self.folder / "run.json"
-
     def _check(self) -> None:
         """Check what can be told before images are read, and then what their numbers tell."""
-        if self._given == "last" and not self._last.exists():
-            raise InputError(f"ckpt_path='last': {self._last} does not exist; run fit first")
+        if self._given == "last" and not self.run_folder.last.exists():
+            raise InputError(
+                f"ckpt_path='last': {self.run_folder.last} does not exist; run fit first"
+            )
         self.model.check(self.trainer, self.datamodule.seen, self.subcommand)
         if self.subcommand == "fit":
             check_callbacks(self.trainer, self.model, self.datamodule)
@@ -240,19 +237,19 @@ class MergeCLI(LightningCLI):
         self._keep_metrics()
         if not isinstance(self.model, CoefficientModule) or self._given is not None:
             return None
-        if not self._last.exists():
+        if not self.run_folder.last.exists():
             raise InputError(
-                f"nothing was fitted here: {self._last} does not exist; run fit with the same "
-                "config first or give --ckpt_path"
+                f"nothing was fitted here: {self.run_folder.last} does not exist; run fit with the "
+                "same config first or give --ckpt_path"
             )
-        now = record.stored({**self._describe(), **self._describe_files()})
-        before = record.read(self._record_file)
-        if changed := record.differences(record.network(before), record.network(now)):
+        now = record.stored({**self._describe(), **record.describe_files(self._files())})
+        before = record.network(self.run_folder.recorded)
+        if changed := record.differences(before, record.network(now)):
             raise InputError(
-                f"{self._last} was fitted with another configuration or other inputs: {changed}. "
-                f"Take --config {self.folder / 'config.yaml'}, or give --ckpt_path"
+                f"{self.run_folder.last} was fitted with another configuration or other inputs: "
+                f"{changed}. Take --config {self.folder / 'config.yaml'}, or give --ckpt_path"
             )
-        return str(self._last)
+        return str(self.run_folder.last)
 
     def _prepare(self) -> tuple[bool, str | None]:
         """Make what fit needs; what earlier runs left in the run folder is not touched.
@@ -261,23 +258,19 @@ class MergeCLI(LightningCLI):
             Whether this very run is finished, and its checkpoint if there is one to go on from.
         """
         self._check()
-        before, now = record.read(self._record_file), record.stored(self._describe())
-        self._keep_results({name: before.get(name) for name in now}, now)
-        if isinstance(self.model, CoefficientModule):
-            self._fill_zoo(self.model)
-        self._record = now | record.stored(self._describe_files())
-        self._keep_results(before, self._record)
-        if before == self._record and self._is_complete():
+        self.run_folder.resolve(self._describe(), self._fill_zoo, self._files)
+        complete = not self.trial and self.run_folder.is_complete(self.run_folder.coefficients)
+        if complete and self.run_folder.is_unchanged:
             return True, None
         found = None
-        if self._given is None and self._last.exists():
+        if self._given is None and self.run_folder.last.exists():
             ends = self.model.end_counts
-            why_not = obstacle(self._last, before, self._record, self.trainer, ends)
+            why_not = obstacle(self.run_folder, self.trainer, ends)
             if why_not is None:
-                rank_zero_info(f"going on from {self._last}")
-                found = str(self._last)
+                rank_zero_info(f"going on from {self.run_folder.last}")
+                found = str(self.run_folder.last)
             else:
-                rank_zero_info(f"{self._last} {why_not}: starting anew")
+                rank_zero_info(f"{self.run_folder.last} {why_not}: starting anew")
         forget_requeued(self.folder)
         self._keep_metrics()
         self._anew = found is None
@@ -288,7 +281,7 @@ class MergeCLI(LightningCLI):
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
         before = [c.described() for c in callbacks if isinstance(c, TransformTaskVectors)]
         after = [c.method.described() for c in callbacks if isinstance(c, MergeCallback)]
-        options = record.describe_options(record.plain(self.config[self.subcommand]))
+        options = record.describe_options(plain(self.config[self.subcommand]))
         return {
             **options,
             **({record.TASK_VECTORS: before} if before else {}),
@@ -298,58 +291,31 @@ class MergeCLI(LightningCLI):
             "processes": self.trainer.world_size,  # others see the images in another order
         }
 
-    def _describe_files(self) -> dict[str, str]:
-        encoder = record.plain(self.config[self.subcommand].model).get("init_args", {})
+    def _files(self) -> list[str]:
+        """Return the files that the run depends on."""
+        encoder = plain(self.config[self.subcommand].model).get("init_args", {})
         options = (encoder.get("encoder") or {}).get("init_args") or {}
         own = [v for n, v in options.items() if n in WEIGHTS and isinstance(v, str) and exists(v)]
-        return record.describe_files([*self.model.input_files(self.datamodule.tasks), *own])
-
-    def _keep_results(self, before: record.Record, now: record.Record) -> None:
-        """Raise InputError where results would be lost that belong to another run than this."""
-        if self.trial or self.config.fit.overwrite or not (self.folder / "results.json").exists():
-            return
-        if changed := record.differences(before, now):
-            raise InputError(
-                f"{self.folder} holds the results of another configuration or other inputs: "
-                f"{changed}. Give another --trainer.default_root_dir, or --overwrite true to "
-                "replace them"
-            )
-
-    def _is_complete(self) -> bool:
-        """Whether the results are there, and the networks that they are of."""
-        path = self.folder / "results.json"
-        if self.trial or not path.exists():
-            return False
-        candidates = Results.from_json(path).candidates.items()
-        merged = [self.folder / "merged" / f"{n}.safetensors" for n, c in candidates if not c.bound]
-        return all(file.exists() for file in [self.folder / "coefficients.safetensors", *merged])
+        return [*self.model.input_files(self.datamodule.tasks), *own]
 
     def _take_folder(self) -> None:
         """Let what earlier runs left give way, now that nothing can be refused any more."""
-        for name in ("results.json", "results.md"):
-            _remove(self.folder / name)
+        forget = ["checkpoints/last.ckpt"] if self._anew and self._given is None else []
         if self._anew:
             self._forget_metrics()
-            if self._given is None:
-                _remove(self._last)
-        self.datamodule.write_splits(self.folder / "splits.json")
+        self.run_folder.take(self.datamodule, self._save, forget)
+
+    def _save(self, file: Path) -> None:
         config = self.config.fit.clone()
         del config["overwrite"]  # the other commands have no such option
-        text = self._parser("fit").dump(config, skip_none=False)
-        write_text(self.folder / "config.yaml", text)
-        record.write(self._record, self._record_file)
+        write_text(file, self._parser("fit").dump(config, skip_none=False))
 
-    def _fill_zoo(self, model: CoefficientModule) -> None:
-        options = record.plain(self._get(self.config, "data"))
-        stages.prepare(
-            model.zoo,
-            model.encoder,
-            record.plain(self._get(self.config, "model").init_args),
-            self.datamodule,
-            {key: options[key] for key in DATA_OF_A_TASK},
-            fit=lambda arguments: MergeCLI(["fit", *arguments], alone=True),
-        )
-        self.datamodule.preprocess = None  # forget the decoded train images
+    def _fill_zoo(self) -> None:
+        if not isinstance(model := self.model, CoefficientModule):
+            return
+        config = plain(self._get(self.config, "model").init_args)
+        config["data"] = plain(self._get(self.config, "data"))
+        stages.fill(model.zoo, model.encoder, config, self.datamodule, fit)
 
     def _keep_metrics(self) -> None:
         """Let the run add to its metrics.csv, which Lightning's logger would delete."""
@@ -362,18 +328,15 @@ class MergeCLI(LightningCLI):
     def _forget_metrics(self) -> None:
         if isinstance(self.trainer.logger, CSVLogger):
             self.trainer.logger.experiment.metrics_keys = []
-            _remove(self.folder / "metrics.csv")
+            remove(self.folder / "metrics.csv")
 
     def after_fit(self) -> None:
         """Measure every candidate and show the table."""
         if not isinstance(self.model, CoefficientModule):
             return
-        results = (
-            Results.from_json(self.folder / "results.json") if self.finished else self._measure()
-        )
+        results = Results.from_json(self.run_folder.results) if self.finished else self._measure()
         if self.trainer.is_global_zero:
-            merged = self.folder / "merged" / f"{self.model.name}.safetensors"
-            show(results, self.folder, merged, results.notes)
+            show(results, self.folder, self.run_folder.merged(self.model.name), results.notes)
             if self.finished:
                 print("nothing has changed since; to measure again, remove its results.json")
 
@@ -391,9 +354,6 @@ class MergeCLI(LightningCLI):
             )
 
 
-def _remove(path: Path) -> None:
-    """Remove a file, or the folder of a sharded checkpoint, if it is there."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def fit(words: list[str]) -> None:
+    """Run `fit` with some options, in this process alone."""
+    MergeCLI(["fit", *words], alone=True)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from lightning_merge.core.errors import InputError
 from lightning_merge.methods.base import Method, Transform, concrete, registered
@@ -134,3 +134,14 @@ def _is_for_users(kind: type[Any]) -> bool:
     """Whether a class is of this package or a user's own, and none that Lightning brings."""
     brought = kind.__module__.startswith(("lightning.", "jsonargparse."))
     return not brought and not kind.__name__.startswith("_")
+
+
+def plain(value: Any) -> Any:
+    """Return a config value as dicts, lists and scalars."""
+    if isinstance(value, Namespace):
+        return {k: plain(v) for k, v in value.as_dict().items()}
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return value

@@ -8,9 +8,10 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_merge.cli import record
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.files import atomic_write, remove_leftovers
+from lightning_merge.runs import record
+from lightning_merge.runs.folder import RunFolder
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -69,18 +70,15 @@ def check_given(path: str) -> None:
         raise InputError(f"ckpt_path={path!r}: {tensor} is not finite; give an earlier checkpoint")
 
 
-def obstacle(
-    file: Path, before: record.Record, now: record.Record, trainer: Trainer, end_counts: bool
-) -> str | None:
+def obstacle(folder: RunFolder, trainer: Trainer, end_counts: bool) -> str | None:
     """Say why a run must not go on from its checkpoint; None if it may.
 
     Args:
-        file: the checkpoint, which exists.
-        before: what the run depended on that wrote it.
-        now: what the run depends on.
+        folder: of the run, resolved; its checkpoint exists.
         trainer: of the run.
         end_counts: whether the steps of a run depend on where it ends.
     """
+    file, before, now = folder.last, folder.before, folder.now
     if record.learning(before) != record.learning(now):
         return "is of another configuration or other inputs"
     if end_counts and (other := record.other_end(before, now)):

@@ -1,12 +1,8 @@
 """What a run asks of Lightning's Trainer: checked before long work, and refused in one line."""
 
-import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import lightning
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
@@ -23,7 +19,6 @@ from lightning.pytorch.callbacks import (
     Timer,
     WeightAveraging,
 )
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_merge.callbacks import MergeCallback
 from lightning_merge.core.errors import InputError
@@ -58,28 +53,6 @@ ON_WEIGHTS = (
 """Callbacks that average, prune or freeze a network's weights, or train it for a while first."""
 
 
-@contextmanager
-def refusals(option: str = "trainer") -> Iterator[None]:
-    """Tell in one line what Lightning finds wrong with the trainer's options.
-
-    Args:
-        option: that it is about.
-
-    Raises:
-        InputError: it has refused some, or lacks a package for them.
-    """
-    try:
-        yield
-    except InputError:
-        raise
-    except (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException) as fault:
-        raised_in = traceback.extract_tb(fault.__traceback__)[-1].filename
-        by_lightning = Path(raised_in).is_relative_to(Path(lightning.__file__).parent)
-        if not by_lightning and not isinstance(fault, MisconfigurationException):
-            raise
-        raise InputError(f"{option}: {' '.join(str(fault).split())}") from fault
-
-
 class EpochBar(RichProgressBar):
     """Lightning's bar, without a number of epochs where a run ends after a number of steps."""
 
@@ -93,16 +66,6 @@ def bars(options: Mapping[str, Any], callbacks: Sequence[Any]) -> list[ProgressB
     if not shown or any(isinstance(callback, ProgressBar) for callback in callbacks):
         return []
     return [EpochBar()]
-
-
-def check_seed(seed: int | bool) -> None:
-    """Check a seed; true draws one.
-
-    Raises:
-        InputError: it is out of range.
-    """
-    if not 0 <= seed < 2**32:
-        raise InputError(f"seed_everything={seed} must lie between 0 and {2**32 - 1}")
 
 
 def check_options(options: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -78,6 +78,12 @@ class MergeDataModule(LightningDataModule):
     Raises:
         InputError: a value is out of range, or `fit_on` asks for test images.
     """
+
+    dividing: ClassVar[tuple[str, ...]] = (
+        *("root", "source", "roots", "splits", "validation_fraction", "duplicates", "split_seed"),
+        *("num_workers", "cache_gib"),
+    )
+    """Options by which another module finds the same tasks, divided alike."""
 
     def __init__(
         self,

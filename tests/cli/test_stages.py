@@ -10,12 +10,12 @@ import torch
 import yaml
 from tiny_zoo import CLASSES, ENCODER, TASKS, TRAINER, picture
 
-from lightning_merge.cli.stages import _head_mark
 from lightning_merge.core.checkpoint import file_hash, open_checkpoint, save_checkpoint
 from lightning_merge.models.heads import load_heads
 from lightning_merge.models.mini_vit import MiniViT
 from lightning_merge.modules import make_heads
 from lightning_merge.modules.zoo import TextTower, Zoo
+from lightning_merge.runs.stages import _head_mark
 
 
 @pytest.fixture

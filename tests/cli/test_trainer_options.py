@@ -5,7 +5,6 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tiny_zoo import TASKS, model_of
 
-from lightning_merge.cli.trainer import refusals
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.ranks import Ranks
 from lightning_merge.data import MergeDataModule
@@ -13,6 +12,7 @@ from lightning_merge.data.fit_loaders import fit_loaders
 from lightning_merge.data.sizes import count_batches
 from lightning_merge.models import MiniViT
 from lightning_merge.modules import CoefficientModule, FineTune
+from lightning_merge.runs.refusals import refusals
 
 CALLBACKS = "lightning.pytorch.callbacks."
 GRID = {

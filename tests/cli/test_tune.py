@@ -12,13 +12,13 @@ from PIL import Image
 from tiny_zoo import CLASSES, ENCODER, TASKS
 
 from lightning_merge.cli.main import main
-from lightning_merge.cli.merging import ZooMerger
 from lightning_merge.core.batch_norm import recalibrated
 from lightning_merge.core.checkpoint import open_checkpoint, save_checkpoint
 from lightning_merge.methods import Average, LwPTV, MTies, TaskArithmetic, Ties
 from lightning_merge.models.heads import LinearHead, save_heads
 from lightning_merge.models.mini_resnet import MiniResNet
 from lightning_merge.models.mini_vit import MiniViT
+from lightning_merge.runs.merging import ZooMerger
 
 SPACE = {"scale": {"low": 0.1, "high": 3.0, "log": True}, "density": {"choices": [0.2, 0.9]}}
 
@@ -109,7 +109,7 @@ def test_a_search_that_was_killed_goes_on_as_if_it_had_not_been(
     """With more trials than TPE draws at random; the kill leaves a trial half done."""
     changes = {"sampler": sampler, "trials": 13}
     expected = tune(**changes, folder=str(tmp_path / "whole"))
-    path, merge, calls = written(**changes), ZooMerger.merge, []
+    path, merge, calls = written(**changes), ZooMerger.write, []
 
     def killed(*arguments):
         calls.append(merge(*arguments))
@@ -118,7 +118,7 @@ def test_a_search_that_was_killed_goes_on_as_if_it_had_not_been(
         return calls[-1]
 
     def work(rank, port):
-        monkeypatch.setattr(ZooMerger, "merge", killed)
+        monkeypatch.setattr(ZooMerger, "write", killed)
         main(["tune", "--config", str(path)])
 
     assert forked(1, work, tmp_path) == [None]

@@ -20,13 +20,13 @@ from lightning.pytorch.strategies import FSDPStrategy
 from tiny_zoo import ENCODER, TASKS, TRAINER
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from lightning_merge.cli import stages
 from lightning_merge.cli.main import main
 from lightning_merge.core.checkpoint import open_checkpoint
 from lightning_merge.core.errors import InputError
 from lightning_merge.data import Augment, MergeDataModule
 from lightning_merge.models import MiniViT
 from lightning_merge.modules import AdaMerging, Evaluate, FineTune, StatsMerging
+from lightning_merge.runs import stages
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +68,9 @@ def check(zoo: Zoo, encoder: Encoder, tasks: Sequence[str]) -> None:
             )
 
 
-def prepare(
-    zoo: Zoo, encoder: Encoder, config: dict[str, Any], data: MergeDataModule,
-    data_config: dict[str, Any], fit: Fit,
-) -> None:  # fmt: skip
+def fill(
+    zoo: Zoo, encoder: Encoder, config: Mapping[str, Any], data: MergeDataModule, fit: Fit
+) -> None:
     """Make base, heads, experts and multi-task network where they lack or their inputs changed.
 
     `check` has passed. Files that this function did not make (they carry no fingerprint) are
@@ -81,17 +80,24 @@ def prepare(
     Args:
         zoo: files and recipes.
         encoder: architecture of the zoo.
-        config: of "encoder" (class_path and init_args, handed to the recipes) and "zoo".
+        config: of "encoder" (class_path and init_args, handed to the recipes), "zoo" and "data".
         data: the tasks.
-        data_config: how the tasks were found and divided, handed to the recipes.
         fit: runs `fit` with a list of arguments.
 
     Raises:
         InputError: files do not fit, or a recipe fails.
     """
+    _prepare(zoo, encoder, config, data, {key: config["data"][key] for key in data.dividing}, fit)
+    data.preprocess = None  # forget the decoded train images
+
+
+def _prepare(
+    zoo: Zoo, encoder: Encoder, config: Mapping[str, Any], data: MergeDataModule,
+    data_config: dict[str, Any], fit: Fit,
+) -> None:  # fmt: skip
     if zoo.teachers is not None:
         theirs = config["zoo"]["teachers"]
-        prepare(zoo.teachers.zoo, zoo.teachers.encoder, theirs, data, data_config, fit)
+        _prepare(zoo.teachers.zoo, zoo.teachers.encoder, theirs, data, data_config, fit)
     shared = ["--model.encoder", json.dumps(config["encoder"])]
     base_stage, *others = _stages(zoo, data.tasks)
     stages = dict(zip(data.tasks, others, strict=True))
@@ -143,7 +149,7 @@ def _mark_of_head(zoo: Zoo, task: str) -> str:
     return _marks(file).get(f"fingerprint/{task}") or file_hash(file)
 
 
-def _mark_of_teacher(zoo: Zoo, config: dict[str, Any], task: str) -> dict[str, Any]:
+def _mark_of_teacher(zoo: Zoo, config: Mapping[str, Any], task: str) -> dict[str, Any]:
     """Return what a student depends on of its teacher."""
     if zoo.teachers is None:
         return {}
@@ -155,7 +161,7 @@ def _mark_of_teacher(zoo: Zoo, config: dict[str, Any], task: str) -> dict[str, A
     return {"teacher": known}
 
 
-def _options_of_teacher(zoo: Zoo, config: dict[str, Any], task: str) -> list[str]:
+def _options_of_teacher(zoo: Zoo, config: Mapping[str, Any], task: str) -> list[str]:
     """Return the options that name a student's teacher to its recipe."""
     if zoo.teachers is None:
         return []

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace
-
 from lightning_merge import __version__
 from lightning_merge.core.files import file_hash, read_text, write_text
 from lightning_merge.core.names import enumerate_names
@@ -129,17 +127,6 @@ def _loaded(text: str) -> dict[str, Any]:
     return {name: value for name, value in json.loads(text).items() if value is not None}
 
 
-def plain(value: Any) -> Any:
-    """Return a config value as dicts, lists and scalars."""
-    if isinstance(value, Namespace):
-        return {k: plain(v) for k, v in value.as_dict().items()}
-    if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    return value
-
-
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Yield what is not a dict, by its dotted name."""
     if not isinstance(value, dict):
@@ -155,9 +142,21 @@ def _own_code(value: Any) -> dict[str, str]:
         return {k: v for item in value for k, v in _own_code(item).items()}
     if not isinstance(value, dict):
         return {}
-    found = _own_code([*value.values()])
     module = str(value.get("class_path", "")).rpartition(".")[0]
+    return {**_own_code([*value.values()]), **_code_of_module(module)}
+
+
+def code_of(*things: Any) -> dict[str, str]:
+    """Return the hashes of the files that hold the classes of some objects and are a user's own.
+
+    What belongs to this package is told by its version.
+    """
+    modules = [_code_of_module(type(thing).__module__) for thing in things]
+    return {name: mark for found in modules for name, mark in found.items()}
+
+
+def _code_of_module(module: str) -> dict[str, str]:
     file = getattr(sys.modules.get(module), "__file__", None)
-    if file is not None and module.partition(".")[0] not in ("lightning_merge", "lightning"):
-        found[f"code of {module}"] = file_hash(file)
-    return found
+    if file is None or module.partition(".")[0] in ("lightning_merge", "lightning"):
+        return {}
+    return {f"code of {module}": file_hash(file)}

@@ -1,0 +1,195 @@
+"""Merge the experts of a zoo by any method into files that say what they were made of."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+
+from lightning_merge import __version__
+from lightning_merge.core.checkpoint import open_checkpoint, save_checkpoint
+from lightning_merge.core.cost import measured
+from lightning_merge.core.seeding import run_seed
+from lightning_merge.data.datamodule import MergeDataModule
+from lightning_merge.methods.base import MergeMethod, Method, Weights
+from lightning_merge.methods.network import NetworkMethod, as_they_are, save_network
+from lightning_merge.methods.parts import parts, seeded
+from lightning_merge.models.encoder import Encoder
+from lightning_merge.modules.heads import fitting_heads, heads_hash
+from lightning_merge.modules.held_out import HeldOut
+from lightning_merge.modules.zoo import Zoo
+from lightning_merge.runs.record import code_of
+
+Merge = Callable[[MergeMethod, Mapping[str, Any]], Weights]
+"""From a method and what it needs beside the weights to merged weights."""
+
+
+class Made(NamedTuple):
+    """What a merge took, and what its result takes; fields as in `Candidate`."""
+
+    seconds: float
+    peak_memory: int | None = None
+    extra_parameters: int = 0
+    inference_cost: float = 1.0
+
+
+class Target(NamedTuple):
+    """A file to write.
+
+    Attributes:
+        file: Its path; replaced if it exists.
+        recalibrate: Give BatchNorm the statistics of held-out images.
+        about: Metadata of its own.
+    """
+
+    file: Path
+    recalibrate: bool = False
+    about: Mapping[str, str] = {}
+
+
+class ZooMerger:
+    """Merges the experts of one zoo by any method.
+
+    Args:
+        zoo: Their files, all there.
+        encoder: Their architecture, on the device that the network runs on.
+        base: Weights of the base under the encoder's names.
+        experts: Those of the experts.
+        held_out: The images that methods may see.
+    """
+
+    def __init__(
+        self,
+        zoo: Zoo,
+        encoder: Encoder,
+        base: Weights,
+        experts: Mapping[str, Weights],
+        held_out: HeldOut,
+    ) -> None:
+        self.zoo, self.encoder, self.held_out = zoo, encoder, held_out
+        self.base, self.experts = base, experts
+
+    @classmethod
+    def open(
+        cls, zoo: Zoo, encoder: Encoder, data: MergeDataModule, device: torch.device
+    ) -> "ZooMerger":
+        """Open the files of a zoo.
+
+        Args:
+            zoo: Files, all there.
+            encoder: Its architecture.
+            data: The tasks, whose held-out images methods may see.
+            device: What the network runs on.
+
+        Raises:
+            InputError: Files do not fit.
+        """
+        base, experts = zoo.open(encoder.to(device), data.seen)
+        heads = fitting_heads(zoo.heads, data, encoder)
+        held_out = HeldOut(encoder, data, {task: head.to(device) for task, head in heads.items()})
+        return cls(zoo, encoder, base, experts, held_out)
+
+    def describe(self, method: Method) -> dict[str, str]:
+        """Return what the result of a method depends on, for the metadata of its file."""
+        tasks = tuple(self.experts)
+        about = {
+            "method": type(method).__name__,
+            "hyperparameters": method.described(),
+            "scope": "changed",
+            "version": __version__,
+            **code_of(method, *parts(method)),
+            **self.zoo.hashes(tasks),
+            **self.encoder.described,
+        }
+        if method.needs != "nothing":
+            about["images"] = self.held_out.digest
+        if method.needs.endswith("heads"):
+            about["heads"] = heads_hash(self.zoo.heads, tasks)
+        return about
+
+    @torch.no_grad()
+    def write(
+        self,
+        method: Method,
+        targets: Sequence[Target],
+        merge: Merge | None = None,
+        going_on: bool | None = None,
+    ) -> list[Made]:
+        """Write what a method makes of the experts; return what each file took.
+
+        A merge method is called once, however many files its weights go into. A network method
+        is called for each, as it decides itself where it needs the statistics.
+
+        Args:
+            method: A merge method, or a network method; the run's seed is added to its own.
+            targets: Files.
+            merge: How a merge method is called; on base and experts by default.
+            going_on: Whether the run goes on, so that files of the very same merge are taken as
+                they are. Where this is stated, files record what their merge took; without, the
+                same merge gives the same bytes.
+
+        Raises:
+            InputError: The method cannot merge them.
+        """
+        method = seeded(method, run_seed())
+        about = self.describe(method)
+        if going_on:
+            before = [_already(t.file, {**about, **t.about}) for t in targets]
+            found = [made for made in before if made is not None]
+            if len(found) == len(targets):
+                return found
+        self.encoder.load(self.zoo.base)
+        given = self.held_out.resources(method)._asdict()
+        device = next(self.encoder.parameters()).device
+        if isinstance(method, NetworkMethod):
+            return [self._write_network(method, t, given, about, going_on) for t in targets]
+        assert isinstance(method, MergeMethod)
+        with measured(device) as cost:
+            merged = (merge or self._merge)(method, given)
+        made = Made(cost.seconds, cost.peak_memory)
+        for target in targets:
+            weights = self.held_out.recalibrate(merged) if target.recalibrate else merged
+            metadata = {**about, **target.about, **_recorded(made, going_on)}
+            save_checkpoint(self.zoo.named_as_base(weights), target.file, metadata=metadata)
+        return [made] * len(targets)
+
+    def _merge(self, method: MergeMethod, given: Mapping[str, Any]) -> Weights:
+        return method(self.base, self.experts, **given)
+
+    def _write_network(
+        self,
+        method: NetworkMethod,
+        target: Target,
+        given: Mapping[str, Any],
+        about: Mapping[str, str],
+        going_on: bool | None,
+    ) -> Made:
+        statistics = self.held_out.recalibrate if target.recalibrate else as_they_are
+        with measured(next(self.encoder.parameters()).device) as cost:
+            network = method(self.base, self.experts, **given, recalibrate=statistics)
+        more = (network.extra_parameters, network.inference_cost)
+        made = Made(cost.seconds, cost.peak_memory, *more)
+        metadata = {**about, **target.about, **_recorded(made, going_on)}
+        save_network(network, target.file, metadata=metadata)
+        return made
+
+
+def _recorded(made: Made, going_on: bool | None) -> dict[str, str]:
+    """Return what a merge took, for the metadata of its file."""
+    if going_on is None:
+        return {}
+    return {key: repr(value) for key, value in made._asdict().items() if value is not None}
+
+
+def _already(path: Path, metadata: Mapping[str, str]) -> Made | None:
+    """Return what the merge of a file took, if it is there with this metadata."""
+    if not path.exists():
+        return None
+    found = open_checkpoint(path).metadata
+    if "seconds" not in found or not metadata.items() <= found.items():
+        return None
+    rank_zero_info(f"{path} is merged already")
+    values = {key: json.loads(found[key]) for key in Made._fields if key in found}
+    return Made(**values)
