@@ -5,7 +5,7 @@ import locale
 import os
 import sys
 
-from lightning_merge.cli.usage import COMMANDS, USAGE
+from lightning_merge.cli.usage import COMMANDS, RUNS, USAGE
 
 
 def _ensure_utf8() -> None:
@@ -24,6 +24,11 @@ if __name__ == "__main__":
         commands = ", ".join(COMMANDS)
         print(f"error: {sys.argv[1]!r} is no command; choose one of {commands}", file=sys.stderr)
         sys.exit(2)
+    if sys.argv[1] in RUNS and sys.argv[2:] in (["-h"], ["--help"]):
+        from lightning_merge.cli.command_help import parser_of
+
+        parser_of(sys.argv[1], "python -m lightning_merge").print_help()
+        sys.exit()
     from lightning_merge.cli.main import main
 
     sys.exit(main(sys.argv[1:]))

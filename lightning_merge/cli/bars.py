@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import distributed
-
 from lightning_merge.core.progress import Advance
 
 WORTH_SHOWING = 1.0
@@ -14,6 +12,7 @@ WORTH_SHOWING = 1.0
 @contextmanager
 def bar(total: int, what: str) -> Iterator[Advance]:
     """Show a loop on stderr if that is a terminal, by the first process alone."""
+    from torch import distributed  # where nothing takes long, nothing waits for torch
     from tqdm import tqdm
 
     tqdm.monitor_interval = 0  # no thread of its own: merging forks

@@ -1,13 +1,12 @@
-"""The list command: what there is, a line or two each."""
+"""The list command: what there is, a line or two each, read from the source."""
 
-import inspect
 import shutil
 import textwrap
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
-from lightning_merge.methods.base import Method, Transform, registered
-from lightning_merge.methods.network import NetworkMethod
+from lightning_merge.cli.definitions import Definition, keys_of, kinds_of
+from lightning_merge.data.tasks import TASKS
 
 
 def show(what: Literal["all", "methods", "transforms", "tasks", "encoders"] = "all") -> None:
@@ -17,8 +16,8 @@ def show(what: Literal["all", "methods", "transforms", "tasks", "encoders"] = "a
         what: all, methods, transforms, tasks or encoders.
     """
     lists: dict[str, Callable[[], dict[str, str]]] = {
-        "methods": lambda: _registered(registered(Method)),  # type: ignore[type-abstract]
-        "transforms": lambda: _registered(registered(Transform)),  # type: ignore[type-abstract]
+        "methods": lambda: _with_facts(kinds_of("lightning_merge.methods", "Method")),
+        "transforms": lambda: _with_facts(kinds_of("lightning_merge.methods", "Transform")),
         "tasks": _tasks,
         "encoders": _encoders,
     }
@@ -35,30 +34,26 @@ def show(what: Literal["all", "methods", "transforms", "tasks", "encoders"] = "a
                     print(f"  {'':<{width}}  {part}")
 
 
-def _registered(kinds: dict[str, Any]) -> dict[str, str]:
+def _with_facts(kinds: dict[str, Definition]) -> dict[str, str]:
     """Return the first sentence of each; below it what it needs and costs, and its reference."""
     return {
-        name: (inspect.getdoc(kind) or "").partition("\n")[0].partition(". ")[0]
-        + ("; returns a network" if issubclass(kind, NetworkMethod) else "")
-        + ("\n" if kind.needs == "nothing" else f"\nneeds {kind.needs}; ")
-        + f"costs {kind.cost}; {kind.reference}"
+        name: kind.doc.partition("\n")[0].partition(". ")[0]
+        + ("; returns a network" if kind.is_a("NetworkMethod") else "")
+        + ("\n" if kind.value("needs") == "nothing" else f"\nneeds {kind.value('needs')}; ")
+        + f"costs {kind.value('cost')}; {kind.value('reference')}"
         for name, kind in kinds.items()
     }
 
 
 def _tasks() -> dict[str, str]:
     """Return every known task and where its images come from."""
-    from lightning_merge.data.source import open_source
-    from lightning_merge.data.tasks import TASKS
-
-    drawn = open_source("drawn", "").tasks()
+    drawn = keys_of("lightning_merge.data.drawn", "DRAWN_TASKS")
     return dict.fromkeys(drawn, "made by the package itself: data.source: drawn") | {
         name: spec.summary for name, spec in TASKS.items()
     }
 
 
 def _encoders() -> dict[str, str]:
-    """Return every known encoder; only who asks for them waits for open_clip, timm and others."""
-    from lightning_merge.models import encoders
-
-    return encoders()
+    """Return every encoder."""
+    kinds = kinds_of("lightning_merge.models", "Encoder")
+    return {name: kind.doc.partition("\n")[0] for name, kind in kinds.items()}

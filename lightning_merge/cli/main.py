@@ -1,5 +1,6 @@
 """Send each command to what runs it, and turn bad input into one clear message."""
 
+import importlib
 import logging
 import os
 import re
@@ -17,6 +18,7 @@ from typing import TextIO
 import yaml
 
 from lightning_merge.cli.bars import bar
+from lightning_merge.cli.usage import RUNS
 from lightning_merge.core.errors import InputError, InputWarning
 from lightning_merge.core.progress import show_progress
 
@@ -205,18 +207,9 @@ def _run(arguments: list[str]) -> None:
 
 def _command(arguments: list[str]) -> Callable[..., None]:
     """Import what a command runs, and no more: merging weights wants no Lightning."""
-    if arguments[0] == "list":
-        from lightning_merge.cli.listing import show
-
-        return show
-    if arguments[0] == "report":
-        from lightning_merge.cli.report import report
-
-        return report
-    if arguments[0] == "mergeability":
-        from lightning_merge.cli.mergeability import mergeability
-
-        return mergeability
+    if arguments[0] != "merge":
+        module, name = RUNS[arguments[0]]
+        return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
     images = ("--encoder", "--data", "--heads", "--device")
     every = (*images, "--config", "--print_config", "--help", "-h")
     if any(argument.startswith(every) for argument in arguments):

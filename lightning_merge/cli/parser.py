@@ -1,4 +1,4 @@
-"""A parser whose errors are one message."""
+"""A parser whose errors are one message; it needs torch only to explain some of them."""
 
 import difflib
 import importlib
@@ -10,8 +10,6 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_merge.core.errors import InputError
-from lightning_merge.methods.base import Method, Transform, concrete, registered
-from lightning_merge.methods.network import NetworkMethod
 
 KINDS = {
     "method": "lightning_merge.methods.base.Method",
@@ -99,6 +97,8 @@ def _classes(place: str) -> dict[str, type[Any]]:
     module, _, name = KINDS.get(place.rpartition(".")[2], "").rpartition(".")
     if not module:
         return {}
+    from lightning_merge.methods.base import Method, Transform, concrete, registered
+
     importlib.import_module(f"{'.'.join(module.split('.')[:2])}")
     kind = getattr(importlib.import_module(module), name)
     return registered(kind) if kind in (Method, Transform) else concrete(kind)
@@ -111,6 +111,9 @@ def _options_of(place: str) -> set[str]:
 
 def _unknown_class(place: str, name: str) -> str:
     """Say that an option's class is unknown, or that it belongs elsewhere."""
+    from lightning_merge.methods.base import Transform, registered
+    from lightning_merge.methods.network import NetworkMethod
+
     what = place.rpartition(".")[2].removesuffix("s") or "class"
     if what == "method" and name in registered(Transform):  # type: ignore[type-abstract]
         return (

@@ -12,6 +12,18 @@ COMMANDS = {
     "list": "show methods, tasks and encoders",
 }
 
+RUNS = {
+    "merge": ("lightning_merge.cli.merge_images", "merge"),
+    "tune": ("lightning_merge.cli.tune", "Tune"),
+    "mergeability": ("lightning_merge.cli.mergeability", "mergeability"),
+    "report": ("lightning_merge.cli.report", "report"),
+    "list": ("lightning_merge.cli.listing", "show"),
+}
+"""Command -> module and name of the function or class whose arguments are its options.
+
+The others are Lightning's.
+"""
+
 USAGE = (
     """usage: python -m lightning_merge COMMAND [--config FILE] [options]
 

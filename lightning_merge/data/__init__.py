@@ -1,14 +1,21 @@
-"""Tasks and their images: sources, splits, the data module."""
+"""Tasks and their images: sources, splits, the data module.
 
-from lightning_merge.data.augment import Augment
-from lightning_merge.data.datamodule import MergeDataModule
-from lightning_merge.data.dataset import Batch
-from lightning_merge.data.embedded import EmbeddedTasks
-from lightning_merge.data.folders import ImageFolders
-from lightning_merge.data.from_hub import HubData
-from lightning_merge.data.from_torchvision import TorchvisionData
-from lightning_merge.data.pool import ImagePool
-from lightning_merge.data.tasks import TASKS, TaskSpec, task_spec
+What is imported from here comes with its own module alone: the table of tasks needs no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_merge.data.augment import Augment
+    from lightning_merge.data.datamodule import MergeDataModule
+    from lightning_merge.data.dataset import Batch
+    from lightning_merge.data.embedded import EmbeddedTasks
+    from lightning_merge.data.folders import ImageFolders
+    from lightning_merge.data.from_hub import HubData
+    from lightning_merge.data.from_torchvision import TorchvisionData
+    from lightning_merge.data.pool import ImagePool
+    from lightning_merge.data.tasks import TASKS, TaskSpec, task_spec
 
 __all__ = [
     "TASKS",
@@ -23,3 +30,28 @@ __all__ = [
     "TorchvisionData",
     "task_spec",
 ]
+
+_MODULES = {
+    "TASKS": "tasks",
+    "Augment": "augment",
+    "Batch": "dataset",
+    "EmbeddedTasks": "embedded",
+    "HubData": "from_hub",
+    "ImageFolders": "folders",
+    "ImagePool": "pool",
+    "MergeDataModule": "datamodule",
+    "TaskSpec": "tasks",
+    "TorchvisionData": "from_torchvision",
+    "task_spec": "tasks",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name of `__all__` when it is first asked for."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

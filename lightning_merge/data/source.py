@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import ClassVar
 
@@ -136,7 +137,14 @@ class SourceOfEach(Source):
 
 def source_names() -> list[str]:
     """Return the names that `data.source` accepts."""
-    return sorted(cls.name for cls in Source.__subclasses__() if cls is not SourceOfEach)
+    return sorted(cls.name for cls in _kinds())
+
+
+def _kinds() -> list[type[Source]]:
+    """Return the sources of this package, and those that a user has imported."""
+    for module in ("embedded", "folders", "from_hub", "from_torchvision", "pool"):
+        import_module(f"{__package__}.{module}")
+    return [cls for cls in Source.__subclasses__() if cls is not SourceOfEach]
 
 
 def open_source(
@@ -186,7 +194,7 @@ def _open_each(
 
 
 def _open(name: str, root: str, splits: str | None) -> Source:
-    for cls in Source.__subclasses__():
-        if cls is not SourceOfEach and cls.name == name:
+    for cls in _kinds():
+        if cls.name == name:
             return cls(root, splits) if cls.takes_splits else cls(root)  # type: ignore[call-arg]
     raise InputError(f"data.source={name!r} is not known; choose one of {source_names()}")

@@ -1,0 +1,141 @@
+"""Functions and classes of this package as their source describes them, without importing it.
+
+Importing most of it takes torch, Lightning and more, for seconds; reading takes milliseconds.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning_merge
+
+
+class Definition(NamedTuple):
+    """A statement that defines a name, and the module that it is in."""
+
+    module: str
+    node: ast.stmt
+
+    @property
+    def doc(self) -> str:
+        """The docstring; empty without one."""
+        assert isinstance(self.node, ast.ClassDef | ast.FunctionDef)
+        return ast.get_docstring(self.node) or ""
+
+    @property
+    def described(self) -> dict[str, str]:
+        """What the docstring says of each argument, in one line each."""
+        section = re.search(r"^Args:\n((?: .*\n?|\n)*)", self.doc, re.MULTILINE)
+        found = re.findall(r"^    (\w+): (.*(?:\n     .*)*)", section[1] if section else "", re.M)
+        return {name: " ".join(text.split()) for name, text in found}
+
+    @property
+    def bases(self) -> list["Definition"]:
+        """The base classes that this package defines."""
+        assert isinstance(self.node, ast.ClassDef)
+        names = [base.id for base in self.node.bases if isinstance(base, ast.Name)]
+        return [base for name in names if (base := find(self.module, name))]
+
+    def is_a(self, name: str) -> bool:
+        """Whether it is a class of that name, or derives from one."""
+        return getattr(self.node, "name", "") == name or any(b.is_a(name) for b in self.bases)
+
+    def value(self, name: str) -> Any:
+        """Return a constant of the class or of its nearest base class.
+
+        Raises:
+            LookupError: None has it.
+        """
+        assert isinstance(self.node, ast.ClassDef)
+        for statement in self.node.body:
+            if isinstance(statement, ast.AnnAssign) and ast.unparse(statement.target) == name:
+                assert statement.value is not None
+                return ast.literal_eval(statement.value)
+        if not self.bases:
+            raise LookupError(name)
+        return self.bases[0].value(name)
+
+    @property
+    def abstract(self) -> set[str]:
+        """The names of its methods that subclasses have to define."""
+        assert isinstance(self.node, ast.ClassDef)
+        own = {f.name: f for f in self.node.body if isinstance(f, ast.FunctionDef)}
+        marked = {
+            name
+            for name, function in own.items()
+            if any(ast.unparse(d) == "abstractmethod" for d in function.decorator_list)
+        }
+        return set().union(*(base.abstract for base in self.bases)) - own.keys() | marked
+
+
+@cache
+def definitions(module: str) -> dict[str, ast.stmt]:
+    """Return the statements that define or import the names of a module, by name."""
+    found: dict[str, ast.stmt] = {}
+    for statement in ast.parse(_file(module).read_text(encoding="utf-8")).body:
+        match statement:
+            case ast.ClassDef(name=name) | ast.FunctionDef(name=name):
+                found[name] = statement
+            case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+                found[name] = statement
+            case ast.ImportFrom(names=names):
+                found |= {alias.asname or alias.name: statement for alias in names}
+    return found
+
+
+def find(module: str, name: str) -> Definition | None:
+    """Return what a name of a module stands for, followed through imports within the package.
+
+    Returns:
+        None for what other packages define.
+    """
+    node = definitions(module).get(name)
+    if not isinstance(node, ast.ImportFrom):
+        return None if node is None else Definition(module, node)
+    if not str(node.module).startswith("lightning_merge."):
+        return None
+    original = next(alias.name for alias in node.names if (alias.asname or alias.name) == name)
+    return find(str(node.module), original)
+
+
+def kinds_of(package: str, kind: str) -> dict[str, Definition]:
+    """Return the classes of a package that derive from another and are not abstract, by name."""
+    return {name: found for name, found in sorted(_classes(package)) if _counts(name, found, kind)}
+
+
+def keys_of(module: str, name: str) -> list[Any]:
+    """Return the keys of the dict, maybe within a call, that a module assigns to a name."""
+    found = next(n for n in ast.walk(definitions(module)[name]) if isinstance(n, ast.Dict))
+    return [_constant(module, key) for key in found.keys if key is not None]
+
+
+def _constant(module: str, value: ast.expr) -> Any:
+    """Return a constant, given as it is or by the name that the module has for it."""
+    if isinstance(value, ast.Name):
+        assigned = definitions(module)[value.id]
+        assert isinstance(assigned, ast.Assign)
+        value = assigned.value
+    return ast.literal_eval(value)
+
+
+def _counts(name: str, found: Definition, kind: str) -> bool:
+    return name != kind and found.is_a(kind) and not found.abstract
+
+
+def _classes(package: str) -> Iterator[tuple[str, Definition]]:
+    for file in _file(package).parent.glob("*.py"):
+        module = f"{package}.{file.stem}"
+        for name, node in definitions(module).items():
+            if isinstance(node, ast.ClassDef):
+                yield name, Definition(module, node)
+
+
+def _file(module: str) -> Path:
+    """Return the source file of a module of this package."""
+    _, *parts = module.split(".")
+    paths = [Path(root, *parts) for root in lightning_merge.__path__]
+    files = [file for path in paths for file in (path.with_suffix(".py"), path / "__init__.py")]
+    return next(file for file in files if file.is_file())
