@@ -29,7 +29,7 @@ Needed = Callable[[MergeMethod], tuple[Resources, dict[str, str]]]
 
 def merge(**options: Any) -> None:
     """Merge fine-tuned experts of one base, or one of them and the base, into one checkpoint."""
-    merge_files(resources=no_resources, **options)
+    merge_files(resources=no_resources, **options)  # which is no option of the command
 
 
 def no_resources(method: MergeMethod) -> tuple[Resources, dict[str, str]]:
@@ -43,7 +43,6 @@ def no_resources(method: MergeMethod) -> tuple[Resources, dict[str, str]]:
 
 
 def merge_files(
-    resources: Needed,
     base: str,
     experts: dict[str, str],
     method: MergeMethod,
@@ -55,12 +54,11 @@ def merge_files(
     max_shard_size: str | int | None = None,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     prefix: dict[str, str] | None = None,
+    resources: Needed = no_resources,
 ) -> None:
-    """Merge files into a file.
+    """Merge files into a file; in Python this is `lightning_merge.merge`.
 
     Args:
-        resources: gives what the method needs beside weights, once all files have been found
-            to fit.
         base: weights of the pretrained network: .safetensors, .pt, .ckpt, a Hub folder, or its
             name on the Hub.
         experts: file of each expert by task, as in --experts.mnist F --experts.cars F.
@@ -80,6 +78,10 @@ def merge_files(
         prefix: what the names of one network begin with in a file that holds several, by expert
             or "base", as in --prefix.base model. --prefix.mnist ema.; other tensors of the file
             are left out. A prefix that all names of a file have need not be given.
+        resources: gives what the method needs beside weights, once all files have been found
+            to fit; without it, that has to be nothing.
+        resources: gives what the method needs beside weights, once all files have been found
+            to fit; without it, that has to be nothing.
 
     Raises:
         InputError: a file is missing or unreadable, experts do not fit the base, the output

@@ -46,11 +46,13 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    """Import a name of `__all__` when it is first asked for."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+if not TYPE_CHECKING:  # for which an unknown name is an error
+
+    def __getattr__(name: str) -> Any:
+        """Import a name of `__all__` when it is first asked for."""
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,6 +1,7 @@
 """What a run depends on, by name, and how a run folder remembers it."""
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -123,7 +124,11 @@ def stored(record: Record) -> dict[str, Any]:
 
 
 def _loaded(text: str) -> dict[str, Any]:
-    """Return a record without what is null: an option unused, or not there yet when it ran."""
+    """Return a record without what is null: an option unused, or not there yet when it ran.
+
+    A method has one class path, whichever of its packages it was named by.
+    """
+    text = re.sub(r'"lightning_merge\.methods\.(\w+)"', r'"lightning_merge.\1"', text)
     return {name: value for name, value in json.loads(text).items() if value is not None}
 
 
