@@ -1,11 +1,11 @@
-"""`python -m lightning_merge`: the command line."""
+"""`lightning-merge` and `python -m lightning_merge`: the command line."""
 
 import codecs
 import locale
 import os
 import sys
 
-from lightning_merge.cli.usage import COMMANDS, RUNS, USAGE
+from lightning_merge.cli.usage import COMMANDS, RUNS, program, usage
 
 
 def _ensure_utf8() -> None:
@@ -15,20 +15,30 @@ def _ensure_utf8() -> None:
         os.execve(sys.executable, sys.orig_argv, {**os.environ, "PYTHONUTF8": "1"})
 
 
-if __name__ == "__main__":
+def run() -> int:
+    """Run the command that the program's arguments name.
+
+    Returns:
+        The exit code; see `main`.
+    """
     _ensure_utf8()
-    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
-        print(USAGE)
-        sys.exit(0 if len(sys.argv) > 1 else 2)
-    if sys.argv[1] not in COMMANDS and not sys.argv[1].startswith("-"):
+    command, words = "".join(sys.argv[1:2]), sys.argv[2:]
+    if command in ("", "-h", "--help"):
+        print(usage(program()))
+        return 0 if command else 2
+    if command not in COMMANDS and not command.startswith("-"):
         commands = ", ".join(COMMANDS)
-        print(f"error: {sys.argv[1]!r} is no command; choose one of {commands}", file=sys.stderr)
-        sys.exit(2)
-    if sys.argv[1] in RUNS and sys.argv[2:] in (["-h"], ["--help"]):
+        print(f"error: {command!r} is no command; choose one of {commands}", file=sys.stderr)
+        return 2
+    if command in RUNS and words in (["-h"], ["--help"]):
         from lightning_merge.cli.command_help import parser_of
 
-        parser_of(sys.argv[1], "python -m lightning_merge").print_help()
-        sys.exit()
+        parser_of(command, program()).print_help()
+        return 0
     from lightning_merge.cli.main import main
 
-    sys.exit(main(sys.argv[1:]))
+    return main([command, *words])
+
+
+if __name__ == "__main__":
+    sys.exit(run())

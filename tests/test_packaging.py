@@ -1,6 +1,7 @@
 """The package as wheel, editable install and bare checkout, and what its front door imports."""
 
 import ast
+import configparser
 import importlib
 import importlib.metadata
 import json
@@ -77,6 +78,44 @@ def test_wheel_works_elsewhere(wheel, tmp_path):
     found = python("-c", FIND + IMPORT, cwd=tmp_path, path=[target]).split("\n")
     assert Path(found[0]) == target / "lightning_merge" / "callbacks" / "__init__.py"
     assert found[1:3] == ["no second name", "lightning_merge.callbacks.m_ties"]
+
+
+@pytest.mark.parametrize("name", ["lightning-merge", "lightning-merge.exe", "other"])
+def test_console_script_starts_anew_in_utf8_and_names_itself(wheel, tmp_path, name):
+    with zipfile.ZipFile(wheel) as archive:
+        (file,) = (n for n in archive.namelist() if n.endswith("entry_points.txt"))
+        points = configparser.ConfigParser()
+        points.read_string(archive.read(file).decode())
+    assert points.sections() == ["console_scripts"]
+    ((command, place),) = points["console_scripts"].items()
+    assert command == "lightning-merge"
+    module, function = place.split(":")
+    script = tmp_path / name  # as pip writes it
+    script.write_text(
+        "import sys\n"
+        f"from {module} import {function}\n"
+        "print(sys.flags.utf8_mode, flush=True)\n"
+        f"sys.exit({function}())\n"
+    )
+    environment = {
+        **os.environ, "PYTHONPATH": str(ROOT), "LC_ALL": "C", "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+    }  # fmt: skip
+    for words, code, said in (
+        (["--help"], 0, "usage: PROGRAM COMMAND"),
+        ([], 2, "usage: PROGRAM COMMAND"),
+        (["merge", "--help"], 0, "usage: PROGRAM merge [--config"),
+        (["nosuch"], 2, ""),
+    ):
+        done = subprocess.run(
+            [sys.executable, str(script), *words],
+            env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == code, done.stderr
+        own = name.startswith("lightning-merge")
+        said = said.replace("PROGRAM", "lightning-merge" if own else "python -m lightning_merge")
+        assert done.stdout.startswith(f"0\n1\n{said}")
+    assert "'nosuch' is no command" in done.stderr
 
 
 def test_checkout_works_without_installation():

@@ -32,6 +32,7 @@ from lightning_merge.cli.trainer import (
     check_limits,
     check_options,
 )
+from lightning_merge.cli.usage import program
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.files import read_text, write_text
 from lightning_merge.core.hub import exists
@@ -82,6 +83,7 @@ class MergeCLI(LightningCLI):
                 seed_everything_default=0,
                 save_config_callback=None,  # see `_take_folder`
                 parser_class=_Parser,
+                parser_kwargs={"prog": program()},
                 auto_configure_optimizers=False,
             )
         except AgreedError as error:

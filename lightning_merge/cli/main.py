@@ -18,7 +18,7 @@ from typing import TextIO
 import yaml
 
 from lightning_merge.cli.bars import bar
-from lightning_merge.cli.usage import RUNS
+from lightning_merge.cli.usage import RUNS, program
 from lightning_merge.core.errors import InputError, InputWarning
 from lightning_merge.core.progress import show_progress
 
@@ -202,7 +202,13 @@ def _run(arguments: list[str]) -> None:
     from lightning_merge.cli.words import plain_words
 
     command, words = _command(arguments), plain_words(arguments)
-    auto_cli({arguments[0]: command}, args=words, as_positional=False, parser_class=Parser)
+    auto_cli(
+        {arguments[0]: command},
+        args=words,
+        as_positional=False,
+        parser_class=Parser,
+        prog=program(),
+    )
 
 
 def _command(arguments: list[str]) -> Callable[..., None]:

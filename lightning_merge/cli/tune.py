@@ -7,6 +7,7 @@ from pathlib import Path
 from lightning_merge.cli.lightning import fit
 from lightning_merge.cli.parser import Parser, plain
 from lightning_merge.cli.show import show
+from lightning_merge.cli.usage import program
 from lightning_merge.core.files import write_text
 from lightning_merge.runs.tune import Tune
 
@@ -18,7 +19,7 @@ def tune(arguments: list[str]) -> None:
         arguments: the words after `tune`.
     """
     about = inspect.cleandoc(Tune.__doc__ or "").partition("\n\nArgs:")[0]
-    parser = Parser(prog="python -m lightning_merge tune", description=about)
+    parser = Parser(prog=f"{program()} tune", description=about)
     parser.add_argument("--config", action="config", help="YAML file of options")
     parser.add_class_arguments(Tune, as_group=False)
     config = parser.parse_args(arguments)

@@ -1,4 +1,7 @@
-"""What `--help` prints; imports nothing, so that it answers at once."""
+"""What `--help` prints; imports next to nothing, so that it answers at once."""
+
+import sys
+from pathlib import PurePath
 
 COMMANDS = {
     "fit": "train an expert or a base, or learn merging coefficients, merge and compare",
@@ -24,22 +27,34 @@ RUNS = {
 The others are Lightning's.
 """
 
-USAGE = (
-    """usage: python -m lightning_merge COMMAND [--config FILE] [options]
+SCRIPT = "lightning-merge"
+"""The command that is installed with the package."""
+
+
+def program() -> str:
+    """Return how the user has called the program."""
+    return SCRIPT if PurePath(sys.argv[0]).stem == SCRIPT else "python -m lightning_merge"
+
+
+def usage(program: str) -> str:
+    """Return the help of the program.
+
+    Args:
+        program: How the user has called it.
+    """
+    commands = "\n".join(f"  {name:<12} {what}" for name, what in COMMANDS.items())
+    return f"""usage: {program} COMMAND [--config FILE] [options]
 
 Merge fine-tuned experts of one pretrained network into a single network.
 
 commands:
-"""
-    + "\n".join(f"  {name:<12} {what}" for name, what in COMMANDS.items())
-    + """
+{commands}
 
 Every command answers to --help; fit, validate, test and predict take Lightning's grammar
 (--config FILE, --print_config, --trainer.max_epochs 5, --model.init_args.learning_rate 1e-3).
 
 examples:
-  python -m lightning_merge fit --config configs/quickstart.yaml
-  python -m lightning_merge merge --base base.safetensors --experts.mnist mnist.safetensors \\
+  {program} fit --config configs/quickstart.yaml
+  {program} merge --base base.safetensors --experts.mnist mnist.safetensors \\
       --experts.cars cars.safetensors --method Ties --method.density 0.2 --output merged.safetensors
 """
-)

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -113,3 +114,13 @@ def test_these_do_not_wait_for_torch(words):
     assert not imported & {"torch", "lightning", "timm", "transformers", "numpy"}
     assert ("jsonargparse" in imported) == (words == ["list"])
     assert "Ties" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["lightning-merge", "__main__.py"])
+@pytest.mark.parametrize("command", ["merge", "tune", "fit"])
+def test_help_of_jsonargparse_names_the_program_too(command, name, monkeypatch, run):
+    called = "lightning-merge" if name == "lightning-merge" else "python -m lightning_merge"
+    monkeypatch.setattr(sys, "argv", [f"/somewhere/{name}", command])
+    shown = run(command, "--help")
+    assert not shown.code
+    assert re.match(rf"usage: {called} (\[options\] )?{command} ", shown.out)
