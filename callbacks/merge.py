@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_merge.callbacks.checked import CheckedCallback
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.facts import Needs
 from lightning_merge.core.ranks import Ranks
 from lightning_merge.evaluation.candidates import BOUNDS, Candidate
 from lightning_merge.methods.base import MergeMethod, Method, brief
@@ -129,7 +130,7 @@ class MergeCallback(CheckedCallback):
 
     def _statistics(self, module: CoefficientModule) -> Mapping[str, bool]:
         """Return the suffix of each variant of the result -> whether it is recalibrated."""
-        return module.variants if getattr(self.method, "recalibrates", True) else {"": False}
+        return module.variants if self.method.requirements().recalibrates else {"": False}
 
     def _paths(
         self, module: CoefficientModule, suffix: str = "", what: str = ""
@@ -183,7 +184,8 @@ class MergeCallback(CheckedCallback):
 def _notes(module: CoefficientModule, method: Method) -> Iterator[str]:
     """Say what a row of the table is."""
     yield brief(method)
-    if method.needs != "nothing":
+    facts = method.requirements()
+    if Needs.IMAGES in facts.needs:
         yield f"sees {len(module.held_out)} unlabelled held-out images"
-    if isinstance(method, NetworkMethod) and method.told_task:
+    if facts.told_task:
         yield "is told the task of every image"

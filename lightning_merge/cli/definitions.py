@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning_merge
+from lightning_merge.core.facts import Facts, Needs
 
 
 class Definition(NamedTuple):
@@ -43,20 +44,22 @@ class Definition(NamedTuple):
         """Whether it is a class of that name, or derives from one."""
         return getattr(self.node, "name", "") == name or any(b.is_a(name) for b in self.bases)
 
-    def value(self, name: str) -> Any:
-        """Return a constant of the class or of its nearest base class.
+    @property
+    def facts(self) -> Facts:
+        """The facts of the class or of its nearest base class.
 
         Raises:
-            LookupError: None has it.
+            LookupError: None has any.
         """
         assert isinstance(self.node, ast.ClassDef)
         for statement in self.node.body:
-            if isinstance(statement, ast.AnnAssign) and ast.unparse(statement.target) == name:
-                assert statement.value is not None
-                return ast.literal_eval(statement.value)
+            if isinstance(statement, ast.AnnAssign) and ast.unparse(statement.target) == "facts":
+                assert isinstance(statement.value, ast.Call)
+                given = {str(k.arg): _fact(k.value) for k in statement.value.keywords}
+                return Facts(**given)
         if not self.bases:
-            raise LookupError(name)
-        return self.bases[0].value(name)
+            raise LookupError("facts")
+        return self.bases[0].facts
 
     @property
     def abstract(self) -> set[str]:
@@ -118,6 +121,16 @@ def _constant(module: str, value: ast.expr) -> Any:
         assigned = definitions(module)[value.id]
         assert isinstance(assigned, ast.Assign)
         value = assigned.value
+    return ast.literal_eval(value)
+
+
+def _fact(value: ast.expr) -> Any:
+    """Return a constant, or a union of members of `Needs`."""
+    match value:
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return _fact(left) | _fact(right)
+        case ast.Attribute(value=ast.Name(id="Needs"), attr=name):
+            return Needs[name]
     return ast.literal_eval(value)
 
 

@@ -39,8 +39,7 @@ def _with_facts(kinds: dict[str, Definition]) -> dict[str, str]:
     return {
         name: kind.doc.partition("\n")[0].partition(". ")[0]
         + ("; returns a network" if kind.is_a("NetworkMethod") else "")
-        + ("\n" if kind.value("needs") == "nothing" else f"\nneeds {kind.value('needs')}; ")
-        + f"costs {kind.value('cost')}; {kind.value('reference')}"
+        + f"\n{kind.facts.words()}"
         for name, kind in kinds.items()
     }
 

@@ -12,6 +12,7 @@ from lightning_merge.cli.companions import copy_companions, how_to_load
 from lightning_merge.core.activation import KEY, agreed
 from lightning_merge.core.checkpoint import Checkpoint, open_checkpoint
 from lightning_merge.core.errors import InputError, warn
+from lightning_merge.core.facts import Needs
 from lightning_merge.core.files import file_fingerprint
 from lightning_merge.core.hub import given_as
 from lightning_merge.core.ignore import taking_part
@@ -34,10 +35,11 @@ def merge(**options: Any) -> None:
 
 def no_resources(method: MergeMethod) -> tuple[Resources, dict[str, str]]:
     """Return nothing beside the weights, to a method that needs nothing."""
-    if method.needs != "nothing":
+    needs = method.requirements().needs
+    if needs:
         raise InputError(
-            f"method {type(method).__name__} needs {method.needs}: give --encoder and --data.root"
-            + (" and --heads" if method.needs.endswith("heads") else "")
+            f"method {type(method).__name__} needs {needs.words()}: give --encoder and --data.root"
+            + (" and --heads" if Needs.HEADS in needs else "")
         )
     return Resources(), {}
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from lightning_merge.cli.merge import merge_files, no_resources
 from lightning_merge.core.device import run_device
+from lightning_merge.core.facts import Needs
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.methods.base import MergeMethod, Resources
 from lightning_merge.models.encoder import Encoder
@@ -34,10 +35,11 @@ def merge(
     network_device = run_device(device)
 
     def resources(method: MergeMethod) -> tuple[Resources, dict[str, str]]:
-        if method.needs == "nothing":
+        needs = method.requirements().needs
+        if not needs:
             print(f"{type(method).__name__} needs nothing but weights: no image is looked at")
             return no_resources(method)
-        with_heads = method.needs.endswith("heads")
+        with_heads = Needs.HEADS in needs
         if encoder is None or data is None or (with_heads and heads is None):
             return no_resources(method)
         data.only(experts)

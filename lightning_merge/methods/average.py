@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from lightning_merge.core.facts import Facts
 from lightning_merge.core.task_vectors import TaskVectors, sum_tasks
 from lightning_merge.methods.base import MergeMethod, Resources, Transform, Update
 
@@ -19,8 +20,7 @@ class Average(MergeMethod):
     """
 
     transforms: Sequence[Transform] = ()
-    reference: ClassVar[str] = "Wortsman et al. 2022, arXiv:2203.05482"
-    cost: ClassVar[str] = "1 reading"
+    facts: ClassVar[Facts] = Facts(reference="Wortsman et al. 2022", arxiv="2203.05482", readings=1)
 
     def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
         """Average every tensor."""

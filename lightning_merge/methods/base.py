@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.facts import Facts
 from lightning_merge.core.flat import check_fits
 from lightning_merge.core.parallel import run_each
 from lightning_merge.core.safetensors_file import Layout
@@ -94,9 +95,7 @@ class Transform(ABC):
     Subclasses are frozen dataclasses whose fields are the hyperparameters.
     """
 
-    reference: ClassVar[str] = ""
-    needs: ClassVar[str] = "nothing"
-    cost: ClassVar[str] = ""
+    facts: ClassVar[Facts] = Facts(readings=0, on_top=True)
 
     @abstractmethod
     def __call__(self, vectors: TaskVectors) -> TaskVectors:
@@ -108,15 +107,15 @@ class Method(ABC):
 
     Attributes:
         transforms: Applied to the task vectors first, in order.
-        reference: Where it was published.
-        needs: What it takes beside weights.
-        cost: How often all weights are read and what else takes long, for K experts.
+        facts: What is known of every instance; see `requirements` for one of them.
     """
 
     transforms: Sequence[Transform]
-    reference: ClassVar[str] = ""
-    needs: ClassVar[str] = "nothing"
-    cost: ClassVar[str] = ""
+    facts: ClassVar[Facts] = Facts()
+
+    def requirements(self) -> Facts:
+        """The facts with these hyperparameters; another method within counts as well."""
+        return self.facts
 
     def origin(self) -> Origin:
         """What was learned before, for methods that merge by it."""
@@ -173,9 +172,6 @@ class MergeMethod(Method):
     the base and all experts, all of them get what the first one is merged to; an expert may then
     lack the others.
     """
-
-    whole: ClassVar[bool] = False
-    """Whether tiles are whole tensors, for methods that see a tensor as a matrix."""
 
     @abstractmethod
     def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
@@ -267,7 +263,7 @@ class MergeMethod(Method):
         vectors = TaskVectors(base, whole, jobs, scope)
         for transform in self.transforms:
             vectors = transform(vectors)
-        return vectors.whole() if self.whole else vectors
+        return vectors.whole() if self.requirements().whole else vectors
 
 
 def merge_each(

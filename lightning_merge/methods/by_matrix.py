@@ -1,7 +1,7 @@
 """What methods share that decompose every weight matrix by itself."""
 
 from abc import abstractmethod
-from typing import ClassVar, get_args
+from typing import get_args
 
 from torch import Tensor
 
@@ -14,12 +14,12 @@ from lightning_merge.methods.checks import require_choice, require_finite
 class ByMatrix(MergeMethod):
     """Merges matrices by a decomposition, averages other tensors, and scales both.
 
-    Subclasses are dataclasses with these fields and say in `merged` what is made of a matrix.
+    Subclasses are dataclasses with these fields, whose facts say that they see whole tensors, and
+    say in `merged` what is made of a matrix.
     """
 
     scale: float
     convolutions: Convolutions
-    whole: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_finite(scale=self.scale)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.facts import Facts
 from lightning_merge.core.task_vectors import Span, TaskVectors, sum_tasks
 from lightning_merge.methods.base import MergeMethod, Resources, Transform, Update
 from lightning_merge.methods.checks import require_between, require_finite
@@ -42,8 +43,7 @@ class Consensus(MergeMethod):
     tall: float | Mapping[str, float] = 0.4
     scale: float = 0.3
     transforms: Sequence[Transform] = ()
-    reference: ClassVar[str] = "Wang et al. 2024, arXiv:2405.07813"
-    cost: ClassVar[str] = "1 reading"
+    facts: ClassVar[Facts] = Facts(reference="Wang et al. 2024", arxiv="2405.07813", readings=1)
 
     def __post_init__(self) -> None:
         if not isinstance(self.agree, int) or self.agree < 0:

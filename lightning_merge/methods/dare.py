@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lightning_merge.core.drop import drop_at_random
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.facts import Facts
 from lightning_merge.core.task_vectors import Span, TaskVectors
 from lightning_merge.methods.base import Transform
 
@@ -31,8 +32,13 @@ class Dare(Transform):
 
     drop: float = 0.9
     seed: int = 0
-    reference: ClassVar[str] = "Yu et al. 2024, arXiv:2311.03099"
-    cost: ClassVar[str] = "random numbers"
+    facts: ClassVar[Facts] = Facts(
+        reference="Yu et al. 2024",
+        arxiv="2311.03099",
+        readings=0,
+        on_top=True,
+        work="random numbers",
+    )
 
     def __post_init__(self) -> None:
         if not 0 <= self.drop < 1:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lightning_merge.core.elect import elect_signs
+from lightning_merge.core.facts import Facts, Needs
 from lightning_merge.core.names import is_statistic, match_names
 from lightning_merge.core.scope import is_merged
 from lightning_merge.core.task_vectors import TaskVectors
@@ -144,9 +145,13 @@ class EMR(NetworkMethod):
 
     rescale: Rescale = "entries"
     transforms: Sequence[Transform] = ()
-    reference: ClassVar[str] = "Huang et al. 2024, arXiv:2405.17461"
-    cost: ClassVar[str] = "2 readings"
-    told_task: ClassVar[bool] = True
+    facts: ClassVar[Facts] = Facts(
+        reference="Huang et al. 2024",
+        arxiv="2405.17461",
+        needs=Needs.NETWORK,
+        readings=1,
+        told_task=True,
+    )
 
     def __post_init__(self) -> None:
         require_choice(get_args(Rescale), rescale=self.rescale)

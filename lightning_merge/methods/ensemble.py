@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from lightning_merge.core.facts import Facts, Needs
 from lightning_merge.core.names import match_names
 from lightning_merge.methods.base import Resources, Transform, Weights
 from lightning_merge.methods.checks import require_choice
@@ -70,9 +71,14 @@ class Ensemble(NetworkMethod):
 
     outputs: Outputs = "logits"
     transforms: Sequence[Transform] = ()
-    reference: ClassVar[str] = "Wang et al. 2025, M-Loss, section 2.2"
-    cost: ClassVar[str] = "K passes an image"
-    recalibrates: ClassVar[bool] = False
+    facts: ClassVar[Facts] = Facts(
+        reference="Wang et al. 2025, M-Loss, section 2.2",
+        needs=Needs.NETWORK,
+        readings=1,
+        recalibrates=False,
+        work="K passes an image",
+        memory="K networks",
+    )
 
     def __post_init__(self) -> None:
         require_choice(get_args(Outputs), outputs=self.outputs)

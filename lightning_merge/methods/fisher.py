@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.expert_networks import ExpertNetworks, mean_of, run_with
+from lightning_merge.core.facts import Facts, Needs
 from lightning_merge.core.fisher import Labels, fisher_diagonal
 from lightning_merge.core.seeding import uniform_numbers
 from lightning_merge.core.task_vectors import Span, TaskVectors
@@ -55,11 +56,14 @@ class Fisher(MergeMethod):
     normalize: bool = False
     seed: int = 0
     transforms: Sequence[Transform] = ()
-    reference: ClassVar[str] = "Matena and Raffel 2022, arXiv:2111.09832"
-    cost: ClassVar[str] = (
-        "3 readings, K forward passes and, per class, backward passes over own inputs"
+    facts: ClassVar[Facts] = Facts(
+        reference="Matena and Raffel 2022",
+        arxiv="2111.09832",
+        needs=Needs.IMAGES_OF_EVERY_TASK | Needs.HEADS,
+        readings=3,
+        work="K forward passes and, per class, backward passes over own inputs",
+        memory="3 networks",
     )
-    needs: ClassVar[str] = "unlabelled batches of every task and heads"
 
     def __post_init__(self) -> None:
         require_choice(get_args(Labels), labels=self.labels)

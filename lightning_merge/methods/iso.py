@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_merge.core.decompose import Convolutions, polar_factor, singular_triplets
+from lightning_merge.core.facts import Facts
 from lightning_merge.core.task_vectors import sum_tasks
 from lightning_merge.methods.base import Transform
 from lightning_merge.methods.by_matrix import ByMatrix
@@ -39,8 +40,13 @@ class IsoC(ByMatrix):
     scale: float = 1.0
     convolutions: Convolutions = "matrix"
     transforms: Sequence[Transform] = ()
-    reference: ClassVar[str] = "Marczak et al. 2025, arXiv:2502.04959"
-    cost: ClassVar[str] = "1 reading, 1 eigenproblem a tensor"
+    facts: ClassVar[Facts] = Facts(
+        reference="Marczak et al. 2025",
+        arxiv="2502.04959",
+        readings=1,
+        whole=True,
+        work="1 eigenproblem a tensor",
+    )
 
     def merged(self, matrices: Tensor) -> Tensor:
         """See the class; [m, n] from [K, m, n]."""
@@ -77,8 +83,13 @@ class IsoCTS(ByMatrix):
     common: float = 0.8
     convolutions: Convolutions = "matrix"
     transforms: Sequence[Transform] = ()
-    reference: ClassVar[str] = "Marczak et al. 2025, arXiv:2502.04959"
-    cost: ClassVar[str] = "1 reading, K + 3 eigenproblems a tensor"
+    facts: ClassVar[Facts] = Facts(
+        reference="Marczak et al. 2025",
+        arxiv="2502.04959",
+        readings=1,
+        whole=True,
+        work="K + 3 eigenproblems a tensor",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

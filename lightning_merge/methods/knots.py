@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_merge.core.decompose import as_matrices, column_basis
 from lightning_merge.core.elect import Combine, disjoint_merge, elect_signs
+from lightning_merge.core.facts import Facts
 from lightning_merge.core.task_vectors import Span, TaskVectors, sum_tasks
 from lightning_merge.methods.base import MergeMethod, Resources, Transform, Update
 from lightning_merge.methods.checks import require_between, require_choice, require_finite
@@ -47,9 +48,14 @@ class KnOTS(MergeMethod):
     scale: float = 0.6
     combine: Combine = "mean"
     transforms: Sequence[Transform] = ()
-    reference: ClassVar[str] = "Stoica et al. 2025, arXiv:2410.19735"
-    cost: ClassVar[str] = "4 readings, 1 eigenproblem a tensor"
-    whole: ClassVar[bool] = True
+    facts: ClassVar[Facts] = Facts(
+        reference="Stoica et al. 2025",
+        arxiv="2410.19735",
+        readings=4,
+        whole=True,
+        work="1 eigenproblem a tensor",
+        memory="U of every tensor",
+    )
 
     def __post_init__(self) -> None:
         require_between(0, 1, density=self.density)

@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_merge.core.checkpoint import open_checkpoint
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.facts import Facts
 from lightning_merge.core.files import file_hash
 from lightning_merge.core.learner import StatsMergeLearner
 from lightning_merge.core.names import enumerate_names, match_names
@@ -60,8 +61,7 @@ class LearnedCoefficients(MergeMethod):
     file: str
     by: By = "layer"
     transforms: Sequence[Transform] = ()
-    reference: ClassVar[str] = "StatsMerging 2025, appendix A.5.2"
-    cost: ClassVar[str] = "1 reading; by statistics 2"
+    facts: ClassVar[Facts] = Facts(reference="StatsMerging 2025, appendix A.5.2", readings=1)
 
     def __post_init__(self) -> None:
         require_choice(get_args(By), by=self.by)
@@ -69,6 +69,11 @@ class LearnedCoefficients(MergeMethod):
             raise InputError(
                 f"file={self.file!r} is no file: give the coefficients.safetensors of a run"
             )
+
+    def requirements(self) -> Facts:
+        """By statistics, one reading more for them."""
+        more = int(self.by == "statistics")
+        return replace(self.facts, readings=self.facts.readings + more)
 
     def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
         """Find the coefficients, and sum every tensor's task vectors with them."""

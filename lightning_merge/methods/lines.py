@@ -3,13 +3,14 @@
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.facts import Facts
 from lightning_merge.core.scope import is_merged
 from lightning_merge.core.sums import sum_over_tensor
 from lightning_merge.core.task_vectors import Span, TaskVectors, sum_tasks
@@ -61,8 +62,9 @@ class LiNeS(MergeMethod):
     beta: float = 0.5
     alpha: float | None = None
     transforms: Sequence[Transform] = ()
-    reference: ClassVar[str] = "Wang et al. 2025, arXiv:2410.17146"
-    cost: ClassVar[str] = "that of its method; without alpha twice"
+    facts: ClassVar[Facts] = Facts(
+        reference="Wang et al. 2025", arxiv="2410.17146", readings=1, on_top=True
+    )
 
     def __post_init__(self) -> None:
         if not isinstance(self.method, MergeMethod):
@@ -71,8 +73,20 @@ class LiNeS(MergeMethod):
                 "give a method that merges them, for example TaskArithmetic"
             )
         require_finite(beta=self.beta, alpha=self.alpha or 0.0)
-        for inherited in ("needs", "whole"):
-            object.__setattr__(self, inherited, getattr(self.method, inherited))
+
+    def requirements(self) -> Facts:
+        """Those of the method, and a reading for the norms."""
+        inner = self.method.requirements()
+        readings = inner.readings + inner.merges_in_plan + (self.alpha is None)
+        return replace(
+            self.facts,
+            needs=inner.needs,
+            readings=readings,
+            on_top=False,
+            whole=inner.whole,
+            work=inner.work,
+            memory=inner.memory,
+        )
 
     def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
         """Plan the method, and find alpha and the depths."""
@@ -107,7 +121,7 @@ class LiNeS(MergeMethod):
         def of(name: str) -> Tensor:
             if vectors.is_zero(name) or not vectors.numel(name):
                 return torch.zeros(2, dtype=torch.float64)
-            return sum_over_tensor(vectors, name, norms, whole=self.whole)
+            return sum_over_tensor(vectors, name, norms, whole=self.requirements().whole)
 
         total = sum(vectors.each(vectors.names, of), torch.zeros(2, dtype=torch.float64))
         summed, merged = total.tolist()

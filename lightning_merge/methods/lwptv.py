@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.facts import Facts
 from lightning_merge.core.selection import kth_smallest_magnitude
 from lightning_merge.core.task_vectors import Span, TaskVectors, sum_tasks
 from lightning_merge.methods.base import Transform
@@ -46,8 +47,9 @@ class LwPTV(Transform):
     score: Literal["diversity", "magnitude"] = "diversity"
     shared: bool = True
     granularity: Literal["layer", "parameter"] = "layer"
-    reference: ClassVar[str] = "Zhang et al. 2025, Merging Smarter, Generalizing Better"
-    cost: ClassVar[str] = "1 reading more"
+    facts: ClassVar[Facts] = Facts(
+        reference="Zhang et al. 2025, Merging Smarter, Generalizing Better", readings=1, on_top=True
+    )
 
     def __post_init__(self) -> None:
         if not self.prune_ratio >= 0:

@@ -57,8 +57,6 @@ class MDare(RankedByMLoss):
     activation: str | None = None
     seed: int = 0
     transforms: Sequence[Transform] = ()
-    reference: ClassVar[str] = "Wang et al. 2025, M-Loss"
-    cost: ClassVar[str] = "2 readings, 1 pass of the network"
     name: ClassVar[str] = "M-DARE"
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_merge.core.dtypes import wide_dtype
 from lightning_merge.core.elect import Combine, disjoint_merge, elect_signs
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.facts import Facts, Needs
 from lightning_merge.core.m_loss import (
     ACTIVATIONS,
     Reduce,
@@ -72,7 +73,13 @@ class RankedByMLoss(MergeMethod):
     """
 
     name: ClassVar[str]
-    needs: ClassVar[str] = "unlabelled batches"
+    facts: ClassVar[Facts] = Facts(
+        reference="Wang et al. 2025, M-Loss",
+        needs=Needs.IMAGES,
+        readings=2,
+        merges_in_plan=True,
+        work="1 pass of the network",
+    )
     keep: float
     spread: float
     layer_inputs: LayerInputs
@@ -222,8 +229,6 @@ class MTies(RankedByMLoss):
     trim: TrimScope = "per_tensor"
     seed: int = 0
     transforms: Sequence[Transform] = ()
-    reference: ClassVar[str] = "Wang et al. 2025, M-Loss"
-    cost: ClassVar[str] = "2 readings, 1 pass of the network"
     name: ClassVar[str] = "M-TIES"
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lightning_merge.core.facts import Facts
 from lightning_merge.core.sums import sum_over_tensor
 from lightning_merge.core.task_vectors import Span, TaskVectors, sum_tasks
 from lightning_merge.methods.base import MergeMethod, Resources, Transform, Update
@@ -32,8 +33,7 @@ class ModelStock(MergeMethod):
     """
 
     transforms: Sequence[Transform] = ()
-    reference: ClassVar[str] = "Jang et al. 2024, arXiv:2403.19522"
-    cost: ClassVar[str] = "2 readings"
+    facts: ClassVar[Facts] = Facts(reference="Jang et al. 2024", arxiv="2403.19522", readings=2)
 
     def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
         """Find the ratio t of every tensor."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_merge.core.checkpoint import open_checkpoint, save_checkpoint
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.facts import Facts, Needs
 from lightning_merge.core.names import match_names
 from lightning_merge.core.task_vectors import TaskVectors
 from lightning_merge.methods.average import Average
@@ -94,14 +95,9 @@ class NetworkMethod(Method):
 
     Unlike a `MergeMethod`, it returns a module: its weights depend on the task or the input, or
     are several sets. So it needs the model, and it does not stream.
-
-    Attributes:
-        recalibrates: Whether BatchNorm statistics of its networks can be measured anew.
-        told_task: Whether its networks are told which task an image is of, beside its head.
     """
 
-    recalibrates: ClassVar[bool] = True
-    told_task: ClassVar[bool] = False
+    facts: ClassVar[Facts] = Facts(needs=Needs.NETWORK)
 
     @abstractmethod
     def make(

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_merge.core.facts import Facts
 from lightning_merge.core.selection import kth_smallest, kth_smallest_magnitude, largest
 from lightning_merge.core.task_vectors import Span, TaskVectors, sum_tasks
 from lightning_merge.methods.base import MergeMethod, Resources, Transform, Update
@@ -52,8 +53,12 @@ class PCB(MergeMethod):
     clip: float = 0.01
     rescale: bool = True
     transforms: Sequence[Transform] = ()
-    reference: ClassVar[str] = "Du et al. 2024, arXiv:2410.02396"
-    cost: ClassVar[str] = "about 5 readings, K(K + 1) / 2 tanh an entry"
+    facts: ClassVar[Facts] = Facts(
+        reference="Du et al. 2024",
+        arxiv="2410.02396",
+        readings=5,
+        work="K(K + 1) / 2 tanh an entry",
+    )
 
     def __post_init__(self) -> None:
         require_between(0, 1, density=self.density)

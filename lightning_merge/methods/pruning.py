@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lightning_merge.core.drop import drop_at_random
+from lightning_merge.core.facts import Facts
 from lightning_merge.core.selection import kth_smallest_magnitude
 from lightning_merge.core.task_vectors import TaskVectors
 from lightning_merge.core.trim import Cut
@@ -29,8 +30,9 @@ class MagnitudePruning(Transform):
     """
 
     prune_ratio: float = 0.7
-    reference: ClassVar[str] = "Sanh et al. 2020, arXiv:2005.07683"
-    cost: ClassVar[str] = "1 reading more"
+    facts: ClassVar[Facts] = Facts(
+        reference="Sanh et al. 2020", arxiv="2005.07683", readings=1, on_top=True
+    )
 
     def __post_init__(self) -> None:
         require_between(0, 1, prune_ratio=self.prune_ratio)
@@ -66,8 +68,12 @@ class RandomPruning(Transform):
 
     prune_ratio: float = 0.7
     seed: int = 0
-    reference: ClassVar[str] = "Zhang et al. 2025, Merging Smarter, Generalizing Better"
-    cost: ClassVar[str] = "random numbers"
+    facts: ClassVar[Facts] = Facts(
+        reference="Zhang et al. 2025, Merging Smarter, Generalizing Better",
+        readings=0,
+        on_top=True,
+        work="random numbers",
+    )
 
     def __post_init__(self) -> None:
         require_between(0, 1, prune_ratio=self.prune_ratio)
@@ -96,8 +102,9 @@ class AbsolutePruning(Transform):
     """
 
     prune_ratio: float = 0.7
-    reference: ClassVar[str] = "Zhang et al. 2025, Merging Smarter, Generalizing Better"
-    cost: ClassVar[str] = "1 reading more"
+    facts: ClassVar[Facts] = Facts(
+        reference="Zhang et al. 2025, Merging Smarter, Generalizing Better", readings=1, on_top=True
+    )
 
     def __post_init__(self) -> None:
         require_between(0, 1, prune_ratio=self.prune_ratio)

@@ -11,6 +11,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.expert_networks import ExpertNetworks, mean_of, run_with
+from lightning_merge.core.facts import Facts, Needs
 from lightning_merge.core.gram import Regression, Visit, take_inputs, with_share
 from lightning_merge.core.linear_inputs import LinearInputs, Rows
 from lightning_merge.core.task_vectors import Span, TaskVectors
@@ -62,12 +63,15 @@ class RegMean(MergeMethod):
     reduce: float = 0.95
     layers: Layers = "all"
     transforms: Sequence[Transform] = ()
-    reference: ClassVar[str] = "Jin et al. 2023, arXiv:2212.09849"
-    cost: ClassVar[str] = (
-        "5 readings, K forward passes over own inputs, 1 linear system a layer; for every 0.625 "
-        "GiB of sums a reading and the passes again; memory of 3 networks and 1 GiB"
+    facts: ClassVar[Facts] = Facts(
+        reference="Jin et al. 2023",
+        arxiv="2212.09849",
+        needs=Needs.IMAGES_OF_EVERY_TASK,
+        readings=5,
+        work="K forward passes over own inputs, 1 linear system a layer; for every 0.625 GiB of "
+        "sums a reading and the passes again",
+        memory="3 networks and 1 GiB",
     )
-    needs: ClassVar[str] = "unlabelled batches of every task"
 
     def __post_init__(self) -> None:
         require_between(0, 1, reduce=self.reduce)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lightning_merge.core.expert_networks import ExpertNetworks
+from lightning_merge.core.facts import Facts, Needs
 from lightning_merge.core.gram import Regression, Visit, take_inputs, with_share
 from lightning_merge.core.linear_inputs import LinearInputs, Rows
 from lightning_merge.core.task_vectors import TaskVectors
@@ -54,9 +55,13 @@ class RegMeanPlusPlus(MergeMethod):
     layers: Layers = "all"
     unit: Unit = "block"
     transforms: Sequence[Transform] = ()
-    reference: ClassVar[str] = "Nguyen et al. 2025, arXiv:2508.03121"
-    cost: ClassVar[str] = "4 readings, for U blocks K (U / 2 + 1) forward passes over own inputs"
-    needs: ClassVar[str] = "unlabelled batches of every task"
+    facts: ClassVar[Facts] = Facts(
+        reference="Nguyen et al. 2025",
+        arxiv="2508.03121",
+        needs=Needs.IMAGES_OF_EVERY_TASK,
+        readings=4,
+        work="for U blocks K (U / 2 + 1) forward passes over own inputs",
+    )
 
     def __post_init__(self) -> None:
         require_between(0, 1, reduce=self.reduce)

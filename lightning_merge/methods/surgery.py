@@ -1,7 +1,7 @@
 """Surgery: a small correction of the merged network's features for every task."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -10,6 +10,7 @@ from torch.nn import functional
 from torch.nn.utils import skip_init
 
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.facts import Facts, Needs
 from lightning_merge.core.seeding import generator_for
 from lightning_merge.methods.base import MergeMethod, Origin, Resources, Transform, Weights
 from lightning_merge.methods.network import (
@@ -122,10 +123,15 @@ class Surgery(NetworkMethod):
     batch_size: int = 16
     seed: int = 0
     transforms: Sequence[Transform] = ()
-    reference: ClassVar[str] = "Yang et al. 2024, arXiv:2402.02705"
-    cost: ClassVar[str] = "that of its method, K + 1 passes, seconds of learning"
-    told_task: ClassVar[bool] = True
-    needs: ClassVar[str] = "unlabelled batches of every task"
+    facts: ClassVar[Facts] = Facts(
+        reference="Yang et al. 2024",
+        arxiv="2402.02705",
+        needs=Needs.IMAGES_OF_EVERY_TASK,
+        readings=1,
+        on_top=True,
+        told_task=True,
+        work="K + 1 passes, seconds of learning",
+    )
 
     def __post_init__(self) -> None:
         check_learning(self.steps, self.learning_rate, self.batch_size)
@@ -136,8 +142,18 @@ class Surgery(NetworkMethod):
                 f"method={type(self.method).__name__}: Surgery corrects one merged network's "
                 "features; choose a method that merges weights, for example TaskArithmetic"
             )
-        if self.method.needs.startswith(self.needs):  # and heads
-            object.__setattr__(self, "needs", self.method.needs)
+
+    def requirements(self) -> Facts:
+        """Its own and those of the method."""
+        own, inner = self.facts, self.method.requirements()
+        return replace(
+            own,
+            needs=own.needs | inner.needs,
+            readings=own.readings + inner.readings,
+            on_top=False,
+            work=", ".join(filter(None, [inner.work, own.work])),
+            memory=inner.memory,
+        )
 
     def make(
         self,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from lightning_merge.core.facts import Facts
 from lightning_merge.core.task_vectors import TaskVectors, sum_tasks
 from lightning_merge.methods.base import MergeMethod, Resources, Transform, Update
 from lightning_merge.methods.checks import require_finite
@@ -25,8 +26,7 @@ class TaskArithmetic(MergeMethod):
 
     scale: float = 0.3
     transforms: Sequence[Transform] = ()
-    reference: ClassVar[str] = "Ilharco et al. 2023, arXiv:2212.04089"
-    cost: ClassVar[str] = "1 reading"
+    facts: ClassVar[Facts] = Facts(reference="Ilharco et al. 2023", arxiv="2212.04089", readings=1)
 
     def __post_init__(self) -> None:
         require_finite(scale=self.scale)

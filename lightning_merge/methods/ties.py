@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from lightning_merge.core.elect import Combine, disjoint_merge, elect_signs, majority_sign
+from lightning_merge.core.facts import Facts
 from lightning_merge.core.task_vectors import Span, TaskVectors, TileMap, sum_tasks
 from lightning_merge.core.trim import global_trim, tensor_trim
 from lightning_merge.methods.base import MergeMethod, Resources, Transform, Update
@@ -42,8 +43,7 @@ class Ties(MergeMethod):
     combine: Combine = "mean"
     trim: TrimScope = "global"
     transforms: Sequence[Transform] = ()
-    reference: ClassVar[str] = "Yadav et al. 2023, arXiv:2306.01708"
-    cost: ClassVar[str] = "2 readings"
+    facts: ClassVar[Facts] = Facts(reference="Yadav et al. 2023", arxiv="2306.01708", readings=2)
 
     def __post_init__(self) -> None:
         require_between(0, 1, density=self.density)
@@ -80,8 +80,9 @@ class TrimAndElect(Transform):
 
     density: float = 0.2
     trim: TrimScope = "global"
-    reference: ClassVar[str] = "Yadav et al. 2023, arXiv:2306.01708"
-    cost: ClassVar[str] = "1 reading more"
+    facts: ClassVar[Facts] = Facts(
+        reference="Yadav et al. 2023", arxiv="2306.01708", readings=1, on_top=True
+    )
 
     def __post_init__(self) -> None:
         require_between(0, 1, density=self.density)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_merge.core.decompose import Convolutions, polar_factor, singular_triplets
+from lightning_merge.core.facts import Facts
 from lightning_merge.methods.base import Transform
 from lightning_merge.methods.by_matrix import ByMatrix
 
@@ -41,8 +42,13 @@ class TSVM(ByMatrix):
     scale: float = 1.0
     convolutions: Convolutions = "matrix"
     transforms: Sequence[Transform] = ()
-    reference: ClassVar[str] = "Gargiulo et al. 2025, arXiv:2412.00081"
-    cost: ClassVar[str] = "1 reading, K + 2 eigenproblems a tensor"
+    facts: ClassVar[Facts] = Facts(
+        reference="Gargiulo et al. 2025",
+        arxiv="2412.00081",
+        readings=1,
+        whole=True,
+        work="K + 2 eigenproblems a tensor",
+    )
 
     def merged(self, matrices: Tensor) -> Tensor:
         """See `whitened_sum`."""

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_merge.core.dtypes import wide_dtype
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.facts import Facts, Needs
 from lightning_merge.core.losses import entropy
 from lightning_merge.core.names import match_names
 from lightning_merge.core.seeding import generator_for
@@ -190,9 +191,14 @@ class WEMoE(NetworkMethod):
     batch_size: int = 16
     seed: int = 0
     transforms: Sequence[Transform] = ()
-    reference: ClassVar[str] = "Tang et al. 2024, arXiv:2402.00433"
-    cost: ClassVar[str] = "`steps` forward and backward passes a task"
-    needs: ClassVar[str] = "unlabelled batches of every task and heads"
+    facts: ClassVar[Facts] = Facts(
+        reference="Tang et al. 2024",
+        arxiv="2402.00433",
+        needs=Needs.IMAGES_OF_EVERY_TASK | Needs.HEADS,
+        readings=2,
+        work="`steps` forward and backward passes a task",
+        memory="K task vectors of all MLPs",
+    )
 
     def __post_init__(self) -> None:
         require_finite(scale=self.scale, prior=self.prior)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from lightning_merge.core.facts import Facts
 from lightning_merge.core.task_vectors import TaskVectors
 from lightning_merge.methods.base import Transform
 from lightning_merge.methods.checks import require_finite
@@ -25,8 +26,9 @@ class WiSEFT(Transform):
     """
 
     alpha: float = 0.5
-    reference: ClassVar[str] = "Wortsman et al. 2022, arXiv:2109.01903"
-    cost: ClassVar[str] = "nothing"
+    facts: ClassVar[Facts] = Facts(
+        reference="Wortsman et al. 2022", arxiv="2109.01903", readings=0, on_top=True
+    )
 
     def __post_init__(self) -> None:
         require_finite(alpha=self.alpha)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_merge.core.batch_norm import recalibrated
+from lightning_merge.core.facts import Needs
 from lightning_merge.core.seeding import generator_for, run_seed
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.methods.base import Method, Resources, Weights
@@ -53,11 +54,12 @@ class HeldOut:
 
     def resources(self, method: Method) -> Resources:
         """Return the network and, for a method that needs them, normalised images and heads."""
-        network = Resources(self.encoder.backbone, project=self.encoder.project, scope="changed")
-        if method.needs == "nothing":
-            return network
-        batches = {task: self._normal(images) for task, images in self.images.items()}
-        return network._replace(batches=batches, heads=dict(self.heads.items()))
+        given = Resources(self.encoder.backbone, project=self.encoder.project, scope="changed")
+        needs = method.requirements().needs
+        if Needs.IMAGES in needs:
+            batches = {task: self._normal(images) for task, images in self.images.items()}
+            given = given._replace(batches=batches)
+        return given._replace(heads=dict(self.heads)) if Needs.HEADS in needs else given
 
     def recalibrate(self, weights: Weights, task: str | None = None) -> dict[str, Tensor]:
         """Return weights with BatchNorm statistics of a task's images, or of all tasks' mixed."""

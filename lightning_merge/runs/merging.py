@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_merge import __version__
 from lightning_merge.core.checkpoint import open_checkpoint, save_checkpoint
 from lightning_merge.core.cost import measured
+from lightning_merge.core.facts import Needs
 from lightning_merge.core.seeding import run_seed
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.methods.base import MergeMethod, Method, Weights
@@ -103,9 +104,10 @@ class ZooMerger:
             **self.zoo.hashes(tasks),
             **self.encoder.described,
         }
-        if method.needs != "nothing":
+        needs = method.requirements().needs
+        if Needs.IMAGES in needs:
             about["images"] = self.held_out.digest
-        if method.needs.endswith("heads"):
+        if Needs.HEADS in needs:
             about["heads"] = heads_hash(self.zoo.heads, tasks)
         return about
 

@@ -48,7 +48,7 @@ def by_hand(files, encoder, data):
     def merge(method):
         base = open_checkpoint(files.base)
         experts = {task: open_checkpoint(file) for task, file in files.expert.items()}
-        if method.needs == "nothing":
+        if not method.requirements().needs:
             return method(base, experts)
         images = encoder.preprocess.normalize(data.unlabelled())
         return method(base, experts, model=encoder.backbone, batches=images)

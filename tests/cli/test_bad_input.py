@@ -274,7 +274,8 @@ def test_merge_keeps_an_output_that_exists(merge, tmp_path):
 
 
 def test_merge_says_what_a_method_needs(merge):
-    expect_refusal(merge(method="MTies"), "unlabelled batches", "--encoder")
+    told = "MTies needs a network and unlabelled images: give --encoder and --data.root"
+    expect_refusal(merge(method="MTies"), told)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from torch import nn
 from lightning_merge.callbacks import MergeCallback, MTiesMerge, PruneTaskVectors
 from lightning_merge.core.batch_norm import has_batch_norm
 from lightning_merge.core.checkpoint import open_checkpoint
+from lightning_merge.core.facts import Needs
 from lightning_merge.core.mergeability import mergeability
 from lightning_merge.core.tracing import affine_layers
 from lightning_merge.data.datamodule import MergeDataModule
@@ -78,7 +79,7 @@ def made(case, method, weights, network):
     encoder, base, experts, batches, heads = case
     encoder, heads = at(network, encoder), at(network, heads)
     given = {"model": encoder.backbone, "project": encoder.project}
-    if method.needs != "nothing":
+    if Needs.IMAGES in method.requirements().needs:
         given |= {"batches": at(network, batches), "heads": heads}
     found = method(at(weights, base), at(weights, experts), **given)
     if isinstance(method, NetworkMethod):

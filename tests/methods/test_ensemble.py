@@ -207,7 +207,7 @@ def test_the_model_is_asked_for(base, make_experts, name):
 def test_every_network_method_is_listed():
     listed = registered(NetworkMethod)
     assert {"EMR", "Ensemble", "Surgery", "WEMoE"} <= set(listed)
-    assert all(kind.reference and kind.cost and kind.needs for kind in listed.values())
+    assert all(kind.facts.reference and kind.facts.readings for kind in listed.values())
 
 
 def test_a_damaged_mlp_is_named(base, make_experts, resources):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.facts import Needs
 from lightning_merge.methods import (
     Dare,
     Ensemble,
@@ -132,9 +133,9 @@ def test_transforms_come_before_the_methods_own(base, make_experts):
 
 def test_it_is_what_its_method_is():
     method = LiNeS(LiNeS(IsoC()))
-    assert method.whole
-    assert LiNeS(MTies()).needs == "unlabelled batches"
-    assert LiNeS().needs == LiNeS.needs == "nothing"
+    assert method.requirements().whole
+    assert LiNeS(MTies()).requirements().needs == Needs.IMAGES
+    assert LiNeS().requirements().needs == LiNeS.facts.needs == Needs.NOTHING
     assert "IsoC(scale=1.0" in method.described()
 
 

@@ -59,7 +59,7 @@ def test_methods_copy_it_and_merge_the_rest_as_without_it(
     experts, method = make_experts(3), make()
     merged = method(base, experts, scope=scope, **resources)
     assert torch.equal(merged["mask"], CAUSAL)
-    if method.needs == "nothing":
+    if not method.requirements().needs:
         want = method(without(base), {t: without(e) for t, e in experts.items()}, scope=scope)
         assert all(torch.equal(merged[name], tensor) for name, tensor in want.items())
 

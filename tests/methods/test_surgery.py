@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.facts import Needs
 from lightning_merge.methods import Dare, Fisher, LiNeS, LwPTV, MTies, TaskArithmetic, Ties
 from lightning_merge.methods.emr import EMR
 from lightning_merge.methods.ensemble import Ensemble
@@ -149,15 +150,16 @@ def test_a_network_cannot_be_corrected(method):
 @pytest.mark.parametrize(
     ("method", "needs"),
     [
-        (TaskArithmetic(), "unlabelled batches of every task"),
-        (MTies(), "unlabelled batches of every task"),
-        (Fisher(), "unlabelled batches of every task and heads"),
-        (LiNeS(Fisher()), "unlabelled batches of every task and heads"),
+        (TaskArithmetic(), Needs.IMAGES_OF_EVERY_TASK),
+        (MTies(), Needs.IMAGES_OF_EVERY_TASK),
+        (Fisher(), Needs.IMAGES_OF_EVERY_TASK | Needs.HEADS),
+        (LiNeS(Fisher()), Needs.IMAGES_OF_EVERY_TASK | Needs.HEADS),
     ],
 )
 def test_it_needs_what_its_method_needs(method, needs):
-    assert Surgery(method).needs == seeded(Surgery(method), 1).needs == needs
-    assert Surgery.needs == "unlabelled batches of every task"
+    assert Surgery(method).requirements().needs == needs
+    assert seeded(Surgery(method), 1).requirements().needs == needs
+    assert Surgery.facts.needs == Needs.IMAGES_OF_EVERY_TASK
 
 
 def test_learning_that_diverges_is_an_error(base, make_experts, resources):
