@@ -1,45 +1,108 @@
-"""The list command: what there is, a line or two each, read from the source."""
+"""The list command: what there is, read from the source, and what methods need as a table."""
 
 import shutil
 import textwrap
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 from lightning_merge.cli.definitions import Definition, keys_of, kinds_of
+from lightning_merge.core.errors import InputError
+from lightning_merge.core.facts import Needs
 from lightning_merge.data.tasks import TASKS
 
+Sort = Literal["name", "needs", "readings"]
+COLUMNS = ("network", "images", "heads", "told task", "readings", "returns")
+"""Of the table of methods, behind their names."""
+ORDERS: dict[Sort, Callable[[Definition], Any]] = {
+    "name": lambda kind: (),
+    "needs": lambda kind: (kind.facts.needs.value, kind.facts.told_task),
+    "readings": lambda kind: (kind.facts.on_top, kind.facts.readings),
+}
 
-def show(what: Literal["all", "methods", "transforms", "tasks", "encoders"] = "all") -> None:
+
+def show(
+    what: Literal["all", "methods", "transforms", "tasks", "encoders"] = "all",
+    sort: Literal["name", "needs", "readings"] = "name",
+) -> None:
     """Show methods, transforms, tasks and encoders, a line or two each.
 
     Args:
         what: all, methods, transforms, tasks or encoders.
+        sort: order of the methods: by name, by what they need beside weights, the least first, or
+            by how often they read the weights.
+
+    Raises:
+        InputError: sort is given without methods.
     """
+    if sort != "name" and what not in ("all", "methods"):
+        raise InputError(f"sort={sort!r}: {what} are listed by name; leave it out")
     lists: dict[str, Callable[[], dict[str, str]]] = {
-        "methods": lambda: _with_facts(kinds_of("lightning_merge.methods", "Method")),
+        "methods": lambda: _with_facts(_methods(sort)),
         "transforms": lambda: _with_facts(kinds_of("lightning_merge.methods", "Transform")),
-        "tasks": _tasks,
-        "encoders": _encoders,
+        "tasks": lambda: dict(sorted(_tasks().items())),
+        "encoders": lambda: dict(sorted(_encoders().items())),
     }
     for title, found in lists.items():
         if what in ("all", title):
-            lines = found()
             print(title)
-            width = max(map(len, lines))
-            room = shutil.get_terminal_size().columns - width - 4
-            for name, line in sorted(lines.items()):
-                first, *details = line.split("\n")
-                print(f"  {name:<{width}}  {textwrap.shorten(first, room, placeholder='...')}")
-                for part in textwrap.wrap(" ".join(details), room):
-                    print(f"  {'':<{width}}  {part}")
+            if title == "methods":
+                _print_table(needs_of_methods(sort))
+            _print_lines(found())
+
+
+def needs_of_methods(sort: Sort = "name") -> dict[str, tuple[str, ...]]:
+    """Return what every method needs, one text for each of `COLUMNS`; by name, in an order."""
+    return {name: _cells(kind) for name, kind in _methods(sort).items()}
+
+
+def _methods(sort: Sort) -> dict[str, Definition]:
+    """Return all methods, and the modules that learn coefficients, in an order."""
+    found = kinds_of("lightning_merge.methods", "Method")
+    found |= kinds_of("lightning_merge.modules", "CoefficientModule")
+    names = sorted(sorted(found), key=lambda name: ORDERS[sort](found[name]))
+    return {name: found[name] for name in names}
+
+
+def _cells(kind: Definition) -> tuple[str, ...]:
+    """Return one row of the table."""
+    facts = kind.facts
+    images = {Needs.LABELS: "labelled", Needs.IMAGES_OF_EVERY_TASK: "by task", Needs.IMAGES: "any"}
+    return (
+        "yes" if Needs.NETWORK in facts.needs else "-",
+        next((word for need, word in images.items() if need in facts.needs), "-"),
+        "yes" if Needs.HEADS in facts.needs else "-",
+        "yes" if facts.told_task else "-",
+        f"{'+' * facts.on_top}{facts.readings}",
+        "network" if kind.is_a("NetworkMethod") else "weights",
+    )
+
+
+def _print_table(rows: dict[str, tuple[str, ...]]) -> None:
+    width = max(map(len, rows))
+    for name, cells in {"": COLUMNS, **rows}.items():
+        wide = (f"{cell:<{len(column)}}" for cell, column in zip(cells, COLUMNS, strict=True))
+        print(f"  {name:<{width}}  {'  '.join(wide)}".rstrip())
+    print("  +: beside the method within it, whose needs and readings count as well\n")
+
+
+def _print_lines(lines: dict[str, str]) -> None:
+    """Print what there is: one line each, and the details below it."""
+    width = max(map(len, lines))
+    room = shutil.get_terminal_size().columns - width - 4
+    for name, line in lines.items():
+        first, *details = line.split("\n")
+        print(f"  {name:<{width}}  {textwrap.shorten(first, room, placeholder='...')}")
+        for part in textwrap.wrap(" ".join(details), room):
+            print(f"  {'':<{width}}  {part}")
 
 
 def _with_facts(kinds: dict[str, Definition]) -> dict[str, str]:
-    """Return the first sentence of each; below it what it needs and costs, and its reference."""
+    """Return the first sentence of each, and below it its facts."""
     return {
         name: kind.doc.partition("\n")[0].partition(". ")[0]
         + ("; returns a network" if kind.is_a("NetworkMethod") else "")
         + f"\n{kind.facts.words()}"
+        + ("; a model of fit" if kind.is_a("CoefficientModule") else "")
         for name, kind in kinds.items()
     }
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from lightning_merge.core.facts import Facts, Needs
 from lightning_merge.core.learner import PRIOR, Level, StatsMergeLearner
 from lightning_merge.core.losses import entropy
 from lightning_merge.core.task_vectors import TaskVectors
@@ -44,6 +45,14 @@ class AdaMerging(CoefficientModule):
     """
 
     end_counts: ClassVar[bool] = False
+    facts: ClassVar[Facts] = Facts(
+        reference="Yang et al. 2024, AdaMerging",
+        arxiv="2310.02575",
+        needs=Needs.IMAGES_OF_EVERY_TASK | Needs.HEADS,
+        readings=1,
+        work="training of the coefficients",
+        memory="all task vectors and a merged network",
+    )
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.facts import Facts, Needs
 from lightning_merge.core.learner import PRIOR, Kind, Level, Normalize, StatsMergeLearner
 from lightning_merge.core.losses import entropy
 from lightning_merge.core.statistics import (
@@ -78,6 +80,13 @@ class StatsMerging(CoefficientModule):
     """
 
     end_counts: ClassVar[bool] = False
+    facts: ClassVar[Facts] = Facts(
+        reference="StatsMerging 2025",
+        needs=Needs.IMAGES_OF_EVERY_TASK | Needs.HEADS,
+        readings=3,
+        work="training of a small network that sees statistics of the weights",
+        memory="all task vectors and a merged network",
+    )
 
     def __init__(
         self,
@@ -125,7 +134,8 @@ class StatsMerging(CoefficientModule):
         StatsMergeLearner(torch.zeros(2, 1, 1), **self.learner_options)
         self.loss, self.learning_rate, self.confidence = loss, learning_rate, tuple(confidence)
         self.step_size, self.gamma = step_size, gamma
-        self.note = "fitted on true labels of held-out images" if loss == "labels" else ""
+        labelled = Needs.LABELS in self.requirements().needs
+        self.note = "fitted on true labels of held-out images" if labelled else ""
         self.teacher_logits: dict[str, Tensor] = {}
 
     def hyperparameters(self) -> dict[str, Any]:
@@ -138,6 +148,11 @@ class StatsMerging(CoefficientModule):
         """Return what it takes to build the learner anew for other experts."""
         seen = {"features": list(self.statistics), "rank": self.rank}
         return {**self.learner_options, **seen, "statistics_of": self.statistics_of}
+
+    def requirements(self) -> Facts:
+        """Return the facts; true labels are one need more."""
+        more = Needs.LABELS if self.loss == "labels" else Needs.NOTHING
+        return replace(self.facts, needs=self.facts.needs | more)
 
     def make_learner(self, vectors: TaskVectors) -> StatsMergeLearner:
         """Return the learner on the standardised statistics of every task and layer."""

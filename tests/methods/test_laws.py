@@ -2,12 +2,11 @@
 
 import pytest
 import torch
+from counting import Counting, times_read
 from tiny_networks import TIED, tied_zoo
 
 from lightning_merge.core import task_vectors
 from lightning_merge.core.checkpoint import (
-    Checkpoint,
-    as_checkpoint,
     open_checkpoint,
     save_checkpoint,
 )
@@ -77,26 +76,6 @@ def make(request, learned_file):
     name, options, before = request.param
     file = {"file": learned_file} if name == "LearnedCoefficients" else {}
     return lambda: METHODS[name](**options, **file, transforms=[TRANSFORMS[t]() for t in before])
-
-
-class Counting(Checkpoint):
-    """A checkpoint that counts the entries of task vectors that are read from it."""
-
-    def __init__(self, tensors):
-        super().__init__(as_checkpoint(tensors)._entries)
-        self.entries = 0
-
-    def count(self, name, number):
-        self.entries += number if is_merged(name, self.dtype(name)) else 0
-
-    def __getitem__(self, name):
-        tensor = super().__getitem__(name)
-        self.count(name, tensor.numel())
-        return tensor
-
-    def read_into(self, name, start, out):
-        self.count(name, out.numel())
-        super().read_into(name, start, out)
 
 
 def assert_equal(got, want, **tolerance):
@@ -253,9 +232,7 @@ def test_tied_weights_stay_tied_out_of_core(known_from, tmp_path):
 def test_experts_are_read_as_often_as_is_said(make, number, base, make_experts, resources):
     experts = {task: Counting(expert) for task, expert in make_experts(number).items()}
     make()(base, experts, **resources)
-    stored = sum(t.numel() for n, t in base.items() if is_merged(n, t.dtype))
-    times = [expert.entries / stored for expert in experts.values()]
-    assert round(max(times)) == make().requirements().readings
+    assert times_read(experts) == make().requirements().readings
 
 
 @every_method
