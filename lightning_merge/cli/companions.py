@@ -32,12 +32,15 @@ def _belongs(name: str) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in COMPANIONS)
 
 
-def how_to_load(target: Path, companions: Sequence[str]) -> str:
+def how_to_load(
+    target: Path, companions: Sequence[str] = (), base: Checkpoint | None = None
+) -> str:
     """Say in one line how merged weights are loaded; their names are those of the base's file.
 
     Args:
         target: file or folder of the weights.
         companions: names of the files beside them.
+        base: the base as opened; transformers renames what it reads from its own folders.
     """
     if "config.json" in companions:
         return f"to load it: transformers.AutoModel.from_pretrained({str(target)!r})"
@@ -46,7 +49,11 @@ def how_to_load(target: Path, companions: Sequence[str]) -> str:
             "to load it: network.load_state_dict(dict(lightning_merge.core.checkpoint."
             f"open_checkpoint({str(target)!r}))), into the base's network"
         )
-    return (
-        "to load it: network.load_state_dict(safetensors.torch.load_file("
-        f"{str(target)!r})), into the base's network"
-    )
+    read = f"safetensors.torch.load_file({str(target)!r})"
+    if base is not None and base.path is not None and (base.path.parent / "config.json").exists():
+        return (
+            "to load it: transformers.AutoModel.from_pretrained(FOLDER), where FOLDER has it as "
+            f"model.safetensors and config.json of {str(base.path.parent)!r}; --max-shard-size 5GB "
+            "writes such a folder"
+        )
+    return f"to load it: network.load_state_dict({read}), into the base's network"

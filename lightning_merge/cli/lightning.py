@@ -182,9 +182,10 @@ class MergeCLI(LightningCLI):
         self._show("test", self.trainer.test, options)
 
     def predict(self, **options: Any) -> None:
-        """Write the predicted classes."""
+        """Write the predicted classes, and say where."""
         with refusals():
             self.trainer.predict(**options)
+        rank_zero_info(f"predictions: {self.folder / 'predictions.csv'}")
 
     def _show(self, part: str, measure: Callable[..., Any], options: dict[str, Any]) -> None:
         """Measure, and print one line per task where Lightning has a column per loader."""

@@ -24,8 +24,8 @@ from lightning_merge.core.validate import check_experts
 from lightning_merge.core.writer import CheckpointWriter
 from lightning_merge.methods.base import MergeMethod, Resources
 
-Needed = Callable[[MergeMethod], tuple[Resources, dict[str, str]]]
-"""From a method to what it needs, and the metadata that tell of it."""
+Needed = Callable[[MergeMethod, Checkpoint], tuple[Resources, dict[str, str]]]
+"""From a method and the base to what it needs, and the metadata that tell of it."""
 
 
 def merge(**options: Any) -> None:
@@ -33,7 +33,7 @@ def merge(**options: Any) -> None:
     merge_files(resources=no_resources, **options)  # which is no option of the command
 
 
-def no_resources(method: MergeMethod) -> tuple[Resources, dict[str, str]]:
+def no_resources(method: MergeMethod, base: Checkpoint) -> tuple[Resources, dict[str, str]]:
     """Return nothing beside the weights, to a method that needs nothing."""
     needs = method.requirements().needs
     if needs:
@@ -104,7 +104,7 @@ def merge_files(
     )
     for suspicion in suspicions(vectors):
         warn(suspicion)
-    given, about = resources(method)
+    given, about = resources(method, found.whole)
     metadata = {
         "method": type(method).__name__,
         "hyperparameters": method.described(),
@@ -131,7 +131,7 @@ def merge_files(
     print(f", {len(found.whole) - merged} of the base copied, in {seconds:.1f} s")
     if found.passed:
         print(f"no expert has, so the base's are copied: {summary(found.passed)}")
-    print(how_to_load(target, copied))
+    print(how_to_load(target, copied, found.whole))
 
 
 class _Found(NamedTuple):
@@ -177,6 +177,10 @@ def _find(files: Mapping[str, str], ignore: Sequence[str], prefixes: Mapping[str
 def _check_output(target: Path, files: Mapping[str, str], overwrite: bool, folder: bool) -> None:
     if target.exists() and not overwrite:
         raise InputError(f"output={str(target)!r} exists: give another path or --overwrite true")
+    if folder and target.is_file():
+        raise InputError(
+            f"output={str(target)!r} is a file; max_shard_size writes a folder: give another path"
+        )
     if not folder and target.suffix != ".safetensors":
         raise InputError(
             f"output={str(target)!r}: the format is safetensors, so name it "

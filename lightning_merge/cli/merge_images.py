@@ -4,7 +4,9 @@ import json
 from typing import Any
 
 from lightning_merge.cli.merge import merge_files, no_resources
+from lightning_merge.core.checkpoint import Checkpoint, spelled_as
 from lightning_merge.core.device import run_device
+from lightning_merge.core.errors import InputError, warn
 from lightning_merge.core.facts import Needs
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.methods.base import MergeMethod, Resources
@@ -34,15 +36,21 @@ def merge(
     """
     network_device = run_device(device)
 
-    def resources(method: MergeMethod) -> tuple[Resources, dict[str, str]]:
+    def resources(method: MergeMethod, base: Checkpoint) -> tuple[Resources, dict[str, str]]:
         needs = method.requirements().needs
         if not needs:
             print(f"{type(method).__name__} needs nothing but weights: no image is looked at")
-            return no_resources(method)
+            return no_resources(method, base)
         with_heads = Needs.HEADS in needs
         if encoder is None or data is None or (with_heads and heads is None):
-            return no_resources(method)
+            return no_resources(method, base)
+        _check_names(encoder, base)
         data.only(experts)
+        if without := [task for task in experts if task not in data.tasks]:
+            warn(
+                f"data.root={data.source.root!r} has no images of {', '.join(without)}: "
+                f"{type(method).__name__} sees none of its inputs"
+            )
         if heads is not None:
             open_heads(heads, data.tasks)  # a wrong file shows now, not after the images
         data.preprocess = encoder.preprocess
@@ -56,3 +64,13 @@ def merge(
         return held_out.resources(method), about
 
     merge_files(resources=resources, experts=experts, **options)
+
+
+def _check_names(encoder: Encoder, base: Checkpoint) -> None:
+    """Raise InputError where an encoder has the names of another library than the base's file."""
+    if spelled_as(base, encoder.backbone.state_dict()) is not base:
+        raise InputError(
+            f"encoder={type(encoder).__name__} names its tensors as another library than the base "
+            f"{base.path} does, whose names the output has: give the encoder of that library "
+            "(OpenClipEncoder or TransformersEncoder), or a base with the other names"
+        )

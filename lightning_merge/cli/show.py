@@ -26,4 +26,4 @@ def show(results: Results, folder: Path, merged: Path, notes: Iterable[str]) -> 
         print(note)
     print(f"run folder: {folder}")
     if merged.exists() and not holds_network(merged):  # of one set of weights
-        print(how_to_load(merged, []))
+        print(how_to_load(merged))

@@ -48,6 +48,7 @@ def plain_words(arguments: Sequence[str]) -> list[str]:
     experts: dict[str, str] = {}
     patterns: list[str] = []
     adds = True  # to the patterns of a config
+    lists: set[str] = set()
     for given in _read(arguments):
         if given.name.startswith("experts."):
             task = given.name.removeprefix("experts.")
@@ -57,7 +58,13 @@ def plain_words(arguments: Sequence[str]) -> list[str]:
         elif given.name in ("ignore", "ignore+"):
             adds = adds and given.name == "ignore+"
             patterns = [*(patterns if given.name == "ignore+" else ()), *_patterns(_value(given))]
+        elif given.name.endswith("transforms") and given.name in lists:
+            raise InputError(
+                f"--{given.name} is given twice: give a list, as in '[LwPTV, Dare]', or add the "
+                f"second one by --{given.name}+"
+            )
         elif given.name.endswith("transforms") and _are_names(given.value):
+            lists.add(given.name)
             kinds = [{"class_path": kind} for kind in re.findall(r"[\w.]+", _value(given))]
             others += [f"--{given.name}", json.dumps(kinds)]
         else:

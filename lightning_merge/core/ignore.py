@@ -46,6 +46,8 @@ def taking_part(
     kept = {
         what: view.renamed({n: n for n in view if n not in out}) for what, view in views.items()
     }
+    if not kept["base"]:
+        raise InputError(f"ignore={list(patterns)}: no tensor of the base is left to merge")
     for what, view in views.items():  # while scales that are ignored can be seen
         check_numbers(view, kept[what], what)
     base = opened["base"]
@@ -93,5 +95,6 @@ def _check(patterns: Sequence[str], names: Collection[str]) -> None:
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise InputError(
-                f"ignore: no tensor is called {pattern!r}; names are as in {min(names)!r}"
+                f"ignore: no tensor is called {pattern!r}; names begin with "
+                f"{enumerate_names(sorted({name.split('.')[0] for name in names}), 8)}"
             )

@@ -218,7 +218,8 @@ def _missing(wanted: Mapping[str, str], stored: Mapping[str, str]) -> str:
     matched = {spelling.of_file(bare) for bare in wanted.values()}
     over = [stored[b] for b in stored if b.startswith(spelling.prefix) and b not in matched]
     own, prefix = spelling
-    where = f" (read under '{prefix}' for '{own}')" if prefix != own else ""
+    place = f"{prefix}{own and f' in place of {own}'}"
+    where = f" (with {place} in front of their names)" if prefix != own else ""
     left = (
         f"Left over there: {enumerate_names(over, 3)}"
         if prefix and over
@@ -226,5 +227,6 @@ def _missing(wanted: Mapping[str, str], stored: Mapping[str, str]) -> str:
     )
     return (
         f"{len(missing)} of {len(wanted)} tensors are missing{where}: {enumerate_names(missing)}. "
-        f"{left}. Give a checkpoint of the same architecture, or the prefix its names have"
+        f"{left}. Give a checkpoint of the same architecture, its own encoder, or the prefix of "
+        "its names"
     )

@@ -27,7 +27,7 @@ class OpenClipEncoder(Encoder):
 
     Args:
         name: Model, such as ViT-B-32-quickgelu, ViT-B-16, ViT-L-14 or ViT-H-14.
-        pretrained: Tag of published weights, such as openai or laion2b_s34b_b79k.
+        pretrained: Tag of published weights, such as openai or laion2b_s34b_b79k; none if empty.
         weights: File of weights, of the tower or of the whole model, under open_clip's names or
             transformers'. ``pretrained`` beside it only tells which weights they were fine-tuned
             from: it settles the preprocessing and the check of the activation, and nothing is
@@ -53,6 +53,7 @@ class OpenClipEncoder(Encoder):
 
         if weights is not None:
             open_checkpoint(weights)  # a missing file shows before a large tower is built
+        pretrained = pretrained or None  # the command line cannot give null
         visual = create_clip(name, pretrained, download=weights is None).visual
         if getattr(visual, "output_tokens", False):  # CoCa returns its tokens as well
             visual.output_tokens = False

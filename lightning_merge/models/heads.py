@@ -279,7 +279,9 @@ def load_heads(source: str | Path | Mapping[str, str | Path]) -> dict[str, Head]
                 f"{source} holds one head without the name of its task: give a mapping from task "
                 "to file, or a pattern with {task}."
             )
-        raise InputError(f"{source} holds no heads: give a file written by save_heads.")
+        raise InputError(
+            f"{source} holds no heads: give a file that fit has made, or a published head_TASK.pt."
+        )
     return {task: _stored_head(checkpoint, task) for task in kinds}
 
 
@@ -340,7 +342,7 @@ def _published_head(path: str | Path, checkpoint: Checkpoint) -> Head:
     names = _weight_and_bias(checkpoint)
     if not names:
         raise InputError(
-            f"{path} holds no head: give a file written by save_heads, or a published one with "
+            f"{path} holds no head: give a file that fit has made, or a published one with "
             "weight [classes, dim] and perhaps bias [classes]."
         )
     attributes: dict[str, Any] = {}

@@ -1,12 +1,14 @@
 """A holder's path: files in the published forms, tiny but true to their names, end to end."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import transformers
 import yaml
 from PIL import Image
 from published import ClassificationHead, publish
@@ -23,7 +25,7 @@ from tiny_clips import (
 from torch.nn import functional as F
 
 from lightning_merge.core import hub
-from lightning_merge.core.checkpoint import open_checkpoint, spelled_as
+from lightning_merge.core.checkpoint import match_names, open_checkpoint, spelled_as
 from lightning_merge.models import OpenClipEncoder, TransformersEncoder
 from lightning_merge.models.heads import load_heads
 
@@ -136,6 +138,62 @@ def test_a_merged_network_loads_into_either_encoder(run, zoo, tmp_path):
     one = OpenClipEncoder(zoo.name, weights=output)(pictures)
     two = TransformersEncoder(zoo.files["base", "hub"], weights=output)(pictures)
     torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("base", ["hub", "tower"])
+def test_the_printed_line_loads_a_folder_of_transformers(run, zoo, tmp_path, base):
+    """A whole CLIP or a vision tower: what the line makes has the merged values and no others."""
+    place = zoo.files["base", "hub"] if base == "hub" else zoo.files["dtd", "hub"]
+    output = tmp_path / "merged.safetensors"
+    experts = [w for t in TASKS for w in (f"--experts.{t}", zoo.files[t, "hub"])]
+    result = run("merge", "--base", place, *experts, "--output", output, "--method", "Average")
+    assert result.code == 0, result.err
+    (line,) = [x for x in result.out.splitlines() if x.startswith("to load it: ")]
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    output.rename(folder / "model.safetensors")
+    shutil.copy(Path(place) / "config.json", folder)
+    assert f"config.json of '{place}'" in line
+    words = re.sub("FOLDER", repr(str(folder)), line.removeprefix("to load it: ").split(",")[0])
+    loaded = eval(words, {"transformers": transformers}).state_dict()
+    merged = open_checkpoint(folder)
+    places = match_names(loaded, merged)
+    assert loaded
+    assert not [n for n in loaded if not torch.equal(loaded[n], merged[places[n]])]
+
+
+@pytest.mark.parametrize(
+    ("encoder", "base"),
+    [("OpenClipEncoder", "hub"), ("TransformersEncoder", "pickle")],
+)
+def test_an_encoder_of_the_other_library_is_told(run, zoo, images, tmp_path, encoder, base):
+    own = {"OpenClipEncoder": "name", "TransformersEncoder": "source"}[encoder]
+    value = zoo.name if own == "name" else zoo.files["base", "hub"]
+    experts = [w for t in TASKS for w in (f"--experts.{t}", zoo.files[t, base])]
+    words = ["--encoder", encoder, f"--encoder.{own}", value, "--data.root", images]
+    output = ["--output", tmp_path / "m.safetensors"]
+    files = ["--base", zoo.files["base", base], *experts]
+    result = run("merge", *files, *output, "--method", "MTies", *words)
+    assert result.code == 2
+    assert f"encoder={encoder} names its tensors as another library" in result.err
+    assert zoo.files["base", base] in result.err
+
+
+def test_an_expert_without_images_is_told(run, zoo, images, tmp_path):
+    names = {"dtd": "dtd", "svnh": "svhn"}
+    experts = [
+        w for name, t in names.items() for w in (f"--experts.{name}", zoo.files[t, "pickle"])
+    ]
+    words = ["--encoder", "OpenClipEncoder", "--encoder.name", zoo.name, "--data.root", images]
+    files = [
+        "--base",
+        zoo.files["base", "pickle"],
+        *experts,
+        "--output",
+        tmp_path / "m.safetensors",
+    ]
+    result = run("merge", *files, "--method", "MTies", *words)
+    assert "has no images of svnh" in result.err
 
 
 def test_a_tower_of_another_size_is_refused(run, zoo, tmp_path):

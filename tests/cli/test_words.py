@@ -92,6 +92,10 @@ def test_dashes_within_an_option_are_underscores():
     ("words", "message"),
     [
         (["--experts.a", "x", "--experts.a", "y"], "--experts.a is given twice"),
+        (
+            ["--method.transforms", "LwPTV", "--method.transforms", "Dare"],
+            "--method.transforms is given twice",
+        ),
         (["--experts.a", "--base", "b"], "--experts.a has no value"),
         (["--ignore"], "--ignore has no value"),
     ],

@@ -68,8 +68,13 @@ def test_what_is_not_tied_is_left_out(base, expert, patterns, tmp_path):
 
 
 def test_a_pattern_that_names_nothing():
-    with pytest.raises(InputError, match=r"no tensor is called 'text.*'; names are as in 'a'"):
+    with pytest.raises(InputError, match=r"no tensor is called 'text.*'; names begin with a, b"):
         taking_part({"base": save({"a": 1.0}), "x": save({"b": 1.0})}, ["text.*"])
+
+
+def test_nothing_left_to_merge():
+    with pytest.raises(InputError, match=r"ignore=\['\*'\]: no tensor of the base is left"):
+        taking_part({"base": save({"a": 1.0}), "x": save({"a": 1.0})}, ["*"])
 
 
 def save(numbers):
