@@ -12,9 +12,9 @@ import pytest
 import yaml
 from tiny_zoo import write_config
 
-from lightning_merge.cli.tune import table as trials_table
 from lightning_merge.core.files import read_text
 from lightning_merge.modules.tuning import Score, Trial
+from lightning_merge.runs.tune import table as trials_table
 
 CLASSES = [b"caf\xe9", b"\x8a\xbf\x8e\x9a", b'a,"b"\nc', "café 🍎".encode(), b"[red] :cat:"]
 

@@ -1,0 +1,43 @@
+"""What Lightning refuses, told in one line."""
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import lightning
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lightning_merge.core.errors import InputError
+
+
+@contextmanager
+def refusals(option: str = "trainer") -> Iterator[None]:
+    """Tell in one line what Lightning finds wrong with the trainer's options.
+
+    Args:
+        option: that it is about.
+
+    Raises:
+        InputError: it has refused some, or lacks a package for them.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException) as fault:
+        raised_in = traceback.extract_tb(fault.__traceback__)[-1].filename
+        by_lightning = Path(raised_in).is_relative_to(Path(lightning.__file__).parent)
+        if not by_lightning and not isinstance(fault, MisconfigurationException):
+            raise
+        raise InputError(f"{option}: {' '.join(str(fault).split())}") from fault
+
+
+def check_seed(seed: int | bool) -> None:
+    """Check a seed; true draws one.
+
+    Raises:
+        InputError: it is out of range.
+    """
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed_everything={seed} must lie between 0 and {2**32 - 1}")

@@ -1,0 +1,244 @@
+"""Hyperparameters chosen on held-out images, and tested once."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.utilities import rank_zero_info
+
+from lightning_merge.core.batch_norm import has_batch_norm
+from lightning_merge.core.errors import InputError
+from lightning_merge.core.files import write_text
+from lightning_merge.core.names import enumerate_names
+from lightning_merge.data.datamodule import MergeDataModule
+from lightning_merge.evaluation.candidates import BOUNDS, Candidate
+from lightning_merge.evaluation.results import Results
+from lightning_merge.evaluation.tables import markdown_line
+from lightning_merge.methods.base import Method, brief
+from lightning_merge.models.encoder import Encoder
+from lightning_merge.modules.compare import compare
+from lightning_merge.modules.evaluate import Evaluate
+from lightning_merge.modules.space import Range, Space
+from lightning_merge.modules.tuning import Sampler, Score, Search, Trial
+from lightning_merge.modules.zoo import Zoo
+from lightning_merge.runs import record, stages
+from lightning_merge.runs.folder import RunFolder
+from lightning_merge.runs.merging import Made, Target, ZooMerger
+from lightning_merge.runs.refusals import check_seed, refusals
+
+WITHOUT_EFFECT = ("trials", "overwrite", "folder", "config", "data")
+"""Options that no trial depends on, and those of the data, which have a record of their own."""
+
+
+class Tune:
+    """Choose hyperparameters of a merge method on held-out images; test the best once.
+
+    The run folder receives config.yaml, splits.json, run.json, the table of trials (trials.json,
+    trials.md) after each of them, and at the end merged/NAME.safetensors, results.json and
+    results.md. The same command goes on with what a stopped run left. What the
+    zoo lacks is made first.
+
+    Args:
+        encoder: architecture of the base and the experts.
+        zoo: files of base, experts and heads.
+        data: the tasks; all held-out images of the seen ones decide.
+        method: a merge method, or a network method, with the hyperparameters that are not chosen.
+        space: hyperparameter -> its range: {low: 0.05, high: 1.0, log: true}, or a list of
+            choices. Those of transforms are called as in LwPTV.prune_ratio.
+        trials: how many points to try; the first is the method as given if it lies in the space.
+        sampler: "tpe" or "random". A space of no more points than trials is tried whole.
+        name: of the merged network in tables and files; the method's name without one.
+        folder: the run folder.
+        seed_everything: seed of the sampler, and of methods that draw numbers.
+        recalibrate: give merged networks with BatchNorm the statistics of held-out images.
+        accelerator: what the network runs on, as Lightning's Trainer calls it.
+        overwrite: replace results of another configuration in the run folder.
+
+    Raises:
+        InputError: the space does not fit the method, a number is out of range, the name is that
+            of a reference, or Lightning refuses the accelerator.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        zoo: Zoo,
+        data: MergeDataModule,
+        method: Method,
+        space: dict[str, Any],
+        trials: int = 30,
+        sampler: Sampler = "tpe",
+        name: str | None = None,
+        folder: str = "runs/tune",
+        seed_everything: int = 0,
+        recalibrate: bool = True,
+        accelerator: str = "auto",
+        overwrite: bool = False,
+    ) -> None:
+        self.encoder, self.zoo, self.data, self.method = encoder, zoo, data, method
+        self.space = Space(method, {name: Range.of(name, given) for name, given in space.items()})
+        self.trials, self.sampler, self.seed = trials, sampler, seed_everything
+        self.name = name or f"{type(method).__name__.lower()}_tuned"
+        self.folder = Path(folder)
+        self.run_folder = RunFolder(self.folder, "folder", keep=not overwrite)
+        self.recalibrate = recalibrate
+        self._check()
+        with refusals(f"accelerator={accelerator!r}"):
+            self.trainer = Trainer(
+                accelerator=accelerator, devices=1, logger=False, enable_checkpointing=False,
+                enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
+            )  # fmt: skip
+
+    def _check(self) -> None:
+        """Check what can be told before any file is opened."""
+        check_seed(self.seed)
+        if self.trials < 1:
+            raise InputError(f"trials={self.trials}: give 1 or more")
+        if self.name in BOUNDS:
+            raise InputError(f"name={self.name!r} is that of a reference; give another")
+        if len(self.data.seen) < 2:
+            raise InputError(
+                f"data.tasks={list(self.data.seen)}: merging takes two tasks or more that are not "
+                "unseen"
+            )
+        if known := sorted(set(self.method.origin().tasks) & set(self.data.unseen)):
+            raise InputError(
+                f"data.unseen={list(self.data.unseen)}: the method merges by what was learned on "
+                f"{enumerate_names(known)}; take a file that was not"
+            )
+
+    def run(
+        self,
+        config: Mapping[str, Any],
+        save: Callable[[Path], None],
+        command: str,
+        fit: stages.Fit,
+    ) -> Results:
+        """Make what the zoo lacks, search, and measure.
+
+        Args:
+            config: all options, as dicts, lists and scalars.
+            save: writes them into a file.
+            command: that made the run, for the record.
+            fit: runs `fit` with a list of arguments, to make what the zoo lacks.
+
+        Raises:
+            InputError: files are missing or do not fit, or the run folder holds the results of
+                another configuration.
+        """
+        stages.check(self.zoo, self.encoder, self.data.tasks)
+        self.data.load(test=None)
+        self.run_folder.resolve(
+            self._describe(config),
+            lambda: stages.fill(self.zoo, self.encoder, config, self.data, fit),
+            lambda: self.zoo.inputs(self.data.tasks),
+            growing=["trials"],
+        )
+        if self.run_folder.is_unchanged and self.run_folder.is_complete():
+            return Results.from_json(self.run_folder.results)
+        before, now = ({**r, "trials": 0} for r in (self.run_folder.before, self.run_folder.now))
+        trials = [] if before == now else ["trials.json", "trials.md"]
+        self.run_folder.take(self.data, save, trials)
+        seed_everything(self.seed, verbose=False)
+        return self._search(command)
+
+    @property
+    def file(self) -> Path:
+        """Where the merged network lies: that of the trial under way, at the end the best one."""
+        return self.run_folder.merged(self.name)
+
+    def _describe(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the numbers depend on, files apart; see `record`."""
+        options = {name: value for name, value in config.items() if name not in WITHOUT_EFFECT}
+        described = record.describe_options({"model": options, "data": config["data"]})
+        return {**described, "trials": self.trials, **record.describe_images(self.data)}
+
+    # The search
+
+    def _search(self, command: str) -> Results:
+        kept = self.folder / "trials.json"
+        search = Search(self.space, kept, self.trials, self.sampler, self.seed)
+        if search.trials:
+            rank_zero_info(f"going on after trial {len(search.trials)} in {kept}")
+        device = self.trainer.strategy.root_device
+        merger = ZooMerger.open(self.zoo, self.encoder, self.data, device)
+        evaluate = Evaluate(self.encoder, self.zoo.heads, self.zoo.base)
+
+        def keep() -> None:
+            write_text(self.folder / "trials.md", table(search.trials, self.data.tasks))
+
+        def report(last: Trial) -> None:
+            found = f"{100 * last.score.average:.2f} %" if last.score else last.refused
+            count = f"trial {len(search.trials)} of {search.total}"
+            rank_zero_info(f"{count}: {last.text}: {found}")
+            keep()
+
+        rank_zero_info(f"tuning {brief(self.method)}")
+        search.run(lambda method: self._score(merger, evaluate, method), report)
+        keep()
+        candidates = [*self.zoo.bounds(self.data.tasks), self._tuned(merger, search)]
+        return compare(
+            self.trainer,
+            evaluate,
+            self.data,
+            {candidate.name: candidate for candidate in candidates},
+            self.folder,
+            seed=self.seed,
+            command=command,
+        )
+
+    def _tuned(self, merger: ZooMerger, search: Search) -> Candidate:
+        """Merge by the best trial."""
+        method = self.space.method_at(search.best.point)
+        made, origin = self._write(merger, method), method.origin()
+        chosen = f"{search.best.text} of {search.total} trials chosen on the held-out images"
+        chosen += " of the seen tasks" if self.data.unseen else ""
+        chosen += f"; {brief(method)}"
+        return Candidate(
+            self.name,
+            self.file,
+            **made._asdict(),
+            note="; ".join(filter(None, [origin.note, chosen])),
+            transductive=origin.transductive,
+        )
+
+    def _write(self, merger: ZooMerger, method: Method) -> Made:
+        recalibrate = self.recalibrate and has_batch_norm(self.encoder.backbone)
+        return merger.write(method, [Target(self.file, recalibrate)])[0]
+
+    def _score(self, merger: ZooMerger, evaluate: Evaluate, method: Method) -> Score:
+        """Merge, and measure on the held-out images."""
+        seconds = self._write(merger, method).seconds
+        evaluate.show(Candidate(self.name, self.file))
+        self.trainer.validate(evaluate, datamodule=self.data, verbose=False)
+        found = evaluate.measured["val"]
+        return Score(found.mean(self.data.seen), found.accuracy, seconds)
+
+
+def table(trials: Sequence[Trial], tasks: Sequence[str]) -> str:
+    """Return the markdown table of trials, best first, in percent on the held-out images.
+
+    Args:
+        trials: at least one, in the order of the search.
+        tasks: columns.
+    """
+    header = ["trial", *trials[0].point, "average", *tasks, "seconds"]
+    ranked = sorted(enumerate(trials, 1), key=lambda pair: -_average(pair[1]))
+    lines = [header, ["--:"] * len(header), *(_cells(n, trial, tasks) for n, trial in ranked)]
+    rows = "\n".join(map(markdown_line, lines))
+    return f"{rows}\n\nAccuracy on held-out images in percent; no test image took part.\n"
+
+
+def _average(trial: Trial) -> float:
+    return -1.0 if trial.score is None else trial.score.average
+
+
+def _cells(number: int, trial: Trial, tasks: Sequence[str]) -> list[str]:
+    point = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in trial.point.values()]
+    if trial.score is None:
+        return [str(number), *point, "refused", *[""] * (len(tasks) + 1)]
+    values = [trial.score.average, *(trial.score.accuracy[task] for task in tasks)]
+    return [
+        str(number), *point, *(f"{100 * v:.1f}" for v in values), f"{trial.score.seconds:.2f}"
+    ]  # fmt: skip
