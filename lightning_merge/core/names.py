@@ -218,7 +218,7 @@ def _missing(wanted: Mapping[str, str], stored: Mapping[str, str]) -> str:
     matched = {spelling.of_file(bare) for bare in wanted.values()}
     over = [stored[b] for b in stored if b.startswith(spelling.prefix) and b not in matched]
     own, prefix = spelling
-    place = f"{prefix}{own and f' in place of {own}'}"
+    place = f"{prefix!r}" + (f" in place of {own!r}" if own else "")
     where = f" (with {place} in front of their names)" if prefix != own else ""
     left = (
         f"Left over there: {enumerate_names(over, 3)}"

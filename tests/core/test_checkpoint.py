@@ -512,7 +512,7 @@ class TestNames:
             match_names(self.LAYERS, stored)
         assert "2 of 3 tensors are missing" in str(fault.value)
         assert "blocks.0.weight, blocks.1.weight" in str(fault.value)
-        assert "under 'model.'" in str(fault.value)
+        assert "with 'model.' in front of their names" in str(fault.value)
 
     def test_select_is_a_lazy_view(self, tmp_path):
         memory = {"model.a.w": torch.ones(2), "model.a.b": torch.zeros(1), "rest": torch.ones(1)}
