@@ -14,7 +14,7 @@ from lightning_merge.cli.command_help import options_of, parser_of
 from lightning_merge.cli.definitions import find, kinds_of
 from lightning_merge.cli.usage import COMMANDS, RUNS
 from lightning_merge.methods.base import Method, Transform, registered
-from lightning_merge.models import encoders
+from lightning_merge.models.encoder import Encoder
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -99,7 +99,7 @@ def test_classes_are_found_without_importing_them():
 
     for kind in (Method, Transform):
         assert set(kinds_of("lightning_merge.methods", kind.__name__)) == ours(registered(kind))
-    assert set(kinds_of("lightning_merge.models", "Encoder")) == ours(encoders())
+    assert set(kinds_of("lightning_merge.models", "Encoder")) == ours(registered(Encoder))
 
 
 def test_every_command_of_ours_answers_at_once():

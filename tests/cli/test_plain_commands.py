@@ -18,7 +18,7 @@ from lightning_merge.data.drawn import DRAWN_TASKS
 from lightning_merge.data.tasks import TASKS as KNOWN_TASKS
 from lightning_merge.methods import Average, Dare, LwPTV, MTies, TaskArithmetic, Ties
 from lightning_merge.methods.base import Method, Transform, registered
-from lightning_merge.models import encoders
+from lightning_merge.models.encoder import Encoder
 from lightning_merge.models.mini_vit import MiniViT
 
 METHODS = {
@@ -230,7 +230,7 @@ def test_list_shows_all_there_is(run, monkeypatch):
         "methods": ours(registered(Method)),
         "transforms": ours(registered(Transform)),
         "tasks": {**KNOWN_TASKS, **DRAWN_TASKS},
-        "encoders": ours(encoders()),
+        "encoders": ours(registered(Encoder)),
     }
     shown = {what: run("list", "--what", what).out for what in everything}
     out = run("list").out
