@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_merge.core.coefficients import StackedTaskVectors
-from lightning_merge.core.task_vectors import TaskVectors
+from lightning_merge.core.vectors.coefficients import StackedTaskVectors
+from lightning_merge.core.vectors.task_vectors import TaskVectors
 
 CLASSES = 100
 PLAIN, MERGE, OURS = "forward + backward, one network", "one merge", "ours"

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from checkpoints import Checkpoints, Tower
 from torch import Tensor, nn
 
-from lightning_merge.core.checkpoint import Checkpoint, open_checkpoint
+from lightning_merge.core.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from lightning_merge.methods import MTies, Ties
 
 IMAGES = 128

@@ -25,10 +25,10 @@ import report
 import torch
 from torch import Tensor
 
-from lightning_merge.core.checkpoint import Checkpoint, open_checkpoint
-from lightning_merge.core.files import write_text
-from lightning_merge.core.mergeability import LayerInputs, Mergeability, mergeability
-from lightning_merge.core.task_vectors import TaskVectors
+from lightning_merge.core.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from lightning_merge.core.checkpoints.files import write_text
+from lightning_merge.core.networks.mergeability import LayerInputs, Mergeability, mergeability
+from lightning_merge.core.vectors.task_vectors import TaskVectors
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.methods import Average, TaskArithmetic
 from lightning_merge.methods.base import MergeMethod

@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lightning_merge.core.checkpoint import open_checkpoint, save_checkpoint
-from lightning_merge.core.coefficients import StackedTaskVectors
-from lightning_merge.core.task_vectors import TaskVectors
-from lightning_merge.core.writer import CheckpointWriter
+from lightning_merge.core.checkpoints.checkpoint import open_checkpoint, save_checkpoint
+from lightning_merge.core.checkpoints.writer import CheckpointWriter
+from lightning_merge.core.vectors.coefficients import StackedTaskVectors
+from lightning_merge.core.vectors.task_vectors import TaskVectors
 from lightning_merge.methods import MTies, TaskArithmetic, Ties
 from lightning_merge.methods.base import MergeMethod
 from lightning_merge.models import MiniViT

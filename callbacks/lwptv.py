@@ -8,7 +8,7 @@ from lightning.pytorch import Trainer
 
 from lightning_merge.callbacks.merge import MergeCallback
 from lightning_merge.core.ranks import Ranks
-from lightning_merge.core.task_vectors import TaskVectors
+from lightning_merge.core.vectors.task_vectors import TaskVectors
 from lightning_merge.evaluation.figures import lwptv_figure
 from lightning_merge.methods import LwPTV, TaskArithmetic
 from lightning_merge.methods.base import MergeMethod

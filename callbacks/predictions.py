@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
-from lightning_merge.core.files import write_text
+from lightning_merge.core.checkpoints.files import write_text
 from lightning_merge.core.ranks import Ranks
 
 

@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_merge.cli.merge import merge_files as merge
-    from lightning_merge.core.checkpoint import open_checkpoint, save_checkpoint
-    from lightning_merge.core.m_loss import expected_m_loss
+    from lightning_merge.core.checkpoints.checkpoint import open_checkpoint, save_checkpoint
+    from lightning_merge.core.networks.m_loss import expected_m_loss
     from lightning_merge.methods import (
         EMR,
         PCB,
@@ -115,10 +115,10 @@ __all__ = [
 __version__ = "0.1.0"
 
 _ELSEWHERE = {
-    "expected_m_loss": ("lightning_merge.core.m_loss", "expected_m_loss"),
+    "expected_m_loss": ("lightning_merge.core.networks.m_loss", "expected_m_loss"),
     "merge": ("lightning_merge.cli.merge", "merge_files"),
-    "open_checkpoint": ("lightning_merge.core.checkpoint", "open_checkpoint"),
-    "save_checkpoint": ("lightning_merge.core.checkpoint", "save_checkpoint"),
+    "open_checkpoint": ("lightning_merge.core.checkpoints.checkpoint", "open_checkpoint"),
+    "save_checkpoint": ("lightning_merge.core.checkpoints.checkpoint", "save_checkpoint"),
 }
 """Names that are not from `lightning_merge.methods` -> module, and name there."""
 

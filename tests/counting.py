@@ -2,8 +2,8 @@
 
 import math
 
-from lightning_merge.core.checkpoint import Checkpoint, as_checkpoint
-from lightning_merge.core.scope import is_merged
+from lightning_merge.core.checkpoints.checkpoint import Checkpoint, as_checkpoint
+from lightning_merge.core.vectors.scope import is_merged
 
 
 class Counting(Checkpoint):

@@ -22,6 +22,8 @@ LEVELS = {
     "cli": 6,
     "__main__": 7,
 }
+ROOMS = {"checkpoints": 1, "vectors": 2, "networks": 3}
+"""Those of core; what stands beside them is below all."""
 FILES = sorted([*ROOT.glob("lightning_merge/**/*.py"), *ROOT.glob("callbacks/**/*.py")])
 
 
@@ -76,6 +78,22 @@ def test_parts_of_one_level_do_not_import_each_other_in_a_circle():
             if target != package(file):
                 graph.setdefault(package(file), set()).add(target)
     TopologicalSorter(graph).prepare()
+
+
+def test_rooms_of_core_import_from_their_own_level_and_below():
+    def room(parts):
+        return ROOMS.get(parts[0], 0) if len(parts) > 1 else 0
+
+    wrong = [
+        f"{file.relative_to(ROOT)}:{line} imports {name}"
+        for file in FILES
+        if package(file) == "core"
+        for line, name in imports(file)
+        if name.startswith("lightning_merge.core.")
+        if room(name.split(".")[2:]) > room(file.relative_to(ROOT).parts[2:])
+    ]
+    assert not wrong, "\n".join(wrong)
+    assert {f.parent.name for f in FILES if package(f) == "core"} - {"core"} == set(ROOMS)
 
 
 def test_core_imports_torch_numpy_and_safetensors_only():

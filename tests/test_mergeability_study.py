@@ -14,7 +14,7 @@ import mergeability_study as study
 from tiny_zoo import *  # noqa: F403
 from tiny_zoo import ENCODER, TASKS
 
-from lightning_merge.core.checkpoint import open_checkpoint
+from lightning_merge.core.checkpoints.checkpoint import open_checkpoint
 from lightning_merge.methods import TaskArithmetic
 from lightning_merge.models import MiniViT, load_heads
 

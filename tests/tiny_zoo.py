@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 from PIL import Image
 
 from lightning_merge.cli.main import NOISE
-from lightning_merge.core.checkpoint import save_checkpoint
+from lightning_merge.core.checkpoints.checkpoint import save_checkpoint
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.models.heads import save_heads
 from lightning_merge.models.mini_vit import MiniViT

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from lightning_merge.core.checkpoint import Checkpoint
-from lightning_merge.core.files import atomic_write
-from lightning_merge.core.hub import COMPANIONS
+from lightning_merge.core.checkpoints.checkpoint import Checkpoint
+from lightning_merge.core.checkpoints.files import atomic_write
+from lightning_merge.core.checkpoints.hub import COMPANIONS
 
 
 def copy_companions(base: Checkpoint, folder: Path) -> list[str]:
@@ -46,7 +46,7 @@ def how_to_load(
         return f"to load it: transformers.AutoModel.from_pretrained({str(target)!r})"
     if target.is_dir():
         return (
-            "to load it: network.load_state_dict(dict(lightning_merge.core.checkpoint."
+            "to load it: network.load_state_dict(dict(lightning_merge.core.checkpoints.checkpoint."
             f"open_checkpoint({str(target)!r}))), into the base's network"
         )
     read = f"safetensors.torch.load_file({str(target)!r})"

@@ -33,9 +33,9 @@ from lightning_merge.cli.trainer import (
     check_options,
 )
 from lightning_merge.cli.usage import program
+from lightning_merge.core.checkpoints.files import read_text, write_text
+from lightning_merge.core.checkpoints.hub import exists
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.files import read_text, write_text
-from lightning_merge.core.hub import exists
 from lightning_merge.core.ranks import AgreedError
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.evaluation.results import Results

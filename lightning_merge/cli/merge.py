@@ -9,19 +9,19 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from lightning_merge.cli.companions import copy_companions, how_to_load
-from lightning_merge.core.activation import KEY, agreed
-from lightning_merge.core.checkpoint import Checkpoint, open_checkpoint
+from lightning_merge.core.checkpoints.activation import KEY, agreed
+from lightning_merge.core.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from lightning_merge.core.checkpoints.files import file_fingerprint
+from lightning_merge.core.checkpoints.hub import given_as
+from lightning_merge.core.checkpoints.writer import CheckpointWriter
 from lightning_merge.core.errors import InputError, warn
 from lightning_merge.core.facts import Needs
-from lightning_merge.core.files import file_fingerprint
-from lightning_merge.core.hub import given_as
-from lightning_merge.core.ignore import taking_part
-from lightning_merge.core.scope import Kind as Scope
-from lightning_merge.core.suspicions import suspicions
-from lightning_merge.core.task_vectors import TaskVectors
-from lightning_merge.core.towers import align, summary
-from lightning_merge.core.validate import check_experts
-from lightning_merge.core.writer import CheckpointWriter
+from lightning_merge.core.vectors.ignore import taking_part
+from lightning_merge.core.vectors.scope import Kind as Scope
+from lightning_merge.core.vectors.suspicions import suspicions
+from lightning_merge.core.vectors.task_vectors import TaskVectors
+from lightning_merge.core.vectors.towers import align, summary
+from lightning_merge.core.vectors.validate import check_experts
 from lightning_merge.methods.base import MergeMethod, Resources
 
 Needed = Callable[[MergeMethod, Checkpoint], tuple[Resources, dict[str, str]]]

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from lightning_merge.cli.merge import merge_files, no_resources
-from lightning_merge.core.checkpoint import Checkpoint, spelled_as
+from lightning_merge.core.checkpoints.checkpoint import Checkpoint, spelled_as
 from lightning_merge.core.device import run_device
 from lightning_merge.core.errors import InputError, warn
 from lightning_merge.core.facts import Needs

@@ -13,12 +13,12 @@ from rich.measure import Measurement
 from rich.table import Table
 from torch import Tensor
 
+from lightning_merge.core.checkpoints.files import file_fingerprint, write_text
+from lightning_merge.core.checkpoints.hub import given_as
 from lightning_merge.core.device import run_device
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.files import file_fingerprint, write_text
-from lightning_merge.core.hub import given_as
-from lightning_merge.core.mergeability import LayerInputs, Mergeability
-from lightning_merge.core.mergeability import mergeability as measure
+from lightning_merge.core.networks.mergeability import LayerInputs, Mergeability
+from lightning_merge.core.networks.mergeability import mergeability as measure
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.evaluation.figures import m_loss_map, pairwise_matrix
 from lightning_merge.models.encoder import Encoder

@@ -8,8 +8,8 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lightning_merge.core.checkpoints.files import atomic_write, remove_leftovers
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.files import atomic_write, remove_leftovers
 from lightning_merge.runs import record
 from lightning_merge.runs.folder import RunFolder
 

@@ -8,7 +8,7 @@ from lightning_merge.cli.lightning import fit
 from lightning_merge.cli.parser import Parser, plain
 from lightning_merge.cli.show import show
 from lightning_merge.cli.usage import program
-from lightning_merge.core.files import write_text
+from lightning_merge.core.checkpoints.files import write_text
 from lightning_merge.runs.tune import Tune
 
 

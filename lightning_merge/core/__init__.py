@@ -1,5 +1,6 @@
-"""Pure tensor functions: checkpoints, task vectors, trimming, sign election, M-Loss, statistics.
+"""Pure tensor functions in three rooms: `checkpoints` <- `vectors` <- `networks`.
 
-Nothing here knows Lightning. The package imports none of its modules by itself, so that
-`lightning_merge.core.errors` stays free of torch.
+Beside them stands what every room uses: errors, number types, random numbers, and the process with
+its threads, its memory and its progress. Nothing here knows Lightning. The package imports none of
+its modules by itself, so that `lightning_merge.core.errors` stays free of torch.
 """

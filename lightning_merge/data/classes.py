@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import torch
 
+from lightning_merge.core.checkpoints.names import composed, enumerate_names
 from lightning_merge.core.errors import InputError, warn
-from lightning_merge.core.names import composed, enumerate_names
 from lightning_merge.data.examples import Examples
 
 

@@ -12,8 +12,8 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lightning_merge.core.checkpoints.names import enumerate_names
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.names import enumerate_names
 from lightning_merge.core.ranks import Ranks
 from lightning_merge.core.seeding import generator_for
 from lightning_merge.data import splits

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from lightning_merge.core.checkpoints.names import composed, enumerate_names
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.names import composed, enumerate_names
 from lightning_merge.data.examples import Examples, file_examples
 from lightning_merge.data.source import Source
 

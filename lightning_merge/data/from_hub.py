@@ -4,9 +4,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lightning_merge.core.checkpoints.hub import no_longer_than_needed
+from lightning_merge.core.checkpoints.names import composed
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.hub import no_longer_than_needed
-from lightning_merge.core.names import composed
 from lightning_merge.data.examples import Examples, encoded_examples
 from lightning_merge.data.source import Source
 from lightning_merge.data.tasks import HubLayout, task_spec

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from lightning_merge.core.checkpoints.names import composed, enumerate_names
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.names import composed, enumerate_names
 
 
 def one_of(name: str, value: str, choices: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lightning_merge.core.checkpoint import open_checkpoint
+from lightning_merge.core.checkpoints.checkpoint import open_checkpoint
 from lightning_merge.core.errors import InputError
 from lightning_merge.data.examples import Examples, encoded_examples
 from lightning_merge.data.source import Source

@@ -8,9 +8,9 @@ from pathlib import Path, PurePosixPath
 import torch
 from torch import Tensor
 
+from lightning_merge.core.checkpoints.files import read_text
+from lightning_merge.core.checkpoints.names import enumerate_names
 from lightning_merge.core.errors import InputError, warn
-from lightning_merge.core.files import read_text
-from lightning_merge.core.names import enumerate_names
 
 
 def find_lists(

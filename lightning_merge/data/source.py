@@ -6,8 +6,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import ClassVar
 
+from lightning_merge.core.checkpoints.names import composed, enumerate_names
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.names import composed, enumerate_names
 from lightning_merge.data.examples import Examples
 from lightning_merge.data.tasks import task_spec
 

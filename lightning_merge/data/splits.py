@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_merge.core.checkpoints.files import write_text
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.files import write_text
 from lightning_merge.core.progress import tracked
 from lightning_merge.data.examples import Examples
 

@@ -7,7 +7,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
-from lightning_merge.core.names import composed
+from lightning_merge.core.checkpoints.names import composed
 from lightning_merge.data import class_names
 
 Words = Mapping[str, str]

@@ -15,8 +15,8 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from lightning_merge.core.checkpoints.files import atomic_write
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.files import atomic_write
 
 DIVERGING = "PuOr"
 SEQUENTIAL = "viridis"

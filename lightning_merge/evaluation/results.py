@@ -11,8 +11,8 @@ from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 from lightning_merge import __version__
+from lightning_merge.core.checkpoints.files import read_text, write_text
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.files import read_text, write_text
 
 AVERAGE = "average"
 DISTRIBUTIONS = (

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lightning_merge.core.facts import Facts
-from lightning_merge.core.task_vectors import TaskVectors, sum_tasks
+from lightning_merge.core.vectors.task_vectors import TaskVectors, sum_tasks
 from lightning_merge.methods.base import MergeMethod, Resources, Transform, Update
 
 

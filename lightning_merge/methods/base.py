@@ -11,15 +11,15 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from lightning_merge.core.checkpoints.flat import check_fits
+from lightning_merge.core.checkpoints.safetensors_file import Layout
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.facts import Facts
-from lightning_merge.core.flat import check_fits
 from lightning_merge.core.parallel import run_each
-from lightning_merge.core.safetensors_file import Layout
-from lightning_merge.core.scope import Kind as Scope
-from lightning_merge.core.scope import is_merged
-from lightning_merge.core.task_vectors import Span, TaskVectors
-from lightning_merge.core.validate import check_experts
+from lightning_merge.core.vectors.scope import Kind as Scope
+from lightning_merge.core.vectors.scope import is_merged
+from lightning_merge.core.vectors.task_vectors import Span, TaskVectors
+from lightning_merge.core.vectors.validate import check_experts
 from lightning_merge.methods.resources import Batches, Resources, itself
 
 Weights = Mapping[str, Tensor]

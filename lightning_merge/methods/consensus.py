@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.facts import Facts
-from lightning_merge.core.task_vectors import Span, TaskVectors, sum_tasks
+from lightning_merge.core.vectors.task_vectors import Span, TaskVectors, sum_tasks
 from lightning_merge.methods.base import MergeMethod, Resources, Transform, Update
 from lightning_merge.methods.checks import require_between, require_finite
 

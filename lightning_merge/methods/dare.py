@@ -5,10 +5,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from lightning_merge.core.drop import drop_at_random
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.facts import Facts
-from lightning_merge.core.task_vectors import Span, TaskVectors
+from lightning_merge.core.vectors.drop import drop_at_random
+from lightning_merge.core.vectors.task_vectors import Span, TaskVectors
 from lightning_merge.methods.base import Transform
 
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.expert_networks import ExpertNetworks, mean_of, run_with
 from lightning_merge.core.facts import Facts, Needs
-from lightning_merge.core.fisher import Labels, fisher_diagonal
+from lightning_merge.core.networks.expert_networks import ExpertNetworks, mean_of, run_with
+from lightning_merge.core.networks.fisher import Labels, fisher_diagonal
+from lightning_merge.core.networks.tracing import evaluating
 from lightning_merge.core.seeding import uniform_numbers
-from lightning_merge.core.task_vectors import Span, TaskVectors
-from lightning_merge.core.tracing import evaluating
+from lightning_merge.core.vectors.task_vectors import Span, TaskVectors
 from lightning_merge.methods.base import MergeMethod, Resources, Transform, Update
 from lightning_merge.methods.checks import require_between, require_choice
 

@@ -7,9 +7,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_merge.core.decompose import Convolutions, polar_factor, singular_triplets
 from lightning_merge.core.facts import Facts
-from lightning_merge.core.task_vectors import sum_tasks
+from lightning_merge.core.vectors.decompose import Convolutions, polar_factor, singular_triplets
+from lightning_merge.core.vectors.task_vectors import sum_tasks
 from lightning_merge.methods.base import Transform
 from lightning_merge.methods.by_matrix import ByMatrix
 from lightning_merge.methods.checks import require_between

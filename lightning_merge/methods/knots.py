@@ -7,10 +7,10 @@ from typing import ClassVar, get_args
 import torch
 from torch import Tensor
 
-from lightning_merge.core.decompose import as_matrices, column_basis
-from lightning_merge.core.elect import Combine, disjoint_merge, elect_signs
 from lightning_merge.core.facts import Facts
-from lightning_merge.core.task_vectors import Span, TaskVectors, sum_tasks
+from lightning_merge.core.vectors.decompose import as_matrices, column_basis
+from lightning_merge.core.vectors.elect import Combine, disjoint_merge, elect_signs
+from lightning_merge.core.vectors.task_vectors import Span, TaskVectors, sum_tasks
 from lightning_merge.methods.base import MergeMethod, Resources, Transform, Update
 from lightning_merge.methods.checks import require_between, require_choice, require_finite
 

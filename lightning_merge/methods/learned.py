@@ -12,14 +12,14 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from lightning_merge.core.checkpoint import open_checkpoint
+from lightning_merge.core.checkpoints.checkpoint import open_checkpoint
+from lightning_merge.core.checkpoints.files import file_hash
+from lightning_merge.core.checkpoints.names import enumerate_names, match_names
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.facts import Facts
-from lightning_merge.core.files import file_hash
-from lightning_merge.core.learner import StatsMergeLearner
-from lightning_merge.core.names import enumerate_names, match_names
-from lightning_merge.core.statistics import feature_names, standard_statistics
-from lightning_merge.core.task_vectors import TaskVectors, sum_tasks
+from lightning_merge.core.vectors.learner import StatsMergeLearner
+from lightning_merge.core.vectors.statistics import feature_names, standard_statistics
+from lightning_merge.core.vectors.task_vectors import TaskVectors, sum_tasks
 from lightning_merge.methods.base import MergeMethod, Origin, Resources, Transform, Update
 from lightning_merge.methods.checks import require_choice
 

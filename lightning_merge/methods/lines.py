@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.facts import Facts
-from lightning_merge.core.scope import is_merged
-from lightning_merge.core.sums import sum_over_tensor
-from lightning_merge.core.task_vectors import Span, TaskVectors, sum_tasks
+from lightning_merge.core.vectors.scope import is_merged
+from lightning_merge.core.vectors.sums import sum_over_tensor
+from lightning_merge.core.vectors.task_vectors import Span, TaskVectors, sum_tasks
 from lightning_merge.methods.base import (
     MergeMethod,
     Origin,

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.facts import Facts
-from lightning_merge.core.selection import kth_smallest_magnitude
-from lightning_merge.core.task_vectors import Span, TaskVectors, sum_tasks
+from lightning_merge.core.vectors.selection import kth_smallest_magnitude
+from lightning_merge.core.vectors.task_vectors import Span, TaskVectors, sum_tasks
 from lightning_merge.methods.base import Transform
 from lightning_merge.methods.checks import require_choice
 

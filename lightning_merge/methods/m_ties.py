@@ -9,21 +9,18 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from lightning_merge.core.checkpoints.names import match_names
 from lightning_merge.core.dtypes import wide_dtype
-from lightning_merge.core.elect import Combine, disjoint_merge, elect_signs
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.facts import Facts, Needs
-from lightning_merge.core.m_loss import (
+from lightning_merge.core.networks.m_loss import (
     ACTIVATIONS,
     Reduce,
     affine_node_m_loss,
     linear_node_m_loss,
     row_keep_ratios,
 )
-from lightning_merge.core.names import match_names
-from lightning_merge.core.seeding import generator_for
-from lightning_merge.core.task_vectors import Span, TaskVectors
-from lightning_merge.core.tracing import (
+from lightning_merge.core.networks.tracing import (
     Activation,
     AffineLayer,
     affine_chains,
@@ -32,7 +29,10 @@ from lightning_merge.core.tracing import (
     taking,
     tied_names,
 )
-from lightning_merge.core.trim import row_trim
+from lightning_merge.core.seeding import generator_for
+from lightning_merge.core.vectors.elect import Combine, disjoint_merge, elect_signs
+from lightning_merge.core.vectors.task_vectors import Span, TaskVectors
+from lightning_merge.core.vectors.trim import row_trim
 from lightning_merge.methods.base import (
     InMemory,
     MergeMethod,

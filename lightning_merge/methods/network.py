@@ -11,11 +11,11 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from lightning_merge.core.checkpoint import open_checkpoint, save_checkpoint
+from lightning_merge.core.checkpoints.checkpoint import open_checkpoint, save_checkpoint
+from lightning_merge.core.checkpoints.names import match_names
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.facts import Facts, Needs
-from lightning_merge.core.names import match_names
-from lightning_merge.core.task_vectors import TaskVectors
+from lightning_merge.core.vectors.task_vectors import TaskVectors
 from lightning_merge.methods.average import Average
 from lightning_merge.methods.base import (
     Batches,

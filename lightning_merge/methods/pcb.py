@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_merge.core.facts import Facts
-from lightning_merge.core.selection import kth_smallest, kth_smallest_magnitude, largest
-from lightning_merge.core.task_vectors import Span, TaskVectors, sum_tasks
+from lightning_merge.core.vectors.selection import kth_smallest, kth_smallest_magnitude, largest
+from lightning_merge.core.vectors.task_vectors import Span, TaskVectors, sum_tasks
 from lightning_merge.methods.base import MergeMethod, Resources, Transform, Update
 from lightning_merge.methods.checks import require_between, require_choice, require_finite
 

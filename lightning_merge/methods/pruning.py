@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lightning_merge.core.drop import drop_at_random
 from lightning_merge.core.facts import Facts
-from lightning_merge.core.selection import kth_smallest_magnitude
-from lightning_merge.core.task_vectors import TaskVectors
-from lightning_merge.core.trim import Cut
+from lightning_merge.core.vectors.drop import drop_at_random
+from lightning_merge.core.vectors.selection import kth_smallest_magnitude
+from lightning_merge.core.vectors.task_vectors import TaskVectors
+from lightning_merge.core.vectors.trim import Cut
 from lightning_merge.methods.base import Transform
 from lightning_merge.methods.checks import require_between
 from lightning_merge.methods.lwptv import LwPTV

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.expert_networks import ExpertNetworks, mean_of, run_with
 from lightning_merge.core.facts import Facts, Needs
-from lightning_merge.core.gram import Regression, Visit, take_inputs, with_share
-from lightning_merge.core.linear_inputs import LinearInputs, Rows
-from lightning_merge.core.task_vectors import Span, TaskVectors
-from lightning_merge.core.tracing import evaluating
+from lightning_merge.core.networks.expert_networks import ExpertNetworks, mean_of, run_with
+from lightning_merge.core.networks.gram import Regression, Visit, take_inputs, with_share
+from lightning_merge.core.networks.linear_inputs import LinearInputs, Rows
+from lightning_merge.core.networks.tracing import evaluating
+from lightning_merge.core.vectors.task_vectors import Span, TaskVectors
 from lightning_merge.methods.base import MergeMethod, Resources, Transform, Update
 from lightning_merge.methods.checks import require_between, require_choice
 

@@ -8,12 +8,17 @@ from typing import ClassVar, Literal, get_args
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lightning_merge.core.expert_networks import ExpertNetworks
 from lightning_merge.core.facts import Facts, Needs
-from lightning_merge.core.gram import Regression, Visit, take_inputs, with_share
-from lightning_merge.core.linear_inputs import LinearInputs, Rows
-from lightning_merge.core.task_vectors import TaskVectors
-from lightning_merge.core.tracing import arguments_of, called_modules, evaluating, repeated_blocks
+from lightning_merge.core.networks.expert_networks import ExpertNetworks
+from lightning_merge.core.networks.gram import Regression, Visit, take_inputs, with_share
+from lightning_merge.core.networks.linear_inputs import LinearInputs, Rows
+from lightning_merge.core.networks.tracing import (
+    arguments_of,
+    called_modules,
+    evaluating,
+    repeated_blocks,
+)
+from lightning_merge.core.vectors.task_vectors import TaskVectors
 from lightning_merge.methods.base import MergeMethod, Resources, Transform, Update
 from lightning_merge.methods.checks import require_between, require_choice
 from lightning_merge.methods.regmean import BATCH, Layers, regressed, require_found, updates

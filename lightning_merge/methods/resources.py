@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lightning_merge.core.checkpoints.names import match_names
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.names import match_names
-from lightning_merge.core.scope import Kind as Scope
-from lightning_merge.core.task_vectors import TaskVectors
-from lightning_merge.core.tracing import tied_names
+from lightning_merge.core.networks.tracing import tied_names
+from lightning_merge.core.vectors.scope import Kind as Scope
+from lightning_merge.core.vectors.task_vectors import TaskVectors
 
 Batches = Tensor | Iterable[Tensor]
 

@@ -7,10 +7,10 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from lightning_merge.core.elect import Combine, disjoint_merge, elect_signs, majority_sign
 from lightning_merge.core.facts import Facts
-from lightning_merge.core.task_vectors import Span, TaskVectors, TileMap, sum_tasks
-from lightning_merge.core.trim import global_trim, tensor_trim
+from lightning_merge.core.vectors.elect import Combine, disjoint_merge, elect_signs, majority_sign
+from lightning_merge.core.vectors.task_vectors import Span, TaskVectors, TileMap, sum_tasks
+from lightning_merge.core.vectors.trim import global_trim, tensor_trim
 from lightning_merge.methods.base import MergeMethod, Resources, Transform, Update
 from lightning_merge.methods.checks import require_between, require_choice, require_finite
 

@@ -13,13 +13,13 @@ from torch.func import functional_call, vmap
 from torch.nn.utils import skip_init
 from torch.utils.checkpoint import checkpoint
 
+from lightning_merge.core.checkpoints.names import match_names
 from lightning_merge.core.dtypes import wide_dtype
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.facts import Facts, Needs
-from lightning_merge.core.losses import entropy
-from lightning_merge.core.names import match_names
+from lightning_merge.core.networks.losses import entropy
 from lightning_merge.core.seeding import generator_for
-from lightning_merge.core.task_vectors import flatten_tasks
+from lightning_merge.core.vectors.task_vectors import flatten_tasks
 from lightning_merge.methods.base import Resources, Transform, Weights
 from lightning_merge.methods.checks import require_finite
 from lightning_merge.methods.network import (

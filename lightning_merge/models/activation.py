@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from lightning_merge.core.activation import activation_of, named
+from lightning_merge.core.checkpoints.activation import activation_of, named
 from lightning_merge.core.errors import InputError, warn
 
 _WORDS = {"quick_gelu": "QuickGELU", "gelu": "GELU"}

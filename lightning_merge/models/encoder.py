@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_merge.core.activation import KEY
-from lightning_merge.core.checkpoint import Checkpoint
+from lightning_merge.core.checkpoints.activation import KEY
+from lightning_merge.core.checkpoints.checkpoint import Checkpoint
 from lightning_merge.models.activation import Activation
 from lightning_merge.models.loading import Source, fitting
 from lightning_merge.models.preprocess import Preprocess

@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import nn
 
-from lightning_merge.core.checkpoint import open_checkpoint
+from lightning_merge.core.checkpoints.checkpoint import open_checkpoint
+from lightning_merge.core.checkpoints.hub import no_longer_than_needed
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.hub import no_longer_than_needed
 from lightning_merge.models.activation import Activation, activation_in
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.models.loading import unknown_name

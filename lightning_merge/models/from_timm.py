@@ -7,8 +7,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from lightning_merge.core.checkpoints.hub import no_longer_than_needed
 from lightning_merge.core.errors import InputError, warn
-from lightning_merge.core.hub import no_longer_than_needed
 from lightning_merge.models.activation import Activation, activation_in
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.models.loading import unknown_name

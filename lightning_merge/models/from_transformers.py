@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_merge.core import hub
-from lightning_merge.core.checkpoint import Checkpoint, open_checkpoint, spelled_as
+from lightning_merge.core.checkpoints import hub
+from lightning_merge.core.checkpoints.checkpoint import Checkpoint, open_checkpoint, spelled_as
 from lightning_merge.core.errors import InputError, warn
 from lightning_merge.models.activation import Activation
 from lightning_merge.models.config_files import Fields, read_fields

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_merge.core.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
+from lightning_merge.core.checkpoints.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
+from lightning_merge.core.checkpoints.source import Source, reading
+from lightning_merge.core.checkpoints.unpickle import find_attributes
 from lightning_merge.core.errors import InputError, warn
-from lightning_merge.core.source import Source, reading
-from lightning_merge.core.unpickle import find_attributes
 
 AnyHead = TypeVar("AnyHead", bound="Head")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from lightning_merge.core.checkpoint import (
+from lightning_merge.core.checkpoints.checkpoint import (
     Checkpoint,
     as_checkpoint,
     match_names,

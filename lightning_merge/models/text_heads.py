@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_merge.core.checkpoint import file_hash
+from lightning_merge.core.checkpoints.checkpoint import file_hash
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.progress import tracked
 from lightning_merge.models.from_open_clip import activation, create_clip, tokenizer

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from lightning_merge.core.facts import Facts, Needs
-from lightning_merge.core.learner import PRIOR, Level, StatsMergeLearner
-from lightning_merge.core.losses import entropy
-from lightning_merge.core.task_vectors import TaskVectors
+from lightning_merge.core.networks.losses import entropy
+from lightning_merge.core.vectors.learner import PRIOR, Level, StatsMergeLearner
+from lightning_merge.core.vectors.task_vectors import TaskVectors
 from lightning_merge.data.dataset import Batch
 from lightning_merge.methods.base import Transform
 from lightning_merge.methods.checks import require_between

@@ -9,8 +9,8 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDevice
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassStatScores
 
+from lightning_merge.core.checkpoints.names import enumerate_names
 from lightning_merge.core.errors import InputError, warn
-from lightning_merge.core.names import enumerate_names
 from lightning_merge.core.ranks import Ranks
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.data.dataset import Batch

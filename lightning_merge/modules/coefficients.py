@@ -12,13 +12,13 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from lightning_merge import __version__
-from lightning_merge.core.batch_norm import batch_statistics, has_batch_norm
-from lightning_merge.core.checkpoint import save_checkpoint
-from lightning_merge.core.coefficients import StackedTaskVectors
+from lightning_merge.core.checkpoints.checkpoint import save_checkpoint
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.learner import Level
+from lightning_merge.core.networks.batch_norm import batch_statistics, has_batch_norm
 from lightning_merge.core.seeding import run_seed
-from lightning_merge.core.task_vectors import TaskVectors
+from lightning_merge.core.vectors.coefficients import StackedTaskVectors
+from lightning_merge.core.vectors.learner import Level
+from lightning_merge.core.vectors.task_vectors import TaskVectors
 from lightning_merge.data.dataset import Batch
 from lightning_merge.evaluation.candidates import BOUNDS, Candidate
 from lightning_merge.methods.base import Transform

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_merge.core.files import write_text
+from lightning_merge.core.checkpoints.files import write_text
 from lightning_merge.core.progress import Advance, progress
 from lightning_merge.core.ranks import Ranks
 from lightning_merge.data.datamodule import MergeDataModule

@@ -10,8 +10,8 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_merge.core.checkpoints.files import file_hash
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.files import file_hash
 from lightning_merge.data.dataset import Batch, TaskImages, loader
 from lightning_merge.methods.checks import require_between, require_choice
 from lightning_merge.models.encoder import Encoder

@@ -14,9 +14,9 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.nn import functional as F
 
 from lightning_merge import __version__
-from lightning_merge.core.checkpoint import save_checkpoint
+from lightning_merge.core.checkpoints.checkpoint import save_checkpoint
+from lightning_merge.core.checkpoints.files import file_hash
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.files import file_hash
 from lightning_merge.core.seeding import generator_for
 from lightning_merge.data.augment import Augment, Draws
 from lightning_merge.data.dataset import Batch

@@ -3,10 +3,10 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 
-from lightning_merge.core import hub
+from lightning_merge.core.checkpoints import hub
+from lightning_merge.core.checkpoints.files import file_hash
+from lightning_merge.core.checkpoints.names import enumerate_names
 from lightning_merge.core.errors import InputError, warn
-from lightning_merge.core.files import file_hash
-from lightning_merge.core.names import enumerate_names
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.data.tasks import TaskSpec, task_spec
 from lightning_merge.models.encoder import Encoder

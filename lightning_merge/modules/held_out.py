@@ -7,8 +7,8 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from lightning_merge.core.batch_norm import recalibrated
 from lightning_merge.core.facts import Needs
+from lightning_merge.core.networks.batch_norm import recalibrated
 from lightning_merge.core.seeding import generator_for, run_seed
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.methods.base import Method, Resources, Weights

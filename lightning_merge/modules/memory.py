@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.task_vectors import TaskVectors
+from lightning_merge.core.vectors.task_vectors import TaskVectors
 
 
 def check_memory(vectors: TaskVectors, trainer: Trainer, *, offload: bool = False) -> None:

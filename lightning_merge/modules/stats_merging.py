@@ -11,15 +11,15 @@ from torch.nn import functional as F
 
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.facts import Facts, Needs
-from lightning_merge.core.learner import PRIOR, Kind, Level, Normalize, StatsMergeLearner
-from lightning_merge.core.losses import entropy
-from lightning_merge.core.statistics import (
+from lightning_merge.core.networks.losses import entropy
+from lightning_merge.core.vectors.learner import PRIOR, Kind, Level, Normalize, StatsMergeLearner
+from lightning_merge.core.vectors.statistics import (
     FEATURES,
     Feature,
     feature_names,
     standard_statistics,
 )
-from lightning_merge.core.task_vectors import TaskVectors, wide
+from lightning_merge.core.vectors.task_vectors import TaskVectors, wide
 from lightning_merge.data.dataset import Batch
 from lightning_merge.methods.base import Transform
 from lightning_merge.methods.checks import require_between

@@ -9,8 +9,8 @@ import optuna
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from lightning_merge.core.checkpoints.files import read_text, write_text
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.files import read_text, write_text
 from lightning_merge.core.seeding import generator_for
 from lightning_merge.methods.base import Method
 from lightning_merge.modules.space import Space

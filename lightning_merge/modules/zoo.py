@@ -7,12 +7,12 @@ from typing import Literal
 
 from torch import Tensor
 
-from lightning_merge.core.checkpoint import match_names, open_checkpoint, spelled_as
+from lightning_merge.core.checkpoints.checkpoint import match_names, open_checkpoint, spelled_as
+from lightning_merge.core.checkpoints.files import file_hash
 from lightning_merge.core.errors import InputError, warn
-from lightning_merge.core.files import file_hash
-from lightning_merge.core.suspicions import suspicions
-from lightning_merge.core.task_vectors import TaskVectors
-from lightning_merge.core.validate import check_experts
+from lightning_merge.core.vectors.suspicions import suspicions
+from lightning_merge.core.vectors.task_vectors import TaskVectors
+from lightning_merge.core.vectors.validate import check_experts
 from lightning_merge.evaluation.candidates import Candidate, bounds
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.heads import HeadFiles, head_files

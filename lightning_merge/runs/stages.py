@@ -9,11 +9,11 @@ from typing import Any
 import yaml
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_merge.core import hub
-from lightning_merge.core.checkpoint import file_hash, open_checkpoint
+from lightning_merge.core.checkpoints import hub
+from lightning_merge.core.checkpoints.checkpoint import file_hash, open_checkpoint
+from lightning_merge.core.checkpoints.files import read_text
+from lightning_merge.core.checkpoints.names import enumerate_names
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.files import read_text
-from lightning_merge.core.names import enumerate_names
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.data.tasks import task_spec
 from lightning_merge.models.encoder import Encoder

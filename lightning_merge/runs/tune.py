@@ -7,10 +7,10 @@ from typing import Any
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_merge.core.batch_norm import has_batch_norm
+from lightning_merge.core.checkpoints.files import write_text
+from lightning_merge.core.checkpoints.names import enumerate_names
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.files import write_text
-from lightning_merge.core.names import enumerate_names
+from lightning_merge.core.networks.batch_norm import has_batch_norm
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.evaluation.candidates import BOUNDS, Candidate
 from lightning_merge.evaluation.results import Results

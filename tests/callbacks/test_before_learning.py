@@ -7,9 +7,9 @@ import torch
 from tiny_zoo import model_of
 
 from lightning_merge.callbacks import PruneTaskVectors, TransformTaskVectors, TrimTaskVectors
-from lightning_merge.core.checkpoint import open_checkpoint
+from lightning_merge.core.checkpoints.checkpoint import open_checkpoint
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.task_vectors import TaskVectors, flatten_tasks
+from lightning_merge.core.vectors.task_vectors import TaskVectors, flatten_tasks
 from lightning_merge.methods import Dare, LwPTV, TaskArithmetic, Ties, TrimAndElect
 from lightning_merge.modules import AdaMerging, FineTune, StatsMerging
 

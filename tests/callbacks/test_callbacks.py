@@ -13,7 +13,7 @@ from lightning_merge.callbacks import (
     MTiesMerge,
     WritePredictions,
 )
-from lightning_merge.core.checkpoint import file_hash, open_checkpoint
+from lightning_merge.core.checkpoints.checkpoint import file_hash, open_checkpoint
 from lightning_merge.core.errors import InputError
 from lightning_merge.methods import Average, Dare, LwPTV, MTies, Surgery, TaskArithmetic, Ties
 from lightning_merge.modules import Evaluate, FineTune, StatsMerging

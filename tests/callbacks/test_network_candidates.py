@@ -7,9 +7,9 @@ import torch
 from tiny_zoo import ENCODER, TASKS
 
 from lightning_merge.callbacks import MergeCallback
-from lightning_merge.core.batch_norm import recalibrated
-from lightning_merge.core.checkpoint import file_hash, open_checkpoint, save_checkpoint
+from lightning_merge.core.checkpoints.checkpoint import file_hash, open_checkpoint, save_checkpoint
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.networks.batch_norm import recalibrated
 from lightning_merge.evaluation.results import Results
 from lightning_merge.methods import Fisher, TaskArithmetic, Ties
 from lightning_merge.methods.emr import EMR

@@ -11,7 +11,7 @@ import yaml
 from published import ClassificationHead, publish
 from tiny_zoo import CLASSES, ENCODER, TASKS
 
-from lightning_merge.core.checkpoint import open_checkpoint
+from lightning_merge.core.checkpoints.checkpoint import open_checkpoint
 from lightning_merge.models import NormalizedLinearHead, load_heads, save_heads
 from lightning_merge.modules.heads import HeadFiles
 

@@ -11,8 +11,8 @@ import torch
 import yaml
 from tiny_zoo import ENCODER, TASKS, TRAINER
 
-from lightning_merge.core.checkpoint import open_checkpoint, save_checkpoint
-from lightning_merge.core.files import file_hash
+from lightning_merge.core.checkpoints.checkpoint import open_checkpoint, save_checkpoint
+from lightning_merge.core.checkpoints.files import file_hash
 from lightning_merge.models import MiniResNet
 from lightning_merge.modules import Distill
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_merge.core.checkpoint import open_checkpoint, save_checkpoint
+from lightning_merge.core.checkpoints.checkpoint import open_checkpoint, save_checkpoint
 
 LAYERS = [f"blocks.{i}.w" for i in range(3)]
 

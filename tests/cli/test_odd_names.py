@@ -12,7 +12,7 @@ import pytest
 import yaml
 from tiny_zoo import write_config
 
-from lightning_merge.core.files import read_text
+from lightning_merge.core.checkpoints.files import read_text
 from lightning_merge.modules.tuning import Score, Trial
 from lightning_merge.runs.tune import table as trials_table
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from tiny_zoo import ENCODER, TASKS
 
-from lightning_merge.core.checkpoint import open_checkpoint
-from lightning_merge.core.files import file_fingerprint
-from lightning_merge.core.writer import CheckpointWriter
+from lightning_merge.core.checkpoints.checkpoint import open_checkpoint
+from lightning_merge.core.checkpoints.files import file_fingerprint
+from lightning_merge.core.checkpoints.writer import CheckpointWriter
 from lightning_merge.data.drawn import DRAWN_TASKS
 from lightning_merge.data.tasks import TASKS as KNOWN_TASKS
 from lightning_merge.methods import Average, Dare, LwPTV, MTies, TaskArithmetic, Ties

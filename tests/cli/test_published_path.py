@@ -24,8 +24,8 @@ from tiny_clips import (
 )
 from torch.nn import functional as F
 
-from lightning_merge.core import hub
-from lightning_merge.core.checkpoint import match_names, open_checkpoint, spelled_as
+from lightning_merge.core.checkpoints import hub
+from lightning_merge.core.checkpoints.checkpoint import match_names, open_checkpoint, spelled_as
 from lightning_merge.models import OpenClipEncoder, TransformersEncoder
 from lightning_merge.models.heads import load_heads
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_zoo import TASKS
 
-from lightning_merge.core.checkpoint import open_checkpoint
+from lightning_merge.core.checkpoints.checkpoint import open_checkpoint
 
 PREFIX = "model.visual."
 METHODS = {

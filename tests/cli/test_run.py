@@ -8,7 +8,7 @@ import torch
 from tiny_zoo import ENCODER, TASKS, model_of
 
 from lightning_merge.callbacks import MergeCallback, MTiesMerge
-from lightning_merge.core.checkpoint import open_checkpoint, save_checkpoint
+from lightning_merge.core.checkpoints.checkpoint import open_checkpoint, save_checkpoint
 from lightning_merge.modules import Evaluate
 
 CALLBACKS = [

@@ -10,7 +10,7 @@ import torch
 import yaml
 from tiny_zoo import CLASSES, ENCODER, TASKS, TRAINER, picture
 
-from lightning_merge.core.checkpoint import file_hash, open_checkpoint, save_checkpoint
+from lightning_merge.core.checkpoints.checkpoint import file_hash, open_checkpoint, save_checkpoint
 from lightning_merge.models.heads import load_heads
 from lightning_merge.models.mini_vit import MiniViT
 from lightning_merge.modules import make_heads
@@ -276,7 +276,7 @@ def test_a_missing_file_that_is_made_is_no_name_of_the_hub(
 ):
     """`made/heads` has the form of owner/name, and so has a base behind `./`."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lightning_merge.core.hub._fetched", None)
+    monkeypatch.setattr("lightning_merge.core.checkpoints.hub._fetched", None)
     changes = {"model__init_args__zoo__heads": "made/heads", "trainer__max_epochs": 1}
     result = run("fit", "--config", config(own_files, own_root, **changes))
     assert result.code == 0, result.err

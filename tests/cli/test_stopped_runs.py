@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_zoo import ENCODER, model_of
 
-from lightning_merge.core.checkpoint import open_checkpoint
+from lightning_merge.core.checkpoints.checkpoint import open_checkpoint
 from lightning_merge.modules import CoefficientModule, FineTune
 
 ADA = {"data__batch_size": 4, "trainer__log_every_n_steps": 1}

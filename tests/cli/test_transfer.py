@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_zoo import TASKS
 
-from lightning_merge.core.checkpoint import open_checkpoint
+from lightning_merge.core.checkpoints.checkpoint import open_checkpoint
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from PIL import Image
 from tiny_zoo import CLASSES, ENCODER, TASKS
 
 from lightning_merge.cli.main import main
-from lightning_merge.core.batch_norm import recalibrated
-from lightning_merge.core.checkpoint import open_checkpoint, save_checkpoint
+from lightning_merge.core.checkpoints.checkpoint import open_checkpoint, save_checkpoint
+from lightning_merge.core.networks.batch_norm import recalibrated
 from lightning_merge.methods import Average, LwPTV, MTies, TaskArithmetic, Ties
 from lightning_merge.models.heads import LinearHead, save_heads
 from lightning_merge.models.mini_resnet import MiniResNet

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from tiny_zoo import TASKS, TRAINER, write_config
 
-from lightning_merge.core.checkpoint import open_checkpoint
+from lightning_merge.core.checkpoints.checkpoint import open_checkpoint
 
 RECIPE = {
     "model": {

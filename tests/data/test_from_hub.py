@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lightning_merge.core import hub
+from lightning_merge.core.checkpoints import hub
 from lightning_merge.core.errors import InputError
 from lightning_merge.data import MergeDataModule, from_hub
 from lightning_merge.data.from_hub import HubData

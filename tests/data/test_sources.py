@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_merge.core.checkpoint import save_checkpoint
+from lightning_merge.core.checkpoints.checkpoint import save_checkpoint
 from lightning_merge.core.errors import InputError
 from lightning_merge.data import embedded
 from lightning_merge.data.datamodule import MergeDataModule

@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from lightning_merge.core.checkpoint import save_checkpoint
-from lightning_merge.core.learner import StatsMergeLearner
-from lightning_merge.core.names import is_statistic
-from lightning_merge.core.scope import is_merged
-from lightning_merge.core.statistics import FEATURES, feature_names
+from lightning_merge.core.checkpoints.checkpoint import save_checkpoint
+from lightning_merge.core.checkpoints.names import is_statistic
+from lightning_merge.core.vectors.learner import StatsMergeLearner
+from lightning_merge.core.vectors.scope import is_merged
+from lightning_merge.core.vectors.statistics import FEATURES, feature_names
 
 STATISTICS = {"features": list(FEATURES), "rank": 3, "statistics_of": "experts"}
 LEARNER = {

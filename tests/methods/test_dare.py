@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.task_vectors import TaskVectors
+from lightning_merge.core.vectors.task_vectors import TaskVectors
 from lightning_merge.methods import Dare
 
 

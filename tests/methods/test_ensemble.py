@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_merge.core.checkpoint import open_checkpoint, save_checkpoint
+from lightning_merge.core.checkpoints.checkpoint import open_checkpoint, save_checkpoint
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.task_vectors import TaskVectors
+from lightning_merge.core.vectors.task_vectors import TaskVectors
 from lightning_merge.methods import LwPTV, TaskArithmetic, registered
 from lightning_merge.methods.emr import EMR
 from lightning_merge.methods.ensemble import Ensemble

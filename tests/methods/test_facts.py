@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.facts import Facts, Needs
-from lightning_merge.core.task_vectors import TaskVectors
+from lightning_merge.core.vectors.task_vectors import TaskVectors
 from lightning_merge.methods import (
     LearnedCoefficients,
     LiNeS,

@@ -151,7 +151,7 @@ def test_labels_and_options(labels, options, net, base, make_experts, resources)
 def test_samples_are_kept_apart_in_any_number(base, make_experts, resources, monkeypatch):
     experts = make_experts(2)
     want = Fisher()(base, experts, **resources)
-    monkeypatch.setattr("lightning_merge.core.fisher._ENTRIES", 1)
+    monkeypatch.setattr("lightning_merge.core.networks.fisher._ENTRIES", 1)
     assert_merged(Fisher()(base, experts, **resources), want, rtol=1e-5, atol=1e-6)
 
 

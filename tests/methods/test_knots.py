@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from lightning_merge.core.elect import disjoint_merge, elect_signs
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.task_vectors import TaskVectors
+from lightning_merge.core.vectors.elect import disjoint_merge, elect_signs
+from lightning_merge.core.vectors.task_vectors import TaskVectors
 from lightning_merge.methods.average import Average
 from lightning_merge.methods.knots import KnOTS, _thresholds
 from lightning_merge.methods.ties import Ties

@@ -5,14 +5,14 @@ import torch
 from counting import Counting, times_read
 from tiny_networks import TIED, tied_zoo
 
-from lightning_merge.core import task_vectors
-from lightning_merge.core.checkpoint import (
+from lightning_merge.core.checkpoints.checkpoint import (
     open_checkpoint,
     save_checkpoint,
 )
+from lightning_merge.core.checkpoints.writer import CheckpointWriter
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.scope import is_merged
-from lightning_merge.core.writer import CheckpointWriter
+from lightning_merge.core.vectors import task_vectors
+from lightning_merge.core.vectors.scope import is_merged
 from lightning_merge.methods import MergeMethod, Resources, Transform, registered
 
 METHODS = registered(MergeMethod)

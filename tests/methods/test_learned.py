@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
-from lightning_merge.core.checkpoint import open_checkpoint, save_checkpoint
+from lightning_merge.core.checkpoints.checkpoint import open_checkpoint, save_checkpoint
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.learner import StatsMergeLearner
-from lightning_merge.core.statistics import layer_statistics, standardize
+from lightning_merge.core.vectors.learner import StatsMergeLearner
+from lightning_merge.core.vectors.statistics import layer_statistics, standardize
 from lightning_merge.methods import LearnedCoefficients, LwPTV
 from lightning_merge.methods.learned import same_depth
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from lightning_merge.core import task_vectors
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.task_vectors import TaskVectors, flatten_tasks
+from lightning_merge.core.vectors import task_vectors
+from lightning_merge.core.vectors.task_vectors import TaskVectors, flatten_tasks
 from lightning_merge.methods import LwPTV
 
 

@@ -7,10 +7,10 @@ import torch
 from conftest import TinyNet
 from test_laws import ALONE, BEHIND, make  # noqa: F401
 
-from lightning_merge.core.coefficients import StackedTaskVectors
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.mergeability import mergeability
-from lightning_merge.core.task_vectors import TaskVectors
+from lightning_merge.core.networks.mergeability import mergeability
+from lightning_merge.core.vectors.coefficients import StackedTaskVectors
+from lightning_merge.core.vectors.task_vectors import TaskVectors
 from lightning_merge.methods import EMR, Average, Ensemble, Surgery
 
 every = pytest.mark.parametrize("make", ALONE + BEHIND, indirect=True)

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from lightning_merge.core.checkpoint import save_checkpoint
+from lightning_merge.core.checkpoints.checkpoint import save_checkpoint
 
 SIZE = 2**24  # entries of the largest tensor: 64 MiB of each expert, 256 MiB of a stack
 BOUND = 150  # MiB of memory that no file backs, above what importing and a tiny merge take
@@ -14,8 +14,8 @@ BOUND = 150  # MiB of memory that no file backs, above what importing and a tiny
 SCRIPT = """
 import sys, threading, time
 from pathlib import Path
-from lightning_merge.core.checkpoint import open_checkpoint
-from lightning_merge.core.writer import CheckpointWriter
+from lightning_merge.core.checkpoints.checkpoint import open_checkpoint
+from lightning_merge.core.checkpoints.writer import CheckpointWriter
 from lightning_merge.methods import *
 
 def anonymous():

@@ -8,7 +8,7 @@ from torch import nn
 from torch.func import functional_call
 
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.losses import entropy
+from lightning_merge.core.networks.losses import entropy
 from lightning_merge.methods import LwPTV, TaskArithmetic
 from lightning_merge.methods.network import load_network, save_network
 from lightning_merge.methods.wemoe import RoutedMLP, WEMoE, find_mlps

@@ -12,8 +12,8 @@ from tiny_clips import TOWER_CONFIG, VISION, ImageEncoder, hub_folder, scripted
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from lightning_merge.cli.main import main
-from lightning_merge.core.activation import activation_of
-from lightning_merge.core.checkpoint import open_checkpoint, save_checkpoint
+from lightning_merge.core.checkpoints.activation import activation_of
+from lightning_merge.core.checkpoints.checkpoint import open_checkpoint, save_checkpoint
 from lightning_merge.core.errors import InputError, InputWarning
 from lightning_merge.models import (
     OpenClipEncoder,

@@ -13,7 +13,7 @@ from tiny_clips import (
     scripted,
 )
 
-from lightning_merge.core.checkpoint import save_checkpoint, spelled_as
+from lightning_merge.core.checkpoints.checkpoint import save_checkpoint, spelled_as
 from lightning_merge.core.errors import InputError, InputWarning
 from lightning_merge.models import OpenClipEncoder, TransformersEncoder, zero_shot_heads
 

@@ -13,7 +13,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from lightning_merge.core import hub
+from lightning_merge.core.checkpoints import hub
 from lightning_merge.core.errors import InputError
 from lightning_merge.models import TransformersEncoder
 

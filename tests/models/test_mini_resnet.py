@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_merge.core.batch_norm import has_batch_norm
-from lightning_merge.core.checkpoint import save_checkpoint
+from lightning_merge.core.checkpoints.checkpoint import save_checkpoint
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.networks.batch_norm import has_batch_norm
 from lightning_merge.models import MiniResNet, MiniViT, TimmEncoder
 
 SMALL = {"image_size": 16, "channels": [4, 6, 8, 10], "layers": [1, 2, 1, 1]}

@@ -9,10 +9,10 @@ from tiny_zoo import TASKS
 from torch.func import functional_call
 from torch.nn import functional
 
-from lightning_merge.core.checkpoint import open_checkpoint
-from lightning_merge.core.coefficients import StackedTaskVectors
+from lightning_merge.core.checkpoints.checkpoint import open_checkpoint
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.task_vectors import TaskVectors
+from lightning_merge.core.vectors.coefficients import StackedTaskVectors
+from lightning_merge.core.vectors.task_vectors import TaskVectors
 from lightning_merge.modules import AdaMerging
 
 PREFIX = "model.visual."

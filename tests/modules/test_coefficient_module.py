@@ -10,7 +10,7 @@ from PIL import Image
 from tiny_zoo import TASKS
 
 from lightning_merge.callbacks import MergeCallback
-from lightning_merge.core.checkpoint import open_checkpoint, save_checkpoint
+from lightning_merge.core.checkpoints.checkpoint import open_checkpoint, save_checkpoint
 from lightning_merge.core.errors import InputError
 from lightning_merge.data import MergeDataModule
 from lightning_merge.methods import Dare, LearnedCoefficients, TaskArithmetic

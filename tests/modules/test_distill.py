@@ -9,9 +9,9 @@ from forks import as_torchrun, forked
 from tiny_zoo import CLASSES, ENCODER, TASKS
 from torch import nn
 
-from lightning_merge.core.checkpoint import open_checkpoint, save_checkpoint
+from lightning_merge.core.checkpoints.checkpoint import open_checkpoint, save_checkpoint
+from lightning_merge.core.checkpoints.files import file_hash
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.files import file_hash
 from lightning_merge.data.augment import Augment
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.models import CosineHead, Encoder, MiniResNet, MiniViT, Preprocess, save_heads

@@ -21,7 +21,7 @@ from tiny_zoo import ENCODER, TASKS, TRAINER
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from lightning_merge.cli.main import main
-from lightning_merge.core.checkpoint import open_checkpoint
+from lightning_merge.core.checkpoints.checkpoint import open_checkpoint
 from lightning_merge.core.errors import InputError
 from lightning_merge.data import Augment, MergeDataModule
 from lightning_merge.models import MiniViT

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback
 from tiny_zoo import TASKS
 
 from lightning_merge.cli.resume import LastCheckpoint
-from lightning_merge.core.checkpoint import open_checkpoint, save_checkpoint
+from lightning_merge.core.checkpoints.checkpoint import open_checkpoint, save_checkpoint
 from lightning_merge.core.errors import InputError
 from lightning_merge.data import MergeDataModule
 from lightning_merge.models import MiniResNet, MiniViT

@@ -7,9 +7,9 @@ import pytest
 import torch
 from tiny_zoo import ENCODER, TASKS
 
-from lightning_merge.core.checkpoint import open_checkpoint, save_checkpoint
+from lightning_merge.core.checkpoints.checkpoint import open_checkpoint, save_checkpoint
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.task_vectors import TaskVectors
+from lightning_merge.core.vectors.task_vectors import TaskVectors
 from lightning_merge.methods import LwPTV
 from lightning_merge.models.heads import load_heads, save_heads
 from lightning_merge.models.mini_vit import MiniViT

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from tiny_zoo import ENCODER, TASKS, zoo_of
 
-from lightning_merge.core.checkpoint import open_checkpoint, save_checkpoint
+from lightning_merge.core.checkpoints.checkpoint import open_checkpoint, save_checkpoint
 from lightning_merge.data import MergeDataModule
 from lightning_merge.evaluation.candidates import Candidate
 from lightning_merge.evaluation.results import Results

@@ -1,0 +1,166 @@
+"""Checkpoints as lazy, read-only mappings from names to tensors, and how they are written."""
+
+import os
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lightning_merge.core.checkpoints import hub
+from lightning_merge.core.checkpoints.clip_names import translated
+from lightning_merge.core.checkpoints.files import atomic_write, claim, file_hash
+from lightning_merge.core.checkpoints.forms import check_numbers, factors_message, has_factors
+from lightning_merge.core.checkpoints.lazy import Checkpoint, as_checkpoint
+from lightning_merge.core.checkpoints.names import enumerate_names, match_names
+from lightning_merge.core.checkpoints.opening import checkpoint_in, open_file, open_index
+from lightning_merge.core.checkpoints.writer import CheckpointWriter
+from lightning_merge.core.errors import InputError
+
+__all__ = [
+    "Checkpoint",
+    "as_checkpoint",
+    "atomic_write",
+    "file_hash",
+    "match_names",
+    "open_checkpoint",
+    "save_checkpoint",
+    "select",
+    "spelled_as",
+]
+
+
+def spelled_as(checkpoint: Mapping[str, Tensor], names: Iterable[str]) -> Checkpoint:
+    """A lazy view of a CLIP under the names of the library that `names` are of.
+
+    Of any other network, or where the library is the same, it is the checkpoint itself; see
+    `lightning_merge.core.checkpoints.clip_names`.
+    """
+    source = as_checkpoint(checkpoint)
+    entries = translated({name: source.entry(name) for name in source}, names)
+    if entries is None:
+        return source
+    return Checkpoint(entries, path=source.path, metadata=source.metadata)
+
+
+def select(checkpoint: Mapping[str, Tensor], names: Iterable[str]) -> Checkpoint:
+    """A lazy view of `checkpoint` in which exactly `names` are present, whatever its prefixes.
+
+    A CLIP may have either library's names, see `spelled_as`.
+
+    Raises:
+        InputError: names are missing or ambiguous, see `match_names`, or lie there in another form
+            than as weights, see `forms`.
+    """
+    names = dict.fromkeys(names)
+    source = spelled_as(checkpoint, names)
+    try:
+        matched = _match(names, source)
+        check_numbers(source, matched.values())
+    except InputError as fault:
+        raise InputError(f"{source.path}: {fault}" if source.path else str(fault)) from None
+    return source.renamed(matched)
+
+
+def _match(names: Collection[str], source: Checkpoint) -> dict[str, str]:
+    """Match names, and tell of adapters where there should be weights."""
+    try:
+        matched = match_names(names, source)
+    except InputError as fault:
+        raise InputError(factors_message(source, names) or str(fault)) from None
+    if has_factors(source, stored := set(matched.values())):
+        raise InputError(factors_message(source, stored))
+    return matched
+
+
+def open_checkpoint(
+    path: str | Path, *, prefix: str | None = None, keys: Iterable[str] | None = None
+) -> Checkpoint:
+    """Open a checkpoint of any kind; its content decides, not its suffix.
+
+    * safetensors; in shards: their index `*.index.json`, or the folder with it;
+    * what torch.save writes, through the restricted reader in `checkpoints/unpickle.py`:
+      state dicts, Lightning checkpoints (their `state_dict`), whole modules;
+    * a folder, as the Hub has it, with one of these.
+
+    Args:
+        path: file or folder, or a name of the Hub, see `lightning_merge.core.checkpoints.hub`.
+        prefix: keep only the names under this prefix, and take it off: `encoder.backbone.`.
+        keys: keep exactly these names, see `select`.
+
+    Raises:
+        InputError: missing, unreadable or damaged, without tensors, or several to choose from.
+    """
+    path = hub.weights(path)
+    if os.path.isdir(path):
+        path = checkpoint_in(path)
+    prefix = f"{prefix.rstrip('.')}." if prefix else ""
+    checkpoint = open_index(path) if path.suffix == ".json" else open_file(path, prefix)
+    if prefix:
+        checkpoint = _under(prefix, checkpoint)
+    return checkpoint if keys is None else select(checkpoint, keys)
+
+
+def _under(prefix: str, checkpoint: Checkpoint) -> Checkpoint:
+    names = {name.removeprefix(prefix): name for name in checkpoint if name.startswith(prefix)}
+    names.pop("", None)
+    if not names:
+        found = enumerate_names(list(dict.fromkeys(name.split(".")[0] for name in checkpoint)))
+        raise InputError(
+            f"{checkpoint.path}: no tensor's name begins with prefix '{prefix}'. "
+            f"Names begin with: {found}"
+        )
+    return checkpoint.renamed(names)
+
+
+def save_checkpoint(
+    tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]],
+    path: str | Path,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    overwrite: bool = True,
+    max_shard_size: int | None = None,
+) -> Path:
+    """Write tensors as one safetensors file, or in shards, that appears whole or not at all.
+
+    Tensors keep their dtype and order (wider dtypes first, so that all are aligned); views are
+    written contiguously, tied tensors in full under each name. The same input gives the same
+    bytes.
+
+    Args:
+        tensors: mapping, or pairs of name and tensor.
+        path: the file, or the folder of the shards; its parent is made.
+        metadata: text by name; `format: pt`, which transformers asks for, is added.
+        overwrite: whether an existing file may be replaced.
+        max_shard_size: see `CheckpointWriter`.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: `path` exists and must not be overwritten or cannot be written; a tensor is
+            not a dense tensor, a name is given twice or is not text.
+    """
+    path = Path(path)
+    if max_shard_size is None:
+        claim(path, overwrite=overwrite).unlink()  # told before the pairs are made
+    content = tensors if isinstance(tensors, Mapping) else _without_repeats(tensors, path)
+    for name, tensor in content.items():
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+            raise InputError(f"{path}: '{name}' is no dense tensor: leave it out or densify it")
+    layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in content.items()}
+    with CheckpointWriter(
+        path, layout, metadata=metadata, overwrite=overwrite, max_shard_size=max_shard_size
+    ) as writer:
+        for name, tensor in content.items():
+            writer.write(name, 0, tensor)
+    return path
+
+
+def _without_repeats(pairs: Iterable[tuple[str, Tensor]], path: Path) -> dict[str, Tensor]:
+    content: dict[str, Tensor] = {}
+    for name, tensor in pairs:
+        if name in content:
+            raise InputError(f"{path}: the name {name!r} is taken twice")
+        content[name] = tensor
+    return content

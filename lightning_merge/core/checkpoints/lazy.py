@@ -1,0 +1,199 @@
+"""Lazy, read-only mappings from names to tensors, of files or of memory."""
+
+import math
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lightning_merge.core.checkpoints.flat import flat_part
+from lightning_merge.core.checkpoints.source import Source, reading
+from lightning_merge.core.checkpoints.views import sources_of
+
+
+class Entry(Protocol):
+    """Where one tensor of a checkpoint is to be had."""
+
+    @property
+    def source(self) -> Source | None:
+        """The file it is in; None in memory."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Stored dtype."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape, known without reading."""
+
+    @property
+    def identity(self) -> Hashable:
+        """Equal for tied tensors; None where that cannot be known."""
+
+    def read(self) -> Tensor:
+        """The tensor."""
+
+    def read_into(self, start: int, out: Tensor) -> None:
+        """Fill `out` ([n]) with elements start..start+n, converted to its dtype."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _MappingEntry:
+    """A tensor of any mapping."""
+
+    mapping: Mapping[str, Tensor]
+    name: str
+
+    def read(self) -> Tensor:
+        return self.mapping[self.name]
+
+    def read_into(self, start: int, out: Tensor) -> None:
+        out.copy_(flat_part(self.read().detach(), start, start + out.numel()))
+
+    @property
+    def source(self) -> None:
+        return None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.read().dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.read().shape)
+
+    @property
+    def identity(self) -> Hashable:
+        if not isinstance(self.mapping, dict):  # others may make a new tensor at each call
+            return None
+        tensor = self.read()
+        place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        return place if tensor.numel() and tensor.device.type != "meta" else None
+
+
+class Checkpoint(Mapping[str, Tensor]):
+    """A lazy, read-only mapping from names to tensors in their stored dtype.
+
+    Names, shapes and dtypes are known at once; a tensor is read each time it is asked for, and
+    nothing is kept. Names come in the order of the file. Several threads may read at once.
+
+    Attributes:
+        path: the file or folder, None for a view of tensors in memory.
+        metadata: what a safetensors file says about itself; empty for others.
+    """
+
+    def __init__(
+        self,
+        entries: Mapping[str, Entry],
+        *,
+        path: Path | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        self._entries = dict(entries)
+        self.path = path
+        self.metadata = dict(metadata or {})
+
+    def __getitem__(self, name: str) -> Tensor:
+        with self._reading(name) as entry:
+            return entry.read()
+
+    def read_into(self, name: str, start: int, out: Tensor) -> None:
+        """Fill `out` with elements start..start+n of the flattened tensor, in the dtype of `out`.
+
+        Where the file has that dtype and `out` is on the CPU, the bytes go straight into its
+        memory.
+
+        Args:
+            name: the tensor.
+            start: first element.
+            out: [n], contiguous, of any dtype and device; its values are replaced.
+
+        Raises:
+            IndexError: the tensor has fewer elements.
+            InputError: the file cannot be read, or was cut meanwhile.
+        """
+        stop = start + out.numel()
+        if out.ndim != 1 or not 0 <= start <= stop <= math.prod(self.shape(name)):
+            raise IndexError(f"'{name}' {self.shape(name)} has no run of elements {start}..{stop}")
+        with self._reading(name) as entry:
+            entry.read_into(start, out)
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[Entry]:
+        entry = self._entries[name]
+        if entry.source is None:
+            yield entry
+        else:
+            with reading(f"{entry.source.path}: tensor '{name}'"):
+                yield entry
+
+    def check_unchanged(self) -> None:
+        """Check that the files behind this checkpoint are those that were opened.
+
+        Raises:
+            InputError: one was changed, replaced or removed; values read may be from either.
+        """
+        for source in {s for entry in self._entries.values() for s in sources_of(entry)}:
+            source.check_unchanged()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __repr__(self) -> str:
+        return f"Checkpoint({str(self.path) if self.path else 'in memory'!r}, {len(self)} tensors)"
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Stored dtype of a tensor, without reading it."""
+        return self._entries[name].dtype
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, without reading it."""
+        return self._entries[name].shape
+
+    def numel(self, name: str) -> int:
+        """Number of entries of a tensor, without reading it."""
+        return math.prod(self._entries[name].shape)
+
+    def identity(self, name: str) -> Hashable:
+        """Equal for two names of one stored tensor; None where the source does not tell."""
+        return self._entries[name].identity
+
+    def ties(self) -> list[tuple[str, ...]]:
+        """Groups of names that share one tensor, where the source tells (safetensors does not)."""
+        groups = defaultdict(list)
+        for name, entry in self._entries.items():
+            if (identity := entry.identity) is not None:
+                groups[identity].append(name)
+        return [tuple(names) for names in groups.values() if len(names) > 1]
+
+    def entry(self, name: str) -> Entry:
+        """Where a tensor is to be had."""
+        return self._entries[name]
+
+    def joined(self, other: "Checkpoint") -> "Checkpoint":
+        """A view of these tensors and another checkpoint's, whose names are others."""
+        entries = {**other._entries, **self._entries}
+        return Checkpoint(entries, path=self.path, metadata=self.metadata)
+
+    def renamed(self, names: Mapping[str, str]) -> "Checkpoint":
+        """A view with the names `{new: present}`, and no others."""
+        entries = {new: self._entries[present] for new, present in names.items()}
+        return Checkpoint(entries, path=self.path, metadata=self.metadata)
+
+
+def as_checkpoint(tensors: Mapping[str, Tensor]) -> Checkpoint:
+    """Any mapping of tensors as a `Checkpoint`; nothing is read or copied."""
+    if isinstance(tensors, Checkpoint):
+        return tensors
+    return Checkpoint({name: _MappingEntry(tensors, name) for name in tensors})

@@ -1,0 +1,232 @@
+"""Names: what kind of tensor they denote, and how two spellings of one thing correspond."""
+
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+from lightning_merge.core.checkpoints.patterns import option, starts
+from lightning_merge.core.errors import InputError
+
+_STATISTICS = frozenset({"running_mean", "running_var", "num_batches_tracked"})
+# Wrappers put a level of their own into a name, at its front or in the middle.
+_WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+_MOST_PLACES = 64  # of one ending; endings that are found in more say nothing
+
+
+def is_statistic(name: str) -> bool:
+    """Whether `name` is a running statistic of a BatchNorm layer: a buffer, never merged."""
+    return name.rpartition(".")[2] in _STATISTICS
+
+
+def composed(name: str) -> str:
+    """A name in Unicode's composed form (NFC): macOS writes the same name decomposed."""
+    return unicodedata.normalize("NFC", name)
+
+
+def enumerate_names(names: Collection[str], limit: int = 20) -> str:
+    """The first `limit` names, comma separated, and how many more there are."""
+    shown = ", ".join(list(names)[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+def match_names(names: Iterable[str], checkpoint: Mapping[str, object]) -> dict[str, str]:
+    """Map each wanted name to the stored name of the same tensor.
+
+    Stored names may be the wanted ones under a common prefix (`model.visual.`,
+    `encoder.backbone.`, `state_dict.`, ...), or the wanted ones less their own common prefix,
+    or one prefix in place of the other; levels of wrappers (`module`, `_orig_mod`, ...) do not
+    count. No prefix is known by name: one is accepted when *every* wanted name is stored under
+    it. The same spelling wins over any prefix, and keeping the wanted prefix over dropping it.
+
+    Args:
+        names: the wanted names, for instance those of an encoder's state dict.
+        checkpoint: mapping from the stored names; what else it stores is ignored.
+
+    Returns:
+        Wanted name -> stored name, in the order of `names`.
+
+    Raises:
+        InputError: names are missing (all are counted), or several prefixes fit (all are named).
+    """
+    wanted = _unwrap(dict.fromkeys(names))
+    stored = {bare: name for name, bare in _unwrap(checkpoint).items()}
+    if not wanted:
+        return {}
+    spelling = _fitting(wanted, stored)
+    if spelling is None:
+        raise InputError(_missing(wanted, stored))
+    return {name: stored[spelling.of_file(bare)] for name, bare in wanted.items()}
+
+
+def align_names(
+    names: Collection[str], stored: Collection[str], ignored: Collection[str] = ()
+) -> dict[str, str]:
+    """Spell all stored names as the wanted ones are, if most of either are the same but for that.
+
+    Unlike for `match_names`, names may be missing and others left over. Those that are left over
+    lose the prefix as well, where the wanted ones have none of their own.
+
+    Args:
+        names: the wanted names.
+        stored: the names of a checkpoint.
+        ignored: those of them that have no say in the spelling.
+
+    Returns:
+        Stored name -> its new spelling.
+
+    Raises:
+        InputError: several prefixes fit as well as each other (all are named).
+    """
+    wanted = {bare: name for name, bare in _unwrap(names).items()}
+    found = _unwrap(stored)
+    places = {bare: name for name, bare in found.items() if name not in ignored}
+    if set(names) == set(places.values()):
+        return {name: name for name in stored}
+    spelling = _fitting(_unwrap(names), places) or _closest(wanted, places)
+    new = {name: wanted.get(spelling.wanted(bare) or "", "") for name, bare in found.items()}
+    taken = set(new.values())
+    for name, bare in found.items():
+        if not new[name]:
+            short = "" if spelling.own else spelling.wanted(bare) or ""
+            free = [s for s in (short, name) if s not in taken and (s == name or s not in found)]
+            new[name] = next(filter(None, free), "")
+            if not new[name] and name not in ignored:
+                raise InputError(_ambiguous([spelling.prefix, ""]))
+            taken.add(new[name])
+    return new
+
+
+class _Spelling(NamedTuple):
+    """Names that begin with `own` are stored with `prefix` instead."""
+
+    own: str
+    prefix: str
+
+    def of_file(self, wanted: str) -> str:
+        """The stored name of a wanted one."""
+        return self.prefix + wanted.removeprefix(self.own)
+
+    def wanted(self, stored: str) -> str | None:
+        """The wanted name of a stored one, if it has the prefix."""
+        if not stored.startswith(self.prefix):
+            return None
+        return self.own + stored.removeprefix(self.prefix)
+
+
+def _fitting(wanted: Mapping[str, str], stored: Mapping[str, str]) -> _Spelling | None:
+    """The spelling in which all wanted names are stored, if there is one.
+
+    Args:
+        wanted: names to the same without wrappers.
+        stored: stored names without wrappers to the full ones.
+    """
+    for own in _common_prefixes(list(wanted.values())):
+        rests = {bare[len(own) :] for bare in wanted.values()}
+        counts = prefix_counts(rests, stored)
+        fitting = [prefix for prefix, count in counts.items() if count == len(wanted)]
+        if own in fitting:
+            return _Spelling(own, own)
+        if len(fitting) > 1:
+            raise InputError(_ambiguous(fitting))
+        if fitting:
+            return _Spelling(own, fitting[0])
+    return None
+
+
+def _closest(wanted: Collection[str], stored: Collection[str]) -> _Spelling:
+    """The spelling in which most names are the same; the stored one if that is not half of them.
+
+    Each wanted name votes for the prefixes under which its longest known ending is stored.
+    """
+    places: dict[str, list[str]] = defaultdict(list)
+    for name in stored:
+        for start in starts(name):
+            places[name[start:]].append(name[:start])
+    votes: Counter[_Spelling] = Counter()
+    for name in wanted:
+        ending = next((start for start in starts(name) if name[start:] in places), None)
+        if ending is not None and len(places[name[ending:]]) <= _MOST_PLACES:
+            votes.update(_Spelling(name[:ending], prefix) for prefix in places[name[ending:]])
+    same, least = _Spelling("", ""), min(len(wanted), len(stored)) / 2
+    votes = Counter(
+        {
+            spelling: count
+            for spelling, count in votes.items()
+            if count >= (max(2, len(wanted) / 2) if spelling.own else least)
+        }
+    )
+    best = [spelling for spelling, count in votes.items() if count == max(votes.values())]
+    if same in best or not best:
+        return same
+    whole = [spelling for spelling in best if not spelling.own] or best
+    if len({spelling.prefix for spelling in whole}) > 1:
+        raise InputError(_ambiguous([spelling.prefix for spelling in whole]))
+    if len(whole) > 1:
+        raise InputError(_ambiguous([spelling.own for spelling in whole], "base"))
+    return whole[0]
+
+
+def _unwrap(names: Iterable[str]) -> dict[str, str]:
+    """Name -> the name without levels of wrappers; unchanged where two would become one."""
+    names = list(names)
+    bare = [".".join(part for part in name.split(".") if part not in _WRAPPERS) for name in names]
+    return dict(zip(names, bare if len(set(bare)) == len(names) else names, strict=True))
+
+
+def common_prefix(names: Collection[str]) -> str:
+    """The levels in front of which all names begin alike, such as `visual.`; of one its own."""
+    if len(names) == 1:
+        (name,) = names
+        return name[: name.rfind(".") + 1]
+    return [*_common_prefixes(list(names))][-1]
+
+
+def _common_prefixes(names: list[str]) -> Iterator[str]:
+    """The prefixes that all names share, by whole levels, shortest (the empty one) first."""
+    yield ""
+    if len(names) < 2:  # one name alone has no prefix apart from its own meaning
+        return
+    first, last = min(names).split("."), max(names).split(".")
+    shared = 0
+    while shared < min(len(first), len(last)) - 1 and first[shared] == last[shared]:
+        shared += 1
+        yield ".".join(first[:shared]) + "."
+
+
+def prefix_counts(rests: Collection[str], stored: Iterable[str]) -> Counter[str]:
+    """How many of `rests`, a set, are stored under each prefix."""
+    return Counter(
+        name[:start] for name in stored for start in starts(name) if name[start:] in rests
+    )
+
+
+def _ambiguous(prefixes: Collection[str], of: str = "NAME") -> str:
+    first, *others = dict.fromkeys(prefixes)
+    patterns = [f"{prefix}*" for prefix in others if prefix]
+    return (
+        f"{'the base has the' if of == 'base' else 'its'} names under several prefixes: "
+        f"{enumerate_names([*map(repr, prefixes)], 5)}. Say which, as in --prefix.{of} {first} of "
+        f"merge or open_checkpoint(path, prefix={first!r}), or leave the others out, as in "
+        f"{option(patterns)}"
+    )
+
+
+def _missing(wanted: Mapping[str, str], stored: Mapping[str, str]) -> str:
+    spelling = _closest(wanted.values(), stored)
+    missing = [name for name, bare in wanted.items() if spelling.of_file(bare) not in stored]
+    matched = {spelling.of_file(bare) for bare in wanted.values()}
+    over = [stored[b] for b in stored if b.startswith(spelling.prefix) and b not in matched]
+    own, prefix = spelling
+    place = f"{prefix!r}" + (f" in place of {own!r}" if own else "")
+    where = f" (with {place} in front of their names)" if prefix != own else ""
+    left = (
+        f"Left over there: {enumerate_names(over, 3)}"
+        if prefix and over
+        else (f"Stored are {len(stored)}: {enumerate_names(list(stored.values()), 3)}")
+    )
+    return (
+        f"{len(missing)} of {len(wanted)} tensors are missing{where}: {enumerate_names(missing)}. "
+        f"{left}. Give a checkpoint of the same architecture, its own encoder, or the prefix of "
+        "its names"
+    )

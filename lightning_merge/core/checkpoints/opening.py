@@ -1,0 +1,128 @@
+"""Where the checkpoint is that a path means, and what kind of file it is in."""
+
+import re
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from lightning_merge.core.checkpoints.files import snapshot
+from lightning_merge.core.checkpoints.foreign import START, describe, describe_folder
+from lightning_merge.core.checkpoints.lazy import Checkpoint
+from lightning_merge.core.checkpoints.names import enumerate_names
+from lightning_merge.core.checkpoints.safetensors_file import (
+    is_safetensors,
+    parse_json,
+    read_header,
+)
+from lightning_merge.core.checkpoints.source import Source, dangling, reading
+from lightning_merge.core.checkpoints.unpickle import find_tensors
+from lightning_merge.core.errors import InputError, warn
+
+_PATTERNS = ("*.safetensors*", "*.bin*", "*.pt", "*.pth", "*.ckpt", "*.tar", "*.pkl")
+_TRAINING = re.compile(r"(training_args|optimizer|scheduler|scaler|(rng|random)_states?.*)\.\w+")
+"""What trainers write beside a checkpoint in order to go on."""
+
+
+def checkpoint_in(folder: Path) -> Path:
+    """The one checkpoint in a folder; safetensors are preferred, an index to its shards.
+
+    Raises:
+        InputError: it has none, or several.
+    """
+    folder = snapshot(folder)
+    for pattern in _PATTERNS:
+        files = sorted(file for file in folder.glob(pattern) if not file.name.startswith("."))
+        files = [file for file in files if not _TRAINING.fullmatch(file.name)]
+        files = [file for file in files if file.name.endswith(".index.json")] or [
+            file for file in files if file.suffix != ".json"
+        ]
+        if len(files) > 1:
+            names = enumerate_names([file.name for file in files])
+            raise InputError(f"{folder} holds several checkpoints: {names}. Give the file's path")
+        if files and re.search(r"-\d{5}-of-\d{5}\.", files[0].name):
+            raise InputError(
+                f"{folder} holds {files[0].name}, a shard, without the index *.index.json: copy "
+                "or download the folder again"
+            )
+        if files:
+            return files[0]
+    raise InputError(_nothing_in(folder))
+
+
+def _nothing_in(folder: Path) -> str:
+    if found := describe_folder(folder):
+        return found
+    inner = [f.name for f in sorted(folder.iterdir()) if f.is_dir() and _has_checkpoint(f)]
+    if inner:
+        return f"{folder} holds checkpoints in {enumerate_names(inner, 5)}: give one of these"
+    return (
+        f"{folder} holds no checkpoint (.safetensors, .bin, .pt, .pth, .ckpt, .pth.tar or an index "
+        "of shards): check the path"
+    )
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    return any(True for pattern in _PATTERNS for _ in folder.glob(pattern))
+
+
+def open_index(path: Path) -> Checkpoint:
+    """A checkpoint in shards, as transformers writes it: {"weight_map": {name: file}}.
+
+    The shards lie in the folder of the index, or in folders below it.
+
+    Raises:
+        InputError: it is no index, or its shards are not there.
+    """
+    with reading(path):
+        source = Source(path)
+        index = parse_json(source.read(0, source.size))
+        if isinstance(index, dict) and "weight_map" not in index:
+            raise InputError("is no index of shards: give the file of the weights, or its folder")
+        files = index["weight_map"]
+        metadata = {key: str(value) for key, value in (index.get("metadata") or {}).items()}
+        for file in set(files.values()):
+            _check_shard(path.parent, file)
+    shards = {file: open_file(path.parent / file) for file in dict.fromkeys(files.values())}
+    missing = [name for name, file in files.items() if name not in shards[file]]
+    if missing or not files:
+        raise InputError(
+            f"{path} names tensors that are not in their shards: {enumerate_names(missing)}. "
+            "Copy or download the folder again"
+        )
+    entries = {name: shards[file].entry(name) for name, file in files.items()}
+    return Checkpoint(entries, path=path, metadata=metadata)
+
+
+def _check_shard(folder: Path, file: Any) -> None:
+    place = PurePosixPath(file)
+    if place.is_absolute() or not place.name or ".." in place.parts:
+        raise InputError(f"names the shard {file!r}, which is not below its folder: check the file")
+    if not (folder / place).is_file():
+        what = dangling(folder / place) or "which is not there"
+        raise InputError(f"names the shard {file!r}, {what}: copy or download it, too")
+
+
+def open_file(path: Path, prefix: str = "") -> Checkpoint:
+    """A checkpoint in one file; of one with several parts, the part that has a prefix.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    with reading(path):
+        source = Source(path)
+        start = source.read(0, START)
+        is_tensors, is_zip = is_safetensors(start), start[:2] == b"PK"
+        if not (is_tensors or is_zip) and (other := describe(start, path)):
+            raise InputError(other)
+        if is_tensors or (path.suffix == ".safetensors" and not is_zip):
+            tensors, metadata = read_header(source)
+            return Checkpoint(tensors, path=path, metadata=metadata)
+        found = find_tensors(source)
+    known = [any(name.startswith(prefix) for name in part) for part in (found.network, found.parts)]
+    if known == [False, True]:
+        return Checkpoint(found.parts, path=path)
+    if found.note and not prefix:
+        warn(
+            f"{path}: {found.note}. A prefix takes another part: --prefix.NAME PART. of merge, or "
+            "open_checkpoint(path, prefix='PART.')"
+        )
+    return Checkpoint(found.network, path=path)

@@ -1,0 +1,151 @@
+"""Running statistics of BatchNorm layers for weights that were never trained: merged ones."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_merge.core.errors import InputError
+from lightning_merge.core.vectors.task_vectors import wide
+
+
+class _Moments:
+    """Mean and variance per channel of all that a layer has been given.
+
+    Attributes:
+        count: values per channel so far: images times positions.
+        mean: float64 [C].
+        squares: sum of squared differences from the mean, float64 [C].
+    """
+
+    def __init__(self) -> None:
+        self.count, self.mean, self.squares = 0, torch.zeros(()), torch.zeros(())
+
+    def add(self, name: str, layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        """Add one input [n, C, *positions] of the layer (Chan et al. 1979, pairwise update)."""
+        values = wide(arguments[0])
+        count = values.numel() // values.shape[1]
+        if count < 2:
+            raise InputError(
+                f"batches: layer {name!r} gets one value per channel, which has no variance; give "
+                "batches of two images or more"
+            )
+        spread, mean = torch.var_mean(values, [d for d in range(values.ndim) if d != 1])
+        spread, mean = spread.double().cpu(), mean.double().cpu()
+        total = self.count + count
+        shift = mean - self.mean
+        self.squares = (
+            self.squares + spread * (count - 1) + shift.square() * (self.count * count / total)
+        )
+        self.mean = self.mean + shift * (count / total)
+        self.count = total
+
+    def statistics(self) -> dict[str, Tensor]:
+        """Return the running mean, and the running variance, unbiased as BatchNorm keeps it."""
+        return {"running_mean": self.mean, "running_var": self.squares / (self.count - 1)}
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether a layer of the model keeps running statistics."""
+    return bool(_layers(model))
+
+
+def _layers(model: nn.Module) -> dict[str, _BatchNorm]:
+    """Return the BatchNorm layers that keep running statistics."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
+    }
+
+
+@contextmanager
+def batch_statistics(model: nn.Module, active: bool = True) -> Iterator[None]:
+    """Let BatchNorm layers normalise by the statistics of each batch, all else as in evaluation.
+
+    What they write into their running statistics is up to the caller to keep or not.
+    """
+    modes = {module: module.training for module in model.modules()} if active else {}
+    layers = set(_layers(model).values())
+    for module in modes:
+        module.training = module in layers
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@torch.no_grad()
+def recalibrated(
+    model: nn.Module, weights: Mapping[str, Tensor], batches: Iterable[Tensor]
+) -> dict[str, Tensor]:
+    """Return weights whose BatchNorm statistics are those of some inputs.
+
+    A merged network's activations are distributed as no expert's; their statistics have to be
+    measured anew (Jordan et al. 2023, "REPAIR", section 3). Every batch goes through the
+    network once, each BatchNorm normalising by the batch's own statistics and all other layers
+    as in evaluation. A layer's mean and unbiased variance are those of all its inputs together,
+    every image and position counting alike however unequal the batches. Where there is one
+    batch, they are exactly what training mode sees; with more, the inputs of deeper layers
+    depend on the division into batches, so give batches as large as memory allows.
+
+    Args:
+        model: the network; it comes back unchanged, modes and buffers included.
+        weights: tensors for all names of `model.state_dict()`; they are not changed.
+        batches: normalised inputs [n, ...], each of two images or more.
+
+    Returns:
+        All weights, typed and placed as given, with new `running_mean` and `running_var` of
+        every layer that the inputs reach.
+
+    Raises:
+        InputError: there are no batches, or one has a single value per channel in some layer.
+        RuntimeError: a weight is missing or unknown.
+    """
+    layers = _layers(model)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    own = {name: _copy(t, device) for name, t in {**_constants(model), **weights}.items()}
+    moments = {name: _Moments() for name in layers}
+    hooks = [
+        layer.register_forward_pre_hook(partial(moments[name].add, name))
+        for name, layer in layers.items()
+    ]
+    empty = True
+    try:
+        with batch_statistics(model):
+            for batch in batches:
+                functional_call(model, own, (batch.to(device),), strict=True, tie_weights=False)
+                empty = False
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if empty:
+        raise InputError("batches: BatchNorm cannot be recalibrated on none; give some images")
+    return {**weights, **_found(moments, weights)}
+
+
+def _constants(model: nn.Module) -> dict[str, Tensor]:
+    """Return the buffers that no checkpoint holds, such as position indices."""
+    stored = set(model.state_dict())
+    return {name: buffer for name, buffer in model.named_buffers() if name not in stored}
+
+
+def _copy(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of its own, for BatchNorm writes into its buffers."""
+    return (wide(tensor) if tensor.is_floating_point() else tensor).to(device, copy=True)
+
+
+def _found(moments: Mapping[str, _Moments], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the statistics of the layers that were reached, typed and placed as the weights."""
+    return {
+        full: value.to(weights[full])
+        for name, seen in moments.items()
+        if seen.count
+        for key, value in seen.statistics().items()
+        for full in [f"{name}.{key}" if name else key]
+    }

@@ -1,0 +1,319 @@
+"""M-Loss: how much averaging weights differs from averaging outputs (papers: M-Loss, section 3).
+
+For experts k with pre-activations h_k of one layer at the same input and weights a_k,
+D = act(sum_k a_k h_k) - sum_k a_k act(h_k): the merged layer's output less the ensemble's.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lightning_merge.core.errors import InputError
+from lightning_merge.core.networks.tracing import Activation, AffineLayer
+
+Reduce = Literal["abs", "square"]
+
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu": functional.gelu,
+    "gelu_tanh": partial(functional.gelu, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "relu": functional.relu,
+    "silu": functional.silu,
+    "tanh": torch.tanh,
+}
+"""Activations that can be asked for by name."""
+
+_CHUNK = 2**22  # pre-activations in memory at a time: 16 MiB in float32
+
+
+def _merged_and_discrepancy(
+    pre_activations: Tensor, activation: Activation, weights: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The merged output act(sum_k a_k h_k) and D, both [n, d]."""
+    if weights is not None and weights.shape != pre_activations.shape[:1]:
+        raise InputError(
+            f"weights of shape {list(weights.shape)}: give one per expert, [{len(pre_activations)}]"
+        )
+    if weights is None:
+        merged = activation(pre_activations.mean(0))
+        return merged, merged - activation(pre_activations).mean(0)
+    merged = activation(torch.tensordot(weights, pre_activations, 1))
+    return merged, merged - torch.tensordot(weights, activation(pre_activations), 1)
+
+
+def node_m_loss(
+    pre_activations: Tensor,
+    activation: Activation,
+    weights: Tensor | None = None,
+    reduce: Reduce = "abs",
+    *,
+    normalized: bool = False,
+    eps: float = 1e-4,
+) -> Tensor:
+    """Node M-Loss, Definition 3.4, averaged over samples.
+
+    Args:
+        pre_activations: h of every expert at the same inputs, [K, n, d].
+        activation: Element-wise non-linearity.
+        weights: Merging weights a, [K]; 1/K each by default.
+        reduce: "abs" averages |D| (the paper), "square" averages D^2 (the published code).
+        normalized: Divide |D| by |act(sum a h)| + eps before averaging (Definition 3.6).
+        eps: Guards the division.
+
+    Returns:
+        Losses of the d nodes, [d].
+    """
+    merged, loss = _merged_and_discrepancy(pre_activations, activation, weights)
+    if normalized:
+        loss = loss / (merged.abs() + eps)
+    return (loss.abs() if reduce == "abs" else loss.square()).mean(0)
+
+
+def layer_m_loss(
+    pre_activations: Tensor,
+    activation: Activation,
+    weights: Tensor | None = None,
+    *,
+    normalized: bool = False,
+    eps: float = 1e-4,
+) -> Tensor:
+    """Layer M-Loss, Definition 3.3: the L2 norm of D over the nodes, averaged over samples.
+
+    For one sample its square is the sum of the squared node losses (Equation 5).
+
+    Args:
+        pre_activations: h of every expert at the same inputs, [K, n, d].
+        activation: Element-wise non-linearity.
+        weights: Merging weights a, [K]; 1/K each by default.
+        normalized: Divide by the norm of act(sum a h) + eps (Definition 3.5).
+        eps: Guards the division.
+
+    Returns:
+        A scalar tensor.
+    """
+    merged, discrepancy = _merged_and_discrepancy(pre_activations, activation, weights)
+    loss = discrepancy.norm(dim=-1)
+    if normalized:
+        loss = loss / (merged.norm(dim=-1) + eps)
+    return loss.mean()
+
+
+class MLosses(NamedTuple):
+    """All M-Losses of one layer, averaged over samples; see `m_losses`.
+
+    Attributes:
+        node: Definition 3.4, [d].
+        node_normalized: Definition 3.6, [d].
+        layer: Definition 3.3, [].
+        layer_normalized: Definition 3.5, [].
+        norm: L2 norm of the merged output, by which Definition 3.5 divides, [].
+    """
+
+    node: Tensor
+    node_normalized: Tensor
+    layer: Tensor
+    layer_normalized: Tensor
+    norm: Tensor
+
+    @property
+    def layer_relative(self) -> Tensor:
+        """See `relative_m_loss`."""
+        return relative_m_loss(self.layer, self.norm)
+
+
+def m_losses(merged: Tensor, ensemble: Tensor, eps: float = 1e-4) -> MLosses:
+    """`node_m_loss` and `layer_m_loss`, normalised and not, of outputs that are known already.
+
+    Args:
+        merged: act(sum_k a_k h_k), [n, d].
+        ensemble: sum_k a_k act(h_k), [n, d].
+        eps: Guards the division.
+    """
+    loss = (merged - ensemble).abs()
+    relative = loss / (merged.abs() + eps)
+    return MLosses(loss.mean(0), relative.mean(0), *layer_m_losses(merged, ensemble, eps))
+
+
+def layer_m_losses(
+    merged: Tensor, ensemble: Tensor, eps: float = 1e-4
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The last three of `m_losses` alone."""
+    loss, norm = (merged - ensemble).norm(dim=-1), merged.norm(dim=-1)
+    return loss.mean(), (loss / (norm + eps)).mean(), norm.mean()
+
+
+def relative_m_loss(layer: Tensor, norm: Tensor, eps: float = 1e-4) -> Tensor:
+    """Layer M-Loss in units of the layer's output: a ratio of means, not a mean of ratios.
+
+    Definition 3.5 divides sample by sample. A sample at which all nodes of a ReLU layer are off in
+    the merged network, as positions of a dark border are, is then divided by eps alone, and a
+    few of them outweigh all others. Here the means over samples of Definition 3.3 and of the
+    merged output's norm are divided. It is ours; for samples of one norm both are equal.
+
+    Args:
+        layer: Layer M-Loss, Definition 3.3, of any shape.
+        norm: Mean norm of the merged output, of that shape.
+        eps: Guards the division, as in Definition 3.5.
+    """
+    return layer / (norm + eps)
+
+
+def linear_node_m_loss(
+    inputs: Tensor,
+    weights: Tensor,
+    biases: Tensor | None,
+    activation: Activation,
+    reduce: Reduce = "abs",
+) -> Tensor:
+    """Node M-Loss of a linear layer, in chunks of samples, all experts in one product.
+
+    Args:
+        inputs: The layer's inputs, the same for all experts, [n, in].
+        weights: The experts' weights, [K, d, in].
+        biases: The experts' biases, [K, d], if the layer has one.
+        activation: Element-wise non-linearity that follows the layer.
+        reduce: As for `node_m_loss`.
+
+    Returns:
+        Losses of the d nodes, [d].
+    """
+    experts, nodes = weights.shape[:2]
+    matrix, offset = weights.flatten(0, 1), None if biases is None else biases.flatten()
+    loss = inputs.new_zeros(nodes)
+    for chunk in inputs.split(max(1, _CHUNK // (experts * nodes))):
+        hidden = functional.linear(chunk, matrix, offset).unflatten(-1, (experts, nodes))
+        chunk_loss = node_m_loss(hidden.movedim(1, 0), activation, reduce=reduce)
+        loss = loss + chunk_loss * (len(chunk) / len(inputs))
+    return loss
+
+
+def affine_node_m_loss(
+    layer: AffineLayer,
+    inputs: Tensor,
+    stacks: Sequence[Mapping[str, Tensor]],
+    activation: Activation,
+    reduce: Reduce = "abs",
+) -> Tensor:
+    """Node M-Loss of any affine layer, such as a convolution with BatchNorm behind it.
+
+    Args:
+        layer: The modules.
+        inputs: The layer's inputs, the same for all experts, [n, ...].
+        stacks: The experts' tensors [K, ...] of each module by their names in it.
+        activation: Element-wise non-linearity that follows.
+        reduce: As for `node_m_loss`.
+
+    Returns:
+        Losses of the output features or channels, [d]; tokens and positions are samples.
+    """
+    losses = [
+        share * node_m_loss(hidden, activation, reduce=reduce)
+        for share, hidden in layer.pre_activations(inputs, stacks, _CHUNK)
+    ]
+    return torch.stack(losses).sum(0)
+
+
+def rank_normalize(loss: Tensor) -> Tensor:
+    """RankNorm of Algorithm 1: ascending ranks 0 .. d-1 over d - 1, [d], in float64.
+
+    Of equal losses the first ranks highest; a single node ranks 0.
+    """
+    nodes = len(loss)
+    ranks = torch.arange(nodes - 1, -1, -1, dtype=torch.float64, device=loss.device)
+    ranks = torch.empty_like(ranks).scatter_(0, loss.argsort(descending=True, stable=True), ranks)
+    return ranks / max(nodes - 1, 1)
+
+
+def row_keep_ratios(loss: Tensor, keep: float, spread: float) -> Tensor:
+    """Fraction of its inputs that each node keeps, keep - spread * rank, [d], in float64.
+
+    The node with the highest loss keeps the least (M-TIES, Algorithm 1, line 15).
+
+    Raises:
+        InputError: `keep` is outside [0, 1], `spread` outside [0, keep], or a loss is NaN.
+    """
+    if not 0 <= spread <= keep <= 1:
+        raise InputError(f"keep={keep}, spread={spread}: choose 0 <= spread <= keep <= 1")
+    if bool(loss.isnan().any()):
+        raise InputError("loss has NaN values, which have no rank: look for them in the inputs")
+    return keep - spread * rank_normalize(loss)
+
+
+def expected_m_loss(
+    activation: str | Activation,
+    sigma: float,
+    k: float,
+    num_experts: int = 2,
+    paper: bool = False,
+) -> float:
+    """Node M-Loss to be expected of experts that differ by Gaussian noise (papers: M-Loss, 4).
+
+    For x ~ U(-k, k) and K pre-activations x + N(0, sigma^2), sigma << k and the activation f
+    bent within (-k, k) alone,
+
+        E|D| = (1 - 1/K) TV(f') sigma^2 / (4 k),
+
+    TV(f') being the total variation of f': 1 for ReLU, 1 - a for a leaky ReLU of slope a, 1.51562
+    for GELU, 1.39936 for QuickGELU. It follows from D = f'' v / 2 to second order, v the variance
+    of the pre-activations, whose mean is (1 - 1/K) sigma^2; for a kink it is exact.
+
+    The paper, for K = 2, has sigma^2 / k times 1 / sqrt(2 pi), (1 - a) / sqrt(2 pi) and 1/4 for
+    ReLU, leaky ReLU and GELU, where the above has 0.125, 0.125 (1 - a) and 0.18945, as simulation
+    does. It takes |x + delta| to be independent of which pre-activations are positive; of GELU it
+    takes f' to be monotonic, and the density of x to be 1/k.
+
+    Args:
+        activation: A name of `ACTIVATIONS`, or an element-wise function such as nn.LeakyReLU(0.1).
+        sigma: Standard deviation of the experts' pre-activations about the base's.
+        k: Half the range of the base's pre-activations.
+        num_experts: K.
+        paper: The paper's constants, which are too large.
+
+    Returns:
+        The expected |D| of one node, in units of the pre-activations.
+
+    Raises:
+        InputError: The activation's name is unknown, a number is out of its bounds, or the paper
+            has no such case.
+    """
+    if not (0 <= sigma < math.inf and 0 < k < math.inf and num_experts >= 1):
+        raise InputError(
+            f"sigma={sigma}, k={k}, num_experts={num_experts}: choose sigma >= 0, k > 0 and "
+            "num_experts >= 1"
+        )
+    if isinstance(activation, str):
+        if activation not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise InputError(f"activation={activation!r}: choose one of {known}, or a function")
+        activation = ACTIVATIONS[activation]
+    if not paper:
+        return (1 - 1 / num_experts) * _variation(activation) * sigma**2 / (4 * k)
+    if num_experts != 2:
+        raise InputError(f"num_experts={num_experts}: the paper has 2; choose paper=False")
+    return _paper_constant(activation) * sigma**2 / k
+
+
+def _variation(activation: Activation) -> float:
+    """Total variation of an activation's derivative, kinks included, by second differences."""
+    step = 2.0**-10
+    x = torch.arange(-32, 32 + step, step, dtype=torch.float64)
+    return float(activation(x).diff(n=2).abs().sum()) / step
+
+
+def _paper_constant(activation: Activation) -> float:
+    """E|D| k / sigma^2 of two experts as the paper has it."""
+    if isinstance(activation, nn.LeakyReLU):
+        return (1 - activation.negative_slope) / math.sqrt(2 * math.pi)
+    if activation is functional.relu or isinstance(activation, nn.ReLU):
+        return 1 / math.sqrt(2 * math.pi)
+    if activation is functional.gelu or isinstance(activation, nn.GELU):
+        return 0.25
+    raise InputError(
+        f"activation={activation!r}: the paper has relu, gelu and nn.LeakyReLU(slope); "
+        "choose paper=False"
+    )

@@ -1,0 +1,41 @@
+"""Sums over all entries of a tensor that come out the same however it is read."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from lightning_merge.core.vectors.task_vectors import Span, TaskVectors
+
+_BLOCK = 2**15  # entries of each expert that are read at a time
+
+
+def sum_over_tensor(
+    vectors: TaskVectors, name: str, function: Callable[[Span, Tensor], Tensor], *, whole: bool
+) -> Tensor:
+    """The sum in float64 of a function of a tensor's task vectors, reading it once.
+
+    The spans are whole rows of the last dimension, of a fixed size and in order, so that the
+    result depends neither on the size of tiles nor on what else is in memory.
+
+    Args:
+        vectors: Task vectors.
+        name: The tensor.
+        function: From a span and its task vectors [K, n], which it may change, to what is summed.
+        whole: Whether the function wants the tensor in one piece.
+
+    Returns:
+        What the function returns, summed; zero, a scalar, for an empty tensor.
+    """
+    total = torch.zeros((), dtype=torch.float64)
+    for span in vectors.spans(name) if whole else _blocks(vectors, name):
+        total = total + function(span, vectors.read(span)).double().cpu()
+    return total
+
+
+def _blocks(vectors: TaskVectors, name: str) -> Iterator[Span]:
+    shape, size = vectors.base.shape(name), vectors.numel(name)
+    row = max(1, shape[-1]) if len(shape) > 1 else 1
+    step = max(1, _BLOCK // row) * row
+    for start in range(0, size, step):
+        yield Span(name, start, min(start + step, size))

@@ -1,0 +1,127 @@
+"""Experts that are a part of a whole CLIP: they are merged with it, the rest is the base's."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_merge.core.checkpoints.checkpoint import Checkpoint, as_checkpoint, spelled_as
+from lightning_merge.core.checkpoints.clip_names import vision_tower
+from lightning_merge.core.checkpoints.names import match_names
+from lightning_merge.core.errors import InputError
+
+_POSITIONS = "position_ids"  # 0, 1, 2, ...: stored by some versions of transformers
+
+
+class Aligned(NamedTuple):
+    """A base and its experts under one set of names.
+
+    Attributes:
+        base: the tensors that take part.
+        experts: by task; what one leaves out and others have is the base's.
+        passed: names of the base's tensors that no expert has. The projection of open_clip's
+            vision tower, which transformers have outside, is none of them.
+    """
+
+    base: Checkpoint
+    experts: dict[str, Checkpoint]
+    passed: list[str]
+
+
+def align(base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]]) -> Aligned:
+    """Bring experts of a CLIP under the names of their base, and find what only the base has.
+
+    Fine-tuned vision towers are published alone, or without the text transformer; that they
+    leave out a whole part of the network means that it was not trained. A part is what has a
+    name of its own at the first level (`vision_model`, `visual_projection`; `visual`,
+    `transformer`). What an expert holds in part, and experts of any other network, stay as they
+    are for `check_experts` to judge.
+
+    Args:
+        base: name -> tensor.
+        experts: task -> name -> tensor, under the names of either library and any prefix.
+    """
+    whole = as_checkpoint(base)
+    held = {task: _held(whole, as_checkpoint(expert)) for task, expert in experts.items()}
+    lacking = [names for _, names in held.values()]
+    passed = set.intersection(*lacking) if lacking else set()
+    tower, _ = vision_tower(whole) or ("", "")
+    passed.discard(f"{tower}proj")  # networks that are run on images have it in their tower
+    found = {
+        task: expert.joined(_only(whole, names - passed)) for task, (expert, names) in held.items()
+    }
+    taking_part = (name for name in whole if name not in passed)
+    return Aligned(_only(whole, taking_part), found, [n for n in whole if n in passed])
+
+
+def _only(checkpoint: Checkpoint, names: Iterable[str]) -> Checkpoint:
+    return checkpoint.renamed({name: name for name in names})
+
+
+def _held(base: Checkpoint, expert: Checkpoint) -> tuple[Checkpoint, set[str]]:
+    """An expert under the base's names, and the names in parts of the base that it leaves out."""
+    found = vision_tower(base)
+    if found is None or set(base) == set(expert):
+        return expert, set()
+    (prefix, root), spelled = found, spelled_as(expert, base)
+    parts = _parts(base, prefix, root, translated=spelled is not expert)
+    tower = parts.pop(prefix)
+    try:
+        names = match_names(tower, spelled)
+    except InputError:
+        return spelled, set()
+    own_root = _root(names, prefix, root)
+    lacking: set[str] = set()
+    for part in parts.values():
+        stored = {name: f"{own_root}{name.removeprefix(root)}" for name in part}
+        present = {n: s for n, s in stored.items() if own_root is not None and s in spelled}
+        names.update(present)
+        lacking.update(() if present else part)
+    used = set(names.values())
+    more = {n: n for n in spelled if n not in used and not _is_positions(spelled, n)}
+    return spelled.renamed({**more, **names}), lacking
+
+
+def _parts(base: Checkpoint, prefix: str, root: str, *, translated: bool) -> dict[str, list[str]]:
+    """The names of a base by the part that they are in; the vision tower's is its prefix.
+
+    Between libraries, parts are those of both: the projection is outside the tower in
+    transformers, and the text's embeddings outside its transformer in open_clip.
+    """
+    parts = defaultdict(list)
+    for name in base:
+        levels = name.removeprefix(root).split(".")
+        part = ".".join(levels[: 2 if translated and levels[0] == "text_model" else 1])
+        if levels[-1] == _POSITIONS or (translated and name == f"{prefix}proj"):
+            part = name
+        elif name.startswith(prefix):  # of a tower alone, all
+            part = prefix
+        parts[part].append(name)
+    return parts
+
+
+def _root(names: Mapping[str, str], prefix: str, root: str) -> str | None:
+    """What the expert has for the base's root; None where it is a tower without that level."""
+    name, stored = next(iter(names.items()))
+    own = stored.removesuffix(name.removeprefix(prefix))
+    level = prefix.removeprefix(root)
+    return own.removesuffix(level) if own.endswith(level) else None
+
+
+def _is_positions(checkpoint: Checkpoint, name: str) -> bool:
+    """Whether a tensor says nothing but how many positions there are."""
+    if name.rpartition(".")[2] != _POSITIONS or checkpoint.dtype(name).is_floating_point:
+        return False
+    values = checkpoint[name].flatten()
+    return torch.equal(values, torch.arange(len(values), dtype=values.dtype))
+
+
+def summary(names: Iterable[str]) -> str:
+    """Names of tensors, in few words: first levels, and how many are below each."""
+    below = defaultdict(list)
+    for name in names:
+        below[name.split(".")[0]].append(name)
+    texts = (f"{k}.* ({len(v)})" if len(v) > 1 else v[0] for k, v in below.items())
+    return ", ".join(texts)
