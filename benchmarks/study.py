@@ -125,9 +125,9 @@ def table(found: Mapping[str, Sequence[Results]], command: str, against: str | N
     """One table of one row per variant under the bounds: over seeds if there are some.
 
     Args:
-        found: the runs of each variant, of the same seeds in the same order.
-        command: what made the table.
-        against: with several seeds, variant from which every other is also given as a difference.
+        found: The runs of each variant, of the same seeds in the same order.
+        command: What made the table.
+        against: With several seeds, variant from which every other is also given as a difference.
     """
     joined = []
     for runs in zip(*found.values(), strict=True):

@@ -16,7 +16,7 @@ class CheckedCallback(Callback):
         """Check what can be told before any file is opened.
 
         Raises:
-            InputError: the module or another callback does not go with this one.
+            InputError: The module or another callback does not go with this one.
         """
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:

@@ -20,10 +20,10 @@ class LwPTVMerge(MergeCallback):
     """Prune layers of the task vectors, then merge by any method; draw scores and masks.
 
     Args:
-        method: what merges the pruned task vectors; task arithmetic without one.
+        method: What merges the pruned task vectors; task arithmetic without one.
         prune: LwPTV with its hyperparameters.
-        name: row of the table and name of the file.
-        grid: hyperparameter of the method -> values to choose from on the held-out images.
+        name: Row of the table and name of the file.
+        grid: Hyperparameter of the method -> values to choose from on the held-out images.
     """
 
     def __init__(

@@ -18,8 +18,8 @@ class MTiesMerge(MergeCallback):
 
     Args:
         method: M-TIES with its hyperparameters.
-        name: row of the table and name of the file.
-        grid: hyperparameter -> values to choose from on the held-out images.
+        name: Row of the table and name of the file.
+        grid: Hyperparameter -> values to choose from on the held-out images.
     """
 
     def __init__(

@@ -36,14 +36,14 @@ class MergeCallback(CheckedCallback):
     experts and keep their own.
 
     Args:
-        method: a merge method, or a network method, with its hyperparameters.
-        name: row of the table and name of the file; the method's name without one.
-        grid: hyperparameter, such as `scale`, or that of a transform or of the method within, such
+        method: A merge method, or a network method, with its hyperparameters.
+        name: Row of the table and name of the file; the method's name without one.
+        grid: Hyperparameter, such as `scale`, or that of a transform or of the method within, such
             as `LwPTV.prune_ratio` -> values to try; the best on the held-out images is kept, so the
             reported number is measured on images that nothing was chosen on.
 
     Raises:
-        InputError: the grid names something that the method does not have, a value of it is out
+        InputError: The grid names something that the method does not have, a value of it is out
             of bounds, or (when fit begins) the run has no experts, the method cannot take its
             architecture, or the name is taken.
     """
@@ -86,7 +86,7 @@ class MergeCallback(CheckedCallback):
         """Check, and that what the method has learned elsewhere knows nothing of unseen tasks.
 
         Raises:
-            InputError: it does.
+            InputError: It does.
         """
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
@@ -171,9 +171,9 @@ class MergeCallback(CheckedCallback):
         """Return the merged weights.
 
         Args:
-            module: the run's, with base and experts.
-            method: what merges them.
-            given: what the method needs beside the weights, see `HeldOut.resources`.
+            module: The run's, with base and experts.
+            method: What merges them.
+            given: What the method needs beside the weights, see `HeldOut.resources`.
         """
         return method(module.base, module.experts, **given)
 

@@ -21,8 +21,8 @@ class TransformTaskVectors(CheckedCallback):
     Merging callbacks of the same run are not affected.
 
     Args:
-        transform: of the task vectors.
-        final_scale: what the learned coefficients of every layer are multiplied by at the end.
+        transform: Of the task vectors.
+        final_scale: What the learned coefficients of every layer are multiplied by at the end.
     """
 
     def __init__(self, transform: Transform, final_scale: float = 1.0) -> None:
@@ -57,7 +57,7 @@ class PruneTaskVectors(TransformTaskVectors):
 
     Args:
         prune: LwPTV with its hyperparameters.
-        rescale: multiply by eta; False is the paper's ablation.
+        rescale: Multiply by eta; False is the paper's ablation.
     """
 
     def __init__(self, prune: LwPTV | None = None, rescale: bool = True) -> None:
@@ -69,7 +69,7 @@ class TrimTaskVectors(TransformTaskVectors):
     """TIES in front of learning, which makes AdaMerging AdaMerging++.
 
     Args:
-        trim: trimming and election of signs with their hyperparameters.
+        trim: Trimming and election of signs with their hyperparameters.
     """
 
     def __init__(self, trim: TrimAndElect | None = None) -> None:

@@ -14,8 +14,8 @@ def copy_companions(base: Checkpoint, folder: Path) -> list[str]:
     """Copy the files that the base's folder has beside its weights.
 
     Args:
-        base: as opened.
-        folder: where they go; files of these names are replaced.
+        base: As opened.
+        folder: Where they go; files of these names are replaced.
 
     Returns:
         Their names.
@@ -38,9 +38,9 @@ def how_to_load(
     """Say in one line how merged weights are loaded; their names are those of the base's file.
 
     Args:
-        target: file or folder of the weights.
-        companions: names of the files beside them.
-        base: the base as opened; transformers renames what it reads from its own folders.
+        target: File or folder of the weights.
+        companions: Names of the files beside them.
+        base: The base as opened; transformers renames what it reads from its own folders.
     """
     if "config.json" in companions:
         return f"to load it: transformers.AutoModel.from_pretrained({str(target)!r})"

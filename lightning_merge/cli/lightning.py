@@ -67,8 +67,8 @@ class MergeCLI(LightningCLI):
     writes.
 
     Args:
-        args: the words after the program's name.
-        alone: this process runs by itself, whatever others the program has.
+        args: The words after the program's name.
+        alone: This process runs by itself, whatever others the program has.
     """
 
     def __init__(self, args: list[str], alone: bool = False) -> None:

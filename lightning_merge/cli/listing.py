@@ -27,12 +27,12 @@ def show(
     """Show methods, transforms, tasks and encoders, a line or two each.
 
     Args:
-        what: all, methods, transforms, tasks or encoders.
-        sort: order of the methods: by name, by what they need beside weights, the least first, or
+        what: All, methods, transforms, tasks or encoders.
+        sort: Order of the methods: by name, by what they need beside weights, the least first, or
             by how often they read the weights.
 
     Raises:
-        InputError: sort is given without methods.
+        InputError: Sort is given without methods.
     """
     if sort != "name" and what not in ("all", "methods"):
         raise InputError(f"sort={sort!r}: {what} are listed by name; leave it out")

@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
     """Run one command.
 
     Args:
-        arguments: the command and its options.
+        arguments: The command and its options.
 
     Returns:
         The exit code: 0, 2 for input that the user can mend, 130 after Ctrl-C, 143 after SIGTERM.

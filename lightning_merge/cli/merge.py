@@ -61,32 +61,32 @@ def merge_files(
     """Merge files into a file; in Python this is `lightning_merge.merge`.
 
     Args:
-        base: weights of the pretrained network: .safetensors, .pt, .ckpt, a Hub folder, or its
+        base: Weights of the pretrained network: .safetensors, .pt, .ckpt, a Hub folder, or its
             name on the Hub.
-        experts: file of each expert by task, as in --experts.mnist F --experts.cars F.
-        method: how to merge, as in --method Ties --method.density 0.2.
+        experts: File of each expert by task, as in --experts.mnist F --experts.cars F.
+        method: How to merge, as in --method Ties --method.density 0.2.
         output: .safetensors file to write; with max_shard_size, a folder.
-        overwrite: replace the output if it exists.
-        ignore: name or pattern, such as 'text.*', of tensors that take no part, or a list of
+        overwrite: Replace the output if it exists.
+        ignore: Name or pattern, such as 'text.*', of tensors that take no part, or a list of
             them: the base's are copied, the experts' left out. Names of an expert's file do as
             well as the base's.
         scope: "changed" tensors alone count in quantiles, ranks and masks, those that an expert
             has changed; "all" counts every tensor, as published code does.
-        jobs: number of processes that work on tensors at once; the result is the same.
-        max_shard_size: bytes per file, such as 5GB, of a folder with an index as on the Hub; the
+        jobs: Number of processes that work on tensors at once; the result is the same.
+        max_shard_size: Bytes per file, such as 5GB, of a folder with an index as on the Hub; the
             base's configuration and tokenizer files are copied into it.
-        dtype: type of the tensors that are merged; by default the one that holds all values of
+        dtype: Type of the tensors that are merged; by default the one that holds all values of
             base and experts, bfloat16 where all are float8. What is only copied keeps its own.
-        prefix: what the names of one network begin with in a file that holds several, by expert
+        prefix: What the names of one network begin with in a file that holds several, by expert
             or "base", as in --prefix.base model. --prefix.mnist ema.; other tensors of the file
             are left out. A prefix that all names of a file have need not be given.
-        resources: gives what the method needs beside weights, once all files have been found
+        resources: Gives what the method needs beside weights, once all files have been found
             to fit; without it, that has to be nothing.
-        resources: gives what the method needs beside weights, once all files have been found
+        resources: Gives what the method needs beside weights, once all files have been found
             to fit; without it, that has to be nothing.
 
     Raises:
-        InputError: a file is missing or unreadable, experts do not fit the base, the output
+        InputError: A file is missing or unreadable, experts do not fit the base, the output
             exists, the method lacks what it needs, or a value does not fit the type.
     """
     target, files = Path(output), {"base": base}
@@ -138,12 +138,12 @@ class _Found(NamedTuple):
     """What the files hold.
 
     Attributes:
-        opened: all of them.
-        whole: the base as it is stored.
-        base: what of it takes part.
-        experts: the same of each expert, under the base's names.
-        passed: names that no expert has, so that they take no part.
-        about: metadata that tell of the files.
+        opened: All of them.
+        whole: The base as it is stored.
+        base: What of it takes part.
+        experts: The same of each expert, under the base's names.
+        passed: Names that no expert has, so that they take no part.
+        about: Metadata that tell of the files.
     """
 
     opened: Collection[Checkpoint]

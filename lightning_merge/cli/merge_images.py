@@ -26,13 +26,13 @@ def merge(
     """Merge fine-tuned experts of one base into one checkpoint.
 
     Args:
-        experts: file of each expert by task, as in --experts.mnist F --experts.cars F.
-        encoder: network of the weights, for methods that run it.
-        data: tasks whose held-out images methods that need images may see; of the experts' tasks
+        experts: File of each expert by task, as in --experts.mnist F --experts.cars F.
+        encoder: Network of the weights, for methods that run it.
+        data: Tasks whose held-out images methods that need images may see; of the experts' tasks
             alone.
-        heads: file of the tasks' frozen heads, or one for each, for methods that need them.
-        device: what the network runs on, such as cpu or cuda:1; a CUDA GPU, where there is one.
-        options: see `merge_files`.
+        heads: File of the tasks' frozen heads, or one for each, for methods that need them.
+        device: What the network runs on, such as cpu or cuda:1; a CUDA GPU, where there is one.
+        options: See `merge_files`.
     """
     network_device = run_device(device)
 

@@ -44,19 +44,19 @@ def mergeability(
     sample, as in the paper, which few samples at which a layer gives next to nothing may dominate.
 
     Args:
-        base: weights of the pretrained network: .safetensors, .pt, .ckpt or a Hub folder.
-        experts: file of each expert by task, as in --experts.mnist F --experts.cars F.
-        encoder: network of the weights.
-        data: tasks whose held-out images are looked at, data.unlabelled_images in all, less those
+        base: Weights of the pretrained network: .safetensors, .pt, .ckpt or a Hub folder.
+        experts: File of each expert by task, as in --experts.mnist F --experts.cars F.
+        encoder: Network of the weights.
+        data: Tasks whose held-out images are looked at, data.unlabelled_images in all, less those
             of tasks without an expert.
-        layer_inputs: layers are compared at inputs from the "merged" network, the mean of all
+        layer_inputs: Layers are compared at inputs from the "merged" network, the mean of all
             experts, or from the "base".
-        device: what the network runs on, such as cpu or cuda:1; a CUDA GPU, where there is one.
-        output: folder for mergeability.json, nodes.png and pairwise.png.
-        overwrite: replace these files if they exist.
+        device: What the network runs on, such as cpu or cuda:1; a CUDA GPU, where there is one.
+        output: Folder for mergeability.json, nodes.png and pairwise.png.
+        overwrite: Replace these files if they exist.
 
     Raises:
-        InputError: a file is missing or unreadable, weights do not fit, the data has no task of the
+        InputError: A file is missing or unreadable, weights do not fit, the data has no task of the
             experts, there is no such device, or the output exists.
     """
     encoder.to(run_device(device))
@@ -153,9 +153,9 @@ def write(found: Mergeability, folder: Path, about: dict[str, Any]) -> None:
     """Write all numbers as JSON, and the figures, each whole or not at all.
 
     Args:
-        found: what was measured.
-        folder: where to; made if need be.
-        about: how it was measured, for the record.
+        found: What was measured.
+        folder: Where to; made if need be.
+        about: How it was measured, for the record.
     """
     write_text(folder / FILES[0], json.dumps({**about, **as_json(found)}, indent=1))
     nodes = {name: layer.all.node for name, layer in found.layers.items()}

@@ -42,7 +42,7 @@ class Parser(ArgumentParser):
         """Raise the message as an InputError.
 
         Raises:
-            UsageError: always.
+            UsageError: Always.
         """
         if unknown := re.match(r"unrecognized arguments: --(\S+?)(?:[= ]|$)", message):
             known = [option.removeprefix("--") for option in self._option_string_actions]
@@ -56,7 +56,7 @@ def explained(message: str) -> str:
     jsonargparse tells of every type that it has tried, and prints all values around the fault.
 
     Args:
-        message: jsonargparse's, or one in which it has wrapped others.
+        message: Jsonargparse's, or one in which it has wrapped others.
 
     Returns:
         The message itself where none of it is known.

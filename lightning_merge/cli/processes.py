@@ -37,7 +37,7 @@ def start(trainer: Trainer, work: Callable[[], Result]) -> Result:
     the run before. Processes of torchrun or srun are there already, and wait.
 
     Raises:
-        InputError: the work found bad input, or the trainer does not fit the processes.
+        InputError: The work found bad input, or the trainer does not fit the processes.
     """
     _check(trainer)
     if trainer.world_size == 1:

@@ -14,14 +14,14 @@ def report(
     """Write the mean and the spread over seeds of several runs of one config.
 
     Args:
-        runs: run folders, or their results.json; two or more, of different seeds.
-        output: markdown file to write.
-        against: candidate from which every other's average is also given as a difference, taken
+        runs: Run folders, or their results.json; two or more, of different seeds.
+        output: Markdown file to write.
+        against: Candidate from which every other's average is also given as a difference, taken
             run by run.
-        overwrite: replace the output if it exists.
+        overwrite: Replace the output if it exists.
 
     Raises:
-        InputError: a run has no results, runs do not compare, against is no candidate, or the
+        InputError: A run has no results, runs do not compare, against is no candidate, or the
             output exists.
     """
     target = Path(output)

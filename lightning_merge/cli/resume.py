@@ -20,7 +20,7 @@ class LastCheckpoint(ModelCheckpoint):
     A class of its own, so that a user's ModelCheckpoint does not share its state.
 
     Args:
-        folder: the run folder.
+        folder: The run folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -49,7 +49,7 @@ def check_given(path: str) -> None:
     """Check a checkpoint that the user names.
 
     Raises:
-        InputError: it is missing, none of Lightning's, or has diverged.
+        InputError: It is missing, none of Lightning's, or has diverged.
     """
     if path in ("best", "hpc") or path.startswith("registry"):
         raise InputError(
@@ -74,9 +74,9 @@ def obstacle(folder: RunFolder, trainer: Trainer, end_counts: bool) -> str | Non
     """Say why a run must not go on from its checkpoint; None if it may.
 
     Args:
-        folder: of the run, resolved; its checkpoint exists.
-        trainer: of the run.
-        end_counts: whether the steps of a run depend on where it ends.
+        folder: Of the run, resolved; its checkpoint exists.
+        trainer: Of the run.
+        end_counts: Whether the steps of a run depend on where it ends.
     """
     file, before, now = folder.last, folder.before, folder.now
     if record.learning(before) != record.learning(now):

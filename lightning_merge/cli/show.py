@@ -15,10 +15,10 @@ def show(results: Results, folder: Path, merged: Path, notes: Iterable[str]) -> 
     """Print what a run has found, and how its merged network is loaded.
 
     Args:
-        results: of its candidates.
-        folder: of the run.
-        merged: file of what the run itself has learned or chosen.
-        notes: one line each, below the table.
+        results: Of its candidates.
+        folder: Of the run.
+        merged: File of what the run itself has learned or chosen.
+        notes: One line each, below the table.
     """
     console = Console(markup=False, emoji=False)
     console.print(rich_table(results, width=console.width))

@@ -72,10 +72,10 @@ def check_options(options: Mapping[str, Any]) -> None:
     """Check what no Trainer is needed for.
 
     Args:
-        options: of the trainer, by name.
+        options: Of the trainer, by name.
 
     Raises:
-        InputError: a number is out of range, or options contradict each other or the run.
+        InputError: A number is out of range, or options contradict each other or the run.
     """
     for name, least in LEAST.items():
         value = options.get(name)
@@ -105,7 +105,7 @@ def check_callbacks(trainer: Trainer, module: TaskModule, data: MergeDataModule)
     """Check what fit asks of callbacks before images are read.
 
     Raises:
-        InputError: one monitors what is never logged, does not go with the module, or would have
+        InputError: One monitors what is never logged, does not go with the module, or would have
             the run go on from another checkpoint than its own; or nothing ends the run.
     """
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
@@ -162,13 +162,13 @@ def check_limits(trainer: Trainer, module: TaskModule, data: MergeDataModule, co
     """Check that the parts of the data that a command looks at are left with some batches.
 
     Args:
-        trainer: of the run.
-        module: what it runs.
-        data: loaded.
+        trainer: Of the run.
+        module: What it runs.
+        data: Loaded.
         command: "fit", "validate", "test" or "predict".
 
     Raises:
-        InputError: a limit leaves nothing, or validation waits for more batches than there are.
+        InputError: A limit leaves nothing, or validation waits for more batches than there are.
     """
     data.transductive = getattr(module, "transductive", False)
     measures = isinstance(module, CoefficientModule)

@@ -16,7 +16,7 @@ def tune(arguments: list[str]) -> None:
     """Run the command.
 
     Args:
-        arguments: the words after `tune`.
+        arguments: The words after `tune`.
     """
     about = inspect.cleandoc(Tune.__doc__ or "").partition("\n\nArgs:")[0]
     parser = Parser(prog=f"{program()} tune", description=about)

@@ -19,9 +19,9 @@ class _Given(NamedTuple):
     """An option, as two words or one with `=`; or another word.
 
     Attributes:
-        name: without its dashes; empty for another word.
+        name: Without its dashes; empty for another word.
         value: None where it has none.
-        words: as they were given.
+        words: As they were given.
     """
 
     name: str
@@ -39,10 +39,10 @@ def plain_words(arguments: Sequence[str]) -> list[str]:
     * `--max-shard-size`, `--dry-run`: options with dashes inside are those with underscores.
 
     Args:
-        arguments: the command and its options.
+        arguments: The command and its options.
 
     Raises:
-        InputError: an expert's name is given twice, or an option has no value.
+        InputError: An expert's name is given twice, or an option has no value.
     """
     others: list[str] = []
     experts: dict[str, str] = {}

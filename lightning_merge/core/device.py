@@ -9,10 +9,10 @@ def run_device(name: str | None = None) -> torch.device:
     """Return a device that tensors can be made on.
 
     Args:
-        name: as torch has it, such as "cpu" or "cuda:1"; without it a CUDA GPU, where there is one.
+        name: As torch has it, such as "cpu" or "cuda:1"; without it a CUDA GPU, where there is one.
 
     Raises:
-        InputError: it is unknown, or not there.
+        InputError: It is unknown, or not there.
     """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -21,6 +21,6 @@ def warn(message: str) -> None:
     """Tell of input that is taken, but perhaps not as it was meant.
 
     Args:
-        message: names the argument, its value, how it is taken and what to do otherwise.
+        message: Names the argument, its value, how it is taken and what to do otherwise.
     """
     warnings.warn(message, InputWarning, stacklevel=2)

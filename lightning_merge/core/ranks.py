@@ -24,8 +24,8 @@ class Ranks(NamedTuple):
     """The processes of one run; one that is alone needs no process group.
 
     Attributes:
-        rank: number of this process.
-        size: number of all processes.
+        rank: Number of this process.
+        size: Number of all processes.
     """
 
     rank: int = 0
@@ -42,8 +42,8 @@ class Ranks(NamedTuple):
         """Let process zero work while the others wait, and return its result to all.
 
         Raises:
-            AgreedError: process zero found bad input.
-            SystemExit: in the others, where process zero failed in any other way.
+            AgreedError: Process zero found bad input.
+            SystemExit: In the others, where process zero failed in any other way.
         """
         if self.size == 1:
             return work()
@@ -78,7 +78,7 @@ class Ranks(NamedTuple):
         Blocks may be nested.
 
         Raises:
-            AgreedError: with the message of the first process that found some.
+            AgreedError: With the message of the first process that found some.
         """
         if self.size == 1:
             yield

@@ -18,8 +18,8 @@ class Draws:
     processes change their images as one process would that had them all.
 
     Args:
-        generator: of the step; torch's own without.
-        ranks: the processes that share the step.
+        generator: Of the step; torch's own without.
+        ranks: The processes that share the step.
     """
 
     generator: torch.Generator | None = None
@@ -43,15 +43,15 @@ class Augment:
     Python call per image; here one grid_sample serves the batch.
 
     Args:
-        shift: largest shift, as a share of the side, in [0, 1].
-        scale: largest relative change of size, in [0, 1).
-        rotate: largest angle, in degrees, at least 0.
-        color: largest relative change of brightness, contrast and saturation, in [0, 1].
-        invert: probability of the negative of an image.
-        erase: probability of a grey rectangle of up to half the side.
+        shift: Largest shift, as a share of the side, in [0, 1].
+        scale: Largest relative change of size, in [0, 1).
+        rotate: Largest angle, in degrees, at least 0.
+        color: Largest relative change of brightness, contrast and saturation, in [0, 1].
+        invert: Probability of the negative of an image.
+        erase: Probability of a grey rectangle of up to half the side.
 
     Raises:
-        InputError: a value is out of range.
+        InputError: A value is out of range.
     """
 
     shift: float = 0.1
@@ -74,8 +74,8 @@ class Augment:
 
         Args:
             images: uint8 [n, 3, s, s].
-            mirror: also mirror half of the images.
-            draws: random numbers.
+            mirror: Also mirror half of the images.
+            draws: Random numbers.
 
         Returns:
             uint8 [n, 3, s, s].

@@ -15,7 +15,7 @@ def checked(task: str, split: str, examples: Examples) -> Examples:
     """Return the examples with composed class names (NFC), as Linux and Windows have them.
 
     Raises:
-        InputError: two names are one then, or a label is no number of a class.
+        InputError: Two names are one then, or a label is no number of a class.
     """
     names = tuple(map(composed, examples.classes))
     spelled = zip(examples.classes, names, strict=True)
@@ -37,12 +37,12 @@ def in_order_of(train: Sequence[str], task: str, test: Examples) -> Examples:
     """Return test examples with the classes of train, some of which may have no test image.
 
     Args:
-        train: the classes, in the order of the labels.
-        task: name of the task, for messages.
-        test: as `checked` returns them.
+        train: The classes, in the order of the labels.
+        task: Name of the task, for messages.
+        test: As `checked` returns them.
 
     Raises:
-        InputError: a class is in test alone.
+        InputError: A class is in test alone.
     """
     number = {name: i for i, name in enumerate(train)}
     if foreign := [name for name in test.classes if name not in number]:

@@ -44,39 +44,39 @@ class MergeDataModule(LightningDataModule):
     ones, as published protocols are. Their labels are -1 then, and splits.json says so.
 
     Args:
-        root: folder or file of the source; "" where the source needs none.
-        tasks: names of the tasks, two or more for merging; every task of the source if empty.
-        unseen: those of the tasks that are evaluated only: no image of theirs is fitted on.
-        source: layout of root: folders, torchvision, huggingface, drawn or pool; or task -> its
+        root: Folder or file of the source; "" where the source needs none.
+        tasks: Names of the tasks, two or more for merging; every task of the source if empty.
+        unseen: Those of the tasks that are evaluated only: no image of theirs is fitted on.
+        source: Layout of root: folders, torchvision, huggingface, drawn or pool; or task -> its
             own, of which `tasks` takes some or all.
-        roots: task -> a root of its own, where `source` is a mapping.
-        splits: folder of published lists of images (Training_01.txt and Testing_01.txt of SUN397;
+        roots: Task -> a root of its own, where `source` is a mapping.
+        splits: Folder of published lists of images (Training_01.txt and Testing_01.txt of SUN397;
             eurosat-train.txt, -val, -test; resisc45-train.txt, -val, -test), by which torchvision's
             undivided data sets are divided. Validation images belong to train, of which we
             hold out our own. Without lists we divide them, which every table marks.
-        fit_on: what `fit` sees: "train" (experts) or "coefficients" (merging).
-        validation_fraction: share of the train split held out, in (0, 1).
-        coefficient_fraction: share of the held-out images (of the test images, where the module
+        fit_on: What `fit` sees: "train" (experts) or "coefficients" (merging).
+        validation_fraction: Share of the train split held out, in (0, 1).
+        coefficient_fraction: Share of the held-out images (of the test images, where the module
             is transductive) that coefficients are fitted on, "1%", "5%" or any other percentage,
             "all", or a number in (0, 1].
-        duplicates: where a copy of a test image is in the train split: "error", or "drop" it
+        duplicates: Where a copy of a test image is in the train split: "error", or "drop" it
             from train. Copies are found by their bytes; an image encoded anew is another one.
-        batch_size: images per task, step and process of fit; of all tasks together, about, with
+        batch_size: Images per task, step and process of fit; of all tasks together, about, with
             sampling "proportional".
         sampling: "equal" draws as many images of every task; "proportional" to its size.
-        eval_batch_size: images per step and process of evaluation.
-        unlabelled_images: images, drawn evenly over seen tasks from the held-out ones, for
+        eval_batch_size: Images per step and process of evaluation.
+        unlabelled_images: Images, drawn evenly over seen tasks from the held-out ones, for
             methods that need unlabelled batches such as M-TIES.
-        split_seed: seed of the division; part of what a number means, so keep it.
-        num_workers: loader processes for images that are not kept in memory.
-        cache_gib: decoded images are kept in memory up to this size, by every process.
+        split_seed: Seed of the division; part of what a number means, so keep it.
+        num_workers: Loader processes for images that are not kept in memory.
+        cache_gib: Decoded images are kept in memory up to this size, by every process.
 
     Attributes:
-        seen: the tasks without the unseen ones.
-        transductive: whether `fit` draws test images, which the trainer's module says.
+        seen: The tasks without the unseen ones.
+        transductive: Whether `fit` draws test images, which the trainer's module says.
 
     Raises:
-        InputError: a value is out of range, or `fit_on` asks for test images.
+        InputError: A value is out of range, or `fit_on` asks for test images.
     """
 
     dividing: ClassVar[tuple[str, ...]] = (
@@ -163,10 +163,10 @@ class MergeDataModule(LightningDataModule):
         """Leave out all tasks but these, before any image is looked for.
 
         Args:
-            tasks: names; those that are none of `seen` do not count.
+            tasks: Names; those that are none of `seen` do not count.
 
         Raises:
-            InputError: no task is left.
+            InputError: No task is left.
         """
         kept = tuple(task for task in self.seen if task in tasks)
         if not kept:
@@ -182,11 +182,11 @@ class MergeDataModule(LightningDataModule):
         """Find the images of every task and divide them; every file is read once.
 
         Args:
-            test: also look at the test split; None: where the source means to have one (a
+            test: Also look at the test split; None: where the source means to have one (a
                 pool to pretrain on has none).
 
         Raises:
-            InputError: a task has no data, a file is evidently no whole image, or an image is
+            InputError: A task has no data, a file is evidently no whole image, or an image is
                 on both sides of a split.
         """
         for task in self.tasks:
@@ -211,11 +211,11 @@ class MergeDataModule(LightningDataModule):
         """Return the images of one part of a task, each decoded when it is first asked for.
 
         Args:
-            task: one of `tasks`.
+            task: One of `tasks`.
             part: "train", "validation", "coefficients" or "test".
 
         Raises:
-            InputError: there is no such task or part.
+            InputError: There is no such task or part.
         """
         one_of("tasks", task, self.tasks)
         one_of("part", part, PARTS)
@@ -250,7 +250,7 @@ class MergeDataModule(LightningDataModule):
         Which images of a task are drawn depends on the task, the seed and their number.
 
         Args:
-            seed: of the draw; other runs of the same splits may see other images.
+            seed: Of the draw; other runs of the same splits may see other images.
 
         Returns:
             Task -> uint8 [n, 3, s, s]; fewer than asked for where there are not as many.
@@ -280,7 +280,7 @@ class MergeDataModule(LightningDataModule):
         earlier fit was restricted to is forgotten.
 
         Raises:
-            InputError: see above, or a transductive module and `fit_on` "train".
+            InputError: See above, or a transductive module and `fit_on` "train".
         """
         module = self.trainer.lightning_module if self.trainer is not None else None
         self.preprocess = getattr(module, "preprocess", None) or self.preprocess
@@ -334,11 +334,11 @@ class MergeDataModule(LightningDataModule):
         `Batch.index` goes on counting within all of the task's images.
 
         Args:
-            task: one of `seen`.
+            task: One of `seen`.
             positions: int64 [n], positions in `images(task, fit_on)`, in any order.
 
         Raises:
-            InputError: the task is not fitted on, or no image of it is left, or there is none
+            InputError: The task is not fitted on, or no image of it is left, or there is none
                 at a position.
         """
         one_of("seen", task, self.seen)

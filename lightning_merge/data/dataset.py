@@ -35,15 +35,15 @@ class TaskImages(Dataset[Batch]):
     """Chosen examples of a task; a position gives a batch of one, several give theirs.
 
     Args:
-        examples: one split of a task.
+        examples: One split of a task.
         rows: int64 indices into it.
-        preprocess: of the encoder; its uint8 part runs here, once per image when cached.
-        cache: keep decoded images in memory.
-        name: for the progress shown.
+        preprocess: Of the encoder; its uint8 part runs here, once per image when cached.
+        cache: Keep decoded images in memory.
+        name: For the progress shown.
 
     Attributes:
         labels: int64 [n].
-        num_bytes: bytes that all decoded images take.
+        num_bytes: Bytes that all decoded images take.
     """
 
     def __init__(
@@ -87,10 +87,10 @@ class TaskImages(Dataset[Batch]):
         """Decode what is kept in memory, so that a broken image shows before long work.
 
         Args:
-            positions: of the images to decode; all without.
+            positions: Of the images to decode; all without.
 
         Raises:
-            InputError: an image cannot be decoded; the message names it.
+            InputError: An image cannot be decoded; the message names it.
         """
         if self.cache:
             chosen = range(len(self)) if positions is None else positions
@@ -113,7 +113,7 @@ class Unlabelled(Dataset[Batch]):
     """The same images at the same positions, with -1 for every label.
 
     Args:
-        images: whose labels nobody is to see; what they keep in memory serves both.
+        images: Whose labels nobody is to see; what they keep in memory serves both.
     """
 
     def __init__(self, images: TaskImages) -> None:
@@ -140,8 +140,8 @@ class SeededOrder(Sampler[int]):
 
     Args:
         positions: int64 [n], what is put in order.
-        seed: of the run.
-        name: of the task.
+        seed: Of the run.
+        name: Of the task.
     """
 
     def __init__(self, positions: Tensor, seed: int, name: str) -> None:
@@ -172,10 +172,10 @@ class Shares(DistributedSampler[list[int]]):
     Lightning would replace any other by one that repeats images.
 
     Args:
-        order: of all positions.
-        batch_size: positions per batch.
-        ranks: the processes.
-        drop_last: leave out what does not fill a batch of every process. Otherwise every
+        order: Of all positions.
+        batch_size: Positions per batch.
+        ranks: The processes.
+        drop_last: Leave out what does not fill a batch of every process. Otherwise every
             position occurs once, and processes whose batches have run out get an empty one, so
             that all take as many steps.
     """
@@ -236,13 +236,13 @@ def loader(
     """Return a loader of Batch tuples; images kept in memory need no worker processes.
 
     Args:
-        images: what to load.
-        batch_size: images per batch.
-        num_workers: processes that decode images which are not kept in memory.
-        order: of the positions; theirs without.
-        drop_last: leave out what is not a full batch for every process.
-        ranks: the processes that share the images, see `Shares`.
-        position: where to start.
+        images: What to load.
+        batch_size: Images per batch.
+        num_workers: Processes that decode images which are not kept in memory.
+        order: Of the positions; theirs without.
+        drop_last: Leave out what is not a full batch for every process.
+        ranks: The processes that share the images, see `Shares`.
+        position: Where to start.
     """
     workers = 0 if images.cache else num_workers
     shares = Shares(order or range(len(images)), batch_size, ranks, drop_last=drop_last)

@@ -37,11 +37,11 @@ def decode(data: bytes, where: str) -> Image.Image:
     * Of several frames or pages: the first.
 
     Args:
-        data: the file.
-        where: what to call it in messages.
+        data: The file.
+        where: What to call it in messages.
 
     Raises:
-        InputError: the bytes are no whole image, or one whose values have no stated range:
+        InputError: The bytes are no whole image, or one whose values have no stated range:
             floats, signed or 32-bit integers, and 16 bits of which the upper two are unused,
             where nobody can tell a dark image from one of 14, 12 or 10 bits.
     """

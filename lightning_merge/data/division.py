@@ -26,8 +26,8 @@ class Division:
     """The parts of tasks of one source; arguments as `MergeDataModule` documents them.
 
     Attributes:
-        classes: task -> names of its classes.
-        record: task -> what splits.json says of it.
+        classes: Task -> names of its classes.
+        record: Task -> what splits.json says of it.
     """
 
     def __init__(
@@ -138,10 +138,10 @@ class Division:
         """Write splits.json.
 
         Args:
-            path: the file.
-            tasks: what it is about.
-            unseen: those that are evaluated only.
-            transductive: those that are fitted on test images.
+            path: The file.
+            tasks: What it is about.
+            unseen: Those that are evaluated only.
+            transductive: Those that are fitted on test images.
         """
         tasks = list(tasks)
         names = [self.source.name_of(task) for task in tasks]

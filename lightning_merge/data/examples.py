@@ -27,12 +27,12 @@ class Examples:
     are not forked get them too.
 
     Args:
-        classes: class names in the order of the labels.
+        classes: Class names in the order of the labels.
         labels: int64 [n].
-        image: index -> RGB image; raises InputError where the file is no image.
-        content: index -> the bytes that identify an image, for duplicates between splits;
+        image: Index -> RGB image; raises InputError where the file is no image.
+        content: Index -> the bytes that identify an image, for duplicates between splits;
             raises InputError where they are evidently no whole image.
-        file: index -> the image's file, from the task's folder on; "" where it has none.
+        file: Index -> the image's file, from the task's folder on; "" where it has none.
     """
 
     classes: tuple[str, ...]
@@ -64,10 +64,10 @@ def encoded_examples(
     """Return examples that are encoded images.
 
     Args:
-        classes: class names in the order of the labels.
-        labels: one number per image.
-        read: index -> the encoded image.
-        where: index -> what to call the image in messages.
+        classes: Class names in the order of the labels.
+        labels: One number per image.
+        read: Index -> the encoded image.
+        where: Index -> what to call the image in messages.
     """
     return Examples(
         tuple(classes),
@@ -83,7 +83,7 @@ def array_examples(
     """Return examples that are pixels, grey [n, h, w] or RGB [n, h, w, 3], of uint8.
 
     Raises:
-        InputError: they are of another type, which does not say which value is white.
+        InputError: They are of another type, which does not say which value is white.
     """
     if pixels.dtype != np.uint8:
         raise InputError(f"images of {pixels.dtype}: convert them to uint8, of which 255 is white")

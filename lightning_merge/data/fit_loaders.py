@@ -15,7 +15,7 @@ class Drawn(NamedTuple):
     """What one task gives to fit.
 
     Attributes:
-        images: a part of the task.
+        images: A part of the task.
         positions: int64 [n], those of its images that are drawn.
     """
 
@@ -36,15 +36,15 @@ def fit_loaders(
     """Return one loader per task; an epoch ends with the longest, the others start over.
 
     Args:
-        tasks: name -> what is drawn.
-        batch_size: images per task, step and process; of all tasks together, about, where
+        tasks: Name -> what is drawn.
+        batch_size: Images per task, step and process; of all tasks together, about, where
             proportional.
-        proportional: draw more images of larger tasks, not as many of each.
-        seed: of the order of the images.
-        num_workers: see `loader`.
-        ranks: the processes that divide the images of an epoch; those of a task with fewer
+        proportional: Draw more images of larger tasks, not as many of each.
+        seed: Of the order of the images.
+        num_workers: See `loader`.
+        ranks: The processes that divide the images of an epoch; those of a task with fewer
             images than processes go to all.
-        position: where to start.
+        position: Where to start.
     """
     counts = {task: len(drawn.positions) for task, drawn in tasks.items()}
     sizes = sizes_of_steps(counts, batch_size, proportional, ranks)
@@ -67,8 +67,8 @@ class Size(NamedTuple):
     """What a process takes of a task for a step.
 
     Attributes:
-        size: images.
-        ranks: the processes that divide the task's images.
+        size: Images.
+        ranks: The processes that divide the task's images.
     """
 
     size: int
@@ -81,10 +81,10 @@ def sizes_of_steps(
     """Return what a process takes of every task for a step; arguments as in `fit_loaders`.
 
     Args:
-        counts: images of each task.
-        batch_size: images per task, or of all tasks together, about.
-        proportional: take more of larger tasks.
-        ranks: the processes.
+        counts: Images of each task.
+        batch_size: Images per task, or of all tasks together, about.
+        proportional: Take more of larger tasks.
+        ranks: The processes.
     """
     total, sizes = sum(counts.values()), {}
     for task, count in counts.items():

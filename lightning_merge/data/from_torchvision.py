@@ -30,11 +30,11 @@ class TorchvisionData(Source):
     them. Another set of files is divided anew.
 
     Args:
-        root: folder that holds the data sets.
-        splits: folder of the lists; none without.
+        root: Folder that holds the data sets.
+        splits: Folder of the lists; none without.
 
     Raises:
-        InputError: there is no list of any task in `splits`.
+        InputError: There is no list of any task in `splits`.
     """
 
     name = "torchvision"

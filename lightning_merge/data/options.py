@@ -26,7 +26,7 @@ def checked_names(tasks: Sequence[str], root: str) -> tuple[str, ...]:
     """Return the names of tasks in NFC; they name folders, modules and columns.
 
     Raises:
-        InputError: there are none, one is given twice, or one cannot be a name.
+        InputError: There are none, one is given twice, or one cannot be a name.
     """
     if isinstance(tasks, str):
         raise InputError(f"data.tasks={tasks!r} is one text; give a list: [{tasks}]")
@@ -50,7 +50,7 @@ def checked_unseen(unseen: Sequence[str], tasks: Sequence[str]) -> tuple[str, ..
     """Return the names of the tasks that are evaluated only, in the order of all tasks.
 
     Raises:
-        InputError: one is no task, or no task is left.
+        InputError: One is no task, or no task is left.
     """
     if isinstance(unseen, str):
         raise InputError(f"data.unseen={unseen!r} is one text; give a list: [{unseen}]")
@@ -71,7 +71,7 @@ def fraction(value: float | str) -> float:
     """Return a share given as a number, a percentage or "all".
 
     Raises:
-        InputError: the value is none of these, or out of (0, 1].
+        InputError: The value is none of these, or out of (0, 1].
     """
     text = {"all": "100%"}.get(str(value), str(value))
     try:

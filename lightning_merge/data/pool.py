@@ -20,7 +20,7 @@ class ImagePool(Source):
     comma-separated names of the metadata's `sources`.
 
     Raises:
-        InputError: root is no such file.
+        InputError: Root is no such file.
     """
 
     name = "pool"

@@ -19,12 +19,12 @@ def find_lists(
     """Return the lists of each split that are in a folder; nothing where it has none.
 
     Args:
-        task: name of the task, for messages.
-        named: split -> names of its lists, of which the first is needed.
-        folder: where they lie.
+        task: Name of the task, for messages.
+        named: Split -> names of its lists, of which the first is needed.
+        folder: Where they lie.
 
     Raises:
-        InputError: one of those that are needed is missing.
+        InputError: One of those that are needed is missing.
     """
     found = {s: [folder / n for n in names if (folder / n).is_file()] for s, names in named.items()}
     if not any(found.values()):
@@ -47,15 +47,15 @@ def listed_rows(
     out, and counted in a warning.
 
     Args:
-        task: name of the task, for messages.
-        files: all images of the data set, at least one.
-        lists: split -> files of names.
+        task: Name of the task, for messages.
+        files: All images of the data set, at least one.
+        lists: Split -> files of names.
 
     Returns:
         Split -> the rows of its images in `files`, ascending, int64 [n].
 
     Raises:
-        InputError: a list is unreadable or empty, or names what is not there, is there twice, or
+        InputError: A list is unreadable or empty, or names what is not there, is there twice, or
             is in another split.
     """
     top = os.path.commonpath([file.parent for file in files])
@@ -82,7 +82,7 @@ class _Places:
     """Paths of files, to be found by their last parts.
 
     Args:
-        paths: of each file, from the folder on that has them all.
+        paths: Of each file, from the folder on that has them all.
     """
 
     def __init__(self, paths: Sequence[tuple[str, ...]]) -> None:

@@ -10,8 +10,8 @@ class Position(NamedTuple):
     """Where fit stands when its loaders are made.
 
     Attributes:
-        epoch: the epoch that comes next, or goes on.
-        taken: batches of it that have been trained on.
+        epoch: The epoch that comes next, or goes on.
+        taken: Batches of it that have been trained on.
     """
 
     epoch: int = 0
@@ -50,8 +50,8 @@ def leave_open(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     count as not taken, since their gradients are lost.
 
     Args:
-        trainer: makes the checkpoint.
-        checkpoint: changed in place.
+        trainer: Makes the checkpoint.
+        checkpoint: Changed in place.
     """
     loop = trainer.fit_loop.epoch_loop
     taken = loop.batch_progress.current.ready

@@ -15,7 +15,7 @@ def count_images(data: MergeDataModule, stage: str) -> dict[str, int]:
     """Return the number of images of every task.
 
     Args:
-        data: loaded.
+        data: Loaded.
         stage: "train" (what `fit` draws from), "val", "test" or "predict".
     """
     if stage == "train":
@@ -29,9 +29,9 @@ def count_batches(data: MergeDataModule, stage: str, processes: int = 1) -> dict
     """Return the number of batches that a process has of every task, in an epoch or in a pass.
 
     Args:
-        data: loaded.
-        stage: see `count_images`.
-        processes: of the run.
+        data: Loaded.
+        stage: See `count_images`.
+        processes: Of the run.
     """
     images = count_images(data, stage)
     if stage != "train":

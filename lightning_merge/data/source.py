@@ -18,12 +18,12 @@ class Source(ABC):
     """A place that holds tasks; subclasses know one layout.
 
     Args:
-        root: folder or file that holds the tasks.
+        root: Folder or file that holds the tasks.
 
     Attributes:
-        name: what `data.source` calls it.
-        layout: where below data.root a task's images are expected, for messages.
-        takes_splits: whether `data.splits` is a second argument.
+        name: What `data.source` calls it.
+        layout: Where below data.root a task's images are expected, for messages.
+        takes_splits: Whether `data.splits` is a second argument.
     """
 
     name: ClassVar[str]
@@ -42,7 +42,7 @@ class Source(ABC):
         """Return the examples of `split` ("train" or "test") of a task.
 
         Raises:
-            InputError: the task or split is not here; the message says how to get it.
+            InputError: The task or split is not here; the message says how to get it.
         """
 
     def offers(self, task: str, split: str) -> bool:
@@ -61,7 +61,7 @@ class Source(ABC):
         """Return root, which has to be a folder.
 
         Raises:
-            InputError: it is not.
+            InputError: It is not.
         """
         root = Path(self.root)
         if not self.root or not root.is_dir():
@@ -74,7 +74,7 @@ class Source(ABC):
         """Return the path of a task below root, in whatever Unicode form the disk has its name.
 
         Raises:
-            InputError: root is not a folder, or has the name in two forms.
+            InputError: Root is not a folder, or has the name in two forms.
         """
         folder = self.folder()
         found = [path for path in folder.iterdir() if composed(path.name) == composed(task)]
@@ -98,7 +98,7 @@ class SourceOfEach(Source):
     """Tasks each of which has a source of its own.
 
     Args:
-        sources: task -> its source.
+        sources: Task -> its source.
     """
 
     def __init__(self, sources: Mapping[str, Source]) -> None:
@@ -156,13 +156,13 @@ def open_source(
     """Return the source called `name` at `root`, or one that has a source for each task.
 
     Args:
-        name: of the source; or task -> name.
-        root: folder or file.
-        roots: task -> its own root, where `name` is a mapping.
-        splits: folder of published lists, for sources that take them.
+        name: Of the source; or task -> name.
+        root: Folder or file.
+        roots: Task -> its own root, where `name` is a mapping.
+        splits: Folder of published lists, for sources that take them.
 
     Raises:
-        InputError: there is no source of that name, `roots` has a task that `name` has not, or
+        InputError: There is no source of that name, `roots` has a task that `name` has not, or
             no source takes lists.
     """
     roots = roots or {}

@@ -20,8 +20,8 @@ def stratified_indices(labels: Tensor, fraction: float, seed: int) -> Tensor:
 
     Args:
         labels: int64 [n].
-        fraction: share of every class to choose, in (0, 1).
-        seed: of the permutation.
+        fraction: Share of every class to choose, in (0, 1).
+        seed: Of the permutation.
 
     Returns:
         Sorted int64 indices of the chosen examples.
@@ -59,10 +59,10 @@ def divide(
 
     Args:
         labels: int64 [n].
-        hashes: one digest per image.
-        fraction: share of every class to hold out.
-        seed: of the division.
-        leave_out: digests of images that go to neither side.
+        hashes: One digest per image.
+        fraction: Share of every class to hold out.
+        seed: Of the division.
+        leave_out: Digests of images that go to neither side.
 
     Returns:
         Sorted int64 rows to train on, and rows held out.
@@ -106,11 +106,11 @@ def content_hashes(examples: Examples, what: str) -> list[str]:
     """Return one short digest per image; every image is read once.
 
     Args:
-        examples: the images.
-        what: their name, for the progress shown.
+        examples: The images.
+        what: Their name, for the progress shown.
 
     Raises:
-        InputError: an image is evidently broken.
+        InputError: An image is evidently broken.
     """
     rows = tracked(range(len(examples)), f"reading {what}")
     return [hashlib.blake2b(examples.content(i), digest_size=12).hexdigest() for i in rows]
@@ -127,8 +127,8 @@ def check_disjoint(task: str, parts: dict[str, list[str]]) -> None:
     """Raise InputError where the same image is in two parts of a task.
 
     Args:
-        task: name of the task, for the message.
-        parts: part name -> digests of its images.
+        task: Name of the task, for the message.
+        parts: Part name -> digests of its images.
     """
     seen: dict[str, str] = {}
     for part, hashes in parts.items():

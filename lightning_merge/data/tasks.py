@@ -18,11 +18,11 @@ class Undivided:
     """How a data set is divided that comes without test images of its own.
 
     Args:
-        test_share: share of each class that becomes test without lists; which images is fixed by
+        test_share: Share of each class that becomes test without lists; which images is fixed by
             the sorted paths (`splits.stratified_indices`).
-        train_lists: files of `data.splits` that name the published train images. The first is
+        train_lists: Files of `data.splits` that name the published train images. The first is
             needed; one of validation images counts as train, from which held-out ones are taken.
-        test_lists: files that name the published test images.
+        test_lists: Files that name the published test images.
     """
 
     test_share: float
@@ -40,11 +40,11 @@ class TorchvisionLayout:
     """Where torchvision keeps a data set.
 
     Args:
-        dataset: class of torchvision.datasets.
-        train: arguments that choose train images; several are put one after the other.
-        test: arguments that choose test images.
-        folder: folder to give to the class, below the root.
-        undivided: how to divide a data set that has no test images of its own.
+        dataset: Class of torchvision.datasets.
+        train: Arguments that choose train images; several are put one after the other.
+        test: Arguments that choose test images.
+        folder: Folder to give to the class, below the root.
+        undivided: How to divide a data set that has no test images of its own.
     """
 
     dataset: str
@@ -59,12 +59,12 @@ class HubLayout:
     """Where the Hugging Face Hub keeps a data set.
 
     Args:
-        path: repository.
-        config: name of its configuration, where it has several.
-        image: column of images.
-        label: column of labels.
-        train: name of the train split.
-        test: name of the test split.
+        path: Repository.
+        config: Name of its configuration, where it has several.
+        image: Column of images.
+        label: Column of labels.
+        train: Name of the train split.
+        test: Name of the test split.
     """
 
     path: str = ""
@@ -80,21 +80,21 @@ class TaskSpec:
     """What is known of a task beside its images; every field but the name has a default.
 
     Args:
-        name: the task's name in configs, folders and tables.
-        title: its name in papers.
-        classes: number of classes of the full data set.
-        mirror: a mirrored image keeps its class (false for digits and traffic signs).
-        templates: prompts of zero-shot heads, with {} where a class goes.
-        words: class name (a number without leading zeros) -> its words in a prompt, where
+        name: The task's name in configs, folders and tables.
+        title: Its name in papers.
+        classes: Number of classes of the full data set.
+        mirror: A mirrored image keeps its class (false for digits and traffic signs).
+        templates: Prompts of zero-shot heads, with {} where a class goes.
+        words: Class name (a number without leading zeros) -> its words in a prompt, where
             `word` does not find them by itself.
-        names: class names in the order of the full data set's labels, which is also that of the
+        names: Class names in the order of the full data set's labels, which is also that of the
             rows of published heads.
-        prompt_names: the same classes in the words of published prompts, where they are others.
-        lead: regular expression of what the data set puts in front of a class name.
-        torchvision: the layout that source "torchvision" reads.
-        hub: the layout that source "huggingface" reads.
-        aliases: other names of the task.
-        obtain: how to get the data, and on what terms.
+        prompt_names: The same classes in the words of published prompts, where they are others.
+        lead: Regular expression of what the data set puts in front of a class name.
+        torchvision: The layout that source "torchvision" reads.
+        hub: The layout that source "huggingface" reads.
+        aliases: Other names of the task.
+        obtain: How to get the data, and on what terms.
     """
 
     name: str
@@ -139,8 +139,8 @@ class TaskSpec:
         folders and published prompts spell them: "/a/abbey", "a_abbey" and "abbey".
 
         Args:
-            stored: class names of a head.
-            wanted: class names of the data.
+            stored: Class names of a head.
+            wanted: Class names of the data.
 
         Returns:
             Positions in `stored`, one for each name in `wanted`; None where the classes are others.

@@ -10,18 +10,18 @@ class Candidate:
     """Weights that take part in the comparison.
 
     Args:
-        name: row of the table.
-        weights: one file for all tasks, of weights or of a network of a network method, or one
+        name: Row of the table.
+        weights: One file for all tasks, of weights or of a network of a network method, or one
             of weights per task (the individual experts).
-        figure: file of a picture of them, if there is one.
-        seconds: time that merging or learning took.
-        peak_memory: bytes that making them took at the most, where they were measured.
-        extra_parameters: numbers stored beside those of one network.
-        inference_cost: passes of the base that an image takes.
-        note: what a reader of the number must know.
-        bound: not a merged network: base, individual experts.
-        transductive: unlabelled test images took part in making them.
-        options: candidates to choose from on the validation split, by what distinguishes them;
+        figure: File of a picture of them, if there is one.
+        seconds: Time that merging or learning took.
+        peak_memory: Bytes that making them took at the most, where they were measured.
+        extra_parameters: Numbers stored beside those of one network.
+        inference_cost: Passes of the base that an image takes.
+        note: What a reader of the number must know.
+        bound: Not a merged network: base, individual experts.
+        transductive: Unlabelled test images took part in making them.
+        options: Candidates to choose from on the validation split, by what distinguishes them;
             the best one's files take the places of `weights` and `figure`, and what it took
             that of the others.
     """
@@ -52,9 +52,9 @@ def bounds(
     """Return the rows that enclose every merged network.
 
     Args:
-        base: the pretrained network.
-        experts: task -> its expert.
-        multi_task: one network trained on all tasks together, if there is one.
+        base: The pretrained network.
+        experts: Task -> its expert.
+        multi_task: One network trained on all tasks together, if there is one.
     """
     files = (base, experts, multi_task)
     notes = (

@@ -122,8 +122,8 @@ def lwptv_figure(
 
     Args:
         scores: [K, L], mean distance of a task vector from the mean task vector.
-        masks: bool [K, L], layers that each task keeps.
-        shared: bool [L], layers that any task keeps.
+        masks: Bool [K, L], layers that each task keeps.
+        shared: Bool [L], layers that any task keeps.
         tasks: K names.
         layers: L names, in network order.
         path: PNG to write, whole or not at all.

@@ -44,7 +44,7 @@ class MaskedNetwork(TaskNetwork):
         network: The base.
         unified: The task vector of all tasks, flattened over `shapes`, [d].
         masks: One bit per entry, packed, [K, d / 8].
-        rescalers: lambda [K].
+        rescalers: Lambda [K].
         statistics: BatchNorm statistics by task, flattened, [K, s].
     """
 
@@ -183,7 +183,7 @@ class EMR(NetworkMethod):
         """Fill in the unified task vector and the masks, a tile at a time.
 
         Returns:
-            sum |tau_k| and sum |M_k tau| of every task k, [2, K], weighted as `rescale` says.
+            Sum |tau_k| and sum |M_k tau| of every task k, [2, K], weighted as `rescale` says.
         """
         amounts, first = torch.zeros(2, len(vectors), dtype=torch.float64), 0
         for name, shape in network.shapes.items():

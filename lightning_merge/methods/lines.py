@@ -141,7 +141,7 @@ def block_depths(names: Sequence[str]) -> dict[str, float]:
         names: Of all tensors.
 
     Returns:
-        b / (B - 1) for tensors of block b of B, in the order of `names`; no other names.
+        B / (B - 1) for tensors of block b of B, in the order of `names`; no other names.
     """
     numbers: dict[str, set[int]] = defaultdict(set)
     for name in names:

@@ -37,7 +37,7 @@ class MDare(RankedByMLoss):
             all that are found by default.
         node_order: "loss", or a control: "random" ranks, "uniform" probability
             keep - spread / 2, "reversed" ranks.
-        activation: gelu, gelu_tanh, quick_gelu, relu, silu or tanh in place of the model's
+        activation: Gelu, gelu_tanh, quick_gelu, relu, silu or tanh in place of the model's
             own; required for named layers whose activation is no module.
         seed: Of what is kept, and of the random ranks.
         transforms: Applied to the task vectors first; the M-Loss is then that of the

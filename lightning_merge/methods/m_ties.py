@@ -204,7 +204,7 @@ class MTies(RankedByMLoss):
             all that are found by default.
         node_order: "loss", or a control: "random" ranks, "uniform" ratio keep - spread / 2,
             "reversed" ranks.
-        activation: gelu, gelu_tanh, quick_gelu, relu, silu or tanh in place of the model's
+        activation: Gelu, gelu_tanh, quick_gelu, relu, silu or tanh in place of the model's
             own; required for named layers whose activation is no module.
         combine: Disjoint "mean" or "sum".
         scale: Factor of the update.

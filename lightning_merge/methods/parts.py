@@ -41,7 +41,7 @@ def with_values(method: Part, values: Mapping[str, Any]) -> Part:
     """The method with other hyperparameters.
 
     Args:
-        method: has the others.
+        method: Has the others.
         values: By name, see `hyperparameters`.
     """
 

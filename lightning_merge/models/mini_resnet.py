@@ -33,13 +33,13 @@ class MiniResNet(Encoder):
     here, as their networks for 32-pixel images have it.
 
     Args:
-        image_size: side of the square input, in pixels.
-        channels: of the four stages; the first is even. The last is the width of the features.
-        layers: blocks of each stage. All stages but the first halve the side.
-        weights: checkpoint to start from; random weights without one.
+        image_size: Side of the square input, in pixels.
+        channels: Of the four stages; the first is even. The last is the width of the features.
+        layers: Blocks of each stage. All stages but the first halve the side.
+        weights: Checkpoint to start from; random weights without one.
 
     Raises:
-        InputError: there are not four stages, one is empty, or the first has odd channels.
+        InputError: There are not four stages, one is empty, or the first has odd channels.
     """
 
     def __init__(

@@ -18,10 +18,10 @@ class ConvStem(nn.Module):
     Group normalisation with one group has no running statistics, so all of the stem merges.
 
     Args:
-        channels: output channels of each 3x3 convolution.
-        strides: stride of each; their product divides the image size.
-        embed_dim: width of the tokens.
-        img_size: side of the square image, in pixels.
+        channels: Output channels of each 3x3 convolution.
+        strides: Stride of each; their product divides the image size.
+        embed_dim: Width of the tokens.
+        img_size: Side of the square image, in pixels.
     """
 
     def __init__(
@@ -54,16 +54,16 @@ class MiniViT(Encoder):
     The defaults have 3.2 M parameters and 16 tokens for a 32-pixel image.
 
     Args:
-        image_size: side of the square input, in pixels.
-        width: width of the tokens.
-        depth: number of transformer blocks.
-        num_heads: attention heads per block.
-        channels: output channels of the stem's convolutions.
-        strides: strides of the stem's convolutions.
-        weights: checkpoint to start from; random weights without one.
+        image_size: Side of the square input, in pixels.
+        width: Width of the tokens.
+        depth: Number of transformer blocks.
+        num_heads: Attention heads per block.
+        channels: Output channels of the stem's convolutions.
+        strides: Strides of the stem's convolutions.
+        weights: Checkpoint to start from; random weights without one.
 
     Raises:
-        InputError: where channels and strides differ in length or heads do not divide the width.
+        InputError: Where channels and strides differ in length or heads do not divide the width.
     """
 
     def __init__(

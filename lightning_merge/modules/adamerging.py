@@ -28,20 +28,20 @@ class AdaMerging(CoefficientModule):
     Reference: Yang et al. 2024, "AdaMerging", equations 2 to 4.
 
     Args:
-        encoder: architecture of the base and the experts.
-        zoo: files of base, experts and heads.
-        name: of the merged network in tables and files.
-        level: one coefficient per task and layer, or per task.
-        prior: coefficient at the start, between 0 and 1.
-        learning_rate: of Adam.
-        transductive: learn from the unlabelled test images, as published, in place of held-out
+        encoder: Architecture of the base and the experts.
+        zoo: Files of base, experts and heads.
+        name: Of the merged network in tables and files.
+        level: One coefficient per task and layer, or per task.
+        prior: Coefficient at the start, between 0 and 1.
+        learning_rate: Of Adam.
+        transductive: Learn from the unlabelled test images, as published, in place of held-out
             ones. Every table marks the result, which then is no estimate for new images.
-        transforms: applied to the task vectors before learning.
-        offload: keep the task vectors in the host's memory.
-        batch_norm: see `CoefficientModule`.
+        transforms: Applied to the task vectors before learning.
+        offload: Keep the task vectors in the host's memory.
+        batch_norm: See `CoefficientModule`.
 
     Raises:
-        InputError: an option is out of range or files do not fit.
+        InputError: An option is out of range or files do not fit.
     """
 
     end_counts: ClassVar[bool] = False

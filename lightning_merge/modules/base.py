@@ -37,9 +37,9 @@ class Measured(NamedTuple):
     """What one pass over a part of the data found.
 
     Attributes:
-        accuracy: fraction of right answers by task.
-        samples: number of images that were really looked at, by task.
-        images: number of images that there are to look at, by task.
+        accuracy: Fraction of right answers by task.
+        samples: Number of images that were really looked at, by task.
+        images: Number of images that there are to look at, by task.
     """
 
     accuracy: dict[str, float]
@@ -74,12 +74,12 @@ class TaskModule(LightningModule):
     Processes count their own images; the counts are added up when a pass ends.
 
     Args:
-        encoder: image encoder whose backbone is trained or merged.
+        encoder: Image encoder whose backbone is trained or merged.
 
     Attributes:
-        measured: part of the data ("train", "val", "test") -> its last pass.
-        strategies: how the network may lie on several devices.
-        end_counts: whether steps of training depend on where it ends, as by a learning rate that
+        measured: Part of the data ("train", "val", "test") -> its last pass.
+        strategies: How the network may lie on several devices.
+        end_counts: Whether steps of training depend on where it ends, as by a learning rate that
             decays until then.
     """
 
@@ -117,12 +117,12 @@ class TaskModule(LightningModule):
         """Check what can be told before any file is opened.
 
         Args:
-            trainer: what will run the module.
-            tasks: names of the tasks, without those that are evaluated only.
+            trainer: What will run the module.
+            tasks: Names of the tasks, without those that are evaluated only.
             stage: "fit", "validate", "test" or "predict".
 
         Raises:
-            InputError: the trainer would lay the network out, or store it, as this module cannot
+            InputError: The trainer would lay the network out, or store it, as this module cannot
                 use it.
         """
         if not isinstance(trainer.strategy, self.strategies):
@@ -141,8 +141,8 @@ class TaskModule(LightningModule):
         """Return the names of the metrics that callbacks of `fit` may watch.
 
         Args:
-            seen: names of the tasks that are trained on.
-            validated: names of those that are validated on; none without validation.
+            seen: Names of the tasks that are trained on.
+            validated: Names of those that are validated on; none without validation.
         """
         names = ["train/loss", *(f"train/{task}" for task in seen), "train/average"]
         return [*names, *(f"val/{task}" for task in validated), *["val/average"][: len(validated)]]
@@ -151,7 +151,7 @@ class TaskModule(LightningModule):
         """Check all that is needed, and get it, in every process or in none.
 
         Raises:
-            InputError: see `check` and `prepare`.
+            InputError: See `check` and `prepare`.
         """
         with self.ranks.agreed():
             self.check(self.trainer, self.data.seen, stage)
@@ -162,7 +162,7 @@ class TaskModule(LightningModule):
         """Load the state of a checkpoint.
 
         Raises:
-            InputError: it is another module's.
+            InputError: It is another module's.
         """
         with self.ranks.agreed():
             try:
@@ -185,7 +185,7 @@ class TaskModule(LightningModule):
         """Check that training has not diverged, before anything is saved.
 
         Raises:
-            InputError: it has.
+            InputError: It has.
         """
         with self.ranks.agreed():
             if name := first_not_finite(self.learned()):
@@ -227,7 +227,7 @@ class TaskModule(LightningModule):
         """Make one accuracy per task and part of the data; a subclass adds what it needs.
 
         Raises:
-            InputError: a task has a single class.
+            InputError: A task has a single class.
         """
         for task in self.data.tasks:
             classes = len(self.data.classes[task])
@@ -247,7 +247,7 @@ class TaskModule(LightningModule):
         """Take the frozen heads of the tasks from their files.
 
         Raises:
-            InputError: see `fitting_heads`.
+            InputError: See `fitting_heads`.
         """
         self.heads.update(fitting_heads(files, self.data, self.encoder))
 
@@ -255,7 +255,7 @@ class TaskModule(LightningModule):
         """Check that the checkpoint's heads are of the data's classes.
 
         Raises:
-            InputError: they are of others, or in another order.
+            InputError: They are of others, or in another order.
         """
         if "classes" not in checkpoint:
             warn("the checkpoint does not name its classes: they are taken to be the data's")

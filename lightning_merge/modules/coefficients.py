@@ -45,23 +45,23 @@ class CoefficientModule(TaskModule):
     Tasks that the data module calls unseen have a head and are measured, no more.
 
     Args:
-        encoder: architecture of the base and the experts.
-        zoo: files of base, experts and heads.
-        name: of the merged network in tables and files.
-        level: one coefficient per task and layer, or per task.
-        transforms: applied to the task vectors before learning.
-        offload: keep the task vectors in the host's memory and send a tensor's to the device
+        encoder: Architecture of the base and the experts.
+        zoo: Files of base, experts and heads.
+        name: Of the merged network in tables and files.
+        level: One coefficient per task and layer, or per task.
+        transforms: Applied to the task vectors before learning.
+        offload: Keep the task vectors in the host's memory and send a tensor's to the device
             when it is merged, for experts that do not fit there together.
-        batch_norm: where the network has BatchNorm: "recalibrate" its statistics on held-out
+        batch_norm: Where the network has BatchNorm: "recalibrate" its statistics on held-out
             images after every merge (a step of learning then uses those of its batch), or
             "average" those of the experts; "both" measures every merged network either way.
 
     Attributes:
-        candidates: what the run compares, by name; merging callbacks add theirs.
-        held_out: the unlabelled images that methods and BatchNorm may see, once it is set up.
-        final_scale: what the learned coefficients are multiplied by.
-        seconds: time spent learning.
-        transductive: whether it learns from unlabelled test images.
+        candidates: What the run compares, by name; merging callbacks add theirs.
+        held_out: The unlabelled images that methods and BatchNorm may see, once it is set up.
+        final_scale: What the learned coefficients are multiplied by.
+        seconds: Time spent learning.
+        transductive: Whether it learns from unlabelled test images.
     """
 
     learner: nn.Module
@@ -113,12 +113,12 @@ class CoefficientModule(TaskModule):
         """Have the task vectors transformed, after all transforms so far, before learning.
 
         Args:
-            transform: of the task vectors.
-            final_scale: what the learned coefficients are multiplied by, where there is one for
+            transform: Of the task vectors.
+            final_scale: What the learned coefficients are multiplied by, where there is one for
                 every layer.
 
         Raises:
-            InputError: the task vectors are stacked already, without it.
+            InputError: The task vectors are stacked already, without it.
         """
         if hasattr(self, "learner"):
             if transform not in self.transforms:
@@ -168,7 +168,7 @@ class CoefficientModule(TaskModule):
         """Check what can be told before any file is opened.
 
         Raises:
-            InputError: fewer than two tasks, weights would be in another precision, networks are
+            InputError: Fewer than two tasks, weights would be in another precision, networks are
                 sharded over devices, or the name is taken.
         """
         super().check(trainer, tasks, stage)
@@ -187,7 +187,7 @@ class CoefficientModule(TaskModule):
         """Open the zoo, stack the task vectors and make the learner.
 
         Raises:
-            InputError: files are missing or do not fit.
+            InputError: Files are missing or do not fit.
         """
         super().prepare(stage)
         if stage == "fit" and self.data.fit_on == "train":
@@ -234,7 +234,7 @@ class CoefficientModule(TaskModule):
         """Load the learner's state, strictly.
 
         Raises:
-            InputError: it is another learner's.
+            InputError: It is another learner's.
         """
         self._merged = None
         state = {name.removeprefix("learner."): value for name, value in state_dict.items()}

@@ -44,15 +44,15 @@ def compare(
     from. The accuracies do not depend on the number of processes.
 
     Args:
-        trainer: runs the evaluation; any number of devices. It loses its loggers, its profiler and
+        trainer: Runs the evaluation; any number of devices. It loses its loggers, its profiler and
             its bar.
-        evaluate: encoder and heads.
-        data: the tasks.
-        candidates: name -> what to measure.
-        folder: run folder.
-        seed: of the run, for the record.
-        command: that made the run, for the record.
-        notes: sentences under the table.
+        evaluate: Encoder and heads.
+        data: The tasks.
+        candidates: Name -> what to measure.
+        folder: Run folder.
+        seed: Of the run, for the record.
+        command: That made the run, for the record.
+        notes: Sentences under the table.
 
     Returns:
         The accuracies.

@@ -30,9 +30,9 @@ class Teacher:
     """A trained expert: an encoder, its weights, and the heads it was trained with.
 
     Args:
-        encoder: architecture, with the preprocessing of its own.
-        weights: file of the backbone's weights.
-        heads: file of heads, one for every task that is distilled, or a file for each.
+        encoder: Architecture, with the preprocessing of its own.
+        weights: File of the backbone's weights.
+        heads: File of heads, one for every task that is distilled, or a file for each.
     """
 
     encoder: Encoder
@@ -55,12 +55,12 @@ def distillation_loss(
     architectures"). T^2 keeps the size of the second gradient whatever the temperature.
 
     Args:
-        student: logits [n, C]; gradients flow into them alone.
-        teacher: logits [n, C].
-        labels: classes y [n].
-        alpha: a, in [0, 1].
+        student: Logits [n, C]; gradients flow into them alone.
+        teacher: Logits [n, C].
+        labels: Classes y [n].
+        alpha: A, in [0, 1].
         temperature: T, above 0.
-        label_smoothing: of the cross-entropy.
+        label_smoothing: Of the cross-entropy.
     """
     hard = F.cross_entropy(student, labels, label_smoothing=label_smoothing)
     soft = F.kl_div(
@@ -82,17 +82,17 @@ class Distill(FineTune):
     class stands for the true one, which is then used in no loss.
 
     Args:
-        encoder: architecture of the student.
-        output: file that receives the student's backbone.
-        teacher: who is learned from.
-        heads: file of the student's frozen heads, or one for each task.
-        alpha: weight of the cross-entropy; the divergence has what remains.
-        temperature: of the divergence.
-        labels: of the cross-entropy.
-        options: those of FineTune.
+        encoder: Architecture of the student.
+        output: File that receives the student's backbone.
+        teacher: Who is learned from.
+        heads: File of the student's frozen heads, or one for each task.
+        alpha: Weight of the cross-entropy; the divergence has what remains.
+        temperature: Of the divergence.
+        labels: Of the cross-entropy.
+        options: Those of FineTune.
 
     Raises:
-        InputError: an option is out of range, files do not fit, or see FineTune.
+        InputError: An option is out of range, files do not fit, or see FineTune.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Distill(FineTune):
         """Check what can be told before any file is opened.
 
         Raises:
-            InputError: as `FineTune.check`, or the teacher's heads are missing.
+            InputError: As `FineTune.check`, or the teacher's heads are missing.
         """
         super().check(trainer, tasks, stage)
         check_heads("model.teacher.heads", self.teacher.heads, tasks)

@@ -16,7 +16,7 @@ def first_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
     Costs a sum over each tensor, and waits for a GPU once.
 
     Args:
-        tensors: on one device, by name.
+        tensors: On one device, by name.
 
     Returns:
         As in "blocks.0.weight (NaN)"; None where all are finite.

@@ -20,9 +20,9 @@ class Evaluate(TaskModule):
     Heads are frozen.
 
     Args:
-        encoder: architecture of the weights.
-        heads: file of the heads of the tasks, or one for each, see `Zoo`.
-        weights: file of weights, or of a network as `save_network` writes it, for all tasks; or a
+        encoder: Architecture of the weights.
+        heads: File of the heads of the tasks, or one for each, see `Zoo`.
+        weights: File of weights, or of a network as `save_network` writes it, for all tasks; or a
             mapping from task to file.
     """
 

@@ -43,24 +43,24 @@ class FineTune(TaskModule):
     output is whole.
 
     Args:
-        encoder: network to train.
-        output: file that receives the backbone's weights (safetensors).
-        base: weights to start from; those of the encoder itself without.
-        heads: file of frozen heads of the tasks, or one for each, see `Zoo`.
-        learning_rate: of AdamW, after the warm-up and before the cosine decay.
-        weight_decay: of AdamW, for matrices only.
-        warmup: share of the steps with a rising learning rate.
-        label_smoothing: of the cross-entropy.
-        augment: random changes of the training images.
-        update_statistics: let BatchNorm normalise by each batch of each process, and keep the
+        encoder: Network to train.
+        output: File that receives the backbone's weights (safetensors).
+        base: Weights to start from; those of the encoder itself without.
+        heads: File of frozen heads of the tasks, or one for each, see `Zoo`.
+        learning_rate: Of AdamW, after the warm-up and before the cosine decay.
+        weight_decay: Of AdamW, for matrices only.
+        warmup: Share of the steps with a rising learning rate.
+        label_smoothing: Of the cross-entropy.
+        augment: Random changes of the training images.
+        update_statistics: Let BatchNorm normalise by each batch of each process, and keep the
             running statistics of process zero, as pretraining has to. Without, the network is
             trained with the statistics that it starts with.
         storage: "float32", "float16" or "bfloat16" of the output file.
-        metadata: written into the output file.
-        overwrite: replace the output if it exists.
+        metadata: Written into the output file.
+        overwrite: Replace the output if it exists.
 
     Raises:
-        InputError: an unknown storage, a number out of range, heads that lack a task, or an
+        InputError: An unknown storage, a number out of range, heads that lack a task, or an
             output that exists.
     """
 
@@ -113,7 +113,7 @@ class FineTune(TaskModule):
         """Check what can be told before any file is opened.
 
         Raises:
-            InputError: the output exists, heads are missing, the trainer's strategy does not fit,
+            InputError: The output exists, heads are missing, the trainer's strategy does not fit,
                 or its end is not known.
         """
         super().check(trainer, tasks, stage)
@@ -252,7 +252,7 @@ class FineTune(TaskModule):
         """Return a tensor of the state as it is stored.
 
         Raises:
-            InputError: the type of storage cannot hold it.
+            InputError: The type of storage cannot hold it.
         """
         if not tensor.is_floating_point():
             return tensor

@@ -26,7 +26,7 @@ def head_file(heads: HeadFiles, task: str) -> str:
     """Return the file that holds a task's head.
 
     Raises:
-        InputError: a mapping lacks the task.
+        InputError: A mapping lacks the task.
     """
     if isinstance(heads, str) and not by_task(heads):
         return heads
@@ -42,12 +42,12 @@ def check_heads(option: str, heads: HeadFiles, tasks: Sequence[str]) -> None:
     """Check that the files of heads are there.
 
     Args:
-        option: that names them, for messages.
-        heads: their files.
-        tasks: whose heads are needed.
+        option: That names them, for messages.
+        heads: Their files.
+        tasks: Whose heads are needed.
 
     Raises:
-        InputError: one is missing.
+        InputError: One is missing.
     """
     for file in head_files(heads, tasks):
         if not hub.exists(file):
@@ -69,7 +69,7 @@ def open_heads(heads: HeadFiles, tasks: Sequence[str]) -> Mapping[str, Head]:
     """Read the heads of some tasks; of one file, all heads that it holds.
 
     Raises:
-        InputError: a file is missing, unreadable or not one of heads, or lacks its task.
+        InputError: A file is missing, unreadable or not one of heads, or lacks its task.
     """
     if isinstance(heads, str) and not by_task(heads):
         return load_heads(heads)
@@ -83,12 +83,12 @@ def fitting_heads(heads: HeadFiles, data: MergeDataModule, encoder: Encoder) -> 
     table knows those of its tasks, and the order of any other task is taken to be the data's.
 
     Args:
-        heads: their files.
-        data: the tasks, loaded.
-        encoder: what makes the features.
+        heads: Their files.
+        data: The tasks, loaded.
+        encoder: What makes the features.
 
     Raises:
-        InputError: a file cannot be read, or a head is missing, does not fit, has other classes
+        InputError: A file cannot be read, or a head is missing, does not fit, has other classes
             or none that are named.
     """
     found = open_heads(heads, data.tasks)

@@ -24,9 +24,9 @@ class HeldOut:
     They are drawn once, by the run's seed, when they are first asked for.
 
     Args:
-        encoder: the network; its device is that of the images.
-        data: the tasks.
-        heads: frozen head of every task.
+        encoder: The network; its device is that of the images.
+        data: The tasks.
+        heads: Frozen head of every task.
     """
 
     def __init__(

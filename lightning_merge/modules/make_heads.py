@@ -23,10 +23,10 @@ def make_heads(
     Heads from features see the base's features of the train part alone.
 
     Args:
-        zoo: names the base, the kind of head and the text tower.
-        encoder: architecture of the base; its weights are replaced by the base's.
-        data: where the tasks are, with `preprocess` set.
-        tasks: those to make heads for.
+        zoo: Names the base, the kind of head and the text tower.
+        encoder: Architecture of the base; its weights are replaced by the base's.
+        data: Where the tasks are, with `preprocess` set.
+        tasks: Those to make heads for.
     """
     if zoo.make_heads == "zero_shot":
         from lightning_merge.models.text_heads import zero_shot_heads

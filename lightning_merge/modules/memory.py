@@ -17,7 +17,7 @@ def check_memory(vectors: TaskVectors, trainer: Trainer, *, offload: bool = Fals
     come on top.
 
     Raises:
-        InputError: they do not.
+        InputError: They do not.
     """
     entries = sum(map(vectors.numel, vectors.names))
     stacks, networks = 4 * len(vectors) * entries, 10 * entries

@@ -27,10 +27,10 @@ class Range:
     """Values of one hyperparameter: an interval, or a list of choices.
 
     Args:
-        low: least value.
-        high: greatest value; whole numbers are drawn where the hyperparameter is one.
-        log: draw on a logarithmic scale, for what varies by factors.
-        choices: the values themselves, of any kind that the hyperparameter has in a config:
+        low: Least value.
+        high: Greatest value; whole numbers are drawn where the hyperparameter is one.
+        log: Draw on a logarithmic scale, for what varies by factors.
+        choices: The values themselves, of any kind that the hyperparameter has in a config:
             numbers, words, null, lists, whole transforms.
     """
 
@@ -44,11 +44,11 @@ class Range:
         """Return what a config says: a list of choices, or a mapping of the fields above.
 
         Args:
-            name: of the hyperparameter.
-            given: its range.
+            name: Of the hyperparameter.
+            given: Its range.
 
         Raises:
-            InputError: it is neither, or has something of a wrong kind.
+            InputError: It is neither, or has something of a wrong kind.
         """
         given = {"choices": given} if isinstance(given, list) else given
         known = {field.name for field in fields(cls)}
@@ -71,14 +71,14 @@ class Space:
     such as ``LwPTV.prune_ratio``.
 
     Args:
-        method: gives all hyperparameters that have no range.
-        ranges: name of a hyperparameter -> its values.
+        method: Gives all hyperparameters that have no range.
+        ranges: Name of a hyperparameter -> its values.
 
     Attributes:
-        distributions: name -> what values are drawn from; choices are drawn by their texts.
+        distributions: Name -> what values are drawn from; choices are drawn by their texts.
 
     Raises:
-        InputError: a name is unknown, a range is none, or an end of a range or a choice is out
+        InputError: A name is unknown, a range is none, or an end of a range or a choice is out
             of the method's bounds whatever the others are.
     """
 
@@ -101,10 +101,10 @@ class Space:
         """Return the method with the hyperparameters of a point.
 
         Args:
-            point: name -> number, or text of a choice.
+            point: Name -> number, or text of a choice.
 
         Raises:
-            InputError: they are out of bounds together.
+            InputError: They are out of bounds together.
         """
         values = {n: self._choices[n][v] if n in self._choices else v for n, v in point.items()}
         return with_values(self.method, values)

@@ -32,9 +32,9 @@ def by_confidence(logits: Tensor, start: float, stop: float) -> Tensor:
     """Return which answers lie from one to another share of all, by rising entropy.
 
     Args:
-        logits: of a teacher, [n, C].
-        start: share of the most certain answers to leave out.
-        stop: share at which to end; shares that meet have no answer in common.
+        logits: Of a teacher, [n, C].
+        start: Share of the most certain answers to leave out.
+        stop: Share at which to end; shares that meet have no answer in common.
 
     Returns:
         Positions, int64, at most n, at least one.
@@ -51,32 +51,32 @@ class StatsMerging(CoefficientModule):
     coefficients is taught to agree, heads frozen. No true label is used unless `loss` asks.
 
     Args:
-        encoder: architecture of the base and the experts.
-        zoo: files of base, experts and heads.
-        name: of the merged network in tables and files.
+        encoder: Architecture of the base and the experts.
+        zoo: Files of base, experts and heads.
+        name: Of the merged network in tables and files.
         learner: "mlp2", "mlp4", "transformer2", or the control "free" without statistics.
-        level: one coefficient per task and layer, or per task.
-        statistics_of: weights of the experts (the paper) or their task vectors.
-        features: which statistics the learner sees.
-        rank: number of singular values.
+        level: One coefficient per task and layer, or per task.
+        statistics_of: Weights of the experts (the paper) or their task vectors.
+        features: Which statistics the learner sees.
+        rank: Number of singular values.
         normalize: "softmax" makes a layer's coefficients sum to 1.
-        prior: coefficient at the start.
-        hidden: width of the learner.
-        loss: cross-entropy with the teacher's hard label, KL to its soft label, or (a labelled
+        prior: Coefficient at the start.
+        hidden: Width of the learner.
+        loss: Cross-entropy with the teacher's hard label, KL to its soft label, or (a labelled
             ablation) cross-entropy with the true label.
-        learning_rate: of Adam.
-        step_size: epochs between drops of the learning rate.
-        gamma: factor of each drop.
-        confidence: which images of a task teach, by the entropy of its teacher's answers: from
+        learning_rate: Of Adam.
+        step_size: Epochs between drops of the learning rate.
+        gamma: Factor of each drop.
+        confidence: Which images of a task teach, by the entropy of its teacher's answers: from
             this to that share of them, the most certain first; (0, 0.33) are those of low, (0.67,
             1) of high label noise (A.5.3; the paper takes thirds of the range of entropies,
             here each third has as many images).
-        transforms: applied to the task vectors before learning.
-        offload: keep the task vectors in the host's memory.
-        batch_norm: see `CoefficientModule`.
+        transforms: Applied to the task vectors before learning.
+        offload: Keep the task vectors in the host's memory.
+        batch_norm: See `CoefficientModule`.
 
     Raises:
-        InputError: an option is out of range or files do not fit.
+        InputError: An option is out of range or files do not fit.
     """
 
     end_counts: ClassVar[bool] = False

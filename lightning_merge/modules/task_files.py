@@ -20,15 +20,15 @@ def task_file(files: str | Mapping[str, str], task: str, option: str) -> str:
     head_CarsVal.pt, in this order.
 
     Args:
-        files: a pattern, or a mapping from task to file.
-        task: name of the task.
-        option: what to call `files` in messages.
+        files: A pattern, or a mapping from task to file.
+        task: Name of the task.
+        option: What to call `files` in messages.
 
     Returns:
         The file; of a pattern that finds none, the one with the task's own name.
 
     Raises:
-        InputError: the mapping lacks the task, or the pattern has no {task}.
+        InputError: The mapping lacks the task, or the pattern has no {task}.
     """
     if not isinstance(files, str):
         if task not in files:

@@ -22,9 +22,9 @@ class Score(NamedTuple):
     """What the held-out images say of one merged network.
 
     Attributes:
-        average: what is to be great: the mean accuracy over seen tasks, in [0, 1].
-        accuracy: fraction of right answers by task.
-        seconds: time that merging took.
+        average: What is to be great: the mean accuracy over seen tasks, in [0, 1].
+        accuracy: Fraction of right answers by task.
+        seconds: Time that merging took.
     """
 
     average: float
@@ -57,18 +57,18 @@ class Search:
     had been none; optuna's own storages may be left locked or torn by one.
 
     Args:
-        space: where to search.
+        space: Where to search.
         file: JSON of the finished trials; made if it is missing.
-        trials: how many points to try in all.
+        trials: How many points to try in all.
         sampler: "tpe", the tree-structured Parzen estimator, or "random".
-        seed: of the sampler.
+        seed: Of the sampler.
 
     Attributes:
-        trials: the finished trials, in their order.
-        total: how many there will be.
+        trials: The finished trials, in their order.
+        total: How many there will be.
 
     Raises:
-        InputError: the file is not one of trials.
+        InputError: The file is not one of trials.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Search:
         """The first of the trials with the greatest average.
 
         Raises:
-            InputError: no trial has a score.
+            InputError: No trial has a score.
         """
         scored = [trial for trial in self.trials if trial.score is not None]
         if not scored:
@@ -102,8 +102,8 @@ class Search:
         """Try what is not tried yet.
 
         Args:
-            score: merges by a method, and measures.
-            report: is given every trial when it has been kept.
+            score: Merges by a method, and measures.
+            report: Is given every trial when it has been kept.
         """
         if self.trials:
             self._write()  # there may be fewer than before

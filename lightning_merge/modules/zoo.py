@@ -24,9 +24,9 @@ class TextTower:
     """The open_clip model whose text tower turns prompts into zero-shot heads.
 
     Args:
-        name: model name, such as ViT-B-32-quickgelu.
-        pretrained: tag of its published weights.
-        weights: file of the whole model's weights instead.
+        name: Model name, such as ViT-B-32-quickgelu.
+        pretrained: Tag of its published weights.
+        weights: File of the whole model's weights instead.
     """
 
     name: str = "ViT-B-32-quickgelu"
@@ -39,20 +39,20 @@ class Zoo:
     """Files of a base, its experts and their heads; `fit` makes those that are missing.
 
     Args:
-        base: weights of the base.
-        experts: file of each expert: a pattern with {task}, or a mapping from task to file.
-        heads: file of the frozen heads of all tasks; or one for each, as for the experts, such as
+        base: Weights of the base.
+        experts: File of each expert: a pattern with {task}, or a mapping from task to file.
+        heads: File of the frozen heads of all tasks; or one for each, as for the experts, such as
             the published `head_{task}.pt`, which have to be there. One on the Hub is `hf:...`.
-        make_heads: how missing heads are made: from the class means of the base's features of
+        make_heads: How missing heads are made: from the class means of the base's features of
             the train split, by logistic regression on them, or from prompts by a text tower.
-        head_scale: what the cosines of class-mean heads are multiplied by.
-        text: text tower of zero-shot heads.
-        base_recipe: config of the run that makes a missing base.
-        expert_recipe: config of the run that makes a missing expert of any task.
-        multi_task: weights of one network trained on all tasks together, a row of every table;
+        head_scale: What the cosines of class-mean heads are multiplied by.
+        text: Text tower of zero-shot heads.
+        base_recipe: Config of the run that makes a missing base.
+        expert_recipe: Config of the run that makes a missing expert of any task.
+        multi_task: Weights of one network trained on all tasks together, a row of every table;
             unseen tasks take no part in it.
-        multi_task_recipe: config of the run that makes it where it is missing.
-        teachers: experts of another architecture; the expert recipe is then one of `Distill`,
+        multi_task_recipe: Config of the run that makes it where it is missing.
+        teachers: Experts of another architecture; the expert recipe is then one of `Distill`,
             which makes a student of each. They are made first where they are missing.
     """
 
@@ -72,7 +72,7 @@ class Zoo:
         """Return the file of a task's expert.
 
         Raises:
-            InputError: the mapping lacks the task, or the pattern has no {task}.
+            InputError: The mapping lacks the task, or the pattern has no {task}.
         """
         return task_file(self.experts, task, "zoo.experts")
 
@@ -101,13 +101,13 @@ class Zoo:
         one, whatever it is stored in.
 
         Args:
-            encoder: their architecture; it is left with the base's weights.
-            tasks: whose experts to open.
-            minimum: the least number of experts.
-            multi_task: also check the file of the multi-task network, if there is one.
+            encoder: Their architecture; it is left with the base's weights.
+            tasks: Whose experts to open.
+            minimum: The least number of experts.
+            multi_task: Also check the file of the multi-task network, if there is one.
 
         Raises:
-            InputError: a file is missing, is of another architecture, or an expert does not fit
+            InputError: A file is missing, is of another architecture, or an expert does not fit
                 the base; all problems are listed.
         """
         files = {f"expert of {task}": self.expert(task) for task in tasks} | {"base": self.base}
@@ -153,8 +153,8 @@ class Teachers:
     """Experts that students of another architecture are distilled from.
 
     Args:
-        encoder: their architecture.
-        zoo: their files and recipes.
+        encoder: Their architecture.
+        zoo: Their files and recipes.
     """
 
     encoder: Encoder
@@ -165,9 +165,9 @@ def misfit(encoder: Encoder, what: str, file: str) -> Iterator[str]:
     """Describe why a file's weights are not the encoder's, tensors left over included.
 
     Args:
-        encoder: architecture.
-        what: the file is, for messages.
-        file: checkpoint.
+        encoder: Architecture.
+        what: The file is, for messages.
+        file: Checkpoint.
     """
     try:
         encoder.fitting(file)

@@ -46,7 +46,7 @@ def describe_options(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a run's numbers depend on beside its inputs.
 
     Args:
-        config: of one command, as `plain` returns it.
+        config: Of one command, as `plain` returns it.
     """
     options = dict(_leaves(config))
     callbacks = options.pop(CALLBACKS, None)
@@ -62,7 +62,7 @@ def describe_images(data: MergeDataModule) -> dict[str, Any]:
     """Return the digests of all tasks' images and the names of their classes.
 
     Args:
-        data: loaded, the test split included where there is one.
+        data: Loaded, the test split included where there is one.
     """
     found: dict[str, Any] = {}
     for task in data.tasks:

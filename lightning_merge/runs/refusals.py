@@ -16,10 +16,10 @@ def refusals(option: str = "trainer") -> Iterator[None]:
     """Tell in one line what Lightning finds wrong with the trainer's options.
 
     Args:
-        option: that it is about.
+        option: That it is about.
 
     Raises:
-        InputError: it has refused some, or lacks a package for them.
+        InputError: It has refused some, or lacks a package for them.
     """
     try:
         yield
@@ -37,7 +37,7 @@ def check_seed(seed: int | bool) -> None:
     """Check a seed; true draws one.
 
     Raises:
-        InputError: it is out of range.
+        InputError: It is out of range.
     """
     if not 0 <= seed < 2**32:
         raise InputError(f"seed_everything={seed} must lie between 0 and {2**32 - 1}")

@@ -39,7 +39,7 @@ def check(zoo: Zoo, encoder: Encoder, tasks: Sequence[str]) -> None:
     """Check that base and experts are there and fit, or recipes for them; teachers too.
 
     Raises:
-        InputError: a file is missing and no recipe makes it on one device, one is unreadable or
+        InputError: A file is missing and no recipe makes it on one device, one is unreadable or
             of another architecture, or students would be written over their teachers.
     """
     if zoo.teachers is not None:
@@ -78,14 +78,14 @@ def fill(
     process, on one device, however many the run has.
 
     Args:
-        zoo: files and recipes.
-        encoder: architecture of the zoo.
-        config: of "encoder" (class_path and init_args, handed to the recipes), "zoo" and "data".
-        data: the tasks.
-        fit: runs `fit` with a list of arguments.
+        zoo: Files and recipes.
+        encoder: Architecture of the zoo.
+        config: Of "encoder" (class_path and init_args, handed to the recipes), "zoo" and "data".
+        data: The tasks.
+        fit: Runs `fit` with a list of arguments.
 
     Raises:
-        InputError: files do not fit, or a recipe fails.
+        InputError: Files do not fit, or a recipe fails.
     """
     _prepare(zoo, encoder, config, data, {key: config["data"][key] for key in data.dividing}, fit)
     data.preprocess = None  # forget the decoded train images
@@ -196,11 +196,11 @@ class Stage:
     """One file and the recipe that makes it.
 
     Args:
-        what: for messages.
-        file: its path; without a recipe perhaps a name of the Hub.
-        recipe: config of the run that makes it.
-        option: name of the option that holds the recipe, for messages.
-        place: name of the option that holds the file, likewise.
+        what: For messages.
+        file: Its path; without a recipe perhaps a name of the Hub.
+        recipe: Config of the run that makes it.
+        option: Name of the option that holds the recipe, for messages.
+        place: Name of the option that holds the file, likewise.
     """
 
     def __init__(self, what: str, file: str, recipe: str | None, option: str, place: str) -> None:
@@ -218,7 +218,7 @@ class Stage:
             Why it is not the encoder's, where it is used as it is.
 
         Raises:
-            InputError: neither is.
+            InputError: Neither is.
         """
         if self.exists():
             with hub.given_as(self.place):
@@ -262,7 +262,7 @@ class Stage:
         """Return the digests of the images that the recipe itself names; None if they are gone.
 
         Raises:
-            InputError: the recipe's data cannot be read.
+            InputError: The recipe's data cannot be read.
         """
         options = (self._read_recipe() or {}).get("data") or {}
         roots = [options.get("root"), *(options.get("roots") or {}).values()]

@@ -40,23 +40,23 @@ class Tune:
     zoo lacks is made first.
 
     Args:
-        encoder: architecture of the base and the experts.
-        zoo: files of base, experts and heads.
-        data: the tasks; all held-out images of the seen ones decide.
-        method: a merge method, or a network method, with the hyperparameters that are not chosen.
-        space: hyperparameter -> its range: {low: 0.05, high: 1.0, log: true}, or a list of
+        encoder: Architecture of the base and the experts.
+        zoo: Files of base, experts and heads.
+        data: The tasks; all held-out images of the seen ones decide.
+        method: A merge method, or a network method, with the hyperparameters that are not chosen.
+        space: Hyperparameter -> its range: {low: 0.05, high: 1.0, log: true}, or a list of
             choices. Those of transforms are called as in LwPTV.prune_ratio.
-        trials: how many points to try; the first is the method as given if it lies in the space.
+        trials: How many points to try; the first is the method as given if it lies in the space.
         sampler: "tpe" or "random". A space of no more points than trials is tried whole.
-        name: of the merged network in tables and files; the method's name without one.
-        folder: the run folder.
-        seed_everything: seed of the sampler, and of methods that draw numbers.
-        recalibrate: give merged networks with BatchNorm the statistics of held-out images.
-        accelerator: what the network runs on, as Lightning's Trainer calls it.
-        overwrite: replace results of another configuration in the run folder.
+        name: Of the merged network in tables and files; the method's name without one.
+        folder: The run folder.
+        seed_everything: Seed of the sampler, and of methods that draw numbers.
+        recalibrate: Give merged networks with BatchNorm the statistics of held-out images.
+        accelerator: What the network runs on, as Lightning's Trainer calls it.
+        overwrite: Replace results of another configuration in the run folder.
 
     Raises:
-        InputError: the space does not fit the method, a number is out of range, the name is that
+        InputError: The space does not fit the method, a number is out of range, the name is that
             of a reference, or Lightning refuses the accelerator.
     """
 
@@ -118,13 +118,13 @@ class Tune:
         """Make what the zoo lacks, search, and measure.
 
         Args:
-            config: all options, as dicts, lists and scalars.
-            save: writes them into a file.
-            command: that made the run, for the record.
-            fit: runs `fit` with a list of arguments, to make what the zoo lacks.
+            config: All options, as dicts, lists and scalars.
+            save: Writes them into a file.
+            command: That made the run, for the record.
+            fit: Runs `fit` with a list of arguments, to make what the zoo lacks.
 
         Raises:
-            InputError: files are missing or do not fit, or the run folder holds the results of
+            InputError: Files are missing or do not fit, or the run folder holds the results of
                 another configuration.
         """
         stages.check(self.zoo, self.encoder, self.data.tasks)
@@ -220,8 +220,8 @@ def table(trials: Sequence[Trial], tasks: Sequence[str]) -> str:
     """Return the markdown table of trials, best first, in percent on the held-out images.
 
     Args:
-        trials: at least one, in the order of the search.
-        tasks: columns.
+        trials: At least one, in the order of the search.
+        tasks: Columns.
     """
     header = ["trial", *trials[0].point, "average", *tasks, "seconds"]
     ranked = sorted(enumerate(trials, 1), key=lambda pair: -_average(pair[1]))

@@ -34,11 +34,11 @@ def activation_of(path: str | Path, opened: Checkpoint | None = None) -> str | N
     open_clip_config.json, whole pickled modules and TorchScript by the classes of their modules.
 
     Args:
-        path: file or folder, or a name of the Hub.
-        opened: the checkpoint in it, if it is open already.
+        path: File or folder, or a name of the Hub.
+        opened: The checkpoint in it, if it is open already.
 
     Raises:
-        InputError: the checkpoint cannot be read.
+        InputError: The checkpoint cannot be read.
     """
     checkpoint = open_checkpoint(path) if opened is None else opened
     if KEY in checkpoint.metadata:
@@ -57,10 +57,10 @@ def agreed(paths: Mapping[str, str], opened: Mapping[str, Checkpoint]) -> str | 
 
     Args:
         paths: "base" and the like -> file or folder.
-        opened: the same -> the checkpoint in it.
+        opened: The same -> the checkpoint in it.
 
     Raises:
-        InputError: they do not say the same.
+        InputError: They do not say the same.
     """
     found = {what: activation_of(path, opened[what]) for what, path in paths.items()}
     told = {what: kind for what, kind in found.items() if kind is not None}

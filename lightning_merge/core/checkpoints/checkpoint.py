@@ -49,7 +49,7 @@ def select(checkpoint: Mapping[str, Tensor], names: Iterable[str]) -> Checkpoint
     A CLIP may have either library's names, see `spelled_as`.
 
     Raises:
-        InputError: names are missing or ambiguous, see `match_names`, or lie there in another form
+        InputError: Names are missing or ambiguous, see `match_names`, or lie there in another form
             than as weights, see `forms`.
     """
     names = dict.fromkeys(names)
@@ -84,12 +84,12 @@ def open_checkpoint(
     * a folder, as the Hub has it, with one of these.
 
     Args:
-        path: file or folder, or a name of the Hub, see `lightning_merge.core.checkpoints.hub`.
-        prefix: keep only the names under this prefix, and take it off: `encoder.backbone.`.
-        keys: keep exactly these names, see `select`.
+        path: File or folder, or a name of the Hub, see `lightning_merge.core.checkpoints.hub`.
+        prefix: Keep only the names under this prefix, and take it off: `encoder.backbone.`.
+        keys: Keep exactly these names, see `select`.
 
     Raises:
-        InputError: missing, unreadable or damaged, without tensors, or several to choose from.
+        InputError: Missing, unreadable or damaged, without tensors, or several to choose from.
     """
     path = hub.weights(path)
     if os.path.isdir(path):
@@ -128,11 +128,11 @@ def save_checkpoint(
     bytes.
 
     Args:
-        tensors: mapping, or pairs of name and tensor.
-        path: the file, or the folder of the shards; its parent is made.
-        metadata: text by name; `format: pt`, which transformers asks for, is added.
-        overwrite: whether an existing file may be replaced.
-        max_shard_size: see `CheckpointWriter`.
+        tensors: Mapping, or pairs of name and tensor.
+        path: The file, or the folder of the shards; its parent is made.
+        metadata: Text by name; `format: pt`, which transformers asks for, is added.
+        overwrite: Whether an existing file may be replaced.
+        max_shard_size: See `CheckpointWriter`.
 
     Returns:
         The path.

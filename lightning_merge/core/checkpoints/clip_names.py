@@ -80,8 +80,8 @@ def translated(entries: "Mapping[str, Entry]", names: Iterable[str]) -> "dict[st
     """The tensors of a CLIP under the names that the other library has for them.
 
     Args:
-        entries: by name.
-        names: what they are wanted as.
+        entries: By name.
+        names: What they are wanted as.
 
     Returns:
         All tensors, those without a counterpart under their own names; None if `names` or

@@ -54,7 +54,7 @@ def write_text(path: str | Path, text: str) -> None:
     Names of files whose bytes are not UTF-8 keep those bytes (surrogateescape).
 
     Raises:
-        InputError: see `atomic_write`.
+        InputError: See `atomic_write`.
     """
     with atomic_write(path) as temporary:
         temporary.write_bytes(text.encode("utf-8", "surrogateescape"))
@@ -64,7 +64,7 @@ def read_text(path: str | Path) -> str:
     """Return what `write_text` wrote, or any text in UTF-8; line ends become newlines.
 
     Raises:
-        OSError: the file is missing or unreadable.
+        OSError: The file is missing or unreadable.
     """
     return Path(path).read_text(encoding="utf-8-sig", errors="surrogateescape")
 
@@ -73,7 +73,7 @@ def claim(path: Path, *, overwrite: bool = True) -> Path:
     """An empty new file beside `path` under a hidden name that `remove_leftovers` knows.
 
     Raises:
-        InputError: see `atomic_write`.
+        InputError: See `atomic_write`.
     """
     if os.path.isdir(path):  # unlike Path.is_dir, takes names that are too long
         raise InputError(f"{path} is a folder: give the path of a file in it")
@@ -92,10 +92,10 @@ class PendingFile:
     As long as it is open it is locked, which tells it from what a killed process left behind.
 
     Attributes:
-        path: the place.
+        path: The place.
 
     Raises:
-        InputError: see `atomic_write`.
+        InputError: See `atomic_write`.
     """
 
     def __init__(self, path: Path, *, overwrite: bool = True) -> None:
@@ -110,7 +110,7 @@ class PendingFile:
         """Take `size` bytes of the disk now, so that it cannot be full later.
 
         Raises:
-            InputError: the disk, quota or limit on files has less.
+            InputError: The disk, quota or limit on files has less.
         """
         with _writing(self.path, f" ({size / 1e9:.3f} GB are needed)"):
             disk = os.fstatvfs(self._descriptor)
@@ -127,7 +127,7 @@ class PendingFile:
         """Put bytes at byte `begin`; from several threads, if need be.
 
         Raises:
-            InputError: the disk does not take them.
+            InputError: The disk does not take them.
         """
         content = memoryview(content)
         with _writing(self.path):
@@ -139,7 +139,7 @@ class PendingFile:
         """Force what was written onto the disk.
 
         Raises:
-            InputError: the disk fails.
+            InputError: The disk fails.
         """
         with _writing(self.path):
             os.fsync(self._descriptor)
@@ -170,9 +170,9 @@ def remove_leftovers(folder: Path, pattern: str, keep: Iterable[str] = ()) -> No
     """Remove what killed processes left in a folder, as far as it can be removed.
 
     Args:
-        folder: where to look.
-        pattern: regular expression of the names that go, unless a `PendingFile` has them open.
-        keep: names that stay.
+        folder: Where to look.
+        pattern: Regular expression of the names that go, unless a `PendingFile` has them open.
+        keep: Names that stay.
     """
     name = re.compile(pattern)
     with suppress(OSError):
@@ -205,7 +205,7 @@ def snapshot(folder: Path) -> Path:
     """The folder of files that a folder of the Hub's cache stands for; any other folder itself.
 
     Raises:
-        InputError: the cache has none of it, or several to choose from.
+        InputError: The cache has none of it, or several to choose from.
     """
     if folder.name.startswith("models--") and not (folder / "config.json").exists():
         folder = folder / "snapshots"

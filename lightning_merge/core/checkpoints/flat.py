@@ -32,12 +32,12 @@ def check_fits(name: str, values: Tensor, stored: Tensor) -> None:
     """Check that no finite value has become infinite where it was stored in a narrower type.
 
     Args:
-        name: of the tensor, for the message.
+        name: Of the tensor, for the message.
         values: [n] before.
         stored: [n] after.
 
     Raises:
-        InputError: one has.
+        InputError: One has.
     """
     if stored.dtype == values.dtype or not (
         stored.is_floating_point() and values.is_floating_point()

@@ -50,8 +50,8 @@ def describe(start: bytes, path: Path) -> str:
     """What a file is that cannot be read, and what to do; nothing if that is not known.
 
     Args:
-        start: its first bytes, `START` of them if there are as many.
-        path: its name, which tells where no byte does.
+        start: Its first bytes, `START` of them if there are as many.
+        path: Its name, which tells where no byte does.
     """
     for offset, magic, kind, remedy in _MAGIC:
         if start[offset : offset + len(magic)] == magic:

@@ -88,8 +88,8 @@ def factors_message(checkpoint: Checkpoint, wanted: Collection[str]) -> str:
     """What to tell who gives factors, such as an adapter, for a network; nothing for weights.
 
     Args:
-        checkpoint: what was given.
-        wanted: names of the network; factors among them are as they should be.
+        checkpoint: What was given.
+        wanted: Names of the network; factors among them are as they should be.
     """
     layers = find_factors(name for name in checkpoint if name not in wanted)
     kind, names = next(iter(layers.values()), Factors("", []))
@@ -108,7 +108,7 @@ def check_factors(base: Checkpoint, experts: Mapping[str, Checkpoint]) -> None:
     the mean of the factors then gives the mean of the products.
 
     Raises:
-        InputError: only some models hold factors, or more than one of a layer was trained.
+        InputError: Only some models hold factors, or more than one of a layer was trained.
     """
     for task, expert in experts.items():
         if message := factors_message(expert, base):
@@ -141,12 +141,12 @@ def check_numbers(checkpoint: Checkpoint, names: Iterable[str], what: str = "") 
     """Refuse numbers that mean nothing without scales that lie beside them.
 
     Args:
-        checkpoint: all of a file.
-        names: the tensors of it that take part in a merge.
-        what: what it is called in messages.
+        checkpoint: All of a file.
+        names: The tensors of it that take part in a merge.
+        what: What it is called in messages.
 
     Raises:
-        InputError: one of them is of a packed type, or of 8 bits with a scale.
+        InputError: One of them is of a packed type, or of 8 bits with a scale.
     """
     dtypes = {name: checkpoint.dtype(name) for name in names}
     packed = [name for name, dtype in dtypes.items() if dtype in PACKED]

@@ -63,8 +63,8 @@ class Repository(NamedTuple):
 
     Attributes:
         name: owner/name.
-        file: path in the repository; none for its weights with what describes them.
-        revision: branch, tag or commit; the main branch without.
+        file: Path in the repository; none for its weights with what describes them.
+        revision: Branch, tag or commit; the main branch without.
     """
 
     name: str
@@ -91,8 +91,8 @@ def exists(path: str | Path, *, plain: bool = True) -> bool:
     """Whether a path is there, or is the name of a repository, which may be.
 
     Args:
-        path: the path or name.
-        plain: whether `owner/name` is a name; not where a file that is missing is made.
+        path: The path or name.
+        plain: Whether `owner/name` is a name; not where a file that is missing is made.
     """
     named = repository(path) is not None and (plain or str(path).startswith(_PREFIXES))
     return lexists(path) or named
@@ -102,7 +102,7 @@ def local(path: str | Path) -> Path:
     """Return the file or folder here that a path or a name of the Hub stands for.
 
     Raises:
-        Unavailable: a repository or file cannot be had, from the cache or from the Hub.
+        Unavailable: A repository or file cannot be had, from the cache or from the Hub.
     """
     found = repository(path)
     return Path(path) if found is None else _fetched(found)
@@ -112,7 +112,7 @@ def weights(path: str | Path) -> Path:
     """Return the file of weights, or their index, of a repository; of any other path itself.
 
     Raises:
-        Unavailable: as `local`.
+        Unavailable: As `local`.
     """
     folder, found = local(path), repository(path)
     stored = [] if found is None or found.file is not None else _stored(folder)
@@ -133,7 +133,7 @@ def files(path: str | Path) -> list[Path] | None:
         None for a path, and for a single file of a repository.
 
     Raises:
-        Unavailable: as `local`.
+        Unavailable: As `local`.
     """
     found = repository(path)
     if found is None or found.file is not None:

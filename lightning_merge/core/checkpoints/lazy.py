@@ -83,8 +83,8 @@ class Checkpoint(Mapping[str, Tensor]):
     nothing is kept. Names come in the order of the file. Several threads may read at once.
 
     Attributes:
-        path: the file or folder, None for a view of tensors in memory.
-        metadata: what a safetensors file says about itself; empty for others.
+        path: The file or folder, None for a view of tensors in memory.
+        metadata: What a safetensors file says about itself; empty for others.
     """
 
     def __init__(
@@ -109,13 +109,13 @@ class Checkpoint(Mapping[str, Tensor]):
         memory.
 
         Args:
-            name: the tensor.
-            start: first element.
+            name: The tensor.
+            start: First element.
             out: [n], contiguous, of any dtype and device; its values are replaced.
 
         Raises:
-            IndexError: the tensor has fewer elements.
-            InputError: the file cannot be read, or was cut meanwhile.
+            IndexError: The tensor has fewer elements.
+            InputError: The file cannot be read, or was cut meanwhile.
         """
         stop = start + out.numel()
         if out.ndim != 1 or not 0 <= start <= stop <= math.prod(self.shape(name)):
@@ -136,7 +136,7 @@ class Checkpoint(Mapping[str, Tensor]):
         """Check that the files behind this checkpoint are those that were opened.
 
         Raises:
-            InputError: one was changed, replaced or removed; values read may be from either.
+            InputError: One was changed, replaced or removed; values read may be from either.
         """
         for source in {s for entry in self._entries.values() for s in sources_of(entry)}:
             source.check_unchanged()

@@ -40,14 +40,14 @@ def match_names(names: Iterable[str], checkpoint: Mapping[str, object]) -> dict[
     it. The same spelling wins over any prefix, and keeping the wanted prefix over dropping it.
 
     Args:
-        names: the wanted names, for instance those of an encoder's state dict.
-        checkpoint: mapping from the stored names; what else it stores is ignored.
+        names: The wanted names, for instance those of an encoder's state dict.
+        checkpoint: Mapping from the stored names; what else it stores is ignored.
 
     Returns:
         Wanted name -> stored name, in the order of `names`.
 
     Raises:
-        InputError: names are missing (all are counted), or several prefixes fit (all are named).
+        InputError: Names are missing (all are counted), or several prefixes fit (all are named).
     """
     wanted = _unwrap(dict.fromkeys(names))
     stored = {bare: name for name, bare in _unwrap(checkpoint).items()}
@@ -68,15 +68,15 @@ def align_names(
     lose the prefix as well, where the wanted ones have none of their own.
 
     Args:
-        names: the wanted names.
-        stored: the names of a checkpoint.
-        ignored: those of them that have no say in the spelling.
+        names: The wanted names.
+        stored: The names of a checkpoint.
+        ignored: Those of them that have no say in the spelling.
 
     Returns:
         Stored name -> its new spelling.
 
     Raises:
-        InputError: several prefixes fit as well as each other (all are named).
+        InputError: Several prefixes fit as well as each other (all are named).
     """
     wanted = {bare: name for name, bare in _unwrap(names).items()}
     found = _unwrap(stored)
@@ -118,8 +118,8 @@ def _fitting(wanted: Mapping[str, str], stored: Mapping[str, str]) -> _Spelling 
     """The spelling in which all wanted names are stored, if there is one.
 
     Args:
-        wanted: names to the same without wrappers.
-        stored: stored names without wrappers to the full ones.
+        wanted: Names to the same without wrappers.
+        stored: Stored names without wrappers to the full ones.
     """
     for own in _common_prefixes(list(wanted.values())):
         rests = {bare[len(own) :] for bare in wanted.values()}

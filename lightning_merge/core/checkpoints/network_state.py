@@ -29,9 +29,9 @@ class Found(NamedTuple):
     """What a file holds.
 
     Attributes:
-        network: its tensors, by the names of its state dict.
-        parts: all tensors by their whole path, for who wants another part than the network.
-        note: what was left out, as far as a user should know; often nothing.
+        network: Its tensors, by the names of its state dict.
+        parts: All tensors by their whole path, for who wants another part than the network.
+        note: What was left out, as far as a user should know; often nothing.
     """
 
     network: dict[str, StoredTensor]
@@ -49,12 +49,12 @@ def find_network(root: Any, size: int) -> Found:
     pairs of name and value.
 
     Args:
-        root: the object, as `read_pickle` gives it.
-        size: bytes of its file.
+        root: The object, as `read_pickle` gives it.
+        size: Bytes of its file.
 
     Raises:
-        InputError: no tensor has a name, or two have the same.
-        ValueError: the objects hold each other without end.
+        InputError: No tensor has a name, or two have the same.
+        ValueError: The objects hold each other without end.
     """
     search = _Search(2 * min(size, _MOST_STEPS) + (1 << 16))
     entries = list(search.named(root))
@@ -79,12 +79,12 @@ class _Entry(NamedTuple):
     """A tensor that has a name.
 
     Attributes:
-        name: its whole path.
-        keys: the first keys of the path.
-        dicts: how many of the containers on the path are plain dictionaries, from the first on.
-        free: how many of these keys may be taken off: what they lead to has names of its own.
-        training: whether it is of an optimizer.
-        tensor: where it lies.
+        name: Its whole path.
+        keys: The first keys of the path.
+        dicts: How many of the containers on the path are plain dictionaries, from the first on.
+        free: How many of these keys may be taken off: what they lead to has names of its own.
+        training: Whether it is of an optimizer.
+        tensor: Where it lies.
     """
 
     name: str
@@ -110,9 +110,9 @@ class _Search:
     """A walk over objects, which may hold each other.
 
     Attributes:
-        left: steps and letters that may still be spent; an honest file spells out what it holds,
+        left: Steps and letters that may still be spent; an honest file spells out what it holds,
             so that its size is enough.
-        unnamed: what a state dict has no name for, with the place of each.
+        unnamed: What a state dict has no name for, with the place of each.
     """
 
     left: int

@@ -26,7 +26,7 @@ def checkpoint_in(folder: Path) -> Path:
     """The one checkpoint in a folder; safetensors are preferred, an index to its shards.
 
     Raises:
-        InputError: it has none, or several.
+        InputError: It has none, or several.
     """
     folder = snapshot(folder)
     for pattern in _PATTERNS:
@@ -70,7 +70,7 @@ def open_index(path: Path) -> Checkpoint:
     The shards lie in the folder of the index, or in folders below it.
 
     Raises:
-        InputError: it is no index, or its shards are not there.
+        InputError: It is no index, or its shards are not there.
     """
     with reading(path):
         source = Source(path)
@@ -105,7 +105,7 @@ def open_file(path: Path, prefix: str = "") -> Checkpoint:
     """A checkpoint in one file; of one with several parts, the part that has a prefix.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: It cannot be read.
     """
     with reading(path):
         source = Source(path)

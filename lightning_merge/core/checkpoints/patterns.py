@@ -25,8 +25,8 @@ def ignore_option(names: Collection[str], others: Collection[str] = ()) -> str:
     """The option of `merge` that leaves out some tensors and no others.
 
     Args:
-        names: the tensors to be left out; of many, patterns if a few will do, else the first ones.
-        others: names that no pattern may cover.
+        names: The tensors to be left out; of many, patterns if a few will do, else the first ones.
+        others: Names that no pattern may cover.
     """
     chosen: list[str] = []
     left = list(names)

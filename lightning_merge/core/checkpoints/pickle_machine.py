@@ -86,16 +86,16 @@ def read_pickle(
     """Read one pickle from where `file` stands, up to its end, and run nothing.
 
     Args:
-        file: a file that is open for reading in binary.
-        rebuild: the calls to be honoured, by dotted name of the callee.
-        persistent: what a persistent id (torch's storages) stands for.
+        file: A file that is open for reading in binary.
+        rebuild: The calls to be honoured, by dotted name of the callee.
+        persistent: What a persistent id (torch's storages) stands for.
 
     Returns:
         Containers and constants as they are, everything else as `Symbol` and `Record`.
 
     Raises:
-        InputError: the pickle calls something that is not known to be harmless.
-        Exception: of many kinds where the file is damaged; for the caller to translate.
+        InputError: The pickle calls something that is not known to be harmless.
+        Exception: Of many kinds where the file is damaged; for the caller to translate.
     """
     machine = _Machine(rebuild or {}, persistent or _no_persistent)
     for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):

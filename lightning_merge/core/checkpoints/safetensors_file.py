@@ -126,8 +126,8 @@ def read_header(source: Source) -> tuple[dict[str, FileTensor | ForeignTensor], 
     Every tensor is known to lie within the file, so that none claims more memory than that.
 
     Raises:
-        InputError: there are no tensors.
-        Exception: of many kinds where the file is damaged; for the caller to translate.
+        InputError: There are no tensors.
+        Exception: Of many kinds where the file is damaged; for the caller to translate.
     """
     length = int.from_bytes(source.read(0, 8), "little")
     if not 2 <= length <= min(source.size - 8, _LONGEST_HEADER):
@@ -154,8 +154,8 @@ def parse_json(content: bytes) -> Any:
     """JSON in which every name is given once and every text can be encoded.
 
     Raises:
-        ValueError: it is not so; half a surrogate pair, for one, is no text.
-        RecursionError: lists within lists without end.
+        ValueError: It is not so; half a surrogate pair, for one, is no text.
+        RecursionError: Lists within lists without end.
     """
     return json.loads(content.decode(), object_pairs_hook=_object)
 

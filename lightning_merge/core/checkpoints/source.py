@@ -24,12 +24,12 @@ class Source:
     closed when nothing refers to it any more.
 
     Attributes:
-        path: where the file was found.
-        size: its bytes.
+        path: Where the file was found.
+        size: Its bytes.
 
     Raises:
-        OSError: the file cannot be opened.
-        InputError: it is empty or no regular file; without the path, see `reading`.
+        OSError: The file cannot be opened.
+        InputError: It is empty or no regular file; without the path, see `reading`.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -64,8 +64,8 @@ class Source:
         otherwise they are converted in blocks.
 
         Raises:
-            OSError: the disk does not give them.
-            EOFError: the file is shorter than it was.
+            OSError: The disk does not give them.
+            EOFError: The file is shorter than it was.
         """
         if out.dtype == dtype and out.device.type == "cpu":
             self._fill(flat_bytes(out), begin)
@@ -89,7 +89,7 @@ class Source:
         """Check that the path still leads to this file, and this file is as it was.
 
         Raises:
-            InputError: it was changed, replaced or removed since it was opened.
+            InputError: It was changed, replaced or removed since it was opened.
         """
         try:
             unchanged = _stamp(os.stat(self._place)) == self._stamp

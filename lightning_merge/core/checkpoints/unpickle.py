@@ -48,7 +48,7 @@ def find_tensors(source: Source) -> Found:
     """Where the named tensors of a file written by torch.save lie; nothing in it is executed.
 
     Args:
-        source: a state dict, a Lightning checkpoint or a whole module, as the papers on task
+        source: A state dict, a Lightning checkpoint or a whole module, as the papers on task
             vectors published theirs.
 
     Returns:
@@ -56,9 +56,9 @@ def find_tensors(source: Source) -> Found:
         path; and what else there is, see `find_network`.
 
     Raises:
-        InputError: it holds no tensors, or asks for any other call than those which rebuild
+        InputError: It holds no tensors, or asks for any other call than those which rebuild
             tensors; without the path, see `reading`.
-        Exception: of many kinds where the file is damaged; for the caller to translate.
+        Exception: Of many kinds where the file is damaged; for the caller to translate.
     """
     found = find_network(_read_root(source), source.size)
     "".join([*found.network, *found.parts, found.note]).encode()  # half a surrogate pair is no text
@@ -71,14 +71,14 @@ def find_attributes(source: Source) -> dict[str, Any]:
     """Plain values that the object in a file of torch.save has as attributes.
 
     Args:
-        source: see `find_tensors`; safetensors have none.
+        source: See `find_tensors`; safetensors have none.
 
     Returns:
         Texts, numbers and truth values of a whole module, by name; nothing of a state dict.
 
     Raises:
-        InputError: see `find_tensors`.
-        Exception: likewise.
+        InputError: See `find_tensors`.
+        Exception: Likewise.
     """
     root = _read_objects(source)
     state = root.state if isinstance(root, Record) and isinstance(root.state, dict) else {}
@@ -90,11 +90,11 @@ def find_classes(source: Source) -> set[str]:
     """Names of the classes of all objects in a file of torch.save, without their packages.
 
     Args:
-        source: see `find_tensors`; state dicts and safetensors have none.
+        source: See `find_tensors`; state dicts and safetensors have none.
 
     Raises:
-        InputError: see `find_tensors`.
-        Exception: likewise.
+        InputError: See `find_tensors`.
+        Exception: Likewise.
     """
     waiting, found, seen = [_read_objects(source)], set(), set()
     while waiting:

@@ -64,15 +64,15 @@ class CheckpointWriter:
         ...     writer.write("a", 4, torch.ones(2))
 
     Args:
-        path: the file, or with `max_shard_size` the folder; parent folders are made.
-        layout: dtype and shape by name.
-        metadata: text by name; `format: pt`, which transformers asks for, is added.
-        overwrite: whether an existing checkpoint may be replaced.
-        max_shard_size: bytes of tensors per file at most, in a folder of shards with an index,
+        path: The file, or with `max_shard_size` the folder; parent folders are made.
+        layout: Dtype and shape by name.
+        metadata: Text by name; `format: pt`, which transformers asks for, is added.
+        overwrite: Whether an existing checkpoint may be replaced.
+        max_shard_size: Bytes of tensors per file at most, in a folder of shards with an index,
             as on the Hub; a tensor that is larger gets a shard of its own. None: one file.
 
     Raises:
-        InputError: a name, dtype, metadata or size cannot be stored; on entering the block:
+        InputError: A name, dtype, metadata or size cannot be stored; on entering the block:
             `path` exists and must not be overwritten, or has no room.
     """
 
@@ -128,13 +128,13 @@ class CheckpointWriter:
         """Write elements start..start+n of the flattened tensor `name`; each exactly once.
 
         Args:
-            name: the tensor.
-            start: first element.
-            values: n elements of any shape, dtype and device, in the order of the flattened
+            name: The tensor.
+            start: First element.
+            values: N elements of any shape, dtype and device, in the order of the flattened
                 tensor; they are converted to the layout's dtype.
 
         Raises:
-            InputError: the disk does not take them, or one is too large for the layout's dtype.
+            InputError: The disk does not take them, or one is too large for the layout's dtype.
         """
         place = self._places[name]
         stop = start + values.numel()

@@ -17,9 +17,9 @@ class _Moments:
     """Mean and variance per channel of all that a layer has been given.
 
     Attributes:
-        count: values per channel so far: images times positions.
+        count: Values per channel so far: images times positions.
         mean: float64 [C].
-        squares: sum of squared differences from the mean, float64 [C].
+        squares: Sum of squared differences from the mean, float64 [C].
     """
 
     def __init__(self) -> None:
@@ -95,17 +95,17 @@ def recalibrated(
     depend on the division into batches, so give batches as large as memory allows.
 
     Args:
-        model: the network; it comes back unchanged, modes and buffers included.
-        weights: tensors for all names of `model.state_dict()`; they are not changed.
-        batches: normalised inputs [n, ...], each of two images or more.
+        model: The network; it comes back unchanged, modes and buffers included.
+        weights: Tensors for all names of `model.state_dict()`; they are not changed.
+        batches: Normalised inputs [n, ...], each of two images or more.
 
     Returns:
         All weights, typed and placed as given, with new `running_mean` and `running_var` of
         every layer that the inputs reach.
 
     Raises:
-        InputError: there are no batches, or one has a single value per channel in some layer.
-        RuntimeError: a weight is missing or unknown.
+        InputError: There are no batches, or one has a single value per channel in some layer.
+        RuntimeError: A weight is missing or unknown.
     """
     layers = _layers(model)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))

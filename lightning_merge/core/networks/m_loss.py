@@ -58,7 +58,7 @@ def node_m_loss(
     """Node M-Loss, Definition 3.4, averaged over samples.
 
     Args:
-        pre_activations: h of every expert at the same inputs, [K, n, d].
+        pre_activations: H of every expert at the same inputs, [K, n, d].
         activation: Element-wise non-linearity.
         weights: Merging weights a, [K]; 1/K each by default.
         reduce: "abs" averages |D| (the paper), "square" averages D^2 (the published code).
@@ -87,7 +87,7 @@ def layer_m_loss(
     For one sample its square is the sum of the squared node losses (Equation 5).
 
     Args:
-        pre_activations: h of every expert at the same inputs, [K, n, d].
+        pre_activations: H of every expert at the same inputs, [K, n, d].
         activation: Element-wise non-linearity.
         weights: Merging weights a, [K]; 1/K each by default.
         normalized: Divide by the norm of act(sum a h) + eps (Definition 3.5).
@@ -130,7 +130,7 @@ def m_losses(merged: Tensor, ensemble: Tensor, eps: float = 1e-4) -> MLosses:
     """`node_m_loss` and `layer_m_loss`, normalised and not, of outputs that are known already.
 
     Args:
-        merged: act(sum_k a_k h_k), [n, d].
+        merged: Act(sum_k a_k h_k), [n, d].
         ensemble: sum_k a_k act(h_k), [n, d].
         eps: Guards the division.
     """

@@ -40,7 +40,7 @@ def singular_triplets(matrix: Tensor, rank: int | None = None) -> Triplets:
         rank: How many at most; min(m, n) by default.
 
     Returns:
-        r triplets, fewer than asked for if the matrix has a lower rank; none if it is zero.
+        R triplets, fewer than asked for if the matrix has a lower rank; none if it is zero.
     """
     if matrix.shape[0] > matrix.shape[1]:
         flipped = singular_triplets(matrix.mT, rank)

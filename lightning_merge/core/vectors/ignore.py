@@ -24,14 +24,14 @@ def taking_part(
     Args:
         opened: "base" and the experts, by any name; an expert's names may have another prefix
             than the base's, see `align_names`.
-        patterns: names, or patterns as of a shell.
-        absent: names that patterns may mean, though they are in no checkpoint any more.
+        patterns: Names, or patterns as of a shell.
+        absent: Names that patterns may mean, though they are in no checkpoint any more.
 
     Returns:
         Views by the same names; what only the base or an expert has is there as well.
 
     Raises:
-        InputError: a pattern names no tensor, it cannot be told which tensors of an expert are
+        InputError: A pattern names no tensor, it cannot be told which tensors of an expert are
             meant, or what is left is no weight without what is ignored, see `check_numbers`.
     """
     stored = {what: _spelled(what, opened, patterns) for what in opened}

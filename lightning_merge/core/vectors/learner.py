@@ -23,17 +23,17 @@ class StatsMergeLearner(nn.Module):
     (StatsMerging, section 3.2; the prior is ours, the paper starts at random).
 
     Args:
-        features: standardised statistics [K, L, F].
+        features: Standardised statistics [K, L, F].
         kind: "mlp2" and "mlp4" see one (task, layer) at a time, "transformer2" all layers of a
             task; "free" is the control without statistics: one parameter per coefficient.
-        level: one coefficient per task and layer, or one per task (statistics averaged).
+        level: One coefficient per task and layer, or one per task (statistics averaged).
         normalize: "softmax" makes the coefficients of a layer sum to 1 (Eq. 10); "clamp" cuts
             them off at 0 and 1 (AdaMerging, Yang et al. 2024); "none" leaves them as they are.
-        prior: coefficient at the start; with softmax that is 1 / K, and none is to be given.
-        hidden: width of the hidden layers.
+        prior: Coefficient at the start; with softmax that is 1 / K, and none is to be given.
+        hidden: Width of the hidden layers.
 
     Raises:
-        InputError: a width that does not work, or a prior that is no number, has no effect or
+        InputError: A width that does not work, or a prior that is no number, has no effect or
             leaves nothing to learn.
     """
 

@@ -19,9 +19,9 @@ class Aligned(NamedTuple):
     """A base and its experts under one set of names.
 
     Attributes:
-        base: the tensors that take part.
-        experts: by task; what one leaves out and others have is the base's.
-        passed: names of the base's tensors that no expert has. The projection of open_clip's
+        base: The tensors that take part.
+        experts: By task; what one leaves out and others have is the base's.
+        passed: Names of the base's tensors that no expert has. The projection of open_clip's
             vision tower, which transformers have outside, is none of them.
     """
 
@@ -40,8 +40,8 @@ def align(base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]
     are for `check_experts` to judge.
 
     Args:
-        base: name -> tensor.
-        experts: task -> name -> tensor, under the names of either library and any prefix.
+        base: Name -> tensor.
+        experts: Task -> name -> tensor, under the names of either library and any prefix.
     """
     whole = as_checkpoint(base)
     held = {task: _held(whole, as_checkpoint(expert)) for task, expert in experts.items()}

@@ -47,16 +47,16 @@ def check_experts(
     compared as they are: `taking_part` and `select` remove prefixes.
 
     Args:
-        base: name -> tensor of the pretrained network.
-        experts: task -> name -> tensor.
-        minimum: the least number of experts.
-        finite: whether to read every tensor, one at a time, and look for NaN and infinity.
+        base: Name -> tensor of the pretrained network.
+        experts: Task -> name -> tensor.
+        minimum: The least number of experts.
+        finite: Whether to read every tensor, one at a time, and look for NaN and infinity.
 
     Returns:
         The experts as checkpoints. What the base ties and an expert lacks is there, see `complete`.
 
     Raises:
-        InputError: all problems, by expert and name of the tensor; the first ones of each
+        InputError: All problems, by expert and name of the tensor; the first ones of each
             expert are spelled out, all are counted.
     """
     _check_kinds(base, experts)
