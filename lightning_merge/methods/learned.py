@@ -47,7 +47,7 @@ class LearnedCoefficients(MergeMethod):
     subsampled to 22 of ResNet50; how, it does not say), after Wang et al. 2024, LiNeS.
 
     Args:
-        file: Coefficients.safetensors of a run.
+        file: The `coefficients.safetensors` of a run.
         by: "layer", "depth" or "statistics".
         transforms: Applied to the task vectors first; statistics are of what they leave. What was
             learned behind transforms belongs behind the same ones: they are not in the file.
