@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lightning_merge.core.checkpoints.activation import KEY
 from lightning_merge.core.checkpoints.checkpoint import Checkpoint
 from lightning_merge.models.activation import Activation
-from lightning_merge.models.loading import Source, fitting
+from lightning_merge.models.loading import CheckpointLike, fitting
 from lightning_merge.models.preprocess import Preprocess
 
 
@@ -81,7 +81,7 @@ class Encoder(nn.Module):
                     module.eval()
         return self
 
-    def load(self, source: Source) -> Encoder:
+    def load(self, source: CheckpointLike) -> Encoder:
         """Load the backbone's weights, all of them and no others.
 
         A file may hold more than the backbone - a text tower, a classifier - under other names.
@@ -100,7 +100,7 @@ class Encoder(nn.Module):
         self.backbone.load_state_dict(self.fitting(source))
         return self
 
-    def fitting(self, source: Source) -> Checkpoint:
+    def fitting(self, source: CheckpointLike) -> Checkpoint:
         """Return the weights that `load` would load, under the names of the backbone, unread.
 
         Args:

@@ -16,7 +16,7 @@ from lightning_merge.core.errors import InputError, warn
 from lightning_merge.models.activation import Activation
 from lightning_merge.models.config_files import Fields, read_fields
 from lightning_merge.models.encoder import Encoder
-from lightning_merge.models.loading import Source, unknown_name
+from lightning_merge.models.loading import CheckpointLike, unknown_name
 from lightning_merge.models.preprocess import Preprocess
 
 _PROJECTION = "visual_projection.weight"
@@ -87,7 +87,7 @@ class TransformersEncoder(Encoder):
         if (stored := weights or stored) is not None:
             self.load(stored)
 
-    def fitting(self, source: Source) -> Checkpoint:
+    def fitting(self, source: CheckpointLike) -> Checkpoint:
         """Return the weights of the tower; warn of a projection other than the encoder's."""
         checkpoint = source if isinstance(source, Mapping) else open_checkpoint(source)
         matrix, own = _stored_projection(checkpoint), getattr(self, "projection", None)

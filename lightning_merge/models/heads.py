@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_merge.core.checkpoints.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
-from lightning_merge.core.checkpoints.source import Source, reading
+from lightning_merge.core.checkpoints.source import SourceFile, reading
 from lightning_merge.core.checkpoints.unpickle import find_attributes
 from lightning_merge.core.errors import InputError, warn
 
@@ -348,7 +348,7 @@ def _published_head(path: str | Path, checkpoint: Checkpoint) -> Head:
     attributes: dict[str, Any] = {}
     if checkpoint.path is not None:
         with reading(checkpoint.path):
-            attributes = find_attributes(Source(checkpoint.path))
+            attributes = find_attributes(SourceFile(checkpoint.path))
     if not attributes:
         warn(
             f"{path} does not say whether features are normalised before its head: taken as "

@@ -19,7 +19,7 @@ from lightning_merge.core.checkpoints.checkpoint import (
 )
 from lightning_merge.core.errors import InputError
 
-Source = str | Path | Mapping[str, Tensor]
+CheckpointLike = str | Path | Mapping[str, Tensor]
 """A checkpoint file or folder, or a mapping from names to tensors."""
 
 _PROJECTION = "proj"  # of open_clip's visual towers
@@ -32,7 +32,7 @@ def unknown_name(argument: str, value: str, known: Iterable[str], remedy: str = 
     return InputError(f"{argument}={value!r} is not known.{hint}{remedy}")
 
 
-def load_strict(module: nn.Module, source: Source, *, leave_out: str = "") -> None:
+def load_strict(module: nn.Module, source: CheckpointLike, *, leave_out: str = "") -> None:
     """Load every tensor of ``module`` from a checkpoint that may hold other modules beside it.
 
     Args:
@@ -48,7 +48,7 @@ def load_strict(module: nn.Module, source: Source, *, leave_out: str = "") -> No
 
 def fitting(
     module: nn.Module,
-    source: Source,
+    source: CheckpointLike,
     *,
     spare: Mapping[str, Tensor] | None = None,
     leave_out: str = "",

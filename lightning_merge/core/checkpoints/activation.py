@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning_merge.core.checkpoints import hub
 from lightning_merge.core.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from lightning_merge.core.checkpoints.source import Source, reading
+from lightning_merge.core.checkpoints.source import SourceFile, reading
 from lightning_merge.core.checkpoints.unpickle import find_classes
 from lightning_merge.core.errors import InputError
 
@@ -49,7 +49,7 @@ def activation_of(path: str | Path, opened: Checkpoint | None = None) -> str | N
     if checkpoint.path is None:
         return None
     with reading(checkpoint.path):
-        return named(find_classes(Source(checkpoint.path)))
+        return named(find_classes(SourceFile(checkpoint.path)))
 
 
 def agreed(paths: Mapping[str, str], opened: Mapping[str, Checkpoint]) -> str | None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_merge.core.checkpoints.flat import flat_part
-from lightning_merge.core.checkpoints.source import Source, reading
+from lightning_merge.core.checkpoints.source import SourceFile, reading
 from lightning_merge.core.checkpoints.views import sources_of
 
 
@@ -20,7 +20,7 @@ class Entry(Protocol):
     """Where one tensor of a checkpoint is to be had."""
 
     @property
-    def source(self) -> Source | None:
+    def source(self) -> SourceFile | None:
         """The file it is in; None in memory."""
 
     @property

@@ -13,7 +13,7 @@ from lightning_merge.core.checkpoints.safetensors_file import (
     parse_json,
     read_header,
 )
-from lightning_merge.core.checkpoints.source import Source, dangling, reading
+from lightning_merge.core.checkpoints.source import SourceFile, dangling, reading
 from lightning_merge.core.checkpoints.unpickle import find_tensors
 from lightning_merge.core.errors import InputError, warn
 
@@ -73,7 +73,7 @@ def open_index(path: Path) -> Checkpoint:
         InputError: It is no index, or its shards are not there.
     """
     with reading(path):
-        source = Source(path)
+        source = SourceFile(path)
         index = parse_json(source.read(0, source.size))
         if isinstance(index, dict) and "weight_map" not in index:
             raise InputError("is no index of shards: give the file of the weights, or its folder")
@@ -108,7 +108,7 @@ def open_file(path: Path, prefix: str = "") -> Checkpoint:
         InputError: It cannot be read.
     """
     with reading(path):
-        source = Source(path)
+        source = SourceFile(path)
         start = source.read(0, START)
         is_tensors, is_zip = is_safetensors(start), start[:2] == b"PK"
         if not (is_tensors or is_zip) and (other := describe(start, path)):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_merge.core.checkpoints.source import Source
+from lightning_merge.core.checkpoints.source import SourceFile
 from lightning_merge.core.errors import InputError
 
 DTYPES = {
@@ -60,7 +60,7 @@ def is_safetensors(start: bytes) -> bool:
 class FileTensor:
     """A tensor that lies in a file as one run of bytes from byte `begin` on."""
 
-    source: Source
+    source: SourceFile
     begin: int
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -90,7 +90,7 @@ class FileTensor:
 class ForeignTensor:
     """A tensor of a type that torch does not have; only that it is there can be known."""
 
-    source: Source
+    source: SourceFile
     name: str
     kind: str
     begin: int
@@ -120,7 +120,7 @@ class ForeignTensor:
         out.copy_(self.read())
 
 
-def read_header(source: Source) -> tuple[dict[str, FileTensor | ForeignTensor], dict[str, str]]:
+def read_header(source: SourceFile) -> tuple[dict[str, FileTensor | ForeignTensor], dict[str, str]]:
     """Tensors by name, in the order of the file, and the metadata of a safetensors file.
 
     Every tensor is known to lie within the file, so that none claims more memory than that.
@@ -169,7 +169,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _described(
-    source: Source, origin: int, name: str, entry: dict[str, Any]
+    source: SourceFile, origin: int, name: str, entry: dict[str, Any]
 ) -> FileTensor | ForeignTensor:
     """The tensor that the header describes by dtype, shape and data_offsets from `origin` on."""
     kind, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]

@@ -16,7 +16,7 @@ from lightning_merge.core.checkpoints.flat import BLOCK, flat_bytes
 from lightning_merge.core.errors import InputError
 
 
-class Source:
+class SourceFile:
     """A file held open, so that it stays readable when another one takes its place.
 
     It is read into memory rather than mapped: a page that the disk cannot give, or that was cut

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_merge.core.checkpoints.flat import flat_part
 from lightning_merge.core.checkpoints.pickle_machine import Record
-from lightning_merge.core.checkpoints.source import Source
+from lightning_merge.core.checkpoints.source import SourceFile
 from lightning_merge.core.errors import InputError
 
 _MOST_DIMENSIONS = 64  # as in torch
@@ -20,7 +20,7 @@ _MOST_DIMENSIONS = 64  # as in torch
 class Storage:
     """A run of bytes in the file: where torch keeps the values of one or more tensors."""
 
-    source: Source
+    source: SourceFile
     dtype: torch.dtype
     size: int  # bytes
     start: int | None = None  # unknown until the legacy format's end is read
@@ -37,7 +37,7 @@ class StoredTensor:
     offset: int  # elements
 
     @property
-    def source(self) -> Source:
+    def source(self) -> SourceFile:
         """The file that it lies in."""
         return self.storage.source
 

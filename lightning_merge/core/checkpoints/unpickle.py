@@ -19,7 +19,7 @@ from lightning_merge.core.checkpoints.foreign import describe_archive
 from lightning_merge.core.checkpoints.network_state import Found, find_network
 from lightning_merge.core.checkpoints.pickle_machine import Record, Symbol, read_pickle
 from lightning_merge.core.checkpoints.safetensors_file import is_safetensors
-from lightning_merge.core.checkpoints.source import Source
+from lightning_merge.core.checkpoints.source import SourceFile
 from lightning_merge.core.checkpoints.stored_tensor import Storage, StoredTensor, natural, placed
 from lightning_merge.core.errors import InputError
 
@@ -44,7 +44,7 @@ _STORAGE_DTYPES = {
 }
 
 
-def find_tensors(source: Source) -> Found:
+def find_tensors(source: SourceFile) -> Found:
     """Where the named tensors of a file written by torch.save lie; nothing in it is executed.
 
     Args:
@@ -67,7 +67,7 @@ def find_tensors(source: Source) -> Found:
     return found
 
 
-def find_attributes(source: Source) -> dict[str, Any]:
+def find_attributes(source: SourceFile) -> dict[str, Any]:
     """Plain values that the object in a file of torch.save has as attributes.
 
     Args:
@@ -86,7 +86,7 @@ def find_attributes(source: Source) -> dict[str, Any]:
     return {name: value for name, value in plain.items() if isinstance(name, str)}
 
 
-def find_classes(source: Source) -> set[str]:
+def find_classes(source: SourceFile) -> set[str]:
     """Names of the classes of all objects in a file of torch.save, without their packages.
 
     Args:
@@ -110,18 +110,18 @@ def find_classes(source: Source) -> set[str]:
     return found
 
 
-def _read_objects(source: Source) -> Any:
+def _read_objects(source: SourceFile) -> Any:
     """The root of a file of torch.save; None for safetensors, whatever their suffix, and JSON."""
     is_index = source.read(0, 1) == b"{"
     return None if is_index or is_safetensors(source.read(0, 9)) else _read_root(source)
 
 
-def _read_root(source: Source) -> Any:
+def _read_root(source: SourceFile) -> Any:
     is_zip = source.read(0, 4) == _ZIP_MAGIC
     return _read_zip(source) if is_zip else _read_legacy(source)
 
 
-def _read_zip(source: Source) -> Any:
+def _read_zip(source: SourceFile) -> Any:
     """Torch's format since 1.6: data.pkl and one uncompressed member per storage."""
     with zipfile.ZipFile(source.stream()) as archive:
         members = {member.filename: member for member in archive.infolist()}
@@ -144,7 +144,7 @@ def _read_zip(source: Source) -> Any:
     return read_pickle(BytesIO(pickled), _REBUILD, persistent)
 
 
-def _member_span(source: Source, member: zipfile.ZipInfo) -> tuple[int, int]:
+def _member_span(source: SourceFile, member: zipfile.ZipInfo) -> tuple[int, int]:
     """Where the bytes of an uncompressed member of a zip file begin, and how many they are."""
     begin = member.header_offset
     header = source.read(begin, 30)
@@ -158,7 +158,7 @@ def _member_span(source: Source, member: zipfile.ZipInfo) -> tuple[int, int]:
     return start, member.file_size
 
 
-def _read_legacy(source: Source) -> Any:
+def _read_legacy(source: SourceFile) -> Any:
     """Torch's format before 1.6: five pickles in a row, then the storages' values."""
     stream = source.stream()
     if read_pickle(stream) != _LEGACY_MAGIC or read_pickle(stream) != _LEGACY_PROTOCOL:
@@ -189,7 +189,7 @@ def _read_legacy(source: Source) -> Any:
     return root
 
 
-def _described_storage(key: Any, source: Source) -> Storage:
+def _described_storage(key: Any, source: SourceFile) -> Storage:
     """The storage of a persistent id ('storage', type, key, device, number of elements)."""
     if key[0] != "storage" or not isinstance(key[1], Symbol) or not isinstance(key[2], (str, int)):
         raise ValueError("an unknown kind of persistent id")

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from lightning_merge.core.checkpoints.flat import flat_part
-from lightning_merge.core.checkpoints.source import Source
+from lightning_merge.core.checkpoints.source import SourceFile
 
 if TYPE_CHECKING:
     from lightning_merge.core.checkpoints.lazy import Entry
 
 
-def sources_of(entry: Any) -> Iterator[Source]:
+def sources_of(entry: Any) -> Iterator[SourceFile]:
     """Yield the files that a tensor is read from."""
     for part in getattr(entry, "parts", ()):
         yield from sources_of(part)
@@ -29,7 +29,7 @@ class _View:
     parts: "tuple[Entry, ...]"
 
     @property
-    def source(self) -> Source | None:
+    def source(self) -> SourceFile | None:
         """The file of the first part, for messages; see `sources_of`."""
         return self.parts[0].source
 
