@@ -29,8 +29,8 @@ Entry = tuple[str, dict[str, Any], dict[str, list[float]]]
 """Class, options, and grid of a method."""
 
 
-def _behind(*transforms: str, **options: Any) -> dict[str, Any]:
-    """Return the options of a method behind transforms, the last of which has options."""
+def _transformed(*transforms: str, **options: Any) -> dict[str, Any]:
+    """Return the options of a method after transforms, the last of which has options."""
     given: list[dict[str, Any]] = [{"class_path": transform} for transform in transforms]
     given[-1]["init_args"] = options
     return {"transforms": given}
@@ -41,10 +41,10 @@ GROUPS: dict[str, dict[str, Entry]] = {
         "average": ("Average", {}, {}),
         "task_arithmetic": SUM,
         "ties": ("Ties", {}, WIDE),
-        "wise_ft": ("Average", _behind("WiSEFT"), {}),
-        "magnitude_pruning": (*SUM[:1], _behind("MagnitudePruning"), SCALES),
-        "absolute_pruning": (*SUM[:1], _behind("AbsolutePruning"), SCALES),
-        "pwptv": (*SUM[:1], _behind("LwPTV", granularity="parameter"), SCALES),
+        "wise_ft": ("Average", _transformed("WiSEFT"), {}),
+        "magnitude_pruning": (*SUM[:1], _transformed("MagnitudePruning"), SCALES),
+        "absolute_pruning": (*SUM[:1], _transformed("AbsolutePruning"), SCALES),
+        "pwptv": (*SUM[:1], _transformed("LwPTV", granularity="parameter"), SCALES),
         "pcb": ("PCB", {}, WIDE),
         "consensus": ("Consensus", {}, WIDE),
         "lines": ("LiNeS", {}, {"beta": [0.25, 0.5, 1.0]}),
@@ -55,8 +55,8 @@ GROUPS: dict[str, dict[str, Entry]] = {
         "iso_cts": ("IsoCTS", {}, WIDE),
     },
     "random": {
-        "dare": (*SUM[:1], _behind("Dare"), SCALES),
-        "random_pruning": (*SUM[:1], _behind("RandomPruning"), SCALES),
+        "dare": (*SUM[:1], _transformed("Dare"), SCALES),
+        "random_pruning": (*SUM[:1], _transformed("RandomPruning"), SCALES),
     },
     "data": {
         "m_ties": ("MTies", {}, WIDE),
@@ -79,8 +79,8 @@ def with_lwptv(group: Mapping[str, Entry]) -> Iterator[tuple[str, Entry]]:
     """Yield every method, each followed by itself behind LwPTV's mask."""
     for name, (kind, options, grid) in group.items():
         yield name, (kind, options, grid)
-        behind = [{"class_path": "LwPTV"}, *options.get("transforms", [])]
-        yield f"{name}_lwptv", (kind, {**options, "transforms": behind}, grid)
+        transforms = [{"class_path": "LwPTV"}, *options.get("transforms", [])]
+        yield f"{name}_lwptv", (kind, {**options, "transforms": transforms}, grid)
 
 
 def config(methods: Mapping[str, Entry]) -> dict[str, Any]:

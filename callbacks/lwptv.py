@@ -12,7 +12,7 @@ from lightning_merge.core.vectors.task_vectors import TaskVectors
 from lightning_merge.evaluation.figures import lwptv_figure
 from lightning_merge.methods import LwPTV, TaskArithmetic
 from lightning_merge.methods.base import MergeMethod
-from lightning_merge.methods.parts import behind
+from lightning_merge.methods.parts import with_transforms
 from lightning_merge.modules.coefficients import CoefficientModule
 
 
@@ -34,7 +34,7 @@ class LwPTVMerge(MergeCallback):
         grid: Mapping[str, Sequence[int | float]] | None = None,
     ) -> None:
         self.prune = prune or LwPTV()
-        super().__init__(behind(method or TaskArithmetic(), [self.prune]), name, grid)
+        super().__init__(with_transforms(method or TaskArithmetic(), [self.prune]), name, grid)
 
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Merge, register the candidate, and draw what is the same for all points of the grid."""

@@ -62,7 +62,7 @@ class MergeCallback(CheckedCallback):
                 f"grid of {self.name!r}: {type(method).__name__} has no {unknown}; "
                 f"it has {sorted(known)}"
             )
-        self.variants()  # a value out of bounds shows now
+        self.grid_methods()  # a value out of bounds shows now
 
     def check(self, trainer: Trainer, module: Any) -> None:
         """Check that there will be experts that can be merged, and that the name is free."""
@@ -97,7 +97,7 @@ class MergeCallback(CheckedCallback):
                 f"learned on {', '.join(known)}; take a file that was not, or leave it out"
             )
 
-    def variants(self) -> dict[str, Method]:
+    def grid_methods(self) -> dict[str, Method]:
         """Return the method for every point of the grid, by what distinguishes it."""
         points = itertools.product(*self.grid.values())
         return {
@@ -119,7 +119,7 @@ class MergeCallback(CheckedCallback):
                 transductive=origin.transductive,
             )
             options = {}
-            for what, method in self.variants().items():
+            for what, method in self.grid_methods().items():
                 weights, figure = self._paths(module, suffix, what)
                 option = replace(candidate, weights=weights, figure=figure)
                 note = "; ".join(filter(None, [origin.note, *_notes(module, method)]))
@@ -137,7 +137,7 @@ class MergeCallback(CheckedCallback):
     ) -> tuple[Path, Path]:
         """Return the files of weights and figure of a candidate, or of a point of its grid."""
         name = self.name + suffix
-        name = f"{name}@{list(self.variants()).index(what)}" if what else name
+        name = f"{name}@{list(self.grid_methods()).index(what)}" if what else name
         return module.merged_file(name), module.run_folder / "figures" / f"{name}.png"
 
     def _merge_all(self, module: CoefficientModule) -> dict[str, dict[str, Made]]:
@@ -149,7 +149,7 @@ class MergeCallback(CheckedCallback):
         zoo, encoder, held_out = module.zoo, module.encoder, module.held_out
         merger = ZooMerger(zoo, encoder, module.base, module.experts, held_out)
         made = {}
-        for what, variant in self.variants().items():
+        for what, method in self.grid_methods().items():
             targets = {
                 suffix: Target(
                     self._paths(module, suffix, what)[0],
@@ -160,7 +160,7 @@ class MergeCallback(CheckedCallback):
             }
             going_on = module.trainer.ckpt_path is not None
             merge = partial(self.merge, module)
-            found = merger.write(variant, [*targets.values()], merge, going_on)
+            found = merger.write(method, [*targets.values()], merge, going_on)
             self.draw(module, self._paths(module, what=what)[1])
             made[what] = dict(zip(targets, found, strict=True))
         return made

@@ -20,7 +20,7 @@ from lightning_merge.core.vectors.scope import Kind as Scope
 from lightning_merge.core.vectors.scope import is_merged
 from lightning_merge.core.vectors.task_vectors import Span, TaskVectors
 from lightning_merge.core.vectors.validate import check_experts
-from lightning_merge.methods.resources import Batches, Resources, itself
+from lightning_merge.methods.resources import Batches, Resources, identity
 
 Weights = Mapping[str, Tensor]
 Update = Callable[[Span, Tensor], Tensor]
@@ -190,7 +190,7 @@ class MergeMethod(Method):
         model: nn.Module | None = None,
         batches: Batches | Mapping[str, Batches] | None = None,
         heads: Mapping[str, nn.Module] | None = None,
-        project: Callable[[Any], Tensor] = itself,
+        project: Callable[[Any], Tensor] = identity,
         scope: Scope = "all",
     ) -> dict[str, Tensor]:
         """Merge the experts into one set of weights.
@@ -230,7 +230,7 @@ class MergeMethod(Method):
         model: nn.Module | None = None,
         batches: Batches | Mapping[str, Batches] | None = None,
         heads: Mapping[str, nn.Module] | None = None,
-        project: Callable[[Any], Tensor] = itself,
+        project: Callable[[Any], Tensor] = identity,
         scope: Scope = "all",
         jobs: int = 1,
     ) -> None:

@@ -24,7 +24,7 @@ from lightning_merge.methods.base import (
     Weights,
 )
 from lightning_merge.methods.checks import require_finite
-from lightning_merge.methods.parts import behind
+from lightning_merge.methods.parts import with_transforms
 from lightning_merge.methods.task_arithmetic import TaskArithmetic
 
 
@@ -104,8 +104,9 @@ class LiNeS(MergeMethod):
         jobs: int = 1,
         scope: Scope = "all",
     ) -> TaskVectors:
-        """Those that the method sees behind these transforms and its own."""
-        return behind(self.method, self.transforms).task_vectors(base, experts, jobs, scope)
+        """Those that the method sees after these transforms and its own."""
+        method = with_transforms(self.method, self.transforms)
+        return method.task_vectors(base, experts, jobs, scope)
 
     def origin(self) -> Origin:
         """What the method has learned before."""

@@ -25,8 +25,8 @@ from lightning_merge.core.networks.tracing import (
     AffineLayer,
     affine_chains,
     has_rows_of_nodes,
+    input_errors,
     run_visiting,
-    taking,
     tied_names,
 )
 from lightning_merge.core.seeding import generator_for
@@ -145,7 +145,7 @@ class RankedByMLoss(MergeMethod):
         self, model: nn.Module, example: Tensor
     ) -> list[tuple[AffineLayer, Activation]]:
         """The ranked layers, with their activations."""
-        with taking(example):
+        with input_errors(example):
             chains = {
                 layer.names[0]: layer
                 for layer in affine_chains(model, example)

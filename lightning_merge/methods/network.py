@@ -23,7 +23,7 @@ from lightning_merge.methods.base import (
     Resources,
     Scope,
     Weights,
-    itself,
+    identity,
     registered,
 )
 
@@ -38,7 +38,7 @@ class Recalibrate(Protocol):
         """Return the weights with other statistics; names are the model's own."""
 
 
-def as_they_are(weights: Weights, task: str | None = None) -> Weights:
+def keep_statistics(weights: Weights, task: str | None = None) -> Weights:
     """Leave the statistics alone."""
     return weights
 
@@ -125,9 +125,9 @@ class NetworkMethod(Method):
         model: nn.Module | None = None,
         batches: Batches | Mapping[str, Batches] | None = None,
         heads: Mapping[str, nn.Module] | None = None,
-        project: Callable[[Any], Tensor] = itself,
+        project: Callable[[Any], Tensor] = identity,
         scope: Scope = "all",
-        recalibrate: Recalibrate = as_they_are,
+        recalibrate: Recalibrate = keep_statistics,
     ) -> TaskNetwork:
         """Make the network of the experts.
 
@@ -210,7 +210,7 @@ def holds_network(path: str | Path) -> bool:
 
 
 def load_network(
-    path: str | Path, model: nn.Module, project: Callable[[Any], Tensor] = itself
+    path: str | Path, model: nn.Module, project: Callable[[Any], Tensor] = identity
 ) -> TaskNetwork:
     """Make the network of a file, on the CPU or the model's device.
 

@@ -12,7 +12,7 @@ Part = TypeVar("Part")
 Made = TypeVar("Made", bound=Method)
 
 
-def behind(method: Made, transforms: Sequence[Transform]) -> Made:
+def with_transforms(method: Made, transforms: Sequence[Transform]) -> Made:
     """The method with more transforms, in front of its own."""
     return replace(method, transforms=(*transforms, *method.transforms))  # type: ignore[type-var]
 

@@ -16,7 +16,7 @@ from lightning_merge.core.vectors.task_vectors import TaskVectors
 Batches = Tensor | Iterable[Tensor]
 
 
-def itself(output: Any) -> Tensor:
+def identity(output: Any) -> Tensor:
     """Take what the model returns for features."""
     return output
 
@@ -38,7 +38,7 @@ class Resources(NamedTuple):
     model: nn.Module | None = None
     batches: Batches | Mapping[str, Batches] | None = None
     heads: Mapping[str, nn.Module] | None = None
-    project: Callable[[Any], Tensor] = itself
+    project: Callable[[Any], Tensor] = identity
     scope: Scope = "all"
 
     def network(self, method: str) -> nn.Module:

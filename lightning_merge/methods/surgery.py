@@ -24,7 +24,7 @@ from lightning_merge.methods.network import (
     minibatches,
     own_names,
 )
-from lightning_merge.methods.parts import behind
+from lightning_merge.methods.parts import with_transforms
 from lightning_merge.methods.task_arithmetic import TaskArithmetic
 
 
@@ -42,11 +42,11 @@ class Correction(nn.Module):
         self.up = skip_init(nn.Linear, rank, dim, bias=False)
 
     def reset(self, generator: torch.Generator) -> None:
-        """Draw D as linear layers are drawn, uniform in +-1 / sqrt(dim); set U to zero."""
+        """Sample D as linear layers do, uniform in +-1 / sqrt(dim); set U to zero."""
         with torch.no_grad():
-            drawn = torch.rand(self.down.weight.shape, generator=generator)
+            sampled = torch.rand(self.down.weight.shape, generator=generator)
             bound = self.down.in_features**-0.5
-            self.down.weight.copy_(drawn.mul_(2 * bound).sub_(bound))
+            self.down.weight.copy_(sampled.mul_(2 * bound).sub_(bound))
             self.up.weight.zero_()
 
     def forward(self, features: Tensor) -> Tensor:
@@ -164,7 +164,7 @@ class Surgery(NetworkMethod):
     ) -> CorrectedNetwork:
         """Merge, and correct the features of one task after the other."""
         model, images = given.network("Surgery"), given.task_inputs("Surgery", tuple(experts))
-        method = behind(self.method, self.transforms)
+        method = with_transforms(self.method, self.transforms)
         merged = own_names(model, method(base, experts, **given._asdict()))
         expert = frozen(model)
         dim = encode(expert, given.project, next(iter(images.values()))[:1]).shape[1]

@@ -15,7 +15,7 @@ from lightning_merge.core.facts import Needs
 from lightning_merge.core.seeding import run_seed
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.methods.base import MergeMethod, Method, Weights
-from lightning_merge.methods.network import NetworkMethod, as_they_are, save_network
+from lightning_merge.methods.network import NetworkMethod, keep_statistics, save_network
 from lightning_merge.methods.parts import parts, seeded
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.heads import fitting_heads, heads_hash
@@ -168,7 +168,7 @@ class ZooMerger:
         about: Mapping[str, str],
         going_on: bool | None,
     ) -> Made:
-        statistics = self.held_out.recalibrate if target.recalibrate else as_they_are
+        statistics = self.held_out.recalibrate if target.recalibrate else keep_statistics
         with measured(next(self.encoder.parameters()).device) as cost:
             network = method(self.base, self.experts, **given, recalibrate=statistics)
         more = (network.extra_parameters, network.inference_cost)

@@ -131,8 +131,8 @@ def test_random_methods_follow_the_seed_of_the_run(
     monkeypatch.setenv("PL_GLOBAL_SEED", "4")
     fit(trainer, encoder, zoo, data, callback())
     written = open_checkpoint(tmp_path / "run" / "merged" / "random.safetensors")
-    drawn = data.unlabelled(seed=4)
-    monkeypatch.setattr(data, "unlabelled", lambda: drawn)
+    sampled = data.unlabelled(seed=4)
+    monkeypatch.setattr(data, "unlabelled", lambda: sampled)
     merged = by_hand(expected)
     assert all(torch.equal(written[name], merged[name]) for name in merged)
 
@@ -188,7 +188,7 @@ def test_merging_leaves_the_networks_alone(trainer, encoder, zoo, data, files):
 def test_a_grid_reaches_what_a_method_holds():
     grid = {"rank": [4], "TaskArithmetic.scale": [0.1, 0.3], "LwPTV.prune_ratio": [0.5]}
     method = Surgery(TaskArithmetic(transforms=[LwPTV(), Dare()]))
-    first, second = MergeCallback(method, grid=grid).variants().values()
+    first, second = MergeCallback(method, grid=grid).grid_methods().values()
     for found, scale in ((first, 0.1), (second, 0.3)):
         inner = TaskArithmetic(scale=scale, transforms=(LwPTV(prune_ratio=0.5), Dare()))
         assert found == Surgery(inner, rank=4)

@@ -8,7 +8,7 @@ from torch.func import functional_call
 
 from lightning_merge.core.checkpoints.names import match_names
 from lightning_merge.core.networks.linear_inputs import LinearInputs
-from lightning_merge.core.networks.tracing import evaluating, taking, tied_names
+from lightning_merge.core.networks.tracing import evaluating, input_errors, tied_names
 from lightning_merge.core.vectors.scope import is_merged
 from lightning_merge.core.vectors.task_vectors import TaskVectors, sum_tasks, wide
 
@@ -41,7 +41,7 @@ class ExpertNetworks:
         Raises:
             InputError: It does not take inputs of that shape.
         """
-        with taking(inputs), evaluating(self.model):
+        with input_errors(inputs), evaluating(self.model):
             self.model(inputs[:1])
 
     def applied(self, names: Iterable[str], inputs: Tensor) -> set[str]:

@@ -38,7 +38,7 @@ def tied_names(model: nn.Module) -> dict[str, str]:
 
 
 @contextmanager
-def taking(inputs: Tensor) -> Iterator[None]:
+def input_errors(inputs: Tensor) -> Iterator[None]:
     """While a network runs on inputs for the first time, say so if it does not take them.
 
     Raises:
