@@ -8,7 +8,7 @@ chosen on test images. Beside M-Loss stand predictors that need no image at all.
 
 Pairs that share an expert are not independent, so chance is judged by expert: p is the share of
 random renamings of the experts under which a rank correlation is at least as far from 0 (Mantel
-1967), and the interval is that of experts drawn anew with replacement.
+1967), and the interval is that of experts sampled anew with replacement.
 """
 
 import argparse
@@ -173,7 +173,7 @@ def chance(x: Matrix, y: Matrix, statistic: Callable[[Matrix, Matrix], float], d
 def interval(
     x: Matrix, y: Matrix, statistic: Callable[[Matrix, Matrix], float], draws: int
 ) -> tuple[float, float]:
-    """95 % interval of a correlation over experts drawn anew with replacement."""
+    """95 % interval of a correlation over experts sampled anew with replacement."""
     generator = np.random.default_rng(0)
     chosen = [generator.integers(len(x), size=len(x)) for _ in range(draws)]
     values = [statistic(upper(x, experts), upper(y, experts)) for experts in chosen]

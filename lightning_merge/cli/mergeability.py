@@ -72,15 +72,15 @@ def mergeability(
     data.only(experts)
     data.preprocess = encoder.preprocess
     data.load(test=False)
-    drawn = data.unlabelled_by_task()
-    images = encoder.preprocess.normalize(torch.cat([*drawn.values()]))
+    sampled = data.unlabelled_by_task()
+    images = encoder.preprocess.normalize(torch.cat([*sampled.values()]))
     found = measure(weights, opened, encoder.backbone, images, layer_inputs)
     where = next(encoder.parameters()).device
     show(tables(found))
     if folder is not None:
         origin = {"base": file_fingerprint(base)}
         origin |= {f"expert/{task}": file_fingerprint(file) for task, file in experts.items()}
-        counts = {task: len(part) for task, part in drawn.items()}
+        counts = {task: len(part) for task, part in sampled.items()}
         about = {"layer_inputs": layer_inputs, "images": counts, "files": origin}
         write(found, folder, {**about, "device": str(where)})
     seconds = time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""Random numbers that depend on what they are for, not on when they are drawn."""
+"""Random numbers that depend on what they are for, not on when they are sampled."""
 
 import hashlib
 import os
@@ -24,7 +24,7 @@ def generator_for(seed: int, *names: str) -> torch.Generator:
 def uniform_numbers(start: int, stop: int, seed: int, *names: str) -> Tensor:
     """Entries [start, stop) of an endless sequence of uniform numbers in [0, 1), float32.
 
-    The sequence belongs to the seed and the names. It is drawn in blocks, each with a generator
+    The sequence belongs to the seed and the names. It is sampled in blocks, each with a generator
     of its own, so that any part can be had without what comes before it.
     """
     first, last = start // _BLOCK, -(-stop // _BLOCK)

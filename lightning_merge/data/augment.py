@@ -14,7 +14,7 @@ from lightning_merge.core.ranks import ALONE, Ranks
 class Draws:
     """Uniform random numbers in [0, 1) for every image of a step.
 
-    They are drawn on the CPU for the images of all processes, of which each takes its own: two
+    They are sampled on the CPU for the images of all processes, of which each takes its own: two
     processes change their images as one process would that had them all.
 
     Args:
@@ -37,7 +37,7 @@ UNSEEDED = Draws()
 
 @dataclass(frozen=True)
 class Augment:
-    """Shift, scale, turn, mirror, recolour and erase, drawn anew for every image.
+    """Shift, scale, turn, mirror, recolour and erase, sampled anew for every image.
 
     torchvision's transforms draw once per call, so a batch would share its draw or cost one
     Python call per image; here one grid_sample serves the batch.

@@ -19,7 +19,7 @@ from lightning_merge.core.seeding import generator_for
 from lightning_merge.data import splits
 from lightning_merge.data.dataset import Batch, TaskImages, Unlabelled, loader
 from lightning_merge.data.division import PARTS, TRANSDUCTIVE, Division, split_of
-from lightning_merge.data.fit_loaders import Drawn, fit_loaders
+from lightning_merge.data.fit_loaders import FitImages, fit_loaders
 from lightning_merge.data.options import at_least, checked_names, checked_unseen, fraction, one_of
 from lightning_merge.data.resume import Position
 from lightning_merge.data.source import open_source
@@ -65,7 +65,7 @@ class MergeDataModule(LightningDataModule):
             sampling "proportional".
         sampling: "equal" draws as many images of every task; "proportional" to its size.
         eval_batch_size: Images per step and process of evaluation.
-        unlabelled_images: Images, drawn evenly over seen tasks from the held-out ones, for
+        unlabelled_images: Images, sampled evenly over seen tasks from the held-out ones, for
             methods that need unlabelled batches such as M-TIES.
         split_seed: Seed of the division; part of what a number means, so keep it.
         num_workers: Loader processes for images that are not kept in memory.
@@ -245,25 +245,25 @@ class MergeDataModule(LightningDataModule):
         return torch.cat([*self.unlabelled_by_task(seed).values()])
 
     def unlabelled_by_task(self, seed: int = 0) -> dict[str, Tensor]:
-        """Return `unlabelled_images` held-out images, drawn evenly over the seen tasks.
+        """Return `unlabelled_images` held-out images, sampled evenly over the seen tasks.
 
-        Which images of a task are drawn depends on the task, the seed and their number.
+        Which images of a task are sampled depends on the task, the seed and their number.
 
         Args:
-            seed: Of the draw; other runs of the same splits may see other images.
+            seed: Of the sample; other runs of the same splits may see other images.
 
         Returns:
             Task -> uint8 [n, 3, s, s]; fewer than asked for where there are not as many.
         """
         pools = {task: self.images(task, "validation") for task in self.seen}
         counts = splits.balanced_counts(self.unlabelled_images, map(len, pools.values()))
-        drawn = {}
+        sampled = {}
         for (task, pool), count in zip(pools.items(), counts, strict=True):
             generator = generator_for(self.split_seed + seed, "unlabelled", task)
             positions = torch.randperm(len(pool), generator=generator)[:count].tolist()
             if positions:
-                drawn[task] = pool.__getitems__(positions).images
-        return drawn
+                sampled[task] = pool.__getitems__(positions).images
+        return sampled
 
     # Lightning's interface
 
@@ -322,10 +322,10 @@ class MergeDataModule(LightningDataModule):
     def _fit_part(self) -> str:
         return TRANSDUCTIVE if self.transductive else self.fit_on
 
-    def _drawn(self, task: str) -> Drawn:
+    def _fit_images(self, task: str) -> FitImages:
         images = self._find_images(task, self._fit_part)
         positions = self._chosen.get(task, torch.arange(len(images)))
-        return Drawn(Unlabelled(images) if self.transductive else images, positions)
+        return FitImages(Unlabelled(images) if self.transductive else images, positions)
 
     def restrict(self, task: str, positions: Tensor) -> None:
         """Let `fit` draw only some of a task's images, until the next `fit` begins.
@@ -342,7 +342,7 @@ class MergeDataModule(LightningDataModule):
                 at a position.
         """
         one_of("seen", task, self.seen)
-        size, chosen = len(self._drawn(task).images), positions.cpu().unique()
+        size, chosen = len(self._fit_images(task).images), positions.cpu().unique()
         if not len(chosen):
             raise InputError(
                 f"task {task!r}: none of its {size} images is left to fit on; leave out fewer, or "
@@ -355,7 +355,7 @@ class MergeDataModule(LightningDataModule):
     def train_dataloader(self) -> CombinedLoader:
         """Return one loader per seen task, shuffled by the run's seed; see `fit_loaders`."""
         return fit_loaders(
-            {task: self._drawn(task) for task in self.seen},
+            {task: self._fit_images(task) for task in self.seen},
             self.batch_size,
             proportional=self.sampling == "proportional",
             seed=self.ranks.gather(torch.initial_seed())[0],

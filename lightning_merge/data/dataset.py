@@ -23,7 +23,7 @@ class Batch(NamedTuple):
         images: uint8 [n, 3, s, s] from a loader, float once normalised on the device.
         labels: int64 [n].
         index: int64 [n], position within the part, so that pseudo labels can be looked up;
-            the part is the whole one where only some of its positions are drawn.
+            the part is the whole one where only some of its positions are fitted on.
     """
 
     images: Tensor

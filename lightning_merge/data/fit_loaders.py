@@ -11,12 +11,12 @@ from lightning_merge.data.dataset import SeededOrder, TaskImages, Unlabelled, lo
 from lightning_merge.data.resume import START, Position
 
 
-class Drawn(NamedTuple):
+class FitImages(NamedTuple):
     """What one task gives to fit.
 
     Attributes:
         images: A part of the task.
-        positions: int64 [n], those of its images that are drawn.
+        positions: int64 [n], those of its images that are fitted on.
     """
 
     images: TaskImages | Unlabelled
@@ -24,7 +24,7 @@ class Drawn(NamedTuple):
 
 
 def fit_loaders(
-    tasks: Mapping[str, Drawn],
+    tasks: Mapping[str, FitImages],
     batch_size: int,
     *,
     proportional: bool,
@@ -36,7 +36,7 @@ def fit_loaders(
     """Return one loader per task; an epoch ends with the longest, the others start over.
 
     Args:
-        tasks: Name -> what is drawn.
+        tasks: Name -> its images.
         batch_size: Images per task, step and process; of all tasks together, about, where
             proportional.
         proportional: Draw more images of larger tasks, not as many of each.
@@ -46,7 +46,7 @@ def fit_loaders(
             images than processes go to all.
         position: Where to start.
     """
-    counts = {task: len(drawn.positions) for task, drawn in tasks.items()}
+    counts = {task: len(own.positions) for task, own in tasks.items()}
     sizes = sizes_of_steps(counts, batch_size, proportional, ranks)
     loaders = {
         task: loader(

@@ -24,7 +24,7 @@ class TorchvisionData(Source):
 
     SUN397, EuroSAT and RESISC45 come without a division into train and test. They are divided
     as lists of images say that others have published; images in no list are left out. Without
-    lists they get a division of this package: `test_share` of every class is test, drawn once
+    lists they get a division of this package: `test_share` of every class is test, sampled once
     with a fixed seed from the sorted paths. Numbers on it are not comparable with those on the
     partitions of papers, whose experts have trained on some of these test images; tables mark
     them. Another set of files is divided anew.

@@ -1,6 +1,6 @@
 """Figures of a run, written as PNG without pyplot's global state.
 
-What is drawn is computed by functions of its own, so that it can be checked as numbers.
+What is plotted is computed by functions of its own, so that it can be checked as numbers.
 """
 
 import itertools

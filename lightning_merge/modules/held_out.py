@@ -21,7 +21,7 @@ RECALIBRATION_BATCH = 256
 class HeldOut:
     """What merging may see of the data: some unlabelled held-out images of every seen task.
 
-    They are drawn once, by the run's seed, when they are first asked for.
+    They are sampled once, by the run's seed, when they are first asked for.
 
     Args:
         encoder: The network; its device is that of the images.

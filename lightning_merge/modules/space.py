@@ -28,7 +28,7 @@ class Range:
 
     Args:
         low: Least value.
-        high: Greatest value; whole numbers are drawn where the hyperparameter is one.
+        high: Greatest value; whole numbers are sampled where the hyperparameter is one.
         log: Draw on a logarithmic scale, for what varies by factors.
         choices: The values themselves, of any kind that the hyperparameter has in a config:
             numbers, words, null, lists, whole transforms.
@@ -75,7 +75,7 @@ class Space:
         ranges: Name of a hyperparameter -> its values.
 
     Attributes:
-        distributions: Name -> what values are drawn from; choices are drawn by their texts.
+        distributions: Name -> what values are sampled from; choices are sampled by their texts.
 
     Raises:
         InputError: A name is unknown, a range is none, or an end of a range or a choice is out

@@ -81,7 +81,7 @@ class Search:
         if grid is None:
             self.total, self._left = trials, None
             del self.trials[trials:]
-        else:  # whatever of it fewer trials have drawn
+        else:  # whatever of it fewer trials have sampled
             tried = [trial.point for trial in self.trials]
             self._left = [point for point in grid if point not in tried]
             self.total = len(self.trials) + len(self._left)

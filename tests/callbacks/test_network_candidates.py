@@ -48,12 +48,12 @@ def by_hand(files, data):
         encoder = MiniViT(**ENCODER)
         base = open_checkpoint(files.base)
         experts = {task: open_checkpoint(file) for task, file in files.expert.items()}
-        drawn = data.unlabelled_by_task()
+        sampled = data.unlabelled_by_task()
         return method(
             base,
             experts,
             model=encoder.backbone,
-            batches={task: encoder.preprocess.normalize(part) for task, part in drawn.items()},
+            batches={task: encoder.preprocess.normalize(part) for task, part in sampled.items()},
             heads=load_heads(files.heads),
             project=encoder.project,
         )

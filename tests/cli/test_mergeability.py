@@ -110,17 +110,17 @@ def test_images_of_tasks_without_expert_are_left_out(run, config, files, data, t
     encoder = MiniViT(**ENCODER)
     data.unlabelled_images, data.preprocess = 9, encoder.preprocess
     data.only([task])
-    drawn = data.unlabelled_by_task()
+    sampled = data.unlabelled_by_task()
     assert others
     opened = {name: open_checkpoint(file) for name, file in content["experts"].items()}
     expected = mergeability(
         open_checkpoint(files.base),
         opened,
         encoder.backbone,
-        encoder.preprocess.normalize(drawn[task]),
+        encoder.preprocess.normalize(sampled[task]),
     )
     found = json.loads((tmp_path / "found" / FILES[0]).read_text())
-    assert found["images"] == {task: len(drawn[task])}
+    assert found["images"] == {task: len(sampled[task])}
     assert found["overall"] == pytest.approx(expected.overall)
 
 

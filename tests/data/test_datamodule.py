@@ -130,10 +130,10 @@ def test_another_encoder_decodes_anew(make):
 
 def test_unlabelled_images_are_drawn_evenly_from_held_out_ones(make):
     data = make(unlabelled_images=12)
-    drawn = data.unlabelled()
-    assert drawn.shape == (12, 3, 8, 8)
-    assert drawn.dtype == torch.uint8
-    for task, part in zip(data.tasks, drawn.split(4), strict=True):
+    sampled = data.unlabelled()
+    assert sampled.shape == (12, 3, 8, 8)
+    assert sampled.dtype == torch.uint8
+    for task, part in zip(data.tasks, sampled.split(4), strict=True):
         images = data.images(task, "validation")
         pool = {
             image.numpy().tobytes()
@@ -143,7 +143,7 @@ def test_unlabelled_images_are_drawn_evenly_from_held_out_ones(make):
         assert len(chosen) == 4
         assert chosen <= pool
     reverse = make(("three", "two", "one"), unlabelled_images=12).unlabelled()
-    assert torch.equal(torch.cat(drawn.split(4)[::-1]), reverse)
+    assert torch.equal(torch.cat(sampled.split(4)[::-1]), reverse)
 
 
 def test_only_some_tasks_are_looked_at(make):

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.ranks import Ranks
-from lightning_merge.data.fit_loaders import Drawn, fit_loaders
+from lightning_merge.data.fit_loaders import FitImages, fit_loaders
 
 # Lightning's pytree calls under newer releases of torch
 pytestmark = [
@@ -191,7 +191,7 @@ def test_the_next_fit_starts_with_all_images(make, record):
     assert all(same(*pair) for pair in zip(again, fresh, strict=True))
 
 
-def test_proportional_sizes_are_those_of_what_is_drawn(make):
+def test_proportional_sizes_are_those_of_what_is_fitted_on(make):
     data = make(batch_size=9, sampling="proportional")
     for task, positions in {"one": [0, 1, 2], "two": [0, 3, 9], "three": [1, 2, 5]}.items():
         data.restrict(task, torch.tensor(positions))
@@ -217,13 +217,13 @@ def test_processes_divide_what_was_chosen(make, processes):
     """A step of N processes is that of one with N times the batch; a tiny task goes to all."""
     data = make()
     chosen = {"one": [1], "two": [11, 2, 5, 7, 8, 1], "three": [0, 1, 2, 3, 4, 5]}
-    drawn = {
-        task: Drawn(data.images(task, "coefficients"), torch.tensor(positions))
+    images = {
+        task: FitImages(data.images(task, "coefficients"), torch.tensor(positions))
         for task, positions in chosen.items()
     }
 
     def taken(size, ranks):
-        loaders = fit_loaders(drawn, size, proportional=False, seed=1, num_workers=0, ranks=ranks)
+        loaders = fit_loaders(images, size, proportional=False, seed=1, num_workers=0, ranks=ranks)
         return [
             {task: b.index.tolist() for task, b in batch.items()}
             for batch, _, _ in islice(loaders, 4)

@@ -260,8 +260,8 @@ def test_an_own_network_needs_no_more_than_its_logits(tmp_path, net):
 @pytest.mark.parametrize(("count", "size"), [(7, 3), (4, 4), (3, 16), (1, 1)])
 def test_minibatches_see_every_sample_once_per_round(count, size):
     batches = minibatches(count, size, torch.Generator().manual_seed(0))
-    drawn = [next(batches) for _ in range(4 * count)]
-    assert {len(rows) for rows in drawn} == {min(size, count)}
-    order = torch.cat(drawn)[: 2 * count]
+    sampled = [next(batches) for _ in range(4 * count)]
+    assert {len(rows) for rows in sampled} == {min(size, count)}
+    order = torch.cat(sampled)[: 2 * count]
     for part in order.split(count):
         assert sorted(part.tolist()) == list(range(count))

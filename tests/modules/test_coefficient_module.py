@@ -60,7 +60,7 @@ def statistics(weights):
 
 
 def of_all_images(encoder, data, weights):
-    """Running statistics of one batch of all drawn images, by training mode and momentum 1."""
+    """Running statistics of one batch of all sampled images, by training mode and momentum 1."""
     network = MiniResNet(**SMALL)
     network.load(dict(weights))
     for module in network.modules():

@@ -90,7 +90,7 @@ def test_a_point_that_comes_again_is_not_merged_again(tmp_path):
 
 @pytest.mark.parametrize("first", [1, 2, 3])
 def test_the_rest_of_a_small_space_is_tried_when_trials_suffice_for_it(tmp_path, first):
-    """Fewer trials than points are drawn, and may come twice."""
+    """Fewer trials than points are sampled, and may come twice."""
     choices = {"density": [0.1, 0.2], "combine": ["mean", "sum"]}
     space = Space(Ties(), {name: Range(choices=values) for name, values in choices.items()})
 
@@ -100,11 +100,11 @@ def test_the_rest_of_a_small_space_is_tried_when_trials_suffice_for_it(tmp_path,
         assert search.total == len(search.trials)
         return [tuple(trial.point.values()) for trial in search.trials]
 
-    drawn, every = points(first), points(4)
-    assert len(drawn) == first
-    assert every[:first] == drawn
+    sampled, every = points(first), points(4)
+    assert len(sampled) == first
+    assert every[:first] == sampled
     assert len(set(every)) == 4
-    assert len(every) == 4 + first - len(set(drawn))
+    assert len(every) == 4 + first - len(set(sampled))
     assert points(4) == every
 
 
