@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 
 import report
@@ -11,6 +12,7 @@ from checkpoints import Checkpoints, Tower
 from torch import Tensor, nn
 
 from lightning_merge.core.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from lightning_merge.core.networks.hooks import Args, Kwargs, hooked
 from lightning_merge.methods import MTies, Ties
 
 IMAGES = 128
@@ -82,18 +84,15 @@ def pictures(tower: Tower) -> Tensor:
 @torch.no_grad()
 def fc1_inputs(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """What goes into every block's first linear layer, [images * tokens, width] by its name."""
-    found: dict[str, Tensor] = {}
-    layers = {name: m for name, m in model.named_modules() if name.endswith("mlp.c_fc")}
-    hooks = [
-        layer.register_forward_pre_hook(
-            lambda module, args, name=name: found.update({name: args[0].flatten(0, -2)})
-        )
-        for name, layer in layers.items()
-    ]
-    model(images)
-    for hook in hooks:
-        hook.remove()
-    return found
+    inputs: dict[str, Tensor] = {}
+
+    def note(name: str, module: nn.Module, args: Args, _: Kwargs) -> None:
+        inputs[name] = args[0].flatten(0, -2)
+
+    layers = [name for name, _ in model.named_modules() if name.endswith("mlp.c_fc")]
+    with hooked(model, {name: partial(note, name) for name in layers}):
+        model(images)
+    return inputs
 
 
 def fc1_weights(experts: dict[str, Checkpoint], name: str) -> list[tuple[Tensor, Tensor]]:

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -17,6 +16,7 @@ from lightning_merge.core.checkpoints.names import match_names
 from lightning_merge.core.dtypes import wide_dtype
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.facts import Facts, Needs
+from lightning_merge.core.networks.hooks import Args, Kwargs, hooked
 from lightning_merge.core.networks.losses import entropy
 from lightning_merge.core.seeding import generator_for
 from lightning_merge.core.vectors.task_vectors import flatten_tasks
@@ -316,19 +316,15 @@ def find_mlps(model: nn.Module, image: Tensor) -> tuple[dict[str, tuple[int, int
 
 def _inputs(network: nn.Module, images: Tensor) -> dict[str, list[torch.Size]]:
     """Shapes that every MLP is called with, in order; none for what is not one tensor."""
-    found: dict[str, list[torch.Size]] = {}
+    shapes: dict[str, list[torch.Size]] = {}
 
-    def note(name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def note(name: str, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         shape = args[0].shape if len(args) == 1 and not kwargs else torch.Size()
-        found.setdefault(name, []).append(shape)
+        shapes.setdefault(name, []).append(shape)
 
-    with ExitStack() as stack:
-        for name in mlp_names(network):
-            mlp = network.get_submodule(name)
-            hook = mlp.register_forward_pre_hook(partial(note, name), with_kwargs=True)
-            stack.callback(hook.remove)
+    with hooked(network, {name: partial(note, name) for name in mlp_names(network)}):
         network(images)
-    return found
+    return shapes
 
 
 def _batch_dim(one: torch.Size, two: torch.Size) -> int | None:

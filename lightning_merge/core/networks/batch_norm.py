@@ -10,6 +10,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.networks.hooks import Args, Kwargs, hooked
 from lightning_merge.core.vectors.task_vectors import wide
 
 
@@ -25,9 +26,9 @@ class _Moments:
     def __init__(self) -> None:
         self.count, self.mean, self.squares = 0, torch.zeros(()), torch.zeros(())
 
-    def add(self, name: str, layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+    def add(self, name: str, layer: nn.Module, args: Args, _: Kwargs) -> None:
         """Add one input [n, C, *positions] of the layer (Chan et al. 1979, pairwise update)."""
-        values = wide(arguments[0])
+        values = wide(args[0])
         count = values.numel() // values.shape[1]
         if count < 2:
             raise InputError(
@@ -107,26 +108,18 @@ def recalibrated(
         InputError: There are no batches, or one has a single value per channel in some layer.
         RuntimeError: A weight is missing or unknown.
     """
-    layers = _layers(model)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     own = {name: _copy(t, device) for name, t in {**_constants(model), **weights}.items()}
-    moments = {name: _Moments() for name in layers}
-    hooks = [
-        layer.register_forward_pre_hook(partial(moments[name].add, name))
-        for name, layer in layers.items()
-    ]
+    moments = {name: _Moments() for name in _layers(model)}
+    hooks = {name: partial(seen.add, name) for name, seen in moments.items()}
     empty = True
-    try:
-        with batch_statistics(model):
-            for batch in batches:
-                functional_call(model, own, (batch.to(device),), strict=True, tie_weights=False)
-                empty = False
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with batch_statistics(model), hooked(model, hooks):
+        for batch in batches:
+            functional_call(model, own, (batch.to(device),), strict=True, tie_weights=False)
+            empty = False
     if empty:
         raise InputError("batches: BatchNorm cannot be recalibrated on none; give some images")
-    return {**weights, **_found(moments, weights)}
+    return {**weights, **_statistics(moments, weights)}
 
 
 def _constants(model: nn.Module) -> dict[str, Tensor]:
@@ -140,7 +133,9 @@ def _copy(tensor: Tensor, device: torch.device) -> Tensor:
     return (wide(tensor) if tensor.is_floating_point() else tensor).to(device, copy=True)
 
 
-def _found(moments: Mapping[str, _Moments], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _statistics(
+    moments: Mapping[str, _Moments], weights: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """Return the statistics of the layers that were reached, typed and placed as the weights."""
     return {
         full: value.to(weights[full])
