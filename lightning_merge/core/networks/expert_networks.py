@@ -46,11 +46,11 @@ class ExpertNetworks:
 
     def applied(self, names: Iterable[str], inputs: Tensor) -> set[str]:
         """Those of the named tensors that the network, as it is, multiplies its inputs with."""
-        found: set[str] = set()
+        applied: set[str] = set()
         own = {name: self._own[name] for name in names}
-        with evaluating(self.model), LinearInputs(own, lambda name, rows: found.add(name)):
+        with evaluating(self.model), LinearInputs(own, lambda name, rows: applied.add(name)):
             run_with(self.model, own, inputs)
-        return found
+        return applied
 
     def stacks(self, names: Iterable[str]) -> dict[str, Tensor]:
         """The named tensors of all experts, [K, *shape], BatchNorm statistics included."""

@@ -145,13 +145,13 @@ class Regression:
             average: Of all experts' task vectors, in float64.
         """
         self._add(last.double() - average)
-        found = []
+        solved = []
         for gram, right in zip(self._grams, self._right, strict=True):
             left = gram.dense(self._reduce)
             diagonal = left.diagonal()
             diagonal += (RIDGE * diagonal.mean()).clamp_(min=_LEAST)
-            found.append(torch.cholesky_solve(right, torch.linalg.cholesky(left)).mT)
-        apart = torch.cat([part.reshape(-1) for part in found]).to(average.device)
+            solved.append(torch.cholesky_solve(right, torch.linalg.cholesky(left)).mT)
+        apart = torch.cat([part.reshape(-1) for part in solved]).to(average.device)
         return (average.flatten() + apart).to(last.dtype)
 
     def _add(self, task_vector: Tensor) -> None:
