@@ -13,6 +13,12 @@ from lightning_merge.core.checkpoints.names import match_names
 from lightning_merge.core.dtypes import wide_dtype
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.facts import Facts, Needs
+from lightning_merge.core.networks.affine import (
+    Activation,
+    AffineLayer,
+    affine_chains,
+    has_rows_of_nodes,
+)
 from lightning_merge.core.networks.m_loss import (
     ACTIVATIONS,
     Reduce,
@@ -20,15 +26,7 @@ from lightning_merge.core.networks.m_loss import (
     linear_node_m_loss,
     row_keep_ratios,
 )
-from lightning_merge.core.networks.tracing import (
-    Activation,
-    AffineLayer,
-    affine_chains,
-    has_rows_of_nodes,
-    input_errors,
-    run_visiting,
-    tied_names,
-)
+from lightning_merge.core.networks.tracing import input_errors, run_visiting, tied_names
 from lightning_merge.core.seeding import generator_for
 from lightning_merge.core.vectors.elect import Combine, disjoint_merge, elect_signs
 from lightning_merge.core.vectors.task_vectors import Span, TaskVectors

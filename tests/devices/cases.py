@@ -13,9 +13,9 @@ from torch import nn
 from lightning_merge.callbacks import MergeCallback, MTiesMerge, PruneTaskVectors
 from lightning_merge.core.checkpoints.checkpoint import open_checkpoint
 from lightning_merge.core.facts import Needs
+from lightning_merge.core.networks.affine import affine_layers
 from lightning_merge.core.networks.batch_norm import has_batch_norm
 from lightning_merge.core.networks.mergeability import mergeability
-from lightning_merge.core.networks.tracing import affine_layers
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.methods import EMR, RegMean, Surgery, TaskArithmetic
 from lightning_merge.methods.base import MergeMethod, Transform, registered

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.networks.tracing import Activation, AffineLayer
+from lightning_merge.core.networks.affine import Activation, AffineLayer
 
 Reduce = Literal["abs", "square"]
 

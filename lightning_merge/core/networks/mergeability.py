@@ -1,7 +1,6 @@
 """How well experts merge, told by M-Loss alone: of all of them, of every pair, layer by layer."""
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
@@ -13,8 +12,10 @@ from torch.func import functional_call
 
 from lightning_merge.core.checkpoints.checkpoint import as_checkpoint, select
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.networks.affine import Activation, AffineLayer, affine_layers
+from lightning_merge.core.networks.hooks import Args, Kwargs, hooked
 from lightning_merge.core.networks.m_loss import MLosses, layer_m_losses, m_losses, relative_m_loss
-from lightning_merge.core.networks.tracing import Activation, AffineLayer, affine_layers, evaluating
+from lightning_merge.core.networks.tracing import evaluating
 from lightning_merge.core.vectors.task_vectors import TaskVectors, wide
 from lightning_merge.core.vectors.validate import check_experts
 
@@ -181,7 +182,7 @@ def _measure(
     waiting = {layer.names[0]: layer for layer in layers}
     measured: dict[str, LayerMergeability] = {}
 
-    def visit(name: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def visit(name: str, module: nn.Module, args: Args, _: Kwargs) -> None:
         # Each only once: the experts' modules below are this one with other weights.
         if layer := waiting.pop(name, None):
             given = wide(args[0])
@@ -192,10 +193,8 @@ def _measure(
                     "wider type, or look at the weights"
                 )
 
-    with evaluating(model), ExitStack() as stack:
-        for layer in layers:
-            hook = layer.modules[0].register_forward_pre_hook(partial(visit, layer.names[0]))
-            stack.callback(hook.remove)
+    hooks = {name: partial(visit, name) for name in waiting}
+    with evaluating(model), hooked(model, hooks):
         functional_call(model, dict(state), (inputs,), tie_weights=False)
     return measured
 

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.networks.affine import affine_layers
 from lightning_merge.core.networks.m_loss import layer_m_loss, node_m_loss
 from lightning_merge.core.networks.mergeability import mergeability
-from lightning_merge.core.networks.tracing import affine_layers
 
 TASKS = ("a", "b", "c")
 

@@ -1,0 +1,164 @@
+"""Linear and convolutional layers of a network, and the activations that they go into."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from lightning_merge.core.networks.hooks import After, Args, Before, Kwargs, hooked
+from lightning_merge.core.networks.tracing import evaluating
+
+Activation = Callable[[Tensor], Tensor]
+
+
+class AffineLayer(NamedTuple):
+    """A linear or convolutional module, BatchNorm behind it if there is any, and an activation.
+
+    Attributes:
+        names: Of the modules before the activation, in order.
+        modules: These modules; in evaluation their composition is affine in its input.
+        activation: What their output goes into; None if that is no activation module.
+    """
+
+    names: tuple[str, ...]
+    modules: tuple[nn.Module, ...]
+    activation: Activation | None
+
+    @property
+    def node_dim(self) -> int:
+        """Dimension of the output, from the end, along which its nodes lie."""
+        first = self.modules[0]
+        return -1 - len(first.kernel_size) if isinstance(first, _ConvNd) else -1
+
+    def pre_activations(
+        self, inputs: Tensor, stacks: Sequence[Mapping[str, Tensor]], entries: int
+    ) -> Iterator[tuple[float, Tensor]]:
+        """Yield what goes into the activation of every expert, some inputs at a time.
+
+        Args:
+            inputs: Of the first module, [n, ...].
+            stacks: Floating-point tensors [K, ...] of each module by their names in it.
+            entries: Pre-activations in memory at a time, about.
+
+        Yields:
+            The share of the inputs, and their pre-activations [K, samples, nodes]; tokens and
+            positions are samples.
+        """
+        experts = [
+            [{name: stack[k] for name, stack in own.items()} for own in stacks]
+            for k in range(len(next(iter(stacks[0].values()))))
+        ]
+        one = self._hidden(inputs[:1], experts[0])
+        size = max(1, entries // max(1, len(experts) * one.numel()))
+        for chunk in inputs.split(size):
+            hidden = torch.stack([self._hidden(chunk, expert) for expert in experts])
+            yield len(chunk) / len(inputs), hidden
+
+    def _hidden(self, inputs: Tensor, tensors: Sequence[Mapping[str, Tensor]]) -> Tensor:
+        """Pre-activations [samples, nodes] with other tensors of the modules."""
+        for module, own in zip(self.modules, tensors, strict=True):
+            inputs = functional_call(module, dict(own), (inputs,), tie_weights=False)
+        return inputs.movedim(self.node_dim, -1).flatten(0, -2)
+
+
+def affine_layers(model: nn.Module, inputs: Tensor) -> list[AffineLayer]:
+    """Find every linear or convolutional module that goes into an activation module.
+
+    See `affine_chains`; where anything else happens in between, as the addition of a shortcut in a
+    residual block, or another normalisation, there is no such layer.
+    """
+    return [layer for layer in affine_chains(model, inputs) if layer.activation is not None]
+
+
+def affine_chains(model: nn.Module, inputs: Tensor) -> list[AffineLayer]:
+    """Find every linear or convolutional module, and what is behind it.
+
+    BatchNorm behind it belongs to the layer, and modules that pass their input on, such as Dropout
+    in evaluation, do not count. Those that go into a BatchNorm that computes the activation, too,
+    as timm's does, or that has no statistics of its own, are left out.
+
+    Args:
+        model: Any network; it comes back unchanged.
+        inputs: A small batch that the network accepts, [n, ...].
+
+    Returns:
+        The layers in the order of execution; without activation where no module is one.
+    """
+    passed: dict[int, tuple[tuple[str, ...], Tensor, int]] = {}
+    chains: dict[str, tuple[str, ...]] = {}
+    activations: dict[str, tuple[tuple[str, ...], Activation]] = {}
+
+    def known(args: Args) -> tuple[str, ...] | None:
+        """The modules whose output this is, unless it was changed in place since."""
+        names, tensor, version = passed.get(id(args[0]) if args else 0, ((), None, 0))
+        return names if tensor is not None and tensor._version == version else None
+
+    def remember(name: str, module: nn.Module, args: Args, _: Kwargs, output: Tensor) -> None:
+        earlier = known(args) if isinstance(module, _BatchNorm) else ()
+        if earlier is None:
+            return
+        names = (*earlier, name)
+        passed[id(output)] = (names, output, output._version)
+        if chains.setdefault(names[0], names) == earlier:
+            chains[names[0]] = names
+
+    def look_up(module: nn.Module, args: Args, _: Kwargs) -> None:
+        names = known(args)
+        if names and names[0] not in activations and is_activation(module, args[0].device):
+            activations[names[0]] = names, module
+
+    def leave_out(module: nn.Module, args: Args, _: Kwargs) -> None:
+        if names := known(args):
+            chains.pop(names[0], None)
+
+    before: dict[str, Before] = {}
+    after: dict[str, After] = {}
+    for name, module in model.named_modules():
+        if _is_affine(module):
+            after[name] = partial(remember, name)
+        elif isinstance(module, _BatchNorm):
+            before[name] = leave_out
+        elif not [*module.children(), *module.parameters()]:
+            before[name] = look_up
+    with evaluating(model), hooked(model, before, after):
+        model(inputs)
+    ends = [activations.get(name, (names, None)) for name, names in chains.items()]
+    return [
+        AffineLayer(names, tuple(model.get_submodule(name) for name in names), activation)
+        for names, activation in ends
+    ]
+
+
+def _is_affine(module: nn.Module) -> bool:
+    if isinstance(module, _BatchNorm):  # not those that compute the activation, too
+        return module.running_mean is not None and not [*module.children()]
+    return isinstance(module, (nn.Linear, _ConvNd))
+
+
+def has_rows_of_nodes(module: nn.Module) -> bool:
+    """Whether row j of a module's weight [out, ...] makes output feature or channel j.
+
+    A weight that is computed from others, as in weight normalisation, has no rows of its own.
+    """
+    stored = dict(module.named_parameters(recurse=False))
+    affine = isinstance(module, (nn.Linear, _ConvNd)) and not isinstance(module, _ConvTransposeNd)
+    return affine and "weight" in stored
+
+
+def is_activation(module: nn.Module, device: torch.device | None = None) -> bool:
+    """Whether a module without parameters works entry by entry and is not affine.
+
+    So neither Identity nor Dropout nor Softmax is one.
+    """
+    probe = torch.linspace(-3.0, 3.0, 13, device=device)
+    try:
+        whole, start = module.forward(probe.clone()), module.forward(probe[:6].clone())
+        curvature = whole.diff(n=2).abs().max()  # zero for affine functions on an even grid
+        return torch.allclose(whole[:6], start) and bool(curvature > 1e-3)
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
+        return False
