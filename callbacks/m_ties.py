@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from lightning_merge.callbacks.merge import MergeCallback
 from lightning_merge.evaluation.figures import m_loss_map
 from lightning_merge.methods import MTies
-from lightning_merge.methods.base import MergeMethod
+from lightning_merge.methods.base import MergeMethod, Resources
 from lightning_merge.modules.coefficients import CoefficientModule
 
 
@@ -32,11 +31,11 @@ class MTiesMerge(MergeCallback):
         self._losses: Mapping[str, Tensor] | None = None
 
     def merge(
-        self, module: CoefficientModule, method: MergeMethod, given: Mapping[str, Any]
+        self, module: CoefficientModule, method: MergeMethod, given: Resources
     ) -> Mapping[str, Tensor]:
         """Return the merged weights and remember the node losses."""
         assert isinstance(method, MTies)
-        analysis = method.analyse(module.base, module.experts, **given)
+        analysis = method.analyse(module.base, module.experts, given)
         self._losses = analysis.losses
         return analysis.merged
 

@@ -15,7 +15,7 @@ from lightning_merge.core.errors import InputError
 from lightning_merge.core.facts import Needs
 from lightning_merge.core.ranks import Ranks
 from lightning_merge.evaluation.candidates import BOUNDS, Candidate
-from lightning_merge.methods.base import MergeMethod, Method, brief
+from lightning_merge.methods.base import MergeMethod, Method, Resources, brief
 from lightning_merge.methods.network import NetworkMethod
 from lightning_merge.methods.parts import hyperparameters, with_values
 from lightning_merge.modules.coefficients import CoefficientModule
@@ -166,7 +166,7 @@ class MergeCallback(CheckedCallback):
         return made
 
     def merge(
-        self, module: CoefficientModule, method: MergeMethod, given: Mapping[str, Any]
+        self, module: CoefficientModule, method: MergeMethod, given: Resources
     ) -> Mapping[str, Tensor]:
         """Return the merged weights.
 
@@ -175,7 +175,7 @@ class MergeCallback(CheckedCallback):
             method: What merges them.
             given: What the method needs beside the weights, see `HeldOut.resources`.
         """
-        return method(module.base, module.experts, **given)
+        return method.merge(module.base, module.experts, given)
 
     def draw(self, module: CoefficientModule, path: Path) -> None:
         """Draw what the last merge saw, if there was one; a subclass says what."""

@@ -82,8 +82,6 @@ def merge_files(
             are left out. A prefix that all names of a file have need not be given.
         resources: Gives what the method needs beside weights, once all files have been found
             to fit; without it, that has to be nothing.
-        resources: Gives what the method needs beside weights, once all files have been found
-            to fit; without it, that has to be nothing.
 
     Raises:
         InputError: A file is missing or unreadable, experts do not fit the base, the output
@@ -119,8 +117,7 @@ def merge_files(
     with CheckpointWriter(
         target, layout, metadata=metadata, overwrite=overwrite, max_shard_size=shard_size
     ) as writer:
-        given = given._replace(scope=scope)
-        method.merge_to(writer, weights, sources, jobs=jobs, **given._asdict())
+        method.merge_to(writer, weights, sources, given._replace(scope=scope), jobs)
         for name in set(found.whole) - set(weights):
             writer.write(name, 0, found.whole[name].reshape(-1))
         for checkpoint in found.opened:

@@ -1,12 +1,11 @@
 """Averaging the experts' weights."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from lightning_merge.core.facts import Facts
 from lightning_merge.core.vectors.task_vectors import TaskVectors, sum_tasks
-from lightning_merge.methods.base import MergeMethod, Resources, Transform, Update
+from lightning_merge.methods.base import MergeMethod, Resources, Update
 
 
 @dataclass(frozen=True)
@@ -14,12 +13,8 @@ class Average(MergeMethod):
     """Mean of the experts' weights, (1/K) sum_k theta_k. Needs nothing but weights.
 
     Reference: Wortsman et al. 2022, "Model soups".
-
-    Args:
-        transforms: Applied to the task vectors first, in order.
     """
 
-    transforms: Sequence[Transform] = ()
     facts: ClassVar[Facts] = Facts(reference="Wortsman et al. 2022", arxiv="2203.05482", readings=1)
 
     def plan(self, vectors: TaskVectors, resources: Resources) -> Update:

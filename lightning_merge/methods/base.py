@@ -5,7 +5,7 @@ import inspect
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -102,16 +102,23 @@ class Transform(ABC):
         """Return a lazy view of transformed task vectors, after a planning pass if needed."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class Method(ABC):
     """What makes one thing of several experts, weights or a network; see its two subclasses.
 
-    Attributes:
+    Args:
         transforms: Applied to the task vectors first, in order.
+
+    Attributes:
         facts: What is known of every instance; see `requirements` for one of them.
     """
 
-    transforms: Sequence[Transform]
+    transforms: Sequence[Transform] = ()
     facts: ClassVar[Facts] = Facts()
+
+    @abstractmethod
+    def merge(self, base: Weights, experts: Mapping[str, Weights], resources: Resources) -> Any:
+        """Make the one thing of the experts; a call does, with the resources one by one."""
 
     def requirements(self) -> Facts:
         """The facts with these hyperparameters; another method within counts as well."""
@@ -133,9 +140,26 @@ class Method(ABC):
                 f"transforms={given!r}: give a list of transforms, for example [LwPTV()]"
             )
 
+    @torch.no_grad()
+    def task_vectors(
+        self,
+        base: Weights,
+        experts: Mapping[str, Weights],
+        jobs: int = 1,
+        scope: Scope = "all",
+    ) -> TaskVectors:
+        """Check the input and return its task vectors after this method's transforms."""
+        self.check_transforms()
+        # Values are checked when they are read.
+        whole = check_experts(base, experts, minimum=1, finite=False)
+        vectors = TaskVectors(base, whole, jobs, scope)
+        for transform in self.transforms:
+            vectors = transform(vectors)
+        return vectors.whole() if self.requirements().whole else vectors
+
     def described(self) -> str:
         """The method and its hyperparameters as they are written into files."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        values = {field.name: getattr(self, field.name) for field in ordered_fields(self)}
         plain = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         parts = (
             f"{k}={v.described() if isinstance(v, Method) else repr(v)}" for k, v in plain.items()
@@ -149,10 +173,15 @@ def brief(given: Any) -> str:
         return f"[{', '.join(map(brief, given))}]"
     if not isinstance(given, (Method, Transform)):
         return repr(given)
-    values = {field.name: getattr(given, field.name) for field in fields(given)}  # type: ignore[arg-type]
+    values = {field.name: getattr(given, field.name) for field in ordered_fields(given)}
     defaults = {f.name: _default(f) for f in fields(given)}  # type: ignore[arg-type]
     told = (f"{k}={brief(v)}" for k, v in values.items() if v != defaults[k] and v not in ([], ()))
     return f"{type(given).__name__}({', '.join(told)})"
+
+
+def ordered_fields(given: Any) -> list[Field[Any]]:
+    """The fields of a method or transform as in its signature: keywords, the transforms, last."""
+    return sorted(fields(given), key=lambda field: bool(field.kw_only))
 
 
 def _default(field: Field[Any]) -> Any:
@@ -181,7 +210,6 @@ class MergeMethod(Method):
         of one tensor in order in the same one.
         """
 
-    @torch.no_grad()
     def __call__(
         self,
         base: Weights,
@@ -215,9 +243,16 @@ class MergeMethod(Method):
             InputError: Base and experts do not fit, have NaN or infinite values, or
                 something that the method needs is missing.
         """
-        vectors = self.task_vectors(base, experts, scope=scope)
+        return self.merge(base, experts, Resources(model, batches, heads, project, scope))
+
+    @torch.no_grad()
+    def merge(
+        self, base: Weights, experts: Mapping[str, Weights], resources: Resources
+    ) -> dict[str, Tensor]:
+        """Merge the experts into one set of weights, see `__call__`."""
+        vectors = self.task_vectors(base, experts, scope=resources.scope)
         sink = InMemory(vectors.layout(), vectors.device)
-        self._merge(vectors, Resources(model, batches, heads, project, scope), sink)
+        self._merge(vectors, resources, sink)
         return sink.tensors
 
     @torch.no_grad()
@@ -226,12 +261,7 @@ class MergeMethod(Method):
         sink: Sink,
         base: Weights,
         experts: Mapping[str, Weights],
-        *,
-        model: nn.Module | None = None,
-        batches: Batches | Mapping[str, Batches] | None = None,
-        heads: Mapping[str, nn.Module] | None = None,
-        project: Callable[[Any], Tensor] = identity,
-        scope: Scope = "all",
+        resources: Resources,
         jobs: int = 1,
     ) -> None:
         """Merge out of core: give the merged tensors to a sink, tile by tile.
@@ -240,30 +270,12 @@ class MergeMethod(Method):
         tiles of every expert and what the method's plan holds; with `jobs`, as many processes
         work at once, and the result is the same. See `__call__` for the rest.
         """
-        vectors = self.task_vectors(base, experts, jobs, scope)
-        self._merge(vectors, Resources(model, batches, heads, project, scope), sink)
+        self._merge(self.task_vectors(base, experts, jobs, resources.scope), resources, sink)
 
     def _merge(self, vectors: TaskVectors, resources: Resources, sink: Sink) -> None:
         """Plan and merge; to be replaced where the plan has merged tensors already."""
         update, ties = self.plan(vectors, resources), resources.ties(vectors)
         merge_each(vectors, update, sink, ties)
-
-    @torch.no_grad()
-    def task_vectors(
-        self,
-        base: Weights,
-        experts: Mapping[str, Weights],
-        jobs: int = 1,
-        scope: Scope = "all",
-    ) -> TaskVectors:
-        """Check the input and return its task vectors after this method's transforms."""
-        self.check_transforms()
-        # Values are checked when they are read.
-        whole = check_experts(base, experts, minimum=1, finite=False)
-        vectors = TaskVectors(base, whole, jobs, scope)
-        for transform in self.transforms:
-            vectors = transform(vectors)
-        return vectors.whole() if self.requirements().whole else vectors
 
 
 def merge_each(

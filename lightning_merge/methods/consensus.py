@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.facts import Facts
 from lightning_merge.core.vectors.task_vectors import Span, TaskVectors, sum_tasks
-from lightning_merge.methods.base import MergeMethod, Resources, Transform, Update
+from lightning_merge.methods.base import MergeMethod, Resources, Update
 from lightning_merge.methods.checks import require_between, require_finite
 
 
@@ -32,7 +32,6 @@ class Consensus(MergeMethod):
         tall: Lambda of the masks, one for all or one by task. The paper chooses each task's among
             0.2, 0.3, ..., 0.6 on validation data.
         scale: Factor of the update.
-        transforms: Applied to the task vectors first, in order.
 
     Raises:
         InputError: A value is out of its bounds, or a task has no lambda; or there are several
@@ -42,7 +41,6 @@ class Consensus(MergeMethod):
     agree: int = 2
     tall: float | Mapping[str, float] = 0.4
     scale: float = 0.3
-    transforms: Sequence[Transform] = ()
     facts: ClassVar[Facts] = Facts(reference="Wang et al. 2024", arxiv="2405.07813", readings=1)
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ from lightning_merge.core.facts import Facts, Needs
 from lightning_merge.core.vectors.elect import elect_signs
 from lightning_merge.core.vectors.scope import is_merged
 from lightning_merge.core.vectors.task_vectors import TaskVectors
-from lightning_merge.methods.base import Resources, Transform, Weights
+from lightning_merge.methods.base import Resources, Weights
 from lightning_merge.methods.checks import require_choice
 from lightning_merge.methods.network import (
     NetworkMethod,
@@ -137,14 +137,12 @@ class EMR(NetworkMethod):
         rescale: lambda_k of sums over all "entries", as in the paper, or of sums over "tensors"
             of their mean magnitudes, in which a bias counts as much as a matrix, as in the
             published code.
-        transforms: Applied to the task vectors first, in order.
 
     Raises:
         InputError: `rescale` is unknown.
     """
 
     rescale: Rescale = "entries"
-    transforms: Sequence[Transform] = ()
     facts: ClassVar[Facts] = Facts(
         reference="Huang et al. 2024",
         arxiv="2405.17461",
@@ -167,7 +165,7 @@ class EMR(NetworkMethod):
         model = given.network("EMR")
         network = MaskedNetwork(model, given.project, tuple(experts))
         network.network.load_state_dict(own_names(model, base))
-        vectors = self.task_vectors(base, experts, given.scope)
+        vectors = self.task_vectors(base, experts, scope=given.scope)
         stored = match_names(model.state_dict(), vectors.base)
         wanted, found = self._unify(network, vectors, stored)
         network.rescalers.copy_(torch.where(found > 0, wanted / found, 1.0))

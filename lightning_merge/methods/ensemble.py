@@ -1,7 +1,7 @@
 """The mean of the experts' outputs: what every merged network stands in for."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_merge.core.checkpoints.names import match_names
 from lightning_merge.core.facts import Facts, Needs
-from lightning_merge.methods.base import Resources, Transform, Weights
+from lightning_merge.methods.base import Resources, Weights
 from lightning_merge.methods.checks import require_choice
 from lightning_merge.methods.network import (
     NetworkMethod,
@@ -58,19 +58,17 @@ class Ensemble(NetworkMethod):
 
     Reference: Wang et al. 2025, "M-Loss", section 2.2 and Table 1: "the output of the i-th
     model", whose theory averages before the softmax. BatchNorm statistics are each expert's own,
-    as all its weights, and never recalibrated.
+    as all its weights, and never recalibrated. Behind transforms the networks are those of the
+    weights theta_0 + tau_k that they leave.
 
     Args:
         outputs: "logits" are averaged, or "probabilities".
-        transforms: Applied to the task vectors first; the networks are then those of the weights
-            theta_0 + tau_k that they leave.
 
     Raises:
         InputError: `outputs` is unknown.
     """
 
     outputs: Outputs = "logits"
-    transforms: Sequence[Transform] = ()
     facts: ClassVar[Facts] = Facts(
         reference="Wang et al. 2025, M-Loss, section 2.2",
         needs=Needs.NETWORK,
@@ -93,7 +91,7 @@ class Ensemble(NetworkMethod):
         """Put the experts side by side."""
         model = given.network("Ensemble")
         network = EnsembleNetwork(model, given.project, len(experts), self.outputs)
-        vectors = self.task_vectors(base, experts, given.scope)
+        vectors = self.task_vectors(base, experts, scope=given.scope)
         members = [member.state_dict() for member in network.members]
         for own, name in match_names(model.state_dict(), vectors.base).items():
             for member, weights in zip(members, stacked(vectors, name), strict=True):

@@ -1,6 +1,6 @@
 """Fisher merging: an average in which each expert's important parameters weigh more."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, get_args
 
@@ -14,7 +14,7 @@ from lightning_merge.core.networks.fisher import Labels, fisher_diagonal
 from lightning_merge.core.networks.tracing import evaluating
 from lightning_merge.core.seeding import uniform_numbers
 from lightning_merge.core.vectors.task_vectors import Span, TaskVectors
-from lightning_merge.methods.base import MergeMethod, Resources, Transform, Update
+from lightning_merge.methods.base import MergeMethod, Resources, Update
 from lightning_merge.methods.checks import require_between, require_choice
 
 
@@ -27,7 +27,8 @@ class Fisher(MergeMethod):
     that of a single sample, the label y one of the expert's own. Entries that no expert has
     information about, tensors outside the network among them, are averaged.
 
-    A tensor that the network uses twice has one gradient, and is merged by it.
+    A tensor that the network uses twice has one gradient, and is merged by it. Behind transforms
+    the information is that of the experts they stand for.
 
     Cost: three readings (behind transforms 2K + 1), and K experts times one pass over their own
     inputs, forward once and backward once per class ("expected") or once. In memory are the sums
@@ -44,8 +45,6 @@ class Fisher(MergeMethod):
         normalize: Divide an expert's information by its L2 norm over all parameters, so that
             all experts weigh the same in total.
         seed: Of the sampled labels.
-        transforms: Applied to the task vectors first; the information is then that of the
-            experts they stand for.
 
     Raises:
         InputError: A value is out of its bounds, or an expert's information is not finite.
@@ -55,7 +54,6 @@ class Fisher(MergeMethod):
     epsilon: float = 1e-6
     normalize: bool = False
     seed: int = 0
-    transforms: Sequence[Transform] = ()
     facts: ClassVar[Facts] = Facts(
         reference="Matena and Raffel 2022",
         arxiv="2111.09832",

@@ -1,6 +1,5 @@
 """Isotropic merging: an update whose singular values are all the same."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +9,6 @@ from torch import Tensor
 from lightning_merge.core.facts import Facts
 from lightning_merge.core.vectors.decompose import Convolutions, polar_factor, singular_triplets
 from lightning_merge.core.vectors.task_vectors import sum_tasks
-from lightning_merge.methods.base import Transform
 from lightning_merge.methods.by_matrix import ByMatrix
 from lightning_merge.methods.checks import require_between
 
@@ -31,7 +29,6 @@ class IsoC(ByMatrix):
     Args:
         scale: Factor of the update.
         convolutions: A convolution's weight is a "matrix" [out, rest], or one takes the "average".
-        transforms: Applied to the task vectors first, in order.
 
     Raises:
         InputError: The scale is not finite, or `convolutions` unknown.
@@ -39,7 +36,6 @@ class IsoC(ByMatrix):
 
     scale: float = 1.0
     convolutions: Convolutions = "matrix"
-    transforms: Sequence[Transform] = ()
     facts: ClassVar[Facts] = Facts(
         reference="Marczak et al. 2025",
         arxiv="2502.04959",
@@ -73,7 +69,6 @@ class IsoCTS(ByMatrix):
         scale: Factor of the update.
         common: Fraction of the dimensions that is common, in [0, 1].
         convolutions: A convolution's weight is a "matrix" [out, rest], or one takes the "average".
-        transforms: Applied to the task vectors first, in order.
 
     Raises:
         InputError: A value is out of its bounds.
@@ -82,7 +77,6 @@ class IsoCTS(ByMatrix):
     scale: float = 1.0
     common: float = 0.8
     convolutions: Convolutions = "matrix"
-    transforms: Sequence[Transform] = ()
     facts: ClassVar[Facts] = Facts(
         reference="Marczak et al. 2025",
         arxiv="2502.04959",

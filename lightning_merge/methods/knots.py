@@ -1,6 +1,6 @@
 """KnOTS: TIES in a basis that the experts share."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, get_args
 
@@ -11,7 +11,7 @@ from lightning_merge.core.facts import Facts
 from lightning_merge.core.vectors.decompose import as_matrices, column_basis
 from lightning_merge.core.vectors.elect import Combine, disjoint_merge, elect_signs
 from lightning_merge.core.vectors.task_vectors import Span, TaskVectors, sum_tasks
-from lightning_merge.methods.base import MergeMethod, Resources, Transform, Update
+from lightning_merge.methods.base import MergeMethod, Resources, Update
 from lightning_merge.methods.checks import require_between, require_choice, require_finite
 
 _HIGH, _LOW = 16, 15  # bits of a magnitude in float32 that each pass looks at
@@ -38,7 +38,6 @@ class KnOTS(MergeMethod):
         density: Fraction of each expert's coordinates that is kept, in [0, 1].
         scale: Factor of the update.
         combine: Disjoint "mean" or "sum".
-        transforms: Applied to the task vectors first, in order.
 
     Raises:
         InputError: A value is out of its bounds.
@@ -47,7 +46,6 @@ class KnOTS(MergeMethod):
     density: float = 0.2
     scale: float = 0.6
     combine: Combine = "mean"
-    transforms: Sequence[Transform] = ()
     facts: ClassVar[Facts] = Facts(
         reference="Stoica et al. 2025",
         arxiv="2410.19735",

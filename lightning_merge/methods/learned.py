@@ -20,7 +20,7 @@ from lightning_merge.core.facts import Facts
 from lightning_merge.core.vectors.learner import StatsMergeLearner
 from lightning_merge.core.vectors.statistics import feature_names, standard_statistics
 from lightning_merge.core.vectors.task_vectors import TaskVectors, sum_tasks
-from lightning_merge.methods.base import MergeMethod, Origin, Resources, Transform, Update
+from lightning_merge.methods.base import MergeMethod, Origin, Resources, Update
 from lightning_merge.methods.checks import require_choice
 
 By = Literal["layer", "depth", "statistics"]
@@ -43,14 +43,15 @@ class LearnedCoefficients(MergeMethod):
       these experts, times the factor that the run has applied at the end. It is the same network
       for any tasks and layers, and knows neither names nor depth.
 
+    Behind transforms the statistics are of what they leave. What was learned behind transforms
+    belongs behind the same ones: they are not in the file.
+
     Reference: StatsMerging 2025, appendix A.5.2 (there 320 coefficients of ViT-B/32 are
     subsampled to 22 of ResNet50; how, it does not say), after Wang et al. 2024, LiNeS.
 
     Args:
         file: The `coefficients.safetensors` of a run.
         by: "layer", "depth" or "statistics".
-        transforms: Applied to the task vectors first; statistics are of what they leave. What was
-            learned behind transforms belongs behind the same ones: they are not in the file.
 
     Raises:
         InputError: `by` is unknown or the file missing; when merging: the file is unreadable or
@@ -60,7 +61,6 @@ class LearnedCoefficients(MergeMethod):
 
     file: str
     by: By = "layer"
-    transforms: Sequence[Transform] = ()
     facts: ClassVar[Facts] = Facts(reference="StatsMerging 2025, appendix A.5.2", readings=1)
 
     def __post_init__(self) -> None:

@@ -19,7 +19,6 @@ from lightning_merge.methods.base import (
     Origin,
     Resources,
     Scope,
-    Transform,
     Update,
     Weights,
 )
@@ -41,7 +40,8 @@ class LiNeS(MergeMethod):
     layers, which are general, stay near the base.
 
     Blocks are found by `block_depths` from numbers in names: the blocks of transformers, the
-    stages of ResNets. A network without any is scaled by alpha as a whole.
+    stages of ResNets. A network without any is scaled by alpha as a whole. Transforms come before
+    the method's own.
 
     By default alpha = ||sum_k tau_k||_1 / ||merged update||_1 / K, over all tensors, which brings
     a method's update to the size of the average. It takes one more pass that merges everything.
@@ -52,7 +52,6 @@ class LiNeS(MergeMethod):
         method: Makes the update; its scale matters only if alpha is given.
         beta: How much more the last block is scaled than the first.
         alpha: Scale of the first block and of what is in none; by norms as above if None.
-        transforms: Applied to the task vectors first, before the method's own.
 
     Raises:
         InputError: A factor is not finite, or the method makes a network instead of weights.
@@ -61,7 +60,6 @@ class LiNeS(MergeMethod):
     method: MergeMethod = field(default_factory=_sum)
     beta: float = 0.5
     alpha: float | None = None
-    transforms: Sequence[Transform] = ()
     facts: ClassVar[Facts] = Facts(
         reference="Wang et al. 2025", arxiv="2410.17146", readings=1, on_top=True
     )

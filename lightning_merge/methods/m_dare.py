@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_merge.core.networks.m_loss import Reduce
 from lightning_merge.core.vectors.drop import drop_at_random
 from lightning_merge.core.vectors.task_vectors import Span, TaskVectors, sum_tasks
-from lightning_merge.methods.base import Transform, Update
+from lightning_merge.methods.base import Update
 from lightning_merge.methods.checks import require_finite
 from lightning_merge.methods.m_ties import LayerInputs, NodeOrder, RankedByMLoss
 
@@ -22,7 +22,8 @@ class MDare(RankedByMLoss):
     In every layer that `MTies` ranks, an entry of row j of a task vector is kept with probability
     p_j = keep - spread * rank_j, rank_j as in `MTies`, and divided by it; entries of all other
     tensors with probability `keep`. The update is scale * sum. With spread 0 it is task arithmetic
-    behind `Dare(drop=1 - keep)`, with the same random numbers.
+    behind `Dare(drop=1 - keep)`, with the same random numbers. Behind transforms the M-Loss is that
+    of the experts they stand for.
 
     Reference: Wang et al. 2025, "M-Loss", Figure 1, which names DARE as a backend of the row
     ratios without details.
@@ -40,8 +41,6 @@ class MDare(RankedByMLoss):
         activation: Gelu, gelu_tanh, quick_gelu, relu, silu or tanh in place of the model's
             own; required for named layers whose activation is no module.
         seed: Of what is kept, and of the random ranks.
-        transforms: Applied to the task vectors first; the M-Loss is then that of the
-            experts they stand for.
 
     Raises:
         InputError: A value is out of its bounds.
@@ -56,7 +55,6 @@ class MDare(RankedByMLoss):
     node_order: NodeOrder = "loss"
     activation: str | None = None
     seed: int = 0
-    transforms: Sequence[Transform] = ()
     name: ClassVar[str] = "M-DARE"
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, reduce
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,6 @@ from lightning_merge.methods.base import (
     MergeMethod,
     Resources,
     Sink,
-    Transform,
     Update,
     Weights,
     merge_each,
@@ -111,16 +110,12 @@ class RankedByMLoss(MergeMethod):
 
     @torch.no_grad()
     def analyse(
-        self,
-        base: Weights,
-        experts: Mapping[str, Weights],
-        **resources: Any,
+        self, base: Weights, experts: Mapping[str, Weights], resources: Resources
     ) -> MTiesAnalysis:
         """Merge as a call does, and return the node losses and keep ratios with the result."""
-        given = Resources(**resources)
-        vectors = self.task_vectors(base, experts, scope=given.scope)
+        vectors = self.task_vectors(base, experts, scope=resources.scope)
         sink = InMemory(vectors.layout(), vectors.device)
-        ranking = self._rank_and_merge(vectors, given, sink)
+        ranking = self._rank_and_merge(vectors, resources, sink)
         return MTiesAnalysis(sink.tensors, ranking.losses, ranking.keep_ratios)
 
     def _merge(self, vectors: TaskVectors, resources: Resources, sink: Sink) -> None:
@@ -189,6 +184,7 @@ class MTies(RankedByMLoss):
     trimmed to `keep`. Then sign election (ties go to +) and scale * disjoint mean or sum.
     The network runs once: when it reaches a layer, that layer is merged, and the pass goes
     on with the merged one. A weight that layers share is ranked and merged at the first of them.
+    Behind transforms the M-Loss is that of the experts they stand for.
 
     Reference: Wang et al. 2025, "M-Loss", Algorithm 1. The published code differs from the
     paper: `layer_inputs="base"`, `reduce="square"`, `activation="gelu_tanh"`.
@@ -208,8 +204,6 @@ class MTies(RankedByMLoss):
         scale: Factor of the update.
         trim: Scope of the plain trim of other tensors, "per_tensor" or "global".
         seed: Of the random ranks.
-        transforms: Applied to the task vectors first; the M-Loss is then that of the
-            experts they stand for.
 
     Raises:
         InputError: A value is out of its bounds.
@@ -226,7 +220,6 @@ class MTies(RankedByMLoss):
     scale: float = 1.0
     trim: TrimScope = "per_tensor"
     seed: int = 0
-    transforms: Sequence[Transform] = ()
     name: ClassVar[str] = "M-TIES"
 
     def __post_init__(self) -> None:

@@ -1,6 +1,5 @@
 """Model Stock: average, and go back to the base as far as the angles between experts say."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +9,7 @@ from torch import Tensor
 from lightning_merge.core.facts import Facts
 from lightning_merge.core.vectors.sums import sum_over_tensor
 from lightning_merge.core.vectors.task_vectors import Span, TaskVectors, sum_tasks
-from lightning_merge.methods.base import MergeMethod, Resources, Transform, Update
+from lightning_merge.methods.base import MergeMethod, Resources, Update
 
 
 @dataclass(frozen=True)
@@ -27,12 +26,8 @@ class ModelStock(MergeMethod):
     nearly orthogonal, so that it stays close to the base.
 
     Reference: Jang et al. 2024, "Model Stock", equation 7. Its layers are tensors, as here.
-
-    Args:
-        transforms: Applied to the task vectors first, in order.
     """
 
-    transforms: Sequence[Transform] = ()
     facts: ClassVar[Facts] = Facts(reference="Jang et al. 2024", arxiv="2403.19522", readings=2)
 
     def plan(self, vectors: TaskVectors, resources: Resources) -> Update:

@@ -16,7 +16,6 @@ from lightning_merge.core.checkpoints.names import match_names
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.facts import Facts, Needs
 from lightning_merge.core.vectors.task_vectors import TaskVectors
-from lightning_merge.methods.average import Average
 from lightning_merge.methods.base import (
     Batches,
     Method,
@@ -116,7 +115,6 @@ class NetworkMethod(Method):
             InputError: The method cannot make anything of it.
         """
 
-    @torch.no_grad()
     def __call__(
         self,
         base: Weights,
@@ -148,15 +146,20 @@ class NetworkMethod(Method):
             InputError: Base and experts do not fit, have NaN or infinite values, or something
                 that the method needs is missing.
         """
-        given = Resources(model, batches, heads, project, scope)
-        self.check(given.network(type(self).__name__))
-        return self.make(base, experts, given, recalibrate).eval()
+        resources = Resources(model, batches, heads, project, scope)
+        return self.merge(base, experts, resources, recalibrate)
 
-    def task_vectors(
-        self, base: Weights, experts: Mapping[str, Weights], scope: Scope
-    ) -> TaskVectors:
-        """Check the input and return its task vectors after this method's transforms."""
-        return Average(transforms=self.transforms).task_vectors(base, experts, scope=scope)
+    @torch.no_grad()
+    def merge(
+        self,
+        base: Weights,
+        experts: Mapping[str, Weights],
+        resources: Resources,
+        recalibrate: Recalibrate = keep_statistics,
+    ) -> TaskNetwork:
+        """Make the network of the experts, see `__call__`."""
+        self.check(resources.network(type(self).__name__))
+        return self.make(base, experts, resources, recalibrate).eval()
 
 
 def own_names(model: nn.Module, weights: Weights) -> dict[str, Tensor]:

@@ -1,6 +1,5 @@
 """PCB-Merging: every parameter's coefficient is what it wins in a competition of the experts."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
 from typing import ClassVar, Literal, NamedTuple
@@ -11,7 +10,7 @@ from torch import Tensor
 from lightning_merge.core.facts import Facts
 from lightning_merge.core.vectors.selection import kth_smallest, kth_smallest_magnitude, largest
 from lightning_merge.core.vectors.task_vectors import Span, TaskVectors, sum_tasks
-from lightning_merge.methods.base import MergeMethod, Resources, Transform, Update
+from lightning_merge.methods.base import MergeMethod, Resources, Update
 from lightning_merge.methods.checks import require_between, require_choice, require_finite
 
 Variant = Literal["vision", "language"]
@@ -41,7 +40,6 @@ class PCB(MergeMethod):
         variant: How agreement is measured, "vision" or "language", see above.
         clip: Fraction of the magnitudes that is clipped at either end, in [0, 0.5]; 0 for none.
         rescale: Move the kept scores to [0, 1], as the code does; False takes them as they are.
-        transforms: Applied to the task vectors first, in order.
 
     Raises:
         InputError: A value is out of its bounds.
@@ -52,7 +50,6 @@ class PCB(MergeMethod):
     variant: Variant = "vision"
     clip: float = 0.01
     rescale: bool = True
-    transforms: Sequence[Transform] = ()
     facts: ClassVar[Facts] = Facts(
         reference="Du et al. 2024",
         arxiv="2410.02396",

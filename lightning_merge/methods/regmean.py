@@ -16,7 +16,7 @@ from lightning_merge.core.networks.gram import Regression, Visit, take_inputs, w
 from lightning_merge.core.networks.linear_inputs import LinearInputs, Rows
 from lightning_merge.core.networks.tracing import evaluating
 from lightning_merge.core.vectors.task_vectors import Span, TaskVectors
-from lightning_merge.methods.base import MergeMethod, Resources, Transform, Update
+from lightning_merge.methods.base import MergeMethod, Resources, Update
 from lightning_merge.methods.checks import require_between, require_choice
 
 Layers = Literal["all", "linear_modules"]
@@ -38,7 +38,8 @@ class RegMean(MergeMethod):
     than `in`, is averaged as well: the regression is that of the differences from the average,
     with 1e-8 of the mean diagonal as a ridge.
 
-    Layers that share a weight are one layer, with the inputs of all.
+    Layers that share a weight are one layer, with the inputs of all. Behind transforms the inputs
+    are those of the experts they stand for.
 
     Cost: five readings (behind transforms 3K + 1) and K experts times one forward pass over their
     own inputs. The sums of a layer are that of its Gram matrices [in, in], half of it, and the
@@ -53,8 +54,6 @@ class RegMean(MergeMethod):
     Args:
         reduce: Factor of the Gram matrices off their diagonal, in [0, 1].
         layers: "all", or only "linear_modules" as published.
-        transforms: Applied to the task vectors first; inputs are then those of the experts
-            they stand for.
 
     Raises:
         InputError: A value is out of its bounds.
@@ -62,7 +61,6 @@ class RegMean(MergeMethod):
 
     reduce: float = 0.95
     layers: Layers = "all"
-    transforms: Sequence[Transform] = ()
     facts: ClassVar[Facts] = Facts(
         reference="Jin et al. 2023",
         arxiv="2212.09849",

@@ -19,7 +19,7 @@ from lightning_merge.core.networks.tracing import (
     repeated_blocks,
 )
 from lightning_merge.core.vectors.task_vectors import TaskVectors
-from lightning_merge.methods.base import MergeMethod, Resources, Transform, Update
+from lightning_merge.methods.base import MergeMethod, Resources, Update
 from lightning_merge.methods.checks import require_between, require_choice
 from lightning_merge.methods.regmean import BATCH, Layers, regressed, require_found, updates
 
@@ -50,7 +50,6 @@ class RegMeanPlusPlus(MergeMethod):
         layers: As in `RegMean`.
         unit: "block" as published, or "layer": every layer sees the merged prefix itself (attention
             that is one module counts as one layer).
-        transforms: Applied to the task vectors first.
 
     Raises:
         InputError: A value is out of its bounds.
@@ -59,7 +58,6 @@ class RegMeanPlusPlus(MergeMethod):
     reduce: float = 0.95
     layers: Layers = "all"
     unit: Unit = "block"
-    transforms: Sequence[Transform] = ()
     facts: ClassVar[Facts] = Facts(
         reference="Nguyen et al. 2025",
         arxiv="2508.03121",

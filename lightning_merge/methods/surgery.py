@@ -12,7 +12,7 @@ from torch.nn.utils import skip_init
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.facts import Facts, Needs
 from lightning_merge.core.seeding import generator_for
-from lightning_merge.methods.base import MergeMethod, Origin, Resources, Transform, Weights
+from lightning_merge.methods.base import MergeMethod, Origin, Resources, Weights
 from lightning_merge.methods.network import (
     NetworkMethod,
     Recalibrate,
@@ -96,7 +96,7 @@ class Surgery(NetworkMethod):
     D_k [rank, dim] and U_k [dim, rank] minimise the mean |z - U_k relu(D_k z) - z_k| over
     unlabelled held-out images of task k, z_k being its expert's features. The features are
     computed once; then there are no more images to be seen. The paper learns on the unlabelled
-    test images.
+    test images. Transforms come before the method's own.
 
     Reference: Yang et al. 2024, "Representation surgery for multi-task model merging", with the
     published code's 1000 steps of Adam. There U starts at random; here at zero, so that without a
@@ -109,7 +109,6 @@ class Surgery(NetworkMethod):
         learning_rate: Of Adam.
         batch_size: Images per step.
         seed: Of D and of the order of the images.
-        transforms: Applied to the task vectors before the method's own.
 
     Raises:
         InputError: A value is out of its bounds, the method makes a network, or (when it is
@@ -122,7 +121,6 @@ class Surgery(NetworkMethod):
     learning_rate: float = 1e-3
     batch_size: int = 16
     seed: int = 0
-    transforms: Sequence[Transform] = ()
     facts: ClassVar[Facts] = Facts(
         reference="Yang et al. 2024",
         arxiv="2402.02705",
@@ -165,7 +163,7 @@ class Surgery(NetworkMethod):
         """Merge, and correct the features of one task after the other."""
         model, images = given.network("Surgery"), given.task_inputs("Surgery", tuple(experts))
         method = with_transforms(self.method, self.transforms)
-        merged = own_names(model, method(base, experts, **given._asdict()))
+        merged = own_names(model, method.merge(base, experts, given))
         expert = frozen(model)
         dim = encode(expert, given.project, next(iter(images.values()))[:1]).shape[1]
         network = CorrectedNetwork(model, given.project, tuple(experts), dim, self.rank)

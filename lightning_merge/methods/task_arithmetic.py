@@ -1,12 +1,11 @@
 """Task arithmetic: add the sum of the task vectors to the base."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from lightning_merge.core.facts import Facts
 from lightning_merge.core.vectors.task_vectors import TaskVectors, sum_tasks
-from lightning_merge.methods.base import MergeMethod, Resources, Transform, Update
+from lightning_merge.methods.base import MergeMethod, Resources, Update
 from lightning_merge.methods.checks import require_finite
 
 
@@ -18,14 +17,12 @@ class TaskArithmetic(MergeMethod):
 
     Args:
         scale: Factor of the summed task vectors; 1/K makes it the average.
-        transforms: Applied to the task vectors first, in order.
 
     Raises:
         InputError: The scale is not finite.
     """
 
     scale: float = 0.3
-    transforms: Sequence[Transform] = ()
     facts: ClassVar[Facts] = Facts(reference="Ilharco et al. 2023", arxiv="2212.04089", readings=1)
 
     def __post_init__(self) -> None:

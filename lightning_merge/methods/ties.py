@@ -1,6 +1,6 @@
 """TIES: trim, elect sign, merge what agrees."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar, Literal
@@ -32,7 +32,6 @@ class Ties(MergeMethod):
         scale: Factor of the update; 1 with the mean, 0.3 with the sum are usual.
         combine: Disjoint "mean" or "sum".
         trim: "global" ranks all parameters of an expert together, "per_tensor" each tensor.
-        transforms: Applied to the task vectors first, in order.
 
     Raises:
         InputError: A value is out of its bounds.
@@ -42,7 +41,6 @@ class Ties(MergeMethod):
     scale: float = 1.0
     combine: Combine = "mean"
     trim: TrimScope = "global"
-    transforms: Sequence[Transform] = ()
     facts: ClassVar[Facts] = Facts(reference="Yadav et al. 2023", arxiv="2306.01708", readings=2)
 
     def __post_init__(self) -> None:

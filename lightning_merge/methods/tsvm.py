@@ -1,6 +1,5 @@
 """TSV-M: merge the largest singular triplets of every expert, made orthogonal."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,7 +8,6 @@ from torch import Tensor
 
 from lightning_merge.core.facts import Facts
 from lightning_merge.core.vectors.decompose import Convolutions, polar_factor, singular_triplets
-from lightning_merge.methods.base import Transform
 from lightning_merge.methods.by_matrix import ByMatrix
 
 
@@ -33,7 +31,6 @@ class TSVM(ByMatrix):
     Args:
         scale: Factor of the update.
         convolutions: A convolution's weight is a "matrix" [out, rest], or one takes the "average".
-        transforms: Applied to the task vectors first, in order.
 
     Raises:
         InputError: The scale is not finite, or `convolutions` unknown.
@@ -41,7 +38,6 @@ class TSVM(ByMatrix):
 
     scale: float = 1.0
     convolutions: Convolutions = "matrix"
-    transforms: Sequence[Transform] = ()
     facts: ClassVar[Facts] = Facts(
         reference="Gargiulo et al. 2025",
         arxiv="2412.00081",

@@ -1,7 +1,7 @@
 """WEMoE: the MLPs' task vectors are mixed anew for every input, by routers."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -20,7 +20,7 @@ from lightning_merge.core.networks.hooks import Args, Kwargs, hooked
 from lightning_merge.core.networks.losses import entropy
 from lightning_merge.core.seeding import generator_for
 from lightning_merge.core.vectors.task_vectors import flatten_tasks
-from lightning_merge.methods.base import Resources, Transform, Weights
+from lightning_merge.methods.base import Resources, Weights
 from lightning_merge.methods.checks import require_finite
 from lightning_merge.methods.network import (
     NetworkMethod,
@@ -177,7 +177,6 @@ class WEMoE(NetworkMethod):
         learning_rate: Of Adam.
         batch_size: Images of each task per step.
         seed: Of the routers' weights and the order of the images.
-        transforms: Applied to the task vectors first, in order.
 
     Raises:
         InputError: A value is out of its bounds, the model has no such MLP, or what was learned is
@@ -190,7 +189,6 @@ class WEMoE(NetworkMethod):
     learning_rate: float = 1e-4
     batch_size: int = 16
     seed: int = 0
-    transforms: Sequence[Transform] = ()
     facts: ClassVar[Facts] = Facts(
         reference="Tang et al. 2024",
         arxiv="2402.00433",
@@ -223,9 +221,8 @@ class WEMoE(NetworkMethod):
         model, images = given.network("WEMoE"), given.task_inputs("WEMoE", tuple(experts))
         heads = {task: given.head("WEMoE", task) for task in experts}
         blocks, batch_dim = find_mlps(model, next(iter(images.values()))[:1])
-        method = TaskArithmetic(self.scale, self.transforms)
-        whole = method(base, experts, model=model, scope=given.scope)
-        merged = recalibrate(own_names(model, whole))
+        method = TaskArithmetic(self.scale, transforms=self.transforms)
+        merged = recalibrate(own_names(model, method.merge(base, experts, given)))
         vectors = method.task_vectors(base, experts, scope=given.scope)
         stored = match_names(model.state_dict(), vectors.base)
         network = RoutedNetwork(model, given.project, len(experts), blocks, batch_dim)

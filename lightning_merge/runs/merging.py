@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -14,7 +14,7 @@ from lightning_merge.core.cost import measured
 from lightning_merge.core.facts import Needs
 from lightning_merge.core.seeding import run_seed
 from lightning_merge.data.datamodule import MergeDataModule
-from lightning_merge.methods.base import MergeMethod, Method, Weights
+from lightning_merge.methods.base import MergeMethod, Method, Resources, Weights
 from lightning_merge.methods.network import NetworkMethod, keep_statistics, save_network
 from lightning_merge.methods.parts import parts, seeded
 from lightning_merge.models.encoder import Encoder
@@ -23,7 +23,7 @@ from lightning_merge.modules.held_out import HeldOut
 from lightning_merge.modules.zoo import Zoo
 from lightning_merge.runs.record import code_of
 
-Merge = Callable[[MergeMethod, Mapping[str, Any]], Weights]
+Merge = Callable[[MergeMethod, Resources], Weights]
 """From a method and what it needs beside the weights to merged weights."""
 
 
@@ -143,7 +143,7 @@ class ZooMerger:
             if len(found) == len(targets):
                 return found
         self.encoder.load(self.zoo.base)
-        given = self.held_out.resources(method)._asdict()
+        given = self.held_out.resources(method)
         device = next(self.encoder.parameters()).device
         if isinstance(method, NetworkMethod):
             return [self._write_network(method, t, given, about, going_on) for t in targets]
@@ -157,20 +157,20 @@ class ZooMerger:
             save_checkpoint(self.zoo.named_as_base(weights), target.file, metadata=metadata)
         return [made] * len(targets)
 
-    def _merge(self, method: MergeMethod, given: Mapping[str, Any]) -> Weights:
-        return method(self.base, self.experts, **given)
+    def _merge(self, method: MergeMethod, given: Resources) -> Weights:
+        return method.merge(self.base, self.experts, given)
 
     def _write_network(
         self,
         method: NetworkMethod,
         target: Target,
-        given: Mapping[str, Any],
+        given: Resources,
         about: Mapping[str, str],
         going_on: bool | None,
     ) -> Made:
         statistics = self.held_out.recalibrate if target.recalibrate else keep_statistics
         with measured(next(self.encoder.parameters()).device) as cost:
-            network = method(self.base, self.experts, **given, recalibrate=statistics)
+            network = method.merge(self.base, self.experts, given, statistics)
         more = (network.extra_parameters, network.inference_cost)
         made = Made(cost.seconds, cost.peak_memory, *more)
         metadata = {**about, **target.about, **_recorded(made, going_on)}

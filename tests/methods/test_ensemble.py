@@ -96,7 +96,7 @@ def test_it_is_the_mean_of_the_experts_outputs(
     net, base, make_experts, resources, outputs, transforms
 ):
     experts, head, images = make_experts(3), nn.Linear(4, 3), resources["batches"]["task0"]
-    network = Ensemble(outputs, transforms)(base, experts, model=net)
+    network = Ensemble(outputs, transforms=transforms)(base, experts, model=net)
     for transform in transforms:
         experts = pruned(base, experts, transform)
     each = [head(run(net, expert, images)) for expert in experts.values()]

@@ -126,7 +126,7 @@ def test_out_of_core_equals_in_memory_bit_for_bit(
         monkeypatch.setattr(task_vectors, "TILE", entries)
         layout = {name: (t.dtype, tuple(t.shape)) for name, t in base.items()}
         with CheckpointWriter(tmp_path / "merged", layout) as sink:
-            make().merge_to(sink, stored_base, stored, jobs=jobs, **resources)
+            make().merge_to(sink, stored_base, stored, Resources(**resources), jobs)
         result = open_checkpoint(tmp_path / "merged")
         assert_equal({name: result[name] for name in merged}, merged, rtol=0, atol=0)
 
@@ -221,7 +221,7 @@ def test_tied_weights_stay_tied_out_of_core(known_from, tmp_path):
     method = METHODS["TaskArithmetic"](transforms=[TRANSFORMS["Dare"]()])
     layout = {name: (t.dtype, tuple(t.shape)) for name, t in base.items()}
     with CheckpointWriter(tmp_path / "merged", layout) as sink:
-        method.merge_to(sink, base, experts, model=model, jobs=2)
+        method.merge_to(sink, base, experts, Resources(model), jobs=2)
     result = open_checkpoint(tmp_path / "merged")
     assert torch.equal(*(result[tied] for tied in TIED))
     assert_equal({n: result[n] for n in base}, method(base, experts, model=model), rtol=0, atol=0)

@@ -5,7 +5,7 @@ import torch
 from tiny_networks import zoo_of
 
 from lightning_merge.core.errors import InputError
-from lightning_merge.methods import Dare, MTies, TaskArithmetic
+from lightning_merge.methods import Dare, MTies, Resources, TaskArithmetic
 from lightning_merge.methods.m_dare import MDare
 
 
@@ -28,8 +28,8 @@ def test_all_kept_is_task_arithmetic(base, make_experts, resources):
 def test_rows_are_ranked_as_by_m_ties(layer_inputs, base, make_experts, resources):
     options = {"keep": 0.9, "spread": 0.8, "layer_inputs": layer_inputs}
     call = (base, make_experts(3))
-    dare = MDare(**options).analyse(*call, **resources)
-    ties = MTies(**options).analyse(*call, **resources)
+    dare = MDare(**options).analyse(*call, Resources(**resources))
+    ties = MTies(**options).analyse(*call, Resources(**resources))
     assert list(dare.keep_ratios) == list(ties.keep_ratios) == ["fc1.weight", "fc2.weight"]
     if layer_inputs == "base":  # otherwise the merged prefix is another one
         assert all(torch.equal(r, ties.keep_ratios[n]) for n, r in dare.keep_ratios.items())
@@ -39,10 +39,10 @@ def test_filters_of_convolutions_are_ranked_as_by_m_ties():
     model, base, experts = zoo_of("mini_resnet", 3)
     options = {"keep": 0.9, "spread": 0.8, "layer_inputs": "base"}
     data = {"model": model, "batches": torch.randn(5, 3, 16, 16)}
-    dare = MDare(**options).analyse(base, experts, **data)
-    ties = MTies(**options).analyse(base, experts, **data)
+    dare = MDare(**options).analyse(base, experts, Resources(**data))
+    ties = MTies(**options).analyse(base, experts, Resources(**data))
     assert all(torch.equal(r, ties.keep_ratios[n]) for n, r in dare.keep_ratios.items())
-    plain = MDare(**options | {"spread": 0.0}).analyse(base, experts, **data)
+    plain = MDare(**options | {"spread": 0.0}).analyse(base, experts, Resources(**data))
     for name, tensor in dare.merged.items():
         same = torch.equal(tensor, plain.merged[name])
         assert same == (name not in dare.keep_ratios), name
@@ -55,7 +55,7 @@ def test_entries_are_kept_with_their_rows_probability_and_rescaled(base, net, re
     """Expert number k changes nothing but fc1, by 1 everywhere: what is kept counts itself."""
     experts = {f"t{k}": base | {"fc1.weight": base["fc1.weight"] + 1} for k in range(400)}
     data = {"model": net, "batches": torch.cat([*resources["batches"].values()])}
-    analysis = MDare(keep=0.9, spread=0.8, scale=1 / 400).analyse(base, experts, **data)
+    analysis = MDare(keep=0.9, spread=0.8, scale=1 / 400).analyse(base, experts, Resources(**data))
     update = analysis.merged["fc1.weight"] - base["fc1.weight"]
     ratios = analysis.keep_ratios["fc1.weight"]
     assert ratios.min() == pytest.approx(0.1)
@@ -67,7 +67,7 @@ def test_entries_are_kept_with_their_rows_probability_and_rescaled(base, net, re
 
 
 def test_a_row_of_probability_zero_is_dropped(base, make_experts, resources):
-    analysis = MDare(keep=0.5, spread=0.5).analyse(base, make_experts(3), **resources)
+    analysis = MDare(keep=0.5, spread=0.5).analyse(base, make_experts(3), Resources(**resources))
     dropped = analysis.keep_ratios["fc1.weight"] == 0
     assert dropped.sum() == 1
     changed = (analysis.merged["fc1.weight"] != base["fc1.weight"]).any(1)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from lightning_merge.core.errors import InputError
-from lightning_merge.methods import LwPTV, MTies, Ties, m_ties
+from lightning_merge.methods import LwPTV, MTies, Resources, Ties, m_ties
 from lightning_merge.methods.base import merge_one
 
 
@@ -157,7 +157,9 @@ def test_one_pass_equals_algorithm_1_on_vits(build, pattern, activation, make_ex
     layers = {pattern.format(i, prefix=prefix): activation for i in range(3)}
     experts = make_experts(3, base)
     images = torch.randn(6, 3, 16, 16)
-    analysis = MTies(keep=0.5, spread=0.4).analyse(base, experts, model=model, batches=images)
+    analysis = MTies(keep=0.5, spread=0.4).analyse(
+        base, experts, Resources(model=model, batches=images)
+    )
     assert list(analysis.losses) == [f"{layer}.weight" for layer in layers]
     want = algorithm_1(model, base, experts, images, layers, keep=0.5, spread=0.4)
     for name, tensor in analysis.merged.items():
@@ -182,7 +184,9 @@ def residual(request, monkeypatch):
 def test_one_pass_equals_algorithm_1_on_resnets(residual):
     """Nodes are channels; each expert's own BatchNorm belongs to them."""
     model, base, experts, images, norms = residual
-    analysis = MTies(keep=0.6, spread=0.5).analyse(base, experts, model=model, batches=images)
+    analysis = MTies(keep=0.6, spread=0.5).analyse(
+        base, experts, Resources(model=model, batches=images)
+    )
     assert list(analysis.losses) == [f"{layer}.weight" for layer in norms]
     acts = dict.fromkeys(norms, functional.relu)
     want = algorithm_1(model, base, experts, images, acts, 0.6, 0.5, norms)
@@ -193,7 +197,7 @@ def test_one_pass_equals_algorithm_1_on_resnets(residual):
 def test_channels_are_compared_at_the_base_s_inputs_where_asked(residual):
     model, base, experts, images, norms = residual
     method = MTies(layer_inputs="base")
-    losses = method.analyse(base, experts, model=model, batches=images).losses
+    losses = method.analyse(base, experts, Resources(model=model, batches=images)).losses
     for layer, norm in norms.items():
         x = input_of(model, base, layer, images)
         rows = [pre_activations(model, expert, layer, norm, x) for expert in experts.values()]
@@ -219,7 +223,7 @@ def test_one_pass_equals_algorithm_1_without_bias(net, base, make_experts, resou
 
 def test_base_inputs_come_from_the_unmerged_network(net, base, make_experts, resources):
     experts = make_experts(4)
-    analysis = MTies(layer_inputs="base").analyse(base, experts, **resources)
+    analysis = MTies(layer_inputs="base").analyse(base, experts, Resources(**resources))
     x = input_of(net, base, "fc2", all_inputs(resources, experts))
     hidden = torch.stack([x @ e["fc2.weight"].T for e in experts.values()])
     loss = (hidden.mean(0).tanh() - hidden.tanh().mean(0)).abs().mean(0)
@@ -263,7 +267,7 @@ def test_a_network_in_half_precision_rounds_nothing(net, base, make_experts, res
 @pytest.mark.parametrize("layers", [[0], ["fc1"], [-2]])
 def test_few_layers_and_plain_trim_elsewhere(layers, base, make_experts, resources):
     experts = make_experts(3)
-    analysis = MTies(layers=layers).analyse(base, experts, **resources)
+    analysis = MTies(layers=layers).analyse(base, experts, Resources(**resources))
     assert list(analysis.losses) == ["fc1.weight"]
     plain = Ties(density=0.2, trim="per_tensor")(base, experts)
     assert torch.equal(analysis.merged["fc2.weight"], plain["fc2.weight"])
@@ -275,9 +279,11 @@ def test_a_shared_weight_is_ranked_at_its_first_layer(resources):
 
     model, base, experts = tied_zoo(3)
     data = resources | {"model": model}
-    analysis = MTies(keep=0.6, spread=0.5).analyse(base, experts, **data)
+    analysis = MTies(keep=0.6, spread=0.5).analyse(base, experts, Resources(**data))
     assert list(analysis.losses) == [TIED[0]]
-    only = MTies(keep=0.6, spread=0.5, layers=["blocks.0"]).analyse(base, experts, **data)
+    only = MTies(keep=0.6, spread=0.5, layers=["blocks.0"]).analyse(
+        base, experts, Resources(**data)
+    )
     assert torch.equal(analysis.merged[TIED[0]], only.merged[TIED[1]])
     x = all_inputs(resources, experts)
     hidden = torch.stack([x @ e[TIED[0]].T + e["blocks.0.bias"] for e in experts.values()])
@@ -300,20 +306,22 @@ def test_images_of_tasks_without_an_expert_are_left_out(base, make_experts, reso
 def test_controls(base, make_experts, resources):
     experts = make_experts(3)
     ratios = {
-        order: MTies(node_order=order).analyse(base, experts, **resources).keep_ratios["fc1.weight"]
+        order: MTies(node_order=order)
+        .analyse(base, experts, Resources(**resources))
+        .keep_ratios["fc1.weight"]
         for order in ("loss", "random", "uniform", "reversed")
     }
     torch.testing.assert_close(ratios["loss"] + ratios["reversed"], torch.full((16,), 0.3).double())
     torch.testing.assert_close(ratios["random"].sort().values, ratios["loss"].sort().values)
     assert not torch.equal(ratios["random"], ratios["loss"])
     torch.testing.assert_close(ratios["uniform"], torch.full((16,), 0.15).double())
-    again = MTies(node_order="random", seed=1).analyse(base, experts, **resources)
+    again = MTies(node_order="random", seed=1).analyse(base, experts, Resources(**resources))
     assert not torch.equal(again.keep_ratios["fc1.weight"], ratios["random"])
 
 
 def test_transforms_change_the_experts_that_are_ranked(base, make_experts, resources):
     method = MTies(transforms=[LwPTV(prune_ratio=1.0)])
-    analysis = method.analyse(base, make_experts(3), **resources)
+    analysis = method.analyse(base, make_experts(3), Resources(**resources))
     assert all(loss.max() < 1e-6 for loss in analysis.losses.values())
     assert torch.equal(analysis.merged["fc1.weight"], base["fc1.weight"])
 
@@ -344,7 +352,7 @@ def test_own_encoder_names_layers_and_activation(make_experts, resources):
     call = (base, make_experts(3, base))
     data = resources | {"model": net}
     method = MTies(layers=["first"], activation="silu")
-    assert list(method.analyse(*call, **data).losses) == ["first.weight"]
+    assert list(method.analyse(*call, Resources(**data)).losses) == ["first.weight"]
     with pytest.raises(InputError, match="no activation module follows 'first'"):
         MTies(layers=["first"])(*call, **data)
     with pytest.raises(InputError, match="layers=None"):

@@ -27,7 +27,7 @@ def merge(folder):
     experts = {str(k): open_checkpoint(folder / f"{k}.safetensors") for k in range(4)}
     layout = {name: (base.dtype(name), base.shape(name)) for name in base}
     with CheckpointWriter(folder / "merged.safetensors", layout) as sink:
-        eval(sys.argv[3]).merge_to(sink, base, experts, jobs=2)
+        eval(sys.argv[3]).merge_to(sink, base, experts, Resources(), jobs=2)
 
 def watch():
     while not done:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from lightning_merge.core.errors import InputError
-from lightning_merge.methods import MTies
+from lightning_merge.methods import MTies, Resources
 
 FIRST = {
     "grouped": ([nn.Conv2d(4, 6, 3, groups=2), nn.BatchNorm2d(6)], (4, 5, 5)),
@@ -36,7 +36,7 @@ def test_every_kind_of_layer_is_ranked_by_what_the_experts_make_of_it(
         expert.update({n: t.abs() for n, t in expert.items() if n.endswith("running_var")})
     images = torch.randn(6, *shape).to(dtype)
     model = copy.deepcopy(net).to(dtype)  # weights stay as they are stored
-    analysis = MTies(**options).analyse(base, experts, model=model, batches=images)
+    analysis = MTies(**options).analyse(base, experts, Resources(model=model, batches=images))
     hidden = []
     for expert in experts.values():
         net.load_state_dict(expert)
@@ -70,7 +70,7 @@ def test_batch_norm_belongs_to_a_layer_that_is_named(make_experts):
         expert["norm.running_var"] = expert["norm.running_var"].abs()
     images = torch.randn(6, 3, 5, 5)
     method = MTies(layers=["conv"], activation="relu")
-    losses = method.analyse(base, experts, model=net, batches=images).losses
+    losses = method.analyse(base, experts, Resources(model=net, batches=images)).losses
     hidden = torch.stack(
         [pre_activations(net, e, "conv", "norm", images) for e in experts.values()]
     )
@@ -87,7 +87,7 @@ def test_layers_that_have_no_nodes_to_rank_are_left_out_or_refused(make_experts)
     net = nn.Sequential(*parts, nn.Conv2d(4, 5, 2), nn.ReLU())
     base = weights_of(net)
     call = (base, make_experts(2, base))
-    losses = MTies().analyse(*call, model=net, batches=images).losses
+    losses = MTies().analyse(*call, Resources(model=net, batches=images)).losses
     assert list(losses) == ["4.weight"]
     other = Functional(BatchNormAct2d(4))
     base = weights_of(other)
