@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import report
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_merge.core.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from lightning_merge.core.checkpoints.files import write_text
@@ -34,6 +34,7 @@ from lightning_merge.methods import Average, TaskArithmetic
 from lightning_merge.methods.base import MergeMethod
 from lightning_merge.models import Encoder, Head, MiniViT
 from lightning_merge.modules.heads import fitting_heads
+from lightning_merge.modules.inference import outputs
 
 TASKS = ("sun397", "cars", "resisc45", "eurosat", "svhn", "gtsrb", "mnist", "dtd")
 METHODS: dict[str, MergeMethod] = {
@@ -74,15 +75,15 @@ class Suite:
             found[i, j] = found[j, i] = value(tasks[i], tasks[j])
         return found
 
-    @torch.no_grad()
     def accuracy(self, weights: Mapping[str, Tensor], task: str) -> float:
         """Return the accuracy of some weights on a task's test images, in percent."""
         self.encoder.load(weights)
         images, right = self.data.images(task, "test"), 0
-        for positions in torch.arange(len(images)).split(self.data.eval_batch_size):
-            batch = images.__getitems__(positions.tolist())
-            features = self.encoder(self.encoder.preprocess.normalize(batch.images))
-            right += int((self.heads[task](features).argmax(1) == batch.labels).sum())
+        network = nn.Sequential(self.encoder, self.heads[task])
+        batches = images.batches(self.data.eval_batch_size, f"measuring {task}")
+        device = next(self.encoder.parameters()).device
+        for batch, logits in outputs(network, self.encoder.preprocess, batches, device):
+            right += int((logits.argmax(1) == batch.labels.to(device)).sum())
         return 100 * right / len(images)
 
     def lost(self, method: MergeMethod, individual: Mapping[str, float]) -> Matrix:

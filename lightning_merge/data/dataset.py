@@ -79,6 +79,16 @@ class TaskImages(Dataset[Batch]):
             image.copy_(self._decode(position))
         return Batch(images, self.labels[index], index)
 
+    def batches(self, size: int, what: str) -> Iterator[Batch]:
+        """Yield all images in order, and show how many are done.
+
+        Args:
+            size: Images of a batch; the last has the rest.
+            what: Is done to them, see `tracked`.
+        """
+        for start in tracked(range(0, len(self), size), what):
+            yield self.__getitems__([*range(start, min(start + size, len(self)))])
+
     def file(self, position: int) -> str:
         """Return the file of an image from the task's folder on, "" where it has none."""
         return self.examples.file(int(self.rows[position]))

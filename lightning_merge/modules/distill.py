@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch import Trainer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from lightning_merge.core.checkpoints.files import file_hash
 from lightning_merge.core.errors import InputError
@@ -23,6 +23,7 @@ from lightning_merge.modules.heads import (
     head_files,
     heads_hash,
 )
+from lightning_merge.modules.inference import shared_logits
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,6 @@ class Distill(FineTune):
             self.teacher.encoder.load(self.teacher.weights)
             fitting_heads(self.teacher.heads, self.data, self.teacher.encoder)
 
-    @torch.no_grad()
     def on_fit_start(self) -> None:
         """Let the teacher answer for every training image, once."""
         encoder = self.teacher.encoder.to(self.device).eval()
@@ -157,15 +157,16 @@ class Distill(FineTune):
         for task in self.data.seen:
             head = heads[task].to(self.device)
             images = self.data.images(task, self.data.fit_on)
-            logits = torch.zeros(len(images), head.num_classes, device=self.device)
-            for batch in self._seen_by(encoder, images):
-                if len(batch.index):
-                    normal = encoder.preprocess.normalize(batch.images.to(self.device))
-                    logits[batch.index.to(self.device)] = head(encoder(normal)).float()
-            self.teacher_logits[task] = self.trainer.strategy.reduce(logits, reduce_op="sum")
+            self.teacher_logits[task] = shared_logits(
+                self,
+                nn.Sequential(encoder, head),
+                encoder.preprocess,
+                self._seen_by(encoder, images),
+                (len(images), head.num_classes),
+            )
         encoder.cpu()
 
-    def _seen_by(self, encoder: Encoder, images: TaskImages) -> Any:
+    def _seen_by(self, encoder: Encoder, images: TaskImages) -> DataLoader[Batch]:
         """Return this process's batches of the same images as another encoder wants them."""
         own = TaskImages(images.examples, images.rows, encoder.preprocess, cache=False)
         workers = self.data.num_workers

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from lightning_merge.core.device import run_device
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.progress import tracked
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.data.tasks import task_spec
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.models.heads import Head, class_mean_head, linear_probe_head
+from lightning_merge.modules.inference import outputs
 from lightning_merge.modules.zoo import Zoo
 
 
@@ -50,18 +50,13 @@ def make_heads(
             yield task, class_mean_head(features, labels, len(classes), scale, classes=classes)
 
 
-@torch.no_grad()
 def base_features(encoder: Encoder, data: MergeDataModule, task: str) -> tuple[Tensor, Tensor]:
     """Return the features [n, dim] and labels [n] of a task's train images."""
     device = run_device()
     encoder.to(device).eval()
     images = data.images(task, "train")
-    features = []
-    starts = range(0, len(images), data.eval_batch_size)
-    for start in tracked(starts, f"features of {task} for its head"):
-        stop = min(start + data.eval_batch_size, len(images))
-        batch = images.__getitems__(list(range(start, stop)))
-        normal = encoder.preprocess.normalize(batch.images.to(device))
-        features.append(encoder(normal).float().cpu())
+    batches = images.batches(data.eval_batch_size, f"features of {task} for its head")
+    parts = outputs(encoder, encoder.preprocess, batches, device)
+    features = torch.cat([part.cpu() for _, part in parts])
     encoder.cpu()
-    return torch.cat(features), images.labels
+    return features, images.labels

@@ -25,6 +25,7 @@ from lightning_merge.methods.base import Transform
 from lightning_merge.methods.checks import require_between
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.coefficients import BatchNorm, CoefficientModule
+from lightning_merge.modules.inference import shared_logits
 from lightning_merge.modules.zoo import Zoo
 
 
@@ -169,27 +170,19 @@ class StatsMerging(CoefficientModule):
             for task, logits in self.teacher_logits.items():
                 self.data.restrict(task, by_confidence(logits, *self.confidence))
 
-    @torch.no_grad()
     def _teach(self, task: str) -> Tensor:
-        """Return the logits [n, C] of a task's expert for its coefficient images.
-
-        Each process labels its share of the batches; all get the labels that one would give.
-        """
-        logits = torch.zeros(
-            len(self.data.images(task, "coefficients")),
-            len(self.data.classes[task]),
-            device=self.device,
-        )
+        """Return the logits [n, C] of a task's expert for its coefficient images."""
         expert = {
             name: (wide(tensor) if tensor.is_floating_point() else tensor).to(self.device)
             for name, tensor in self.experts[task].items()
         }
-        for batch in self.data.shares(task, "coefficients"):
-            if len(batch.index):
-                normal = self.preprocess.normalize(batch.images.to(self.device))
-                found = self.heads[task](self.encoder.functional(expert, normal)).float()
-                logits[batch.index.to(self.device)] = found
-        return self.trainer.strategy.reduce(logits, reduce_op="sum")
+        return shared_logits(
+            self,
+            lambda images: self.heads[task](self.encoder.functional(expert, images)),
+            self.preprocess,
+            self.data.shares(task, "coefficients"),
+            (len(self.data.images(task, "coefficients")), len(self.data.classes[task])),
+        )
 
     def task_loss(self, task: str, logits: Tensor, batch: Batch) -> Tensor:
         """Return the disagreement of the merged network with a task's teacher."""

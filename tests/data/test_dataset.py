@@ -34,6 +34,16 @@ def test_in_memory_or_not_the_images_are_the_same(images):
     assert kept.labels.tolist() == kept.examples.labels[kept.rows].tolist()
 
 
+def test_batches_have_every_image_in_order(images):
+    kept = images(True)
+    parts = list(kept.batches(8, "looking"))
+    assert [len(part.labels) for part in parts] == [8, 8, 8, 6]
+    for joined, whole in zip(
+        map(torch.cat, zip(*parts, strict=True)), kept[list(range(30))], strict=True
+    ):
+        assert torch.equal(joined, whole)
+
+
 def test_only_what_is_asked_for_is_decoded_and_once(images, monkeypatch):
     kept, decoded = images(True), []
     original = TaskImages._decode
