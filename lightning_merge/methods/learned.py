@@ -1,30 +1,26 @@
 """Merging by what another run has learned: on its own, or on any other, experts."""
 
-import json
-import math
 import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from lightning_merge.core.checkpoints.checkpoint import open_checkpoint
 from lightning_merge.core.checkpoints.files import file_hash
 from lightning_merge.core.checkpoints.names import enumerate_names, match_names
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.facts import Facts
-from lightning_merge.core.vectors.learner import StatsMergeLearner
 from lightning_merge.core.vectors.statistics import feature_names, standard_statistics
 from lightning_merge.core.vectors.task_vectors import TaskVectors, sum_tasks
 from lightning_merge.methods.base import MergeMethod, Origin, Resources, Update
 from lightning_merge.methods.checks import require_choice
+from lightning_merge.methods.coefficient_file import SEEN, CoefficientFile
 
 By = Literal["layer", "depth", "statistics"]
-_SEEN = ("statistics_of", "rank", "features")  # options of the statistics, not of the learner
 
 
 @dataclass(frozen=True)
@@ -84,86 +80,31 @@ class LearnedCoefficients(MergeMethod):
     @torch.no_grad()
     def coefficients(self, vectors: TaskVectors) -> Tensor:
         """The coefficients [K, L] of these task vectors, rows as `tasks`, columns as `names`."""
-        learned = _Learned.read(self.file)
+        learned = CoefficientFile.read(self.file)
         if not vectors.names:
             return torch.zeros(len(vectors), 0)
-        choose = {"layer": learned.by_layer, "depth": learned.by_depth}
-        return choose.get(self.by, learned.by_statistics)(vectors)
+        choose = {"layer": self._by_layer, "depth": self._by_depth}
+        return choose.get(self.by, self._by_statistics)(learned, vectors)
 
     def origin(self) -> Origin:
         """The tasks, images and labels that the file's run has learned from."""
-        learned = _Learned.read(self.file)
+        learned = CoefficientFile.read(self.file)
         return Origin(tuple(learned.tasks), learned.transductive, learned.note)
 
     def described(self) -> str:
         """The method, its hyperparameters and the hash of its file."""
         return f"{super().described()}, sha256 of file {file_hash(self.file)}"
 
-
-@dataclass(frozen=True)
-class _Learned:
-    """What a run has learned.
-
-    Attributes:
-        file: Where it is stored.
-        values: Coefficients [K, L].
-        tasks: Names of the K tasks.
-        layers: Names of the L layers.
-        options: What the learner was made with; empty if it saw no statistics.
-        state: Weights of the learner.
-        scale: What the learner's coefficients were multiplied by at the end.
-        transductive: Whether they were learned from unlabelled test images.
-        note: What a reader of their numbers must know.
-    """
-
-    file: str
-    values: Tensor
-    tasks: list[str]
-    layers: list[str]
-    options: dict[str, Any]
-    state: dict[str, Tensor]
-    scale: float
-    transductive: bool
-    note: str
-
-    @classmethod
-    def read(cls, file: str) -> "_Learned":
-        """Read coefficients.safetensors.
-
-        Raises:
-            InputError: It is missing, unreadable or something else.
-        """
-        stored = open_checkpoint(file)
-        try:
-            tasks, layers = (json.loads(stored.metadata[key]) for key in ("tasks", "layers"))
-            options = json.loads(stored.metadata.get("learner", "{}"))
-            scale = float(stored.metadata.get("final_scale", 1))
-            fits = stored.shape("coefficients") == (len(tasks), len(layers))
-            fits = fits and isinstance(options, dict) and math.isfinite(scale)
-        except (KeyError, ValueError, TypeError):
-            fits = False
-        if not fits or not stored["coefficients"].isfinite().all():
-            raise InputError(
-                f"file={file!r} has no coefficients with names of tasks and layers: give the "
-                "coefficients.safetensors of a run that has learned some"
-            )
-        prefix = "learner."
-        state = {n.removeprefix(prefix): stored[n] for n in stored if n.startswith(prefix)}
-        transductive = stored.metadata.get("transductive") == "True"
-        note = stored.metadata.get("note", "")
-        values = stored["coefficients"].float()
-        return cls(file, values, tasks, layers, options, state, scale, transductive, note)
-
-    def by_layer(self, vectors: TaskVectors) -> Tensor:
+    def _by_layer(self, learned: CoefficientFile, vectors: TaskVectors) -> Tensor:
         """The coefficients of the same tasks and layers."""
-        missing = [task for task in vectors.tasks if task not in self.tasks]
+        missing = [task for task in vectors.tasks if task not in learned.tasks]
         if missing:
             raise InputError(
                 f"file={self.file!r} has no coefficients of {enumerate_names(missing)}; it has "
-                f"those of {enumerate_names(self.tasks)}. Name the experts so, or choose "
+                f"those of {enumerate_names(learned.tasks)}. Name the experts so, or choose "
                 "by='depth' or by='statistics'"
             )
-        places = self._places(vectors)
+        places = _places(learned.layers, vectors)
         if unknown := [name for name, place in places.items() if place is None]:
             remedy = "For another architecture choose by='depth' or by='statistics'"
             if len(unknown) < len(places):
@@ -173,63 +114,59 @@ class _Learned:
                 f"file={self.file!r} has no coefficients of {enumerate_names(unknown, 5)}, "
                 f"which an expert has changed. {remedy}"
             )
-        rows = self.values[[self.tasks.index(task) for task in vectors.tasks]]
+        rows = learned.values[[learned.tasks.index(task) for task in vectors.tasks]]
         zero = rows.new_zeros(len(rows))
         columns = (None if vectors.is_kept(n) else places[n] for n in vectors.names)
         return torch.stack([zero if c is None else rows[:, c] for c in columns], dim=1)
 
-    def _places(self, vectors: TaskVectors) -> dict[str, int | None]:
-        """Where the file has the tensors that an expert has changed; None where it has not."""
-        wanted = [name for name in vectors.names if not vectors.is_kept(name)]
-        numbers = {layer: place for place, layer in enumerate(self.layers)}
-        with suppress(InputError):  # the file may have more layers
-            return {n: numbers[own] for n, own in match_names(wanted, numbers).items()}
-        with suppress(InputError):  # the base more tensors, which nobody has changed
-            own = {name: layer for layer, name in match_names(numbers, vectors.base).items()}
-            return {name: numbers[own[name]] if name in own else None for name in wanted}
-        return dict.fromkeys(wanted)
-
-    def by_depth(self, vectors: TaskVectors) -> Tensor:
+    def _by_depth(self, learned: CoefficientFile, vectors: TaskVectors) -> Tensor:
         """The coefficients at the same relative depth, of the same task or of the mean one."""
         _check_order(vectors.names)
-        places = [self._places(vectors).get(name) for name in vectors.names]
-        nearest = same_depth(len(vectors.names), len(self.layers))
+        own = _places(learned.layers, vectors)
+        places = [own.get(name) for name in vectors.names]
+        nearest = same_depth(len(vectors.names), len(learned.layers))
         known = [(a, b) for a, b in zip(places, nearest, strict=True) if a is not None]
-        if set(places) >= set(range(len(self.layers))) and any(a != b for a, b in known):
+        if set(places) >= set(range(len(learned.layers))) and any(a != b for a, b in known):
             raise InputError(
                 f"file={self.file!r} was learned on the very layers of this base, and by='depth' "
                 "would give them each other's coefficients: choose by='layer'"
             )
-        rows = dict(zip(self.tasks, self.values, strict=True))
-        mean = self.values.mean(0)
+        rows = dict(zip(learned.tasks, learned.values, strict=True))
+        mean = learned.values.mean(0)
         chosen = torch.stack([rows.get(task, mean) for task in vectors.tasks])
         return chosen[:, nearest]
 
-    def by_statistics(self, vectors: TaskVectors) -> Tensor:
+    def _by_statistics(self, learned: CoefficientFile, vectors: TaskVectors) -> Tensor:
         """What the learner makes of these experts' statistics."""
-        if self.options.get("kind", "free") == "free":
+        if learned.options.get("kind", "free") == "free":
             raise InputError(
                 f"file={self.file!r}: the run has learned coefficients without a network that sees "
                 "statistics; choose by='layer' or by='depth'"
             )
         try:
-            of, rank, features = (self.options[key] for key in _SEEN)
-            if not 0 <= rank <= max((tensor.numel() for tensor in self.state.values()), default=0):
+            of, rank, features = (learned.options[key] for key in SEEN)
+            if not 0 <= rank <= max(map(Tensor.numel, learned.state.values()), default=0):
                 raise TypeError(f"rank={rank} is more than its weights can see")
-            self._learner(torch.zeros(1, 1, len(feature_names(rank, features))))
+            learned.learner(torch.zeros(1, 1, len(feature_names(rank, features))))
         except (KeyError, TypeError, RuntimeError) as fault:
             raise InputError(
                 f"file={self.file!r}: the learner in it cannot be made again ({fault}): give the "
                 "file as this version has written it, or choose by='layer' or by='depth'"
             ) from fault
-        return self.scale * self._learner(standard_statistics(vectors, of, rank, features).cpu())()
+        statistics = standard_statistics(vectors, of, rank, features).cpu()
+        return learned.scale * learned.learner(statistics)()
 
-    def _learner(self, features: Tensor) -> StatsMergeLearner:
-        """The run's learner, in front of other statistics [K, L, F]."""
-        options = {key: value for key, value in self.options.items() if key not in _SEEN}
-        learner = StatsMergeLearner(features, **options)
-        learner.load_state_dict(self.state)
-        return learner
+
+def _places(layers: Sequence[str], vectors: TaskVectors) -> dict[str, int | None]:
+    """Where the file has the tensors that an expert has changed; None where it has not."""
+    wanted = [name for name in vectors.names if not vectors.is_kept(name)]
+    numbers = {layer: place for place, layer in enumerate(layers)}
+    with suppress(InputError):  # the file may have more layers
+        return {n: numbers[own] for n, own in match_names(wanted, numbers).items()}
+    with suppress(InputError):  # the base more tensors, which nobody has changed
+        own = {name: layer for layer, name in match_names(numbers, vectors.base).items()}
+        return {name: numbers[own[name]] if name in own else None for name in wanted}
+    return dict.fromkeys(wanted)
 
 
 def same_depth(layers: int, source: int) -> list[int]:

@@ -23,6 +23,7 @@ from lightning_merge.data.dataset import Batch
 from lightning_merge.evaluation.candidates import BOUNDS, Candidate
 from lightning_merge.methods.base import Transform
 from lightning_merge.methods.checks import require_choice
+from lightning_merge.methods.coefficient_file import CoefficientFile
 from lightning_merge.methods.parts import seeded
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.base import TaskModule
@@ -360,27 +361,26 @@ class CoefficientModule(TaskModule):
         return self.run_folder / "merged" / f"{name}.safetensors"
 
     def _save(self, values: Tensor) -> None:
+        learned = CoefficientFile(
+            values,
+            self.stacked.tasks,
+            self.stacked.names,
+            self.describe_learner(),
+            self.learner.state_dict(),
+            self.final_scale,
+            self.transductive,
+            self.note,
+        )
         metadata = {
             "method": type(self).__name__,
             "hyperparameters": json.dumps(self.hyperparameters()),
-            "tasks": json.dumps(self.stacked.tasks),
-            "layers": json.dumps(self.stacked.names),
-            "final_scale": repr(self.final_scale),
-            "transductive": str(self.transductive),
-            "note": self.note,
+            **learned.described,
             "scope": "changed",
             "version": __version__,
             **self.encoder.described,
             **self.zoo.hashes(self.stacked.tasks),
         }
-        state = {f"learner.{n}": t.cpu() for n, t in self.learner.state_dict().items()}
-        known = self.describe_learner()
-        described = {"learner": json.dumps(known)} if known else {}
-        save_checkpoint(
-            {"coefficients": values.cpu(), **state},
-            self.run_folder / "coefficients.safetensors",
-            metadata=metadata | described,
-        )
+        learned.write(self.run_folder / "coefficients.safetensors", metadata)
         merged = self.stacked.merge(values)
         for suffix, recalibrate in self.variants.items():
             weights = self.held_out.recalibrate(merged) if recalibrate else merged

@@ -1,0 +1,106 @@
+"""The file of learned coefficients: runs write it, `LearnedCoefficients` merges by it."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lightning_merge.core.checkpoints.checkpoint import open_checkpoint, save_checkpoint
+from lightning_merge.core.errors import InputError
+from lightning_merge.core.vectors.learner import StatsMergeLearner
+
+SEEN = ("statistics_of", "rank", "features")
+"""Options of the statistics that a learner sees, beside its own."""
+_PREFIX = "learner."
+
+
+@dataclass(frozen=True)
+class CoefficientFile:
+    """What a run has learned.
+
+    Attributes:
+        values: Coefficients [K, L].
+        tasks: Names of the K tasks.
+        layers: Names of the L layers.
+        options: What the learner was made with; empty if it cannot be made again.
+        state: Weights of the learner.
+        scale: What the learner's coefficients were multiplied by at the end.
+        transductive: Whether they were learned from unlabelled test images.
+        note: What a reader of their numbers must know.
+    """
+
+    values: Tensor
+    tasks: Sequence[str]
+    layers: Sequence[str]
+    options: Mapping[str, Any]
+    state: Mapping[str, Tensor]
+    scale: float
+    transductive: bool
+    note: str
+
+    @property
+    def described(self) -> dict[str, str]:
+        """What the metadata of the file, and of what is merged by it, tell of the learning."""
+        return {
+            "tasks": json.dumps(self.tasks),
+            "layers": json.dumps(self.layers),
+            "final_scale": repr(self.scale),
+            "transductive": str(self.transductive),
+            "note": self.note,
+        }
+
+    def write(self, path: Path, metadata: Mapping[str, str]) -> None:
+        """Write the file.
+
+        Args:
+            path: Of the file.
+            metadata: What else it shall tell of the run.
+        """
+        learner = {"learner": json.dumps(self.options)} if self.options else {}
+        state = {_PREFIX + name: tensor.cpu() for name, tensor in self.state.items()}
+        tensors = {"coefficients": self.values.cpu(), **state}
+        save_checkpoint(tensors, path, metadata={**metadata, **self.described, **learner})
+
+    @classmethod
+    def read(cls, path: str) -> "CoefficientFile":
+        """Read a file.
+
+        Raises:
+            InputError: It is missing, unreadable or something else.
+        """
+        stored = open_checkpoint(path)
+        found = stored.metadata
+        try:
+            tasks, layers = (json.loads(found[key]) for key in ("tasks", "layers"))
+            options = json.loads(found.get("learner", "{}"))
+            scale = float(found.get("final_scale", 1))
+            fits = stored.shape("coefficients") == (len(tasks), len(layers))
+            fits = fits and isinstance(options, dict) and math.isfinite(scale)
+        except (KeyError, ValueError, TypeError):
+            fits = False
+        if not fits or not stored["coefficients"].isfinite().all():
+            raise InputError(
+                f"file={path!r} has no coefficients with names of tasks and layers: give the "
+                "coefficients.safetensors of a run that has learned some"
+            )
+        return cls(
+            stored["coefficients"].float(),
+            tasks,
+            layers,
+            options,
+            {n.removeprefix(_PREFIX): stored[n] for n in stored if n.startswith(_PREFIX)},
+            scale,
+            found.get("transductive") == "True",
+            found.get("note", ""),
+        )
+
+    def learner(self, features: Tensor) -> StatsMergeLearner:
+        """The run's learner, in front of other statistics [K, L, F]."""
+        options = {key: value for key, value in self.options.items() if key not in SEEN}
+        learner = StatsMergeLearner(features, **options)
+        learner.load_state_dict(self.state)
+        return learner
