@@ -43,10 +43,10 @@ __all__ = [
 
 def encoders() -> dict[str, str]:
     """Return the name of every encoder class known so far, with the first line of its docstring."""
-    found: dict[str, str] = {}
+    summaries: dict[str, str] = {}
     waiting = [Encoder]
     while waiting:
         for kind in waiting.pop().__subclasses__():
             waiting.append(kind)
-            found[kind.__name__] = (kind.__doc__ or "").strip().partition("\n")[0]
-    return dict(sorted(found.items()))
+            summaries[kind.__name__] = (kind.__doc__ or "").strip().partition("\n")[0]
+    return dict(sorted(summaries.items()))

@@ -153,7 +153,7 @@ def _checked(fields: Fields, default: Any) -> dict[str, Any]:
     """Return the fields of a vision tower; null, and what is missing, is the class's default."""
     from transformers.activations import ACT2FN
 
-    found: dict[str, Any] = {
+    config: dict[str, Any] = {
         name: fields.whole(name, getattr(default, name), most)
         for name, most in {
             "hidden_size": 1 << 16,
@@ -163,25 +163,25 @@ def _checked(fields: Fields, default: Any) -> dict[str, Any]:
             "projection_dim": 1 << 16,
         }.items()
     }
-    found |= {
+    config |= {
         name: fields.side(name, getattr(default, name)) for name in ("image_size", "patch_size")
     }
-    found |= {
+    config |= {
         name: fields.number(name, getattr(default, name))
         for name in ("layer_norm_eps", "attention_dropout")
     }
-    found["hidden_act"] = fields.get("hidden_act", default.hidden_act)
-    if found["hidden_act"] not in list(ACT2FN):
+    config["hidden_act"] = fields.get("hidden_act", default.hidden_act)
+    if config["hidden_act"] not in list(ACT2FN):
         raise fields.wrong("hidden_act", f"give one of {', '.join(ACT2FN)}")
-    if found["hidden_size"] % found["num_attention_heads"]:
+    if config["hidden_size"] % config["num_attention_heads"]:
         raise fields.wrong(
-            "num_attention_heads", f"it must divide hidden_size={found['hidden_size']}"
+            "num_attention_heads", f"it must divide hidden_size={config['hidden_size']}"
         )
-    if found["patch_size"] > found["image_size"]:
-        raise fields.wrong("patch_size", f"an image has {found['image_size']} pixels along a side")
+    if config["patch_size"] > config["image_size"]:
+        raise fields.wrong("patch_size", f"an image has {config['image_size']} pixels along a side")
     if fields.get("num_channels", 3) != 3:
         raise fields.wrong("num_channels", "images have three colours")
-    return found
+    return config
 
 
 def _projection(source: str | Path | None, *, required: bool) -> Tensor | None:
@@ -209,14 +209,14 @@ def _stored_projection(source: Mapping[str, Tensor]) -> Tensor | None:
 
 def _preprocess(folder: Path | None, size: int) -> Preprocess:
     """Read the preprocessing of a folder; published experts without one use CLIP's."""
-    found = None if folder is None else _processor(folder)
-    if found is None:
+    processor = None if folder is None else _processor(folder)
+    if processor is None:
         return Preprocess.from_transformers({"size": size, "crop_size": size})
-    preprocess = Preprocess.from_transformers(found.values, found.file)
+    preprocess = Preprocess.from_transformers(processor.values, processor.file)
     if preprocess.size != size:
         raise InputError(
-            f"{found.file}: images of {preprocess.size} pixels (crop_size, or size where they are "
-            f"not cropped) do not fit the model, whose config.json has image_size={size}."
+            f"{processor.file}: images of {preprocess.size} pixels (crop_size, or size where they "
+            f"are not cropped) do not fit the model, whose config.json has image_size={size}."
         )
     return preprocess
 
