@@ -62,7 +62,7 @@ class MaskedNetwork(TaskNetwork):
         self.shapes = {n: t.shape for n, t in floating.items() if is_merged(n, t.dtype)}
         self.measured = {n: t.shape for n, t in floating.items() if is_statistic(n)}
         entries, number = (
-            sum(s.numel() for s in found.values()) for found in (self.shapes, self.measured)
+            sum(s.numel() for s in shapes.values()) for shapes in (self.shapes, self.measured)
         )
         example = next(iter(floating.values()))
         dtype = reduce(torch.promote_types, [t.dtype for t in floating.values()], torch.float32)
@@ -85,8 +85,8 @@ class MaskedNetwork(TaskNetwork):
             update, statistics = self.unified.clone(), self.statistics.mean(0)
         base = self.network.state_dict()
         merged = {name: part.add_(base[name]) for name, part in split(update, self.shapes).items()}
-        found = merged | split(statistics, self.measured)
-        return {name: tensor.to(base[name].dtype) for name, tensor in found.items()}
+        tensors = merged | split(statistics, self.measured)
+        return {name: tensor.to(base[name].dtype) for name, tensor in tensors.items()}
 
     def _last_weights(self, task: str) -> dict[str, Tensor]:
         """`weights`, of which the last are kept, those of inference mode for it alone."""
@@ -107,9 +107,9 @@ class MaskedNetwork(TaskNetwork):
     def recalibrate(self, recalibrate: Recalibrate) -> None:
         """Take every task's statistics from what is measured with its weights."""
         for task, row in zip(self.tasks, self.statistics, strict=True):
-            found = recalibrate({**self.network.state_dict(), **self.weights(task)}, task)
+            weights = recalibrate({**self.network.state_dict(), **self.weights(task)}, task)
             for name, target in split(row, self.measured).items():
-                target.copy_(found[name])
+                target.copy_(weights[name])
 
     def logits(self, task: str, images: Tensor, head: nn.Module) -> Tensor:
         """See `TaskNetwork`."""
@@ -167,8 +167,8 @@ class EMR(NetworkMethod):
         network.network.load_state_dict(own_names(model, base))
         vectors = self.task_vectors(base, experts, scope=given.scope)
         stored = match_names(model.state_dict(), vectors.base)
-        wanted, found = self._unify(network, vectors, stored)
-        network.rescalers.copy_(torch.where(found > 0, wanted / found, 1.0))
+        wanted, kept = self._unify(network, vectors, stored)
+        network.rescalers.copy_(torch.where(kept > 0, wanted / kept, 1.0))
         for name, target in split(network.statistics, network.measured).items():
             target.copy_(stacked(vectors, stored[name]))
         if network.measured:

@@ -101,15 +101,15 @@ class Fisher(MergeMethod):
         draws = uniform_numbers(0, len(inputs), self.seed, task)
         with evaluating(model), evaluating(head):
             try:
-                found = fisher_diagonal(logits, parameters, inputs, self.labels, draws)
+                diagonal = fisher_diagonal(logits, parameters, inputs, self.labels, draws)
             except FloatingPointError as fault:
                 raise InputError(
                     f"heads, batches: of {task} {fault}; look for what overflows, or run the "
                     "network in float32"
                 ) from fault
-        norm = sum(float(f.double().square().sum()) for f in found.values()) ** 0.5
+        norm = sum(float(f.double().square().sum()) for f in diagonal.values()) ** 0.5
         divisor = norm + self.epsilon if self.normalize and norm else 1.0
-        return {name: f.add_(self.epsilon).div_(divisor) for name, f in found.items()}
+        return {name: f.add_(self.epsilon).div_(divisor) for name, f in diagonal.items()}
 
 
 def _check_finite(total: Tensor, task: str, name: str) -> None:

@@ -144,17 +144,17 @@ class RankedByMLoss(MergeMethod):
                 for layer in affine_chains(model, example)
                 if has_rows_of_nodes(layer.modules[0])
             }
-        found = [name for name, layer in chains.items() if layer.activation is not None]
-        if self.layers is None and not found:
+        activated = [name for name, layer in chains.items() if layer.activation is not None]
+        if self.layers is None and not activated:
             raise InputError(
                 "layers=None: no linear or convolutional layer of the model feeds an activation "
                 "module; name layers, and the activation that follows them"
             )
         chosen: dict[str, tuple[AffineLayer, Activation]] = {}
-        for given in found if self.layers is None else self.layers:
-            if isinstance(given, int) and not -len(found) <= given < len(found):
-                raise InputError(f"layers: {given} is none of the {len(found)} layers found")
-            name = found[given] if isinstance(given, int) else given
+        for given in activated if self.layers is None else self.layers:
+            if isinstance(given, int) and not -len(activated) <= given < len(activated):
+                raise InputError(f"layers: {given} is none of the {len(activated)} layers found")
+            name = activated[given] if isinstance(given, int) else given
             if name not in chains:
                 raise InputError(
                     f"layers: {name!r} is no linear or convolutional layer that the model calls, "

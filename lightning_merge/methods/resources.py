@@ -56,12 +56,12 @@ class Resources(NamedTuple):
         tied = {} if self.model is None else tied_names(self.model)
         if self.model is None or all(name == first for name, first in tied.items()):
             return vectors.ties
-        found = dict(vectors.ties)
+        ties = dict(vectors.ties)
         own = [name for name, t in self.model.state_dict().items() if t.is_floating_point()]
         with suppress(InputError):  # a model of other weights, for a method that does not run it
             stored = match_names(own, vectors.base)
-            found |= {stored[name]: stored[tied[name]] for name in own if tied[name] != name}
-        return {name: vectors.ties.get(first, first) for name, first in found.items()}
+            ties |= {stored[name]: stored[tied[name]] for name in own if tied[name] != name}
+        return {name: vectors.ties.get(first, first) for name, first in ties.items()}
 
     def inputs(self, method: str, tasks: Sequence[str]) -> Tensor:
         """The inputs as one tensor [n, ...] of the model's device and floating type.

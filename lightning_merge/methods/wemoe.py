@@ -294,10 +294,10 @@ def find_mlps(model: nn.Module, image: Tensor) -> tuple[dict[str, tuple[int, int
     network = frozen(model)
     one, two = (_inputs(network, images) for images in (image, torch.cat([image, image])))
     if not one or any(len(shapes) > 1 for shapes in one.values()):
-        found = ", ".join(f"{name} is called {len(s)} times" for name, s in one.items() if s[1:])
+        repeated = ", ".join(f"{name} is called {len(s)} times" for name, s in one.items() if s[1:])
         raise InputError(
-            f"model={type(model).__name__}: {found or 'none of its MLPs is called'}; WEMoE puts a "
-            "router in front of MLPs that are called once; choose another method"
+            f"model={type(model).__name__}: {repeated or 'none of its MLPs is called'}; WEMoE puts "
+            "a router in front of MLPs that are called once; choose another method"
         )
     dims = {_batch_dim(one[name][0], two[name][0]) for name in one}
     batch_dim = dims.pop()
