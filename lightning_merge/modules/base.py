@@ -209,8 +209,8 @@ class TaskModule(LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Look at what is trained now and then."""
         if isinstance(outputs, Mapping):
-            found = outputs["loss"].isfinite()
-            self._any_finite = found if self._any_finite is None else self._any_finite | found
+            finite = outputs["loss"].isfinite()
+            self._any_finite = finite if self._any_finite is None else self._any_finite | finite
         if self.trainer.global_step % EVERY == 0:
             self.check_finite()
 
@@ -335,18 +335,18 @@ class TaskModule(LightningModule):
         metrics = [self.counts(part, task) for task in tasks]
         own = torch.stack([metric.compute() for metric in metrics])
         counts = self.trainer.strategy.reduce(own, reduce_op="sum").tolist()
-        found = Measured({}, {}, {} if part == "train" else count_images(self.data, part))
+        measured = Measured({}, {}, {} if part == "train" else count_images(self.data, part))
         for task, (right, *_, images) in zip(tasks, counts, strict=True):
-            found.accuracy[task], found.samples[task] = right / max(images, 1), images
+            measured.accuracy[task], measured.samples[task] = right / max(images, 1), images
         for metric in metrics:
             metric.reset()
-        self.measured[part] = found
-        if part != "train" and found.shares and not self.trainer.sanity_checking:
-            warn(f"{limit(self.trainer, part)}: {part} accuracies are those of {found.shares}")
-        values = {f"{part}/{task}": value for task, value in found.accuracy.items()}
+        self.measured[part] = measured
+        if part != "train" and measured.shares and not self.trainer.sanity_checking:
+            warn(f"{limit(self.trainer, part)}: {part} accuracies are those of {measured.shares}")
+        values = {f"{part}/{task}": value for task, value in measured.accuracy.items()}
         # Equal in all processes; "max" keeps them to the bit, and Lightning from warning.
         self.log_dict(values, sync_dist=True, reduce_fx="max")
-        average = found.mean(tasks if part == "test" else self.data.seen)
+        average = measured.mean(tasks if part == "test" else self.data.seen)
         self.log(f"{part}/average", average, prog_bar=True, sync_dist=True, reduce_fx="max")
 
     def on_validation_epoch_end(self) -> None:

@@ -322,12 +322,12 @@ class CoefficientModule(TaskModule):
     def _log_losses(self, losses: Mapping[str, Tensor]) -> None:
         """Log the mean loss of every task, over all processes, and their average."""
         every = torch.stack(list(losses.values())).detach()
-        found = self.trainer.strategy.reduce(every, reduce_op="mean")
-        mean = found.mean()
+        means = self.trainer.strategy.reduce(every, reduce_op="mean")
+        mean = means.mean()
         self.log("train/loss", mean, prog_bar=True, batch_size=1)
         epoch: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True}
         self.log("train/loss_epoch", mean, batch_size=1, **epoch)
-        values = zip(losses, found, strict=True)
+        values = zip(losses, means, strict=True)
         self.log_dict({f"train/loss/{task}": value for task, value in values}, batch_size=1)
 
     # Results

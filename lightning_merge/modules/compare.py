@@ -174,19 +174,19 @@ def _keep(candidates: Mapping[str, Candidate], chosen: Mapping[str, Candidate]) 
     """Let files of the chosen options take their candidates' names, and remove the others."""
     for name, candidate in candidates.items():
         for option in (candidate.options or {}).values():
-            for found, place in _files(option, candidate):
+            for file, place in _files(option, candidate):
                 if option.weights == chosen[name].weights:
-                    shutil.move(found, place)
+                    shutil.move(file, place)
                 else:
-                    found.unlink()
+                    file.unlink()
 
 
 def _files(option: Candidate, candidate: Candidate) -> Iterator[tuple[Path, Path]]:
     """Yield the files of an option that are there, and the candidate's names of them."""
     for kind in ("weights", "figure"):
-        found, place = getattr(option, kind), getattr(candidate, kind)
-        if found is not None and found.exists():
-            yield found, place
+        file, place = getattr(option, kind), getattr(candidate, kind)
+        if file is not None and file.exists():
+            yield file, place
 
 
 def _measure(
@@ -194,12 +194,12 @@ def _measure(
 ) -> CandidateResult:
     evaluate.show(candidate)
     trainer.test(evaluate, datamodule=data, verbose=False)
-    found = evaluate.measured["test"]
-    rank_zero_info(f"{candidate.name}: {100 * found.average:.1f} % on the test images")
+    measured = evaluate.measured["test"]
+    rank_zero_info(f"{candidate.name}: {100 * measured.average:.1f} % on the test images")
     return CandidateResult(
         name=candidate.name,
-        accuracy=found.accuracy,
-        samples=found.samples,
+        accuracy=measured.accuracy,
+        samples=measured.samples,
         seconds=candidate.seconds,
         peak_memory=candidate.peak_memory,
         extra_parameters=candidate.extra_parameters,

@@ -104,10 +104,10 @@ class FineTune(TaskModule):
 
     def hashes(self) -> dict[str, str]:
         """Return the hashes of what the training starts from, by what it is."""
-        found = {} if self.base is None else {"base": file_hash(self.base)}
+        hashes = {} if self.base is None else {"base": file_hash(self.base)}
         if self.heads_files is not None:
-            found["heads"] = heads_hash(self.heads_files, self.data.tasks)
-        return found
+            hashes["heads"] = heads_hash(self.heads_files, self.data.tasks)
+        return hashes
 
     def check(self, trainer: Trainer, tasks: Sequence[str], stage: str) -> None:
         """Check what can be told before any file is opened.

@@ -91,15 +91,15 @@ def fitting_heads(heads: HeadFiles, data: MergeDataModule, encoder: Encoder) -> 
         InputError: A file cannot be read, or a head is missing, does not fit, has other classes
             or none that are named.
     """
-    found = open_heads(heads, data.tasks)
+    opened = open_heads(heads, data.tasks)
     fitting = {}
     for task in data.tasks:
-        if task not in found:
+        if task not in opened:
             raise InputError(
-                f"heads={heads!r} has no head for {task!r}, only for {', '.join(found)}; "
+                f"heads={heads!r} has no head for {task!r}, only for {', '.join(opened)}; "
                 "add it, or remove the file where heads are made from the base"
             )
-        head, file = found[task], head_file(heads, task)
+        head, file = opened[task], head_file(heads, task)
         sizes, wanted = (head.num_classes, head.dim), (len(data.classes[task]), encoder.dim)
         if sizes != wanted:
             raise InputError(

@@ -54,6 +54,6 @@ def _spelled(pattern: str, task: str) -> str | None:
         return None
     part = re.compile(first + "(.+)" + r"\1".join(others))
     matches = filter(None, map(part.fullmatch, entries))
-    found = sorted((known[m[1].casefold()], m[1]) for m in matches if m[1].casefold() in known)
-    files = (pattern.replace(TASK, spelling) for _, spelling in found)
+    spellings = sorted((known[m[1].casefold()], m[1]) for m in matches if m[1].casefold() in known)
+    files = (pattern.replace(TASK, spelling) for _, spelling in spellings)
     return next((file for file in files if Path(file).exists()), None)
