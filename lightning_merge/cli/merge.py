@@ -14,6 +14,7 @@ from lightning_merge.core.checkpoints.checkpoint import Checkpoint, open_checkpo
 from lightning_merge.core.checkpoints.files import file_fingerprint
 from lightning_merge.core.checkpoints.hub import given_as
 from lightning_merge.core.checkpoints.writer import CheckpointWriter
+from lightning_merge.core.checks import require_in
 from lightning_merge.core.errors import InputError, warn
 from lightning_merge.core.facts import Needs
 from lightning_merge.core.vectors.ignore import taking_part
@@ -90,8 +91,7 @@ def merge_files(
     target, files = Path(output), {"base": base}
     files |= {f"expert/{task}": file for task, file in experts.items()}
     _check_output(target, files, overwrite, max_shard_size is not None)
-    if jobs < 1:
-        raise InputError(f"jobs={jobs}: give 1 or more, or leave it out")
+    require_in("[1, inf)", jobs=jobs)
     shard_size = None if max_shard_size is None else _bytes(max_shard_size)
     started = time.perf_counter()
     found = _find(files, ignore, prefix or {})

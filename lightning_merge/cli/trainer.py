@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import (
 )
 
 from lightning_merge.callbacks import MergeCallback
+from lightning_merge.core.checks import require_in
 from lightning_merge.core.errors import InputError
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.data.sizes import count_batches
@@ -78,9 +79,8 @@ def check_options(options: Mapping[str, Any]) -> None:
         InputError: A number is out of range, or options contradict each other or the run.
     """
     for name, least in LEAST.items():
-        value = options.get(name)
-        if value is not None and not value >= least:
-            raise InputError(f"trainer.{name}={value} must be {least} or more")
+        if (value := options.get(name)) is not None:
+            require_in(f"[{least}, inf]", "trainer.", **{name: value})
     for name, (value, why) in NEEDED.items():
         if options.get(name) is value:
             raise InputError(f"trainer.{name}={str(value).lower()}: {why}; leave it out")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_merge.core.errors import InputError
+from lightning_merge.core.checks import require_in
 from lightning_merge.core.ranks import ALONE, Ranks
 
 
@@ -62,12 +62,10 @@ class Augment:
     erase: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("shift", "scale", "color", "invert", "erase"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1 or (name == "scale" and value == 1):
-                raise InputError(f"augment.{name}={value} must lie in [0, 1]; 0 turns it off")
-        if self.rotate < 0:
-            raise InputError(f"augment.rotate={self.rotate}: give degrees, at least 0")
+        chances = {"color": self.color, "invert": self.invert, "erase": self.erase}
+        require_in("[0, 1]", "augment.", shift=self.shift, **chances)
+        require_in("[0, 1)", "augment.", scale=self.scale)
+        require_in("[0, inf)", "augment.", rotate=self.rotate)
 
     def __call__(self, images: Tensor, *, mirror: bool, draws: Draws = UNSEEDED) -> Tensor:
         """Return changed copies.

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_merge.core.checkpoints.names import enumerate_names
+from lightning_merge.core.checks import require_choice, require_in
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.ranks import Ranks
 from lightning_merge.core.seeding import generator_for
@@ -20,7 +21,7 @@ from lightning_merge.data import splits
 from lightning_merge.data.dataset import Batch, TaskImages, Unlabelled, loader
 from lightning_merge.data.division import PARTS, TRANSDUCTIVE, Division, split_of
 from lightning_merge.data.fit_loaders import FitImages, fit_loaders
-from lightning_merge.data.options import at_least, checked_names, checked_unseen, fraction, one_of
+from lightning_merge.data.options import checked_names, checked_unseen, fraction
 from lightning_merge.data.resume import Position
 from lightning_merge.data.source import open_source
 from lightning_merge.models.preprocess import Preprocess
@@ -111,16 +112,13 @@ class MergeDataModule(LightningDataModule):
                 "data.fit_on='test': fitting on test images would make every reported number "
                 "meaningless; use 'train' or 'coefficients'"
             )
-        one_of("fit_on", fit_on, ("train", "coefficients"))
-        one_of("sampling", sampling, ("equal", "proportional"))
-        one_of("duplicates", duplicates, ("error", "drop"))
-        if not 0 < validation_fraction < 1:
-            raise InputError(
-                f"data.validation_fraction={validation_fraction} must lie in (0, 1), e.g. 0.2"
-            )
-        at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
-        at_least(1, unlabelled_images=unlabelled_images)
-        at_least(0, num_workers=num_workers, cache_gib=cache_gib)
+        require_choice(("train", "coefficients"), "data.", fit_on=fit_on)
+        require_choice(("equal", "proportional"), "data.", sampling=sampling)
+        require_choice(("error", "drop"), "data.", duplicates=duplicates)
+        require_in("(0, 1)", "data.", validation_fraction=validation_fraction)
+        require_in("[1, inf)", "data.", batch_size=batch_size, eval_batch_size=eval_batch_size)
+        require_in("[1, inf)", "data.", unlabelled_images=unlabelled_images)
+        require_in("[0, inf]", "data.", num_workers=num_workers, cache_gib=cache_gib)
         self.source = open_source(source, root, roots, splits)
         self.tasks = checked_names(tasks or self.source.tasks(), self.source.root)
         self.unseen = checked_unseen(unseen, self.tasks)
@@ -217,8 +215,8 @@ class MergeDataModule(LightningDataModule):
         Raises:
             InputError: There is no such task or part.
         """
-        one_of("tasks", task, self.tasks)
-        one_of("part", part, PARTS)
+        require_choice(self.tasks, "data.", tasks=task)
+        require_choice(PARTS, "data.", part=part)
         return self._find_images(task, part)
 
     def _find_images(self, task: str, part: str) -> TaskImages:
@@ -341,7 +339,7 @@ class MergeDataModule(LightningDataModule):
             InputError: The task is not fitted on, or no image of it is left, or there is none
                 at a position.
         """
-        one_of("seen", task, self.seen)
+        require_choice(self.seen, "data.", seen=task)
         size, chosen = len(self._fit_images(task).images), positions.cpu().unique()
         if not len(chosen):
             raise InputError(

@@ -9,19 +9,6 @@ from lightning_merge.core.checkpoints.names import composed, enumerate_names
 from lightning_merge.core.errors import InputError
 
 
-def one_of(name: str, value: str, choices: Sequence[str]) -> None:
-    """Raise InputError for a value that is none of the choices."""
-    if value not in choices:
-        raise InputError(f"data.{name}={value!r}: choose one of {', '.join(choices)}")
-
-
-def at_least(least: int, **values: float) -> None:
-    """Raise InputError for a value below the least."""
-    for name, value in values.items():
-        if value < least:
-            raise InputError(f"data.{name}={value} must be at least {least}")
-
-
 def checked_names(tasks: Sequence[str], root: str) -> tuple[str, ...]:
     """Return the names of tasks in NFC; they name folders, modules and columns.
 

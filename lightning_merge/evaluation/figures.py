@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from lightning_merge.core.checkpoints.files import atomic_write
+from lightning_merge.core.checks import require_in
 from lightning_merge.core.errors import InputError
 
 DIVERGING = "PuOr"
@@ -158,8 +159,7 @@ def group_means(losses: Mapping[str, Tensor], group: int) -> Tensor:
     Raises:
         InputError: There is no layer or node, or group is below 1.
     """
-    if group < 1:
-        raise InputError(f"group is {group}: give at least 1 node per group")
+    require_in("[1, inf)", group=group)
     if not losses or any(loss.ndim != 1 or not len(loss) for loss in losses.values()):
         shapes = {layer: tuple(loss.shape) for layer, loss in losses.items()}
         raise InputError(f"losses has the shapes {shapes}: give a vector of node losses per layer")

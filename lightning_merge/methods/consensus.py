@@ -7,11 +7,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lightning_merge.core.checks import require_finite, require_in
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.facts import Facts
 from lightning_merge.core.vectors.task_vectors import Span, TaskVectors, sum_tasks
 from lightning_merge.methods.base import MergeMethod, Resources, Update
-from lightning_merge.methods.checks import require_between, require_finite
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Consensus(MergeMethod):
             raise InputError(f"agree={self.agree} is no number of experts: give 0, 1, 2 or more")
         by_task = self.tall if isinstance(self.tall, Mapping) else {"": self.tall}
         for task, value in by_task.items():
-            require_between(0, float("inf"), **{f"tall[{task!r}]" if task else "tall": value})
+            require_in("[0, inf]", **{f"tall[{task!r}]" if task else "tall": value})
         require_finite(scale=self.scale)
 
     def plan(self, vectors: TaskVectors, resources: Resources) -> Update:

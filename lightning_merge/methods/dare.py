@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from lightning_merge.core.errors import InputError
+from lightning_merge.core.checks import require_in
 from lightning_merge.core.facts import Facts
 from lightning_merge.core.vectors.drop import drop_at_random
 from lightning_merge.core.vectors.task_vectors import Span, TaskVectors
@@ -41,8 +41,7 @@ class Dare(Transform):
     )
 
     def __post_init__(self) -> None:
-        if not 0 <= self.drop < 1:
-            raise InputError(f"drop={self.drop} is outside [0, 1): choose, for example, 0.9")
+        require_in("[0, 1)", drop=self.drop)
 
     def __call__(self, vectors: TaskVectors) -> TaskVectors:
         """Return the task vectors with entries dropped."""

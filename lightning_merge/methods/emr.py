@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lightning_merge.core.checkpoints.names import is_statistic, match_names
+from lightning_merge.core.checks import require_choice
 from lightning_merge.core.facts import Facts, Needs
 from lightning_merge.core.vectors.elect import elect_signs
 from lightning_merge.core.vectors.scope import is_merged
 from lightning_merge.core.vectors.task_vectors import TaskVectors
 from lightning_merge.methods.base import Resources, Weights
-from lightning_merge.methods.checks import require_choice
 from lightning_merge.methods.network import (
     NetworkMethod,
     Recalibrate,

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_merge.core.checkpoints.names import match_names
+from lightning_merge.core.checks import require_choice
 from lightning_merge.core.facts import Facts, Needs
 from lightning_merge.methods.base import Resources, Weights
-from lightning_merge.methods.checks import require_choice
 from lightning_merge.methods.network import (
     NetworkMethod,
     Recalibrate,

@@ -7,6 +7,7 @@ from typing import ClassVar, get_args
 import torch
 from torch import Tensor
 
+from lightning_merge.core.checks import require_choice, require_in
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.facts import Facts, Needs
 from lightning_merge.core.networks.expert_networks import ExpertNetworks, mean_of, run_with
@@ -15,7 +16,6 @@ from lightning_merge.core.networks.tracing import evaluating
 from lightning_merge.core.seeding import uniform_numbers
 from lightning_merge.core.vectors.task_vectors import Span, TaskVectors
 from lightning_merge.methods.base import MergeMethod, Resources, Update
-from lightning_merge.methods.checks import require_between, require_choice
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Fisher(MergeMethod):
 
     def __post_init__(self) -> None:
         require_choice(get_args(Labels), labels=self.labels)
-        require_between(0, 1, epsilon=self.epsilon)
+        require_in("[0, 1]", epsilon=self.epsilon)
 
     def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
         """Sum the information of all experts, and what it weighs."""

@@ -6,11 +6,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lightning_merge.core.checks import require_in
 from lightning_merge.core.facts import Facts
 from lightning_merge.core.vectors.decompose import Convolutions, polar_factor, singular_triplets
 from lightning_merge.core.vectors.task_vectors import sum_tasks
 from lightning_merge.methods.by_matrix import ByMatrix
-from lightning_merge.methods.checks import require_between
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class IsoCTS(ByMatrix):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_between(0, 1, common=self.common)
+        require_in("[0, 1]", common=self.common)
 
     def merged(self, matrices: Tensor) -> Tensor:
         """See the class; [m, n] from [K, m, n]."""

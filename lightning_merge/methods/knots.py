@@ -7,12 +7,12 @@ from typing import ClassVar, get_args
 import torch
 from torch import Tensor
 
+from lightning_merge.core.checks import require_choice, require_finite, require_in
 from lightning_merge.core.facts import Facts
 from lightning_merge.core.vectors.decompose import as_matrices, column_basis
 from lightning_merge.core.vectors.elect import Combine, disjoint_merge, elect_signs
 from lightning_merge.core.vectors.task_vectors import Span, TaskVectors, sum_tasks
 from lightning_merge.methods.base import MergeMethod, Resources, Update
-from lightning_merge.methods.checks import require_between, require_choice, require_finite
 
 _HIGH, _LOW = 16, 15  # bits of a magnitude in float32 that each pass looks at
 
@@ -56,7 +56,7 @@ class KnOTS(MergeMethod):
     )
 
     def __post_init__(self) -> None:
-        require_between(0, 1, density=self.density)
+        require_in("[0, 1]", density=self.density)
         require_finite(scale=self.scale)
         require_choice(get_args(Combine), combine=self.combine)
 

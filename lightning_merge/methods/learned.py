@@ -12,12 +12,12 @@ from torch import Tensor
 
 from lightning_merge.core.checkpoints.files import file_hash
 from lightning_merge.core.checkpoints.names import enumerate_names, match_names
+from lightning_merge.core.checks import require_choice
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.facts import Facts
 from lightning_merge.core.vectors.statistics import feature_names, standard_statistics
 from lightning_merge.core.vectors.task_vectors import TaskVectors, sum_tasks
 from lightning_merge.methods.base import MergeMethod, Origin, Resources, Update
-from lightning_merge.methods.checks import require_choice
 from lightning_merge.methods.coefficient_file import SEEN, CoefficientFile
 
 By = Literal["layer", "depth", "statistics"]

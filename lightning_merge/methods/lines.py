@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lightning_merge.core.checks import require_finite
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.facts import Facts
 from lightning_merge.core.vectors.scope import is_merged
@@ -22,7 +23,6 @@ from lightning_merge.methods.base import (
     Update,
     Weights,
 )
-from lightning_merge.methods.checks import require_finite
 from lightning_merge.methods.parts import with_transforms
 from lightning_merge.methods.task_arithmetic import TaskArithmetic
 

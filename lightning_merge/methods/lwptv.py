@@ -6,12 +6,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lightning_merge.core.errors import InputError
+from lightning_merge.core.checks import require_choice, require_in
 from lightning_merge.core.facts import Facts
 from lightning_merge.core.vectors.selection import kth_smallest_magnitude
 from lightning_merge.core.vectors.task_vectors import Span, TaskVectors, sum_tasks
 from lightning_merge.methods.base import Transform
-from lightning_merge.methods.checks import require_choice
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,7 @@ class LwPTV(Transform):
     )
 
     def __post_init__(self) -> None:
-        if not self.prune_ratio >= 0:
-            raise InputError(f"prune_ratio={self.prune_ratio} is negative: choose one in [0, 1]")
+        require_in("[0, inf)", prune_ratio=self.prune_ratio)
         require_choice(("diversity", "magnitude"), score=self.score)
         require_choice(("layer", "parameter"), granularity=self.granularity)
 

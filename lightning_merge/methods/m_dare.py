@@ -7,11 +7,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lightning_merge.core.checks import require_finite
 from lightning_merge.core.networks.m_loss import Reduce
 from lightning_merge.core.vectors.drop import drop_at_random
 from lightning_merge.core.vectors.task_vectors import Span, TaskVectors, sum_tasks
 from lightning_merge.methods.base import Update
-from lightning_merge.methods.checks import require_finite
 from lightning_merge.methods.m_ties import LayerInputs, NodeOrder, RankedByMLoss
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_merge.core.checkpoints.names import match_names
+from lightning_merge.core.checks import require_choice, require_finite, require_in
 from lightning_merge.core.dtypes import wide_dtype
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.facts import Facts, Needs
@@ -41,7 +42,6 @@ from lightning_merge.methods.base import (
     merge_each,
     merge_one,
 )
-from lightning_merge.methods.checks import require_between, require_choice, require_finite
 from lightning_merge.methods.ties import TrimScope, trimming
 
 LayerInputs = Literal["merged", "base"]
@@ -87,8 +87,8 @@ class RankedByMLoss(MergeMethod):
     seed: int
 
     def __post_init__(self) -> None:
-        require_between(0, 1, keep=self.keep)
-        require_between(0, self.keep, spread=self.spread)
+        require_in("[0, 1]", keep=self.keep)
+        require_in(f"[0, {self.keep}]", spread=self.spread)
         if isinstance(self.layers, str) or self.layers == []:
             raise InputError(f"layers={self.layers!r}: give a list of names or positions, or none")
         require_choice(get_args(LayerInputs), layer_inputs=self.layer_inputs)

@@ -1,7 +1,6 @@
 """What methods share that return a network of their own instead of one set of weights."""
 
 import json
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_merge.core.checkpoints.checkpoint import open_checkpoint, save_checkpoint
 from lightning_merge.core.checkpoints.names import match_names
+from lightning_merge.core.checks import require_in
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.facts import Facts, Needs
 from lightning_merge.core.vectors.task_vectors import TaskVectors
@@ -250,12 +250,9 @@ def check_learning(steps: int, learning_rate: float, batch_size: int) -> None:
     Raises:
         InputError: Names the argument and its value.
     """
-    if steps < 0 or batch_size < 1:
-        raise InputError(
-            f"steps={steps}, batch_size={batch_size}: give at least 0 steps of at least 1 image"
-        )
-    if not 0 < learning_rate < math.inf:
-        raise InputError(f"learning_rate={learning_rate}: give a positive number, e.g. 0.001")
+    require_in("[0, inf)", steps=steps)
+    require_in("[1, inf)", batch_size=batch_size)
+    require_in("(0, inf)", learning_rate=learning_rate)
 
 
 def check_learned(learned: nn.Module, learning_rate: float) -> None:

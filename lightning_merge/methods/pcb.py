@@ -7,11 +7,11 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_merge.core.checks import require_choice, require_finite, require_in
 from lightning_merge.core.facts import Facts
 from lightning_merge.core.vectors.selection import kth_smallest, kth_smallest_magnitude, largest
 from lightning_merge.core.vectors.task_vectors import Span, TaskVectors, sum_tasks
 from lightning_merge.methods.base import MergeMethod, Resources, Update
-from lightning_merge.methods.checks import require_between, require_choice, require_finite
 
 Variant = Literal["vision", "language"]
 
@@ -58,8 +58,8 @@ class PCB(MergeMethod):
     )
 
     def __post_init__(self) -> None:
-        require_between(0, 1, density=self.density)
-        require_between(0, 0.5, clip=self.clip)
+        require_in("[0, 1]", density=self.density)
+        require_in("[0, 0.5]", clip=self.clip)
         require_finite(scale=self.scale)
         require_choice(("vision", "language"), variant=self.variant)
 

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from lightning_merge.core.checks import require_in
 from lightning_merge.core.facts import Facts
 from lightning_merge.core.vectors.drop import drop_at_random
 from lightning_merge.core.vectors.selection import kth_smallest_magnitude
 from lightning_merge.core.vectors.task_vectors import TaskVectors
 from lightning_merge.core.vectors.trim import Cut
 from lightning_merge.methods.base import Transform
-from lightning_merge.methods.checks import require_between
 from lightning_merge.methods.lwptv import LwPTV
 
 
@@ -35,7 +35,7 @@ class MagnitudePruning(Transform):
     )
 
     def __post_init__(self) -> None:
-        require_between(0, 1, prune_ratio=self.prune_ratio)
+        require_in("[0, 1]", prune_ratio=self.prune_ratio)
 
     def __call__(self, vectors: TaskVectors) -> TaskVectors:
         """Return the task vectors without their smallest entries."""
@@ -76,7 +76,7 @@ class RandomPruning(Transform):
     )
 
     def __post_init__(self) -> None:
-        require_between(0, 1, prune_ratio=self.prune_ratio)
+        require_in("[0, 1]", prune_ratio=self.prune_ratio)
 
     def __call__(self, vectors: TaskVectors) -> TaskVectors:
         """Return the task vectors with entries dropped."""
@@ -107,7 +107,7 @@ class AbsolutePruning(Transform):
     )
 
     def __post_init__(self) -> None:
-        require_between(0, 1, prune_ratio=self.prune_ratio)
+        require_in("[0, 1]", prune_ratio=self.prune_ratio)
 
     def __call__(self, vectors: TaskVectors) -> TaskVectors:
         """Return the task vectors with their small layers zeroed."""

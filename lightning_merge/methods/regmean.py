@@ -9,6 +9,7 @@ from typing import ClassVar, Literal, get_args
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from lightning_merge.core.checks import require_choice, require_in
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.facts import Facts, Needs
 from lightning_merge.core.networks.expert_networks import ExpertNetworks, mean_of, run_with
@@ -17,7 +18,6 @@ from lightning_merge.core.networks.linear_inputs import LinearInputs, Rows
 from lightning_merge.core.networks.tracing import evaluating
 from lightning_merge.core.vectors.task_vectors import Span, TaskVectors
 from lightning_merge.methods.base import MergeMethod, Resources, Update
-from lightning_merge.methods.checks import require_between, require_choice
 
 Layers = Literal["all", "linear_modules"]
 BATCH = 32
@@ -72,7 +72,7 @@ class RegMean(MergeMethod):
     )
 
     def __post_init__(self) -> None:
-        require_between(0, 1, reduce=self.reduce)
+        require_in("[0, 1]", reduce=self.reduce)
         require_choice(get_args(Layers), layers=self.layers)
 
     def plan(self, vectors: TaskVectors, resources: Resources) -> Update:

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal, get_args
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from lightning_merge.core.checks import require_choice, require_in
 from lightning_merge.core.facts import Facts, Needs
 from lightning_merge.core.networks.expert_networks import ExpertNetworks
 from lightning_merge.core.networks.gram import Regression, Visit, take_inputs, with_share
@@ -20,7 +21,6 @@ from lightning_merge.core.networks.tracing import (
 )
 from lightning_merge.core.vectors.task_vectors import TaskVectors
 from lightning_merge.methods.base import MergeMethod, Resources, Update
-from lightning_merge.methods.checks import require_between, require_choice
 from lightning_merge.methods.regmean import BATCH, Layers, regressed, require_found, updates
 
 Unit = Literal["block", "layer"]
@@ -67,7 +67,7 @@ class RegMeanPlusPlus(MergeMethod):
     )
 
     def __post_init__(self) -> None:
-        require_between(0, 1, reduce=self.reduce)
+        require_in("[0, 1]", reduce=self.reduce)
         require_choice(get_args(Layers), layers=self.layers)
         require_choice(get_args(Unit), unit=self.unit)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import skip_init
 
+from lightning_merge.core.checks import require_in
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.facts import Facts, Needs
 from lightning_merge.core.seeding import generator_for
@@ -133,8 +134,7 @@ class Surgery(NetworkMethod):
 
     def __post_init__(self) -> None:
         check_learning(self.steps, self.learning_rate, self.batch_size)
-        if self.rank < 1:
-            raise InputError(f"rank={self.rank}: give 1 or more, for example 16")
+        require_in("[1, inf)", rank=self.rank)
         if not isinstance(self.method, MergeMethod):
             raise InputError(
                 f"method={type(self.method).__name__}: Surgery corrects one merged network's "

@@ -7,12 +7,12 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from lightning_merge.core.checks import require_choice, require_finite, require_in
 from lightning_merge.core.facts import Facts
 from lightning_merge.core.vectors.elect import Combine, disjoint_merge, elect_signs, majority_sign
 from lightning_merge.core.vectors.task_vectors import Span, TaskVectors, TileMap, sum_tasks
 from lightning_merge.core.vectors.trim import global_trim, tensor_trim
 from lightning_merge.methods.base import MergeMethod, Resources, Transform, Update
-from lightning_merge.methods.checks import require_between, require_choice, require_finite
 
 TrimScope = Literal["global", "per_tensor"]
 
@@ -44,7 +44,7 @@ class Ties(MergeMethod):
     facts: ClassVar[Facts] = Facts(reference="Yadav et al. 2023", arxiv="2306.01708", readings=2)
 
     def __post_init__(self) -> None:
-        require_between(0, 1, density=self.density)
+        require_in("[0, 1]", density=self.density)
         require_finite(scale=self.scale)
         require_choice(("mean", "sum"), combine=self.combine)
         require_choice(("global", "per_tensor"), trim=self.trim)
@@ -83,7 +83,7 @@ class TrimAndElect(Transform):
     )
 
     def __post_init__(self) -> None:
-        require_between(0, 1, density=self.density)
+        require_in("[0, 1]", density=self.density)
         require_choice(("global", "per_tensor"), trim=self.trim)
 
     def __call__(self, vectors: TaskVectors) -> TaskVectors:

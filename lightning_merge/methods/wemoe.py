@@ -13,6 +13,7 @@ from torch.nn.utils import skip_init
 from torch.utils.checkpoint import checkpoint
 
 from lightning_merge.core.checkpoints.names import match_names
+from lightning_merge.core.checks import require_finite
 from lightning_merge.core.dtypes import wide_dtype
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.facts import Facts, Needs
@@ -21,7 +22,6 @@ from lightning_merge.core.networks.losses import entropy
 from lightning_merge.core.seeding import generator_for
 from lightning_merge.core.vectors.task_vectors import flatten_tasks
 from lightning_merge.methods.base import Resources, Weights
-from lightning_merge.methods.checks import require_finite
 from lightning_merge.methods.network import (
     NetworkMethod,
     Recalibrate,

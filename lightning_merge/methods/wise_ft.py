@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from lightning_merge.core.checks import require_finite
 from lightning_merge.core.facts import Facts
 from lightning_merge.core.vectors.task_vectors import TaskVectors
 from lightning_merge.methods.base import Transform
-from lightning_merge.methods.checks import require_finite
 
 
 @dataclass(frozen=True)

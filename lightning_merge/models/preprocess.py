@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from lightning_merge.core.checks import require_choice, require_in
 from lightning_merge.core.errors import InputError
 from lightning_merge.models.config_files import Colours, Fields, is_number
 
@@ -55,13 +56,9 @@ class Preprocess:
     crop: Literal["round", "floor"] = "round"
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise InputError(f"size={self.size}: give the image side in pixels, at least 1.")
-        if self.interpolation not in _PIL_FILTERS.values():
-            choices = ", ".join(_PIL_FILTERS.values())
-            raise InputError(f"interpolation={self.interpolation!r}: choose one of {choices}.")
-        if self.mode not in ("shortest", "longest", "squash", "keep"):
-            raise InputError(f"mode={self.mode!r}: choose shortest, longest, squash or keep.")
+        require_in("[1, inf)", size=self.size)
+        require_choice(_PIL_FILTERS.values(), interpolation=self.interpolation)
+        require_choice(("shortest", "longest", "squash", "keep"), mode=self.mode)
 
     def transform(self) -> Transform:
         """Build the pipeline from a PIL image to a uint8 tensor [3, size, size]."""

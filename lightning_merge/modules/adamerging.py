@@ -1,19 +1,18 @@
 """AdaMerging: coefficients that make the merged network sure of its answers."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from lightning_merge.core.checks import require_in
 from lightning_merge.core.facts import Facts, Needs
 from lightning_merge.core.networks.losses import entropy
 from lightning_merge.core.vectors.learner import PRIOR, Level, StatsMergeLearner
 from lightning_merge.core.vectors.task_vectors import TaskVectors
 from lightning_merge.data.dataset import Batch
 from lightning_merge.methods.base import Transform
-from lightning_merge.methods.checks import require_between
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.coefficients import BatchNorm, CoefficientModule
 from lightning_merge.modules.zoo import Zoo
@@ -68,7 +67,7 @@ class AdaMerging(CoefficientModule):
         batch_norm: BatchNorm = "recalibrate",
     ) -> None:
         super().__init__(encoder, zoo, name, level, transforms, offload, batch_norm)
-        require_between(0, math.inf, learning_rate=learning_rate)
+        require_in("[0, inf]", learning_rate=learning_rate)
         self._learner(1, 1, level, prior)  # a prior out of range shows now
         self.prior, self.learning_rate, self.transductive = prior, learning_rate, transductive
 

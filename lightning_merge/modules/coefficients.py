@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_merge import __version__
 from lightning_merge.core.checkpoints.checkpoint import save_checkpoint
+from lightning_merge.core.checks import require_choice
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.networks.batch_norm import batch_statistics, has_batch_norm
 from lightning_merge.core.seeding import run_seed
@@ -22,7 +23,6 @@ from lightning_merge.core.vectors.task_vectors import TaskVectors
 from lightning_merge.data.dataset import Batch
 from lightning_merge.evaluation.candidates import BOUNDS, Candidate
 from lightning_merge.methods.base import Transform
-from lightning_merge.methods.checks import require_choice
 from lightning_merge.methods.coefficient_file import CoefficientFile
 from lightning_merge.methods.parts import seeded
 from lightning_merge.models.encoder import Encoder

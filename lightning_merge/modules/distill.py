@@ -1,6 +1,5 @@
 """Distil an expert of one architecture into another, so that the two can be merged with others."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,9 +10,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from lightning_merge.core.checkpoints.files import file_hash
-from lightning_merge.core.errors import InputError
+from lightning_merge.core.checks import require_choice, require_in
 from lightning_merge.data.dataset import Batch, TaskImages, loader
-from lightning_merge.methods.checks import require_between, require_choice
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.finetune import FineTune
 from lightning_merge.modules.heads import (
@@ -107,9 +105,8 @@ class Distill(FineTune):
         labels: Literal["teacher", "true"] = "teacher",
         **options: Any,
     ) -> None:
-        require_between(0, 1, alpha=alpha)
-        if not 0 < temperature < math.inf:
-            raise InputError(f"temperature={temperature} must be above 0; 4 is the usual")
+        require_in("[0, 1]", alpha=alpha)
+        require_in("(0, inf)", temperature=temperature)
         require_choice(("teacher", "true"), labels=labels)
         super().__init__(encoder, output, heads=heads, **options)
         self.teacher = teacher  # in a dataclass, so no part of the module's state

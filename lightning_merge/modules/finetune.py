@@ -16,12 +16,12 @@ from torch.nn import functional as F
 from lightning_merge import __version__
 from lightning_merge.core.checkpoints.checkpoint import save_checkpoint
 from lightning_merge.core.checkpoints.files import file_hash
+from lightning_merge.core.checks import require_choice, require_in
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.seeding import generator_for
 from lightning_merge.data.augment import Augment, Draws
 from lightning_merge.data.dataset import Batch
 from lightning_merge.data.tasks import task_spec
-from lightning_merge.methods.checks import require_between
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.base import TaskModule
 from lightning_merge.modules.heads import HeadFiles, check_heads, head_files, heads_hash
@@ -83,10 +83,9 @@ class FineTune(TaskModule):
         overwrite: bool = False,
     ) -> None:
         super().__init__(encoder)
-        if storage not in ("float32", "float16", "bfloat16"):
-            raise InputError(f"storage={storage!r}: use float32, float16 or bfloat16")
-        require_between(0, math.inf, learning_rate=learning_rate, weight_decay=weight_decay)
-        require_between(0, 1, warmup=warmup, label_smoothing=label_smoothing)
+        require_choice(("float32", "float16", "bfloat16"), storage=storage)
+        require_in("[0, inf]", learning_rate=learning_rate, weight_decay=weight_decay)
+        require_in("[0, 1]", warmup=warmup, label_smoothing=label_smoothing)
         if base is not None:
             encoder.load(base)
         self.output, self.base, self.heads_files, self.storage = output, base, heads, storage

@@ -1,6 +1,5 @@
 """StatsMerging: coefficients from weight statistics, taught by task-specific teachers."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_merge.core.checks import require_in
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.facts import Facts, Needs
 from lightning_merge.core.networks.losses import entropy
@@ -22,7 +22,6 @@ from lightning_merge.core.vectors.statistics import (
 from lightning_merge.core.vectors.task_vectors import TaskVectors, wide
 from lightning_merge.data.dataset import Batch
 from lightning_merge.methods.base import Transform
-from lightning_merge.methods.checks import require_between
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.coefficients import BatchNorm, CoefficientModule
 from lightning_merge.modules.inference import shared_logits
@@ -111,8 +110,7 @@ class StatsMerging(CoefficientModule):
         offload: bool = False,
         batch_norm: BatchNorm = "recalibrate",
     ) -> None:
-        if rank < 0:
-            raise InputError(f"rank={rank} must be 0 or more")
+        require_in("[0, inf)", rank=rank)
         if not feature_names(rank, features) or len(set(features)) < len(features):
             raise InputError(
                 f"features={list(features)} with rank={rank}: name some of {list(FEATURES)}, each "
@@ -128,9 +126,8 @@ class StatsMerging(CoefficientModule):
             "kind": learner, "level": level, "normalize": normalize, "prior": prior,
             "hidden": hidden,
         }  # fmt: skip
-        require_between(0, math.inf, learning_rate=learning_rate, gamma=gamma)
-        if step_size < 1:
-            raise InputError(f"step_size={step_size} must be 1 or more epochs")
+        require_in("[0, inf]", learning_rate=learning_rate, gamma=gamma)
+        require_in("[1, inf)", step_size=step_size)
         # An option out of range shows now, not after experts were made.
         StatsMergeLearner(torch.zeros(2, 1, 1), **self.learner_options)
         self.loss, self.learning_rate, self.confidence = loss, learning_rate, tuple(confidence)

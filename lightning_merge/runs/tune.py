@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_merge.core.checkpoints.files import write_text
 from lightning_merge.core.checkpoints.names import enumerate_names
+from lightning_merge.core.checks import require_in
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.networks.batch_norm import has_batch_norm
 from lightning_merge.data.datamodule import MergeDataModule
@@ -93,8 +94,7 @@ class Tune:
     def _check(self) -> None:
         """Check what can be told before any file is opened."""
         check_seed(self.seed)
-        if self.trials < 1:
-            raise InputError(f"trials={self.trials}: give 1 or more")
+        require_in("[1, inf)", trials=self.trials)
         if self.name in BOUNDS:
             raise InputError(f"name={self.name!r} is that of a reference; give another")
         if len(self.data.seen) < 2:

@@ -17,6 +17,7 @@ from lightning_merge.core.checkpoints.files import PendingFile, flush, remove_le
 from lightning_merge.core.checkpoints.flat import BLOCK, check_fits, flat_bytes, flat_part
 from lightning_merge.core.checkpoints.names import enumerate_names
 from lightning_merge.core.checkpoints.safetensors_file import DTYPE_NAMES, Layout, make_header
+from lightning_merge.core.checks import require_in
 from lightning_merge.core.errors import InputError
 
 INDEX = "model.safetensors.index.json"
@@ -97,8 +98,8 @@ class CheckpointWriter:
         wrong = [key for key, value in self._metadata.items() if not isinstance(value, str)]
         if wrong:
             raise InputError(f"metadata must be text by name: convert {enumerate_names(wrong)}")
-        if max_shard_size is not None and max_shard_size < 1:
-            raise InputError(f"max_shard_size={max_shard_size} bytes: give a positive number")
+        if max_shard_size is not None:
+            require_in("[1, inf)", max_shard_size=max_shard_size)
 
     def __enter__(self) -> "CheckpointWriter":
         try:

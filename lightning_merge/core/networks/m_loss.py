@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lightning_merge.core.checks import require_in
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.networks.affine import Activation, AffineLayer
 
@@ -237,8 +238,8 @@ def row_keep_ratios(loss: Tensor, keep: float, spread: float) -> Tensor:
     Raises:
         InputError: `keep` is outside [0, 1], `spread` outside [0, keep], or a loss is NaN.
     """
-    if not 0 <= spread <= keep <= 1:
-        raise InputError(f"keep={keep}, spread={spread}: choose 0 <= spread <= keep <= 1")
+    require_in("[0, 1]", keep=keep)
+    require_in(f"[0, {keep}]", spread=spread)
     if bool(loss.isnan().any()):
         raise InputError("loss has NaN values, which have no rank: look for them in the inputs")
     return keep - spread * rank_normalize(loss)
@@ -281,11 +282,9 @@ def expected_m_loss(
         InputError: The activation's name is unknown, a number is out of its bounds, or the paper
             has no such case.
     """
-    if not (0 <= sigma < math.inf and 0 < k < math.inf and num_experts >= 1):
-        raise InputError(
-            f"sigma={sigma}, k={k}, num_experts={num_experts}: choose sigma >= 0, k > 0 and "
-            "num_experts >= 1"
-        )
+    require_in("[0, inf)", sigma=sigma)
+    require_in("(0, inf)", k=k)
+    require_in("[1, inf)", num_experts=num_experts)
     if isinstance(activation, str):
         if activation not in ACTIVATIONS:
             known = ", ".join(ACTIVATIONS)

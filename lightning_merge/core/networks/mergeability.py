@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lightning_merge.core.checkpoints.checkpoint import as_checkpoint, select
+from lightning_merge.core.checks import require_choice
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.networks.affine import Activation, AffineLayer, affine_layers
 from lightning_merge.core.networks.hooks import Args, Kwargs, hooked
@@ -131,8 +132,7 @@ def mergeability(
             is unknown, there is no input, inputs are not finite or of another shape than the model
             takes, or there is no layer with an activation.
     """
-    if layer_inputs not in ("merged", "base"):
-        raise InputError(f"layer_inputs={layer_inputs!r}: choose merged or base")
+    require_choice(("merged", "base"), layer_inputs=layer_inputs)
     inputs = _fitting(inputs, model)
     own = {name: t for name, t in model.state_dict().items() if t.is_floating_point()}
     weights = select(as_checkpoint(base), own)

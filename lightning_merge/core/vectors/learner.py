@@ -1,12 +1,12 @@
 """StatsMergeLearner: from statistics of weights to merging coefficients."""
 
-import math
 from itertools import pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from lightning_merge.core.checks import require_finite
 from lightning_merge.core.errors import InputError
 
 Kind = Literal["mlp2", "mlp4", "transformer2", "free"]
@@ -84,8 +84,7 @@ class Free(nn.Module):
 
 
 def _check_prior(prior: float, normalize: Normalize) -> None:
-    if not math.isfinite(prior):
-        raise InputError(f"prior={prior} is not a finite number: give one, for example {PRIOR}")
+    require_finite(prior=prior)
     if normalize == "softmax" and prior != PRIOR:
         raise InputError(
             f"prior={prior} with normalize='softmax', which starts at 1 / K: leave prior out"
