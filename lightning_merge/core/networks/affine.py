@@ -89,49 +89,66 @@ def affine_chains(model: nn.Module, inputs: Tensor) -> list[AffineLayer]:
     Returns:
         The layers in the order of execution; without activation where no module is one.
     """
-    passed: dict[int, tuple[tuple[str, ...], Tensor, int]] = {}
-    chains: dict[str, tuple[str, ...]] = {}
-    activations: dict[str, tuple[tuple[str, ...], Activation]] = {}
+    chains = _Chains()
+    with evaluating(model), hooked(model, *chains.hooks(model)):
+        model(inputs)
+    return chains.layers(model)
 
-    def known(args: Args) -> tuple[str, ...] | None:
-        """The modules whose output this is, unless it was changed in place since."""
-        names, tensor, version = passed.get(id(args[0]) if args else 0, ((), None, 0))
+
+class _Chains:
+    """What hooks note of the modules that a network calls: which goes into which.
+
+    A tensor is known by its identity, and kept, so that no other one takes its place in memory.
+    """
+
+    def __init__(self) -> None:
+        self._outputs: dict[int, tuple[tuple[str, ...], Tensor, int]] = {}
+        self._chains: dict[str, tuple[str, ...]] = {}
+        self._activations: dict[str, tuple[tuple[str, ...], Activation]] = {}
+
+    def hooks(self, model: nn.Module) -> tuple[dict[str, Before], dict[str, After]]:
+        """Return what `hooked` takes, by what each module is."""
+        before: dict[str, Before] = {}
+        after: dict[str, After] = {}
+        for name, module in model.named_modules():
+            if _is_affine(module):
+                after[name] = partial(self._extend, name)
+            elif isinstance(module, _BatchNorm):
+                before[name] = self._leave_out
+            elif not [*module.children(), *module.parameters()]:
+                before[name] = self._end
+        return before, after
+
+    def layers(self, model: nn.Module) -> list[AffineLayer]:
+        """Return every chain as a layer, up to its activation if there is one."""
+        layers = []
+        for first, chain in self._chains.items():
+            names, activation = self._activations.get(first, (chain, None))
+            layers.append(AffineLayer(names, tuple(map(model.get_submodule, names)), activation))
+        return layers
+
+    def _before(self, args: Args) -> tuple[str, ...] | None:
+        """The chain whose output this is, unless it was changed in place since."""
+        names, tensor, version = self._outputs.get(id(args[0]) if args else 0, ((), None, 0))
         return names if tensor is not None and tensor._version == version else None
 
-    def remember(name: str, module: nn.Module, args: Args, _: Kwargs, output: Tensor) -> None:
-        earlier = known(args) if isinstance(module, _BatchNorm) else ()
-        if earlier is None:
+    def _extend(self, name: str, module: nn.Module, args: Args, _: Kwargs, output: Tensor) -> None:
+        before = self._before(args) if isinstance(module, _BatchNorm) else ()
+        if before is None:
             return
-        names = (*earlier, name)
-        passed[id(output)] = (names, output, output._version)
-        if chains.setdefault(names[0], names) == earlier:
-            chains[names[0]] = names
+        names = (*before, name)
+        self._outputs[id(output)] = (names, output, output._version)
+        if self._chains.setdefault(names[0], names) == before:
+            self._chains[names[0]] = names
 
-    def look_up(module: nn.Module, args: Args, _: Kwargs) -> None:
-        names = known(args)
-        if names and names[0] not in activations and is_activation(module, args[0].device):
-            activations[names[0]] = names, module
+    def _end(self, module: nn.Module, args: Args, _: Kwargs) -> None:
+        names = self._before(args)
+        if names and names[0] not in self._activations and is_activation(module, args[0].device):
+            self._activations[names[0]] = names, module
 
-    def leave_out(module: nn.Module, args: Args, _: Kwargs) -> None:
-        if names := known(args):
-            chains.pop(names[0], None)
-
-    before: dict[str, Before] = {}
-    after: dict[str, After] = {}
-    for name, module in model.named_modules():
-        if _is_affine(module):
-            after[name] = partial(remember, name)
-        elif isinstance(module, _BatchNorm):
-            before[name] = leave_out
-        elif not [*module.children(), *module.parameters()]:
-            before[name] = look_up
-    with evaluating(model), hooked(model, before, after):
-        model(inputs)
-    ends = [activations.get(name, (names, None)) for name, names in chains.items()]
-    return [
-        AffineLayer(names, tuple(model.get_submodule(name) for name in names), activation)
-        for names, activation in ends
-    ]
+    def _leave_out(self, module: nn.Module, args: Args, _: Kwargs) -> None:
+        if names := self._before(args):
+            self._chains.pop(names[0], None)
 
 
 def _is_affine(module: nn.Module) -> bool:
