@@ -4,7 +4,7 @@ Methods and transforms merge mappings of tensors; `merge` is the command of that
 to a file; `open_checkpoint` reads a file's tensors when they are asked for. All come with the
 first use of their names, so that `import lightning_merge` does not wait for torch.
 
-Example:
+Examples:
     >>> import torch
     >>> import lightning_merge as lm
     >>> base = {"weight": torch.zeros(4)}

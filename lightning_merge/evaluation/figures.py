@@ -226,7 +226,7 @@ def _thin(count: int, inches: float) -> range:
 def short_names(names: Sequence[str]) -> list[str]:
     """Names as labels: what all numbered ones begin with is dropped, the middle of long ones cut.
 
-    Example:
+    Examples:
         >>> short_names(["stem.weight", "vit.blocks.0.fc1.weight", "vit.blocks.1.fc1.weight"])
         ['stem.weight', '…0.fc1.weight', '…1.fc1.weight']
     """

@@ -26,7 +26,7 @@ class RunFolder:
         before: What the run depended on that was here; empty without one.
         now: What this run depends on, after `resolve`.
 
-    Example:
+    Examples:
         >>> from tempfile import mkdtemp
         >>> folder = RunFolder(Path(mkdtemp()), "folder")
         >>> folder.resolve({"seed": 0}, make=lambda: None, files=lambda: [])

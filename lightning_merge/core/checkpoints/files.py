@@ -28,7 +28,7 @@ def atomic_write(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
     the new one. An exception in the block, Ctrl-C included, removes the temporary file.
     Missing parent folders are made.
 
-    Example:
+    Examples:
         >>> with atomic_write(folder / "map.png") as temporary:  # doctest: +SKIP
         ...     figure.savefig(temporary)
 

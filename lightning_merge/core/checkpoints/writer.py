@@ -58,7 +58,7 @@ class CheckpointWriter:
     Tensors lie in the order of the layout, wider dtypes first, so that all are aligned. The
     same input gives the same bytes; of shards, under new names.
 
-    Example:
+    Examples:
         >>> layout = {"a": (torch.float32, (2, 3))}
         >>> with CheckpointWriter("x.safetensors", layout) as writer:  # doctest: +SKIP
         ...     writer.write("a", 0, torch.ones(4))
