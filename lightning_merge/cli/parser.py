@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.subclasses import concrete
 
 KINDS = {
     "method": "lightning_merge.methods.base.Method",
@@ -97,11 +98,8 @@ def _classes(place: str) -> dict[str, type[Any]]:
     module, _, name = KINDS.get(place.rpartition(".")[2], "").rpartition(".")
     if not module:
         return {}
-    from lightning_merge.methods.base import Method, Transform, concrete, registered
-
     importlib.import_module(f"{'.'.join(module.split('.')[:2])}")
-    kind = getattr(importlib.import_module(module), name)
-    return registered(kind) if kind in (Method, Transform) else concrete(kind)
+    return concrete(getattr(importlib.import_module(module), name))
 
 
 def _options_of(place: str) -> set[str]:

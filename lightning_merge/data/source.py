@@ -2,12 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import ClassVar
 
 from lightning_merge.core.checkpoints.names import composed, enumerate_names
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.subclasses import concrete
 from lightning_merge.data.examples import Examples
 from lightning_merge.data.tasks import task_spec
 
@@ -137,14 +137,13 @@ class SourceOfEach(Source):
 
 def source_names() -> list[str]:
     """Return the names that `data.source` accepts."""
-    return sorted(cls.name for cls in _kinds())
+    return sorted(_kinds())
 
 
-def _kinds() -> list[type[Source]]:
-    """Return the sources of this package, and those that a user has imported."""
-    for module in ("embedded", "folders", "from_hub", "from_torchvision", "pool"):
-        import_module(f"{__package__}.{module}")
-    return [cls for cls in Source.__subclasses__() if cls is not SourceOfEach]
+def _kinds() -> dict[str, type[Source]]:
+    """Return the sources of this package, and those that a user has imported, by their names."""
+    classes = concrete(Source, __package__).values()  # type: ignore[type-abstract]
+    return {cls.name: cls for cls in classes if cls is not SourceOfEach}
 
 
 def open_source(
@@ -194,7 +193,8 @@ def _open_each(
 
 
 def _open(name: str, root: str, splits: str | None) -> Source:
-    for cls in _kinds():
-        if cls.name == name:
-            return cls(root, splits) if cls.takes_splits else cls(root)  # type: ignore[call-arg]
-    raise InputError(f"data.source={name!r} is not known; choose one of {source_names()}")
+    kinds = _kinds()
+    if name not in kinds:
+        raise InputError(f"data.source={name!r} is not known; choose one of {sorted(kinds)}")
+    cls = kinds[name]
+    return cls(root, splits) if cls.takes_splits else cls(root)  # type: ignore[call-arg]

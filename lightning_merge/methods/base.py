@@ -1,12 +1,9 @@
 """What all methods share: transforms, the streaming loop, and the registry of subclasses."""
 
-import importlib
-import inspect
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +13,7 @@ from lightning_merge.core.checkpoints.safetensors_file import Layout
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.facts import Facts
 from lightning_merge.core.parallel import run_each
+from lightning_merge.core.subclasses import Kind, concrete
 from lightning_merge.core.vectors.scope import Kind as Scope
 from lightning_merge.core.vectors.scope import is_merged
 from lightning_merge.core.vectors.task_vectors import Span, TaskVectors
@@ -345,28 +343,10 @@ def check_merged(name: str, merged: Tensor) -> None:
         )
 
 
-Kind = TypeVar("Kind")
-
-
 def registered(kind: type[Kind]) -> dict[str, type[Kind]]:
-    """Concrete subclasses of `MergeMethod` or `Transform` by name, sorted.
+    """Find the concrete subclasses of `MergeMethod`, `Transform` or another kind, by name.
 
     Every module of this package is imported first; classes that a user has defined and
     imported are found as well.
     """
-    package = importlib.import_module(__package__)
-    for module in pkgutil.iter_modules(package.__path__, f"{__package__}."):
-        importlib.import_module(module.name)
-    return concrete(kind)
-
-
-def concrete(kind: type[Kind]) -> dict[str, type[Kind]]:
-    """Subclasses of a class, those of subclasses included, that are not abstract, by name."""
-    found: dict[str, type[Kind]] = {}
-    queue = list(kind.__subclasses__())
-    while queue:
-        cls = queue.pop()
-        queue.extend(cls.__subclasses__())
-        if not inspect.isabstract(cls):
-            found[cls.__name__] = cls
-    return dict(sorted(found.items()))
+    return concrete(kind, __package__)

@@ -1,5 +1,6 @@
 """Encoders and classification heads; the libraries behind them are imported when one is built."""
 
+from lightning_merge.core.subclasses import concrete
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.models.from_open_clip import OpenClipEncoder
 from lightning_merge.models.from_timm import TimmEncoder
@@ -43,10 +44,7 @@ __all__ = [
 
 def encoders() -> dict[str, str]:
     """Return the name of every encoder class known so far, with the first line of its docstring."""
-    summaries: dict[str, str] = {}
-    waiting = [Encoder]
-    while waiting:
-        for kind in waiting.pop().__subclasses__():
-            waiting.append(kind)
-            summaries[kind.__name__] = (kind.__doc__ or "").strip().partition("\n")[0]
-    return dict(sorted(summaries.items()))
+    return {
+        name: (kind.__doc__ or "").strip().partition("\n")[0]
+        for name, kind in concrete(Encoder).items()
+    }

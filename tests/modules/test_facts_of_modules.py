@@ -5,7 +5,7 @@ from counting import Counting, times_read
 
 from lightning_merge.cli.definitions import kinds_of
 from lightning_merge.core.facts import Needs
-from lightning_merge.methods.base import concrete
+from lightning_merge.core.subclasses import concrete
 from lightning_merge.modules import AdaMerging, CoefficientModule, StatsMerging
 from lightning_merge.modules.zoo import Zoo
 

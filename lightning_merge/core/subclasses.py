@@ -1,0 +1,32 @@
+"""The registry of every kind of class that users choose by name: its subclasses."""
+
+import inspect
+import pkgutil
+from importlib import import_module
+from typing import TypeVar
+
+Kind = TypeVar("Kind")
+
+
+def concrete(kind: type[Kind], package: str | None = None) -> dict[str, type[Kind]]:
+    """Find subclasses of a class, those of subclasses included, that are not abstract.
+
+    Args:
+        kind: What they derive from.
+        package: All its modules are imported first. Classes that a user has defined and imported
+            are found as well.
+
+    Returns:
+        The classes by name, sorted.
+    """
+    if package is not None:
+        for module in pkgutil.iter_modules(import_module(package).__path__, f"{package}."):
+            import_module(module.name)
+    classes: dict[str, type[Kind]] = {}
+    queue = list(kind.__subclasses__())
+    while queue:
+        cls = queue.pop()
+        queue.extend(cls.__subclasses__())
+        if not inspect.isabstract(cls):
+            classes[cls.__name__] = cls
+    return dict(sorted(classes.items()))
