@@ -111,9 +111,9 @@ def merge_files(
         **about,
     }
     layout = {name: (found.whole.dtype(name), found.whole.shape(name)) for name in found.whole}
-    layout |= vectors.layout()
+    layout |= vectors.stored.layout()
     if dtype is not None:
-        layout |= {n: (getattr(torch, dtype), layout[n][1]) for n in vectors.computed()}
+        layout |= {n: (getattr(torch, dtype), layout[n][1]) for n in vectors.stored.computed()}
     with CheckpointWriter(
         target, layout, metadata=metadata, overwrite=overwrite, max_shard_size=shard_size
     ) as writer:
@@ -123,7 +123,7 @@ def merge_files(
         for checkpoint in found.opened:
             checkpoint.check_unchanged()
     copied = [] if shard_size is None else copy_companions(found.whole, target)
-    seconds, merged = time.perf_counter() - started, len(vectors.computed())
+    seconds, merged = time.perf_counter() - started, len(vectors.stored.computed())
     print(f"{target}: {merged} tensors of {len(sources)} experts merged", end="")
     print(f", {len(found.whole) - merged} of the base copied, in {seconds:.1f} s")
     if found.passed:

@@ -16,7 +16,8 @@ from lightning_merge.core.parallel import run_each
 from lightning_merge.core.subclasses import Kind, concrete
 from lightning_merge.core.vectors.scope import Kind as Scope
 from lightning_merge.core.vectors.scope import is_merged
-from lightning_merge.core.vectors.task_vectors import Span, TaskVectors
+from lightning_merge.core.vectors.task_vectors import TaskVectors
+from lightning_merge.core.vectors.tiles import Span
 from lightning_merge.core.vectors.validate import check_experts
 from lightning_merge.methods.resources import Batches, Resources, identity
 
@@ -194,7 +195,7 @@ class MergeMethod(Method):
     loop in `merge_to` does the rest, for every method, so that merging in memory and out of
     core, in one process or more, give the same bits. BatchNorm's running statistics are averaged
     over the experts; integer tensors, and those that no expert has changed, are copied from the
-    base. All sums are in float32 or wider, and the result has the types of `TaskVectors.layout`.
+    base. All sums are in float32 or wider, and the result has the types of `StoredExperts.layout`.
     Where a model is given that uses one tensor under several names, or one is equal to another in
     the base and all experts, all of them get what the first one is merged to; an expert may then
     lack the others.
@@ -234,7 +235,7 @@ class MergeMethod(Method):
                 or those that an expert has "changed", as the commands have it.
 
         Returns:
-            Merged weights under the base's names, typed as `TaskVectors.layout` says. Inputs are
+            Merged weights under the base's names, typed as `StoredExperts.layout` says. Inputs are
             not changed.
 
         Raises:
@@ -249,7 +250,7 @@ class MergeMethod(Method):
     ) -> dict[str, Tensor]:
         """Merge the experts into one set of weights, see `__call__`."""
         vectors = self.task_vectors(base, experts, scope=resources.scope)
-        sink = InMemory(vectors.layout(), vectors.device)
+        sink = InMemory(vectors.stored.layout(), vectors.device)
         self._merge(vectors, resources, sink)
         return sink.tensors
 
@@ -316,10 +317,10 @@ def merge_one(
     Raises:
         InputError: A value is not finite, or gets too large.
     """
-    kind, to = vectors.base.dtype(name), to or name
-    if not is_merged(name, kind) and not vectors.is_kept(name):
-        stored = vectors.stack(name).mean(0) if kind.is_floating_point else vectors.base[name]
-        sink.write(to, 0, stored.reshape(-1))
+    kind, to, stored = vectors.base.dtype(name), to or name, vectors.stored
+    if not is_merged(name, kind) and not stored.is_kept(name):
+        values = stored.stack(name).mean(0) if kind.is_floating_point else vectors.base[name]
+        sink.write(to, 0, values.reshape(-1))
         return [(0, vectors.numel(name))]
     runs = []
     for span, merged, tile in vectors.tiles(name):

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from lightning_merge.core.checks import require_choice, require_finite
 from lightning_merge.core.vectors.decompose import Convolutions, as_matrices
-from lightning_merge.core.vectors.task_vectors import Span, TaskVectors, sum_tasks
+from lightning_merge.core.vectors.task_vectors import TaskVectors, sum_tasks
+from lightning_merge.core.vectors.tiles import Span
 from lightning_merge.methods.base import MergeMethod, Resources, Update
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from lightning_merge.core.checks import require_finite, require_in
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.facts import Facts
-from lightning_merge.core.vectors.task_vectors import Span, TaskVectors, sum_tasks
+from lightning_merge.core.vectors.task_vectors import TaskVectors, sum_tasks
+from lightning_merge.core.vectors.tiles import Span
 from lightning_merge.methods.base import MergeMethod, Resources, Update
 
 

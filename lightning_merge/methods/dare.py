@@ -8,7 +8,8 @@ from torch import Tensor
 from lightning_merge.core.checks import require_in
 from lightning_merge.core.facts import Facts
 from lightning_merge.core.vectors.drop import drop_at_random
-from lightning_merge.core.vectors.task_vectors import Span, TaskVectors
+from lightning_merge.core.vectors.task_vectors import TaskVectors
+from lightning_merge.core.vectors.tiles import Span
 from lightning_merge.methods.base import Transform
 
 

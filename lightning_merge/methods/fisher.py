@@ -14,7 +14,8 @@ from lightning_merge.core.networks.expert_networks import ExpertNetworks, mean_o
 from lightning_merge.core.networks.fisher import Labels, fisher_diagonal
 from lightning_merge.core.networks.tracing import evaluating
 from lightning_merge.core.seeding import uniform_numbers
-from lightning_merge.core.vectors.task_vectors import Span, TaskVectors
+from lightning_merge.core.vectors.task_vectors import TaskVectors
+from lightning_merge.core.vectors.tiles import Span
 from lightning_merge.methods.base import MergeMethod, Resources, Update
 
 

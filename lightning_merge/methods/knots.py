@@ -11,7 +11,8 @@ from lightning_merge.core.checks import require_choice, require_finite, require_
 from lightning_merge.core.facts import Facts
 from lightning_merge.core.vectors.decompose import as_matrices, column_basis
 from lightning_merge.core.vectors.elect import Combine, disjoint_merge, elect_signs
-from lightning_merge.core.vectors.task_vectors import Span, TaskVectors, sum_tasks
+from lightning_merge.core.vectors.task_vectors import TaskVectors, sum_tasks
+from lightning_merge.core.vectors.tiles import Span
 from lightning_merge.methods.base import MergeMethod, Resources, Update
 
 _HIGH, _LOW = 16, 15  # bits of a magnitude in float32 that each pass looks at

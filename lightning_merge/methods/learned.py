@@ -116,7 +116,7 @@ class LearnedCoefficients(MergeMethod):
             )
         rows = learned.values[[learned.tasks.index(task) for task in vectors.tasks]]
         zero = rows.new_zeros(len(rows))
-        columns = (None if vectors.is_kept(n) else places[n] for n in vectors.names)
+        columns = (None if vectors.stored.is_kept(n) else places[n] for n in vectors.names)
         return torch.stack([zero if c is None else rows[:, c] for c in columns], dim=1)
 
     def _by_depth(self, learned: CoefficientFile, vectors: TaskVectors) -> Tensor:
@@ -159,7 +159,7 @@ class LearnedCoefficients(MergeMethod):
 
 def _places(layers: Sequence[str], vectors: TaskVectors) -> dict[str, int | None]:
     """Where the file has the tensors that an expert has changed; None where it has not."""
-    wanted = [name for name in vectors.names if not vectors.is_kept(name)]
+    wanted = [name for name in vectors.names if not vectors.stored.is_kept(name)]
     numbers = {layer: place for place, layer in enumerate(layers)}
     with suppress(InputError):  # the file may have more layers
         return {n: numbers[own] for n, own in match_names(wanted, numbers).items()}

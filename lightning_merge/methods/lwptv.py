@@ -9,7 +9,8 @@ from torch import Tensor
 from lightning_merge.core.checks import require_choice, require_in
 from lightning_merge.core.facts import Facts
 from lightning_merge.core.vectors.selection import kth_smallest_magnitude
-from lightning_merge.core.vectors.task_vectors import Span, TaskVectors, sum_tasks
+from lightning_merge.core.vectors.task_vectors import TaskVectors, sum_tasks
+from lightning_merge.core.vectors.tiles import Span
 from lightning_merge.methods.base import Transform
 
 

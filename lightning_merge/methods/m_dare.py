@@ -10,7 +10,8 @@ from torch import Tensor
 from lightning_merge.core.checks import require_finite
 from lightning_merge.core.networks.m_loss import Reduce
 from lightning_merge.core.vectors.drop import drop_at_random
-from lightning_merge.core.vectors.task_vectors import Span, TaskVectors, sum_tasks
+from lightning_merge.core.vectors.task_vectors import TaskVectors, sum_tasks
+from lightning_merge.core.vectors.tiles import Span, row_size, whole_rows
 from lightning_merge.methods.base import Update
 from lightning_merge.methods.m_ties import LayerInputs, NodeOrder, RankedByMLoss
 
@@ -77,4 +78,6 @@ class MDare(RankedByMLoss):
         """The probability of keeping each entry of a span, [n], or one for all, in float64."""
         if span.name not in keep_ratios:
             return torch.tensor(self.keep, dtype=torch.float64)
-        return keep_ratios[span.name][vectors.rows(span)].repeat_interleave(vectors.row(span.name))
+        shape = vectors.base.shape(span.name)
+        rows = keep_ratios[span.name][whole_rows(span, shape, len(vectors))]
+        return rows.repeat_interleave(row_size(shape))

@@ -30,7 +30,8 @@ from lightning_merge.core.networks.m_loss import (
 from lightning_merge.core.networks.tracing import input_errors, run_visiting, tied_names
 from lightning_merge.core.seeding import generator_for
 from lightning_merge.core.vectors.elect import Combine, disjoint_merge, elect_signs
-from lightning_merge.core.vectors.task_vectors import Span, TaskVectors
+from lightning_merge.core.vectors.task_vectors import TaskVectors
+from lightning_merge.core.vectors.tiles import Span
 from lightning_merge.core.vectors.trim import row_trim
 from lightning_merge.methods.base import (
     InMemory,
@@ -114,7 +115,7 @@ class RankedByMLoss(MergeMethod):
     ) -> MTiesAnalysis:
         """Merge as a call does, and return the node losses and keep ratios with the result."""
         vectors = self.task_vectors(base, experts, scope=resources.scope)
-        sink = InMemory(vectors.layout(), vectors.device)
+        sink = InMemory(vectors.stored.layout(), vectors.device)
         ranking = self._rank_and_merge(vectors, resources, sink)
         return MTiesAnalysis(sink.tensors, ranking.losses, ranking.keep_ratios)
 
@@ -292,7 +293,7 @@ class _Ranking:
         return {
             name: self._running.tensors[name].to(self.vectors.device)
             for name in self._done
-            if self._running.tensors[name].dtype == self.vectors.dtype(name)
+            if self._running.tensors[name].dtype == self.vectors.stored.dtype(name)
         }
 
     def _visit(
@@ -330,6 +331,7 @@ class _Ranking:
             return torch.full(loss.shape, keep - spread / 2, dtype=torch.float64)
         if order == "random":
             loss = torch.rand(
-                loss.shape, generator=generator_for(self.method.seed, self.vectors.key(weight))
+                loss.shape,
+                generator=generator_for(self.method.seed, self.vectors.stored.key(weight)),
             )
         return row_keep_ratios(-loss if order == "reversed" else loss, keep, spread)

@@ -176,7 +176,7 @@ def stacked(vectors: TaskVectors, name: str) -> Tensor:
     """
     if vectors.base.dtype(name).is_floating_point:
         return vectors.weights(name)
-    return torch.stack([expert[name] for expert in vectors.experts.values()])
+    return torch.stack([expert[name] for expert in vectors.stored.experts.values()])
 
 
 def frozen(model: nn.Module) -> nn.Module:

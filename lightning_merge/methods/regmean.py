@@ -16,7 +16,8 @@ from lightning_merge.core.networks.expert_networks import ExpertNetworks, mean_o
 from lightning_merge.core.networks.gram import Regression, Visit, take_inputs, with_share
 from lightning_merge.core.networks.linear_inputs import LinearInputs, Rows
 from lightning_merge.core.networks.tracing import evaluating
-from lightning_merge.core.vectors.task_vectors import Span, TaskVectors
+from lightning_merge.core.vectors.task_vectors import TaskVectors
+from lightning_merge.core.vectors.tiles import Span
 from lightning_merge.methods.base import MergeMethod, Resources, Update
 
 Layers = Literal["all", "linear_modules"]
@@ -132,7 +133,7 @@ def _groups(networks: ExpertNetworks, names: Sequence[str]) -> Iterator[list[str
     used = 0
     for name in names:
         stored, base = networks.stored[name], networks.vectors.base
-        if networks.vectors.is_kept(stored):
+        if networks.vectors.stored.is_kept(stored):
             continue
         width, entries = math.prod(base.shape(stored)[1:]), base.numel(stored)
         needed = 4 * width**2 + 8 * entries  # half of a matrix, and one, in float64

@@ -10,7 +10,8 @@ from torch import Tensor
 from lightning_merge.core.checks import require_choice, require_finite, require_in
 from lightning_merge.core.facts import Facts
 from lightning_merge.core.vectors.elect import Combine, disjoint_merge, elect_signs, majority_sign
-from lightning_merge.core.vectors.task_vectors import Span, TaskVectors, TileMap, sum_tasks
+from lightning_merge.core.vectors.task_vectors import TaskVectors, TileMap, sum_tasks
+from lightning_merge.core.vectors.tiles import Span
 from lightning_merge.core.vectors.trim import global_trim, tensor_trim
 from lightning_merge.methods.base import MergeMethod, Resources, Transform, Update
 

@@ -30,7 +30,7 @@ def test_expectation_is_unchanged(vectors):
 
 def test_depends_on_seed_task_and_name_only(vectors):
     kept = {n: Dare(seed=1)(vectors)[n] != 0 for n in ("b", "a")}
-    alone = TaskVectors(vectors.base, {"y": vectors.experts["y"]})
+    alone = TaskVectors(vectors.base, {"y": vectors.stored.experts["y"]})
     assert torch.equal(Dare(seed=1)(alone)["a"][0] != 0, kept["a"][1])
     others = [kept["b"][1], kept["a"][0], Dare(seed=2)(vectors)["a"][1] != 0]
     assert not any(torch.equal(other, kept["a"][1]) for other in others)

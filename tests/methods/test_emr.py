@@ -167,7 +167,7 @@ def test_bits_are_written_where_they_belong(start):
 def test_the_size_of_tiles_does_not_matter(net, base, make_experts, tile, monkeypatch):
     experts = make_experts(3)
     expected = EMR()(base, experts, model=net).state_dict()
-    monkeypatch.setattr("lightning_merge.core.vectors.task_vectors.TILE", tile)
+    monkeypatch.setattr("lightning_merge.core.vectors.tiles.TILE", tile)
     found = EMR()(base, experts, model=net).state_dict()
     torch.testing.assert_close(found.pop("rescalers"), expected.pop("rescalers"))
     for name, tensor in expected.items():

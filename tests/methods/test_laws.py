@@ -11,7 +11,6 @@ from lightning_merge.core.checkpoints.checkpoint import (
 )
 from lightning_merge.core.checkpoints.writer import CheckpointWriter
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.vectors import task_vectors
 from lightning_merge.core.vectors.scope import is_merged
 from lightning_merge.methods import MergeMethod, Resources, Transform, registered
 
@@ -123,7 +122,7 @@ def test_out_of_core_equals_in_memory_bit_for_bit(
     stored = {n: open_checkpoint(save_checkpoint(w, tmp_path / n)) for n, w in experts.items()}
     stored_base = open_checkpoint(save_checkpoint(base, tmp_path / "base"))
     for jobs, entries in ((1, 1), (3, 100)):
-        monkeypatch.setattr(task_vectors, "TILE", entries)
+        monkeypatch.setattr("lightning_merge.core.vectors.tiles.TILE", entries)
         layout = {name: (t.dtype, tuple(t.shape)) for name, t in base.items()}
         with CheckpointWriter(tmp_path / "merged", layout) as sink:
             make().merge_to(sink, stored_base, stored, Resources(**resources), jobs)

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.vectors import task_vectors
 from lightning_merge.core.vectors.task_vectors import TaskVectors, flatten_tasks
 from lightning_merge.methods import LwPTV
 
@@ -62,7 +61,7 @@ def test_parameters_do_not_depend_on_tiles_or_processes(base, make_experts, monk
     prune = LwPTV(granularity="parameter")
     whole = prune(TaskVectors(base, make_experts(3)))
     want = {name: whole[name] for name in whole.names}
-    monkeypatch.setattr(task_vectors, "TILE", 1)
+    monkeypatch.setattr("lightning_merge.core.vectors.tiles.TILE", 1)
     divided = prune(TaskVectors(base, make_experts(3), jobs=3))
     for name, stack in want.items():
         tiles = [tile.clone() for _, _, tile in divided.tiles(name)]

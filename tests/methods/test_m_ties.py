@@ -172,9 +172,7 @@ def residual(request, monkeypatch):
     from tiny_networks import zoo_of
 
     monkeypatch.setattr("lightning_merge.core.networks.m_loss._CHUNK", 500)  # an image at a time
-    monkeypatch.setattr(
-        "lightning_merge.core.vectors.task_vectors.TILE", 4000
-    )  # some rows at a time
+    monkeypatch.setattr("lightning_merge.core.vectors.tiles.TILE", 4000)  # some rows at a time
     model, base, experts = zoo_of(request.param, 3, torch.float64)
     layers = [name.removesuffix(".weight") for name in base if name.endswith("conv1.weight")]
     norms = {layer: layer.replace("conv", "bn") for layer in layers}

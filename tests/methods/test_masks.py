@@ -94,7 +94,7 @@ def test_learned_coefficients_leave_it_alone(base, make_experts):
     assert torch.equal(merged["mask"], CAUSAL)
     sum(merged[name].sum() for name in stacked.names).backward()
     assert bool(coefficients.grad.isfinite().all())
-    assert torch.equal(vectors.stack("mask")[1], CAUSAL)
+    assert torch.equal(vectors.stored.stack("mask")[1], CAUSAL)
     assert torch.equal(vectors.expert("mask", 1), CAUSAL)
 
 

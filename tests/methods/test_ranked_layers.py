@@ -98,7 +98,7 @@ def test_layers_that_have_no_nodes_to_rank_are_left_out_or_refused(make_experts)
 
 
 def test_a_row_that_no_tile_holds_is_refused(make_experts, monkeypatch):
-    monkeypatch.setattr("lightning_merge.core.vectors.task_vectors.TILE", 60)
+    monkeypatch.setattr("lightning_merge.core.vectors.tiles.TILE", 60)
     net = nn.Sequential(nn.Conv1d(8, 4, 5), nn.ReLU())
     base = weights_of(net)
     with pytest.raises(InputError, match=r"0.weight: 60 entries .* a row of 40 for all 3"):

@@ -146,7 +146,7 @@ def mergeability(
             "M-Loss has nothing to compare"
         )
     if layer_inputs == "merged":
-        state = {name: vectors.stack(name).mean(0).to(like) for name, like in own.items()}
+        state = {name: vectors.stored.stack(name).mean(0).to(like) for name, like in own.items()}
     else:
         state = {name: vectors.base[name].to(like) for name, like in own.items()}
     return Mergeability(vectors.tasks, _measure(model, state, inputs, layers, vectors))
@@ -203,7 +203,7 @@ def _stacks(layer: AffineLayer, vectors: TaskVectors, like: Tensor) -> list[dict
     """The experts' tensors [K, ...] of each module of a layer, by their names within it."""
     return [
         {
-            own: vectors.stack(f"{name}.{own}").to(like)
+            own: vectors.stored.stack(f"{name}.{own}").to(like)
             for own, tensor in module.state_dict().items()
             if tensor.is_floating_point()
         }

@@ -45,7 +45,7 @@ class StackedTaskVectors:
         stored = vectors.base[name]
         if not stored.is_floating_point():
             return stored.clone()
-        return wide(stored) if vectors.is_kept(name) else vectors.stack(name).mean(0)
+        return wide(stored) if vectors.stored.is_kept(name) else vectors.stored.stack(name).mean(0)
 
     def _placed(self, stack: Tensor, device: torch.device | str) -> Tensor:
         flat = flatten_tasks(stack)

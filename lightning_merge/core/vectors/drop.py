@@ -3,7 +3,8 @@
 from torch import Tensor
 
 from lightning_merge.core.seeding import uniform_numbers
-from lightning_merge.core.vectors.task_vectors import Span, TaskVectors
+from lightning_merge.core.vectors.task_vectors import TaskVectors
+from lightning_merge.core.vectors.tiles import Span
 
 
 def drop_at_random(
@@ -21,7 +22,7 @@ def drop_at_random(
         probability: Of dropping an entry: one for all, or of each, [n] on the CPU.
         seed: Of the random numbers.
     """
-    key = vectors.key(span.name)
+    key = vectors.stored.key(span.name)
     for task, row in zip(vectors.tasks, tile, strict=True):
         numbers = uniform_numbers(span.start, span.stop, seed, task, key)
         row.masked_fill_((numbers < probability).to(row.device), 0.0)

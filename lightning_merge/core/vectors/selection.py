@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_merge.core.dtypes import wide_dtype
-from lightning_merge.core.vectors.task_vectors import Span, TaskVectors
+from lightning_merge.core.vectors.task_vectors import TaskVectors
+from lightning_merge.core.vectors.tiles import Span
 
 _SMALL = 2**15  # entries per expert that are simply read and partitioned
 _BINS = 2**21  # of all histograms together: 16 MiB
@@ -90,6 +91,17 @@ def _negative_part(span: Span, tile: Tensor) -> Tensor:
     return tile.neg_().relu_()
 
 
+def _groups(vectors: TaskVectors, names: Sequence[str]) -> list[list[str]]:
+    """The names in as many groups as there are jobs, of about as many entries each."""
+    groups: list[list[str]] = [[] for _ in range(vectors.jobs)]
+    sizes = [0] * vectors.jobs
+    for name in sorted(names, key=vectors.numel, reverse=True):
+        smallest = sizes.index(min(sizes))
+        groups[smallest].append(name)
+        sizes[smallest] += vectors.numel(name)
+    return groups
+
+
 class _Search:
     """Per expert, a range of bits [low, high) that narrows to the one value searched for."""
 
@@ -149,7 +161,7 @@ class _Search:
         width = max(high - low for low, high in zip(self.low, self.high, strict=True))
         self.shift = max(0, (width - 1).bit_length() - (self.bins.bit_length() - 1))
         self.width = ((width - 1) >> self.shift) + 1
-        tally, *others = self.vectors.each(self.vectors.groups(self.names), self._count)
+        tally, *others = self.vectors.each(_groups(self.vectors, self.names), self._count)
         for other in others:
             tally.add(other)
         if tally.counts is not None:

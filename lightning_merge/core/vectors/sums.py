@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from lightning_merge.core.vectors.task_vectors import Span, TaskVectors
+from lightning_merge.core.vectors.task_vectors import TaskVectors
+from lightning_merge.core.vectors.tiles import Span
 
 _BLOCK = 2**15  # entries of each expert that are read at a time
 

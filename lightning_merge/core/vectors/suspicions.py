@@ -7,7 +7,8 @@ import torch
 
 from lightning_merge.core.checkpoints.checkpoint import Checkpoint
 from lightning_merge.core.checkpoints.equality import differ
-from lightning_merge.core.vectors.task_vectors import Span, TaskVectors
+from lightning_merge.core.vectors.task_vectors import TaskVectors
+from lightning_merge.core.vectors.tiles import Span
 
 UNRELATED = 0.25
 """Cosine between the matrices of base and expert below which networks are hardly related.
@@ -22,7 +23,8 @@ def suspicions(vectors: TaskVectors) -> Iterator[str]:
 
     It looks at the first entries of every tensor, and more only where these are the same.
     """
-    if len(vectors) and not vectors.computed():
+    experts = vectors.stored.experts
+    if len(vectors) and not vectors.stored.computed():
         yield from (_is_base(task) for task in vectors.tasks)
         return
     products = torch.zeros(3, len(vectors), dtype=torch.float64)
@@ -30,7 +32,8 @@ def suspicions(vectors: TaskVectors) -> Iterator[str]:
     moved = torch.zeros(len(vectors), dtype=torch.bool)
     for name in vectors.names:
         span = Span(name, 0, min(_SAMPLE, vectors.numel(name)))
-        base, tile = vectors.sample(span)
+        base, tile = vectors.stored.read(span)
+        tile.sub_(base)
         moved |= (tile != 0).any(1).cpu()
         for a, b in alike:
             alike[a, b] = alike[a, b] and torch.equal(tile[a], tile[b])
@@ -40,7 +43,7 @@ def suspicions(vectors: TaskVectors) -> Iterator[str]:
             products += torch.stack(pairs).cpu()
     cosines = (products[0] / (products[1] * products[2]).sqrt()).tolist()  # NaN of no matrices
     for k, (task, cosine) in enumerate(zip(vectors.tasks, cosines, strict=True)):
-        if not moved[k] and _equal(vectors, vectors.base, vectors.experts[task]):
+        if not moved[k] and _equal(vectors, vectors.base, experts[task]):
             yield _is_base(task)
         elif cosine < UNRELATED:
             yield (
@@ -49,7 +52,7 @@ def suspicions(vectors: TaskVectors) -> Iterator[str]:
             )
     for (a, b), same in alike.items():
         one, other = vectors.tasks[a], vectors.tasks[b]
-        if same and moved[a] and _equal(vectors, vectors.experts[one], vectors.experts[other]):
+        if same and moved[a] and _equal(vectors, experts[one], experts[other]):
             yield f"experts '{one}' and '{other}' have the same weights: is one file given twice?"
 
 

@@ -1,33 +1,15 @@
 """Task vectors of several experts, stacked and computed a tile at a time."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
-from functools import partial
-from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from lightning_merge.core.checkpoints.checkpoint import as_checkpoint
-from lightning_merge.core.checkpoints.names import common_prefix
-from lightning_merge.core.checkpoints.safetensors_file import Layout
-from lightning_merge.core.dtypes import common_dtype, wide_dtype
-from lightning_merge.core.errors import InputError
+from lightning_merge.core.dtypes import wide_dtype
 from lightning_merge.core.parallel import Item, Result, run_each
-from lightning_merge.core.vectors.scope import Kind, find_scope, is_merged
-
-TILE = 2**19
-"""Entries of all experts together that are read at a time: 2 MiB, so that they stay in cache."""
-
-
-class Span(NamedTuple):
-    """The entries [start, stop) of a tensor, flattened."""
-
-    name: str
-    start: int
-    stop: int
-
+from lightning_merge.core.vectors.scope import Kind, is_merged
+from lightning_merge.core.vectors.stored import StoredExperts
+from lightning_merge.core.vectors.tiles import Span, spans
 
 TileMap = Callable[[Span, Tensor], Tensor]
 """Maps a span and its stack [K, n] to another stack [K, n]; it may change its input."""
@@ -69,9 +51,12 @@ class TaskVectors:
             or those that an expert has "changed", of tied ones the first.
 
     Attributes:
+        stored: Base and experts as they are stored.
+        base: The base of them.
         tasks: The experts' names.
         names: The tensors that count, in the base's order.
         ties: Names of other tied tensors to the first one's, see `find_scope`.
+        device: Where tiles are.
     """
 
     def __init__(
@@ -81,15 +66,11 @@ class TaskVectors:
         jobs: int = 1,
         scope: Kind = "all",
     ) -> None:
-        self.base = as_checkpoint(base)
-        self.experts = {task: as_checkpoint(expert) for task, expert in experts.items()}
-        self.tasks, self.jobs = tuple(experts), jobs
-        self.names, self._kept, self.ties = find_scope(self.base, self.experts.values(), scope)
-        self._prefix = common_prefix([n for n in self.names if n not in self._kept])
-        in_memory = self.base.path is None and len(self.base) > 0
-        self.device = next(iter(base.values())).device if in_memory else torch.device("cpu")
-        if self.device.type != "cpu":  # a device cannot be used in forked processes
-            self.jobs = 1
+        self.stored = stored = StoredExperts(base, experts, scope)
+        self.base, self.tasks, self.names = stored.base, stored.tasks, stored.names
+        self.ties, self.device = stored.ties, stored.device
+        # A device cannot be used in forked processes.
+        self.jobs = jobs if self.device.type == "cpu" else 1
         self._maps: tuple[TileMap, ...] = ()
         self._whole = False
         self._zero: frozenset[str] = frozenset()
@@ -111,72 +92,16 @@ class TaskVectors:
         """Number of entries of a tensor."""
         return self.base.numel(name)
 
-    def key(self, name: str) -> str:
-        """What random numbers of a tensor depend on: its name without the prefix of all names.
+    def is_zero(self, name: str) -> bool:
+        """Whether the named tensor's task vectors are known to be zero."""
+        return name in self._zero or self.stored.is_kept(name)
 
-        So a network and a part of it draw the same ones where only that part was changed.
-        """
-        return name.removeprefix(self._prefix)
-
-    def is_kept(self, name: str) -> bool:
-        """Whether every expert has a floating-point tensor as the base has it, bit for bit."""
-        return name in self._kept
-
-    def dtype(self, name: str) -> torch.dtype:
-        """The type of a merged tensor.
-
-        It is the one that base and experts are stored in; where their floating types differ, the
-        one that holds them all, so that nothing that an expert has learned is rounded away, see
-        `common_dtype`. What is only copied keeps the base's.
-        """
-        dtype = self.base.dtype(name)
-        if not dtype.is_floating_point or self.is_kept(name):
-            return dtype
-        return common_dtype([dtype, *(expert.dtype(name) for expert in self.experts.values())])
-
-    def layout(self) -> Layout:
-        """Type and shape of every merged tensor by name."""
-        return {name: (self.dtype(name), self.base.shape(name)) for name in self.base}
-
-    def spans(self, name: str) -> Iterator[Span]:
-        """The tiles of a tensor: about `TILE` / K entries.
-
-        They are whole rows of the matrix [out, rest]; where one alone is larger than that, of the
-        last dimension of tensors [a, b, c], such as fused experts, and [1, ...], such as positions.
-        """
-        if self._whole and self.numel(name):
-            yield Span(name, 0, self.numel(name))
-            return
-        shape, most = self.base.shape(name), TILE // len(self)
-        row = max(1, self.row(name))
-        if row > most and (len(shape) == 3 or shape[:1] == (1,)):
-            row = max(1, shape[-1])
-        size, step = self.numel(name), max(1, most // row) * row
-        for start in range(0, size, step):
-            yield Span(name, start, min(start + step, size))
-
-    def computed(self) -> list[str]:
-        """The tensors whose values follow from the experts', tied ones and statistics included."""
-        floating = (name for name in self.base if self.base.dtype(name).is_floating_point)
-        return [name for name in floating if not self.is_kept(name)]
-
-    def row(self, name: str) -> int:
-        """Entries of a row of the matrix [out, rest]; 1 of a vector."""
-        return torch.Size(self.base.shape(name)[1:]).numel()
-
-    def rows(self, span: Span) -> slice:
-        """The rows of the matrix [out, rest] that a span holds.
-
-        Raises:
-            InputError: It does not hold whole ones.
-        """
-        row = self.row(span.name)
-        if span.start % row or span.stop % row:
-            raise InputError(
-                f"{span.name}: {TILE} entries at a time do not hold a row of {row} for all "
-                f"{len(self)} experts; merge fewer"
-            )
-        return slice(span.start // row, span.stop // row)
+    def spans(self, name: str) -> Iterable[Span]:
+        """The tiles of a tensor, see `tiles.spans`; one of all entries in a view of `whole`."""
+        size = self.numel(name)
+        if self._whole and size:
+            return [Span(name, 0, size)]
+        return spans(name, self.base.shape(name), len(self))
 
     def read(self, span: Span) -> Tensor:
         """The task vectors' entries after every map, a new tensor [K, n].
@@ -184,13 +109,7 @@ class TaskVectors:
         Raises:
             InputError: The base's or an expert's entries have a NaN or infinite value.
         """
-        return self._tile(span, *self._buffers(span))
-
-    def sample(self, span: Span) -> tuple[Tensor, Tensor]:
-        """The base's entries [n] and the task vectors' [K, n], as stored and unchecked."""
-        base, tile = self._buffers(span)
-        self._fill(span, base, tile)
-        return base, tile.sub_(base)
+        return self._tile(span, *self.stored.buffers(span))
 
     def tiles(self, name: str) -> Iterator[tuple[Span, Tensor, Tensor]]:
         """Every span of a tensor with the base's entries [n] and the task vectors' [K, n].
@@ -203,24 +122,11 @@ class TaskVectors:
         """
         buffers: tuple[Tensor, Tensor] | None = None
         for span in self.spans(name):
-            buffers = buffers or self._buffers(span)
+            buffers = buffers or self.stored.buffers(span)
             size = span.stop - span.start
             base = buffers[0][:size]
             tile = self._tile(span, base, buffers[1].view(-1)[: len(self) * size].view(-1, size))
             yield span, base, tile
-
-    def stack(self, name: str) -> Tensor:
-        """The experts' stored tensors of that name, statistics included, [K, *shape].
-
-        Raises:
-            InputError: The base's or an expert's tensor has a NaN or infinite value.
-        """
-        span = Span(name, 0, self.numel(name))
-        base, tile = self._buffers(span)
-        self._fill(span, base, tile)
-        if not self.is_kept(name):
-            self._check_finite(span, tile, base)
-        return tile.view(len(self), *self.base.shape(name))
 
     def weights(self, name: str) -> Tensor:
         """The floating-point weights of the experts that the task vectors stand for, [K, *shape].
@@ -231,7 +137,7 @@ class TaskVectors:
             InputError: The base's or an expert's tensor has a NaN or infinite value.
         """
         if not is_merged(name, self.base.dtype(name)):
-            return self.stack(name)
+            return self.stored.stack(name)
         return self[name] + wide(self.base[name])
 
     def expert(self, name: str, index: int) -> Tensor:
@@ -241,9 +147,9 @@ class TaskVectors:
         """
         merged = is_merged(name, self.base.dtype(name))
         if not merged or self._is_plain(name):
-            found = wide(self.experts[self.tasks[index]][name])
-            if bool(found.isfinite().all()):
-                return found
+            weight = wide(self.stored.experts[self.tasks[index]][name])
+            if bool(weight.isfinite().all()):
+                return weight
         return self.weights(name)[index]  # names what is not finite
 
     def of_expert(self, name: str, index: int) -> Tensor:
@@ -252,10 +158,6 @@ class TaskVectors:
             return self[name][index]
         base = wide(self.base[name])
         return self.expert(name, index).to(base.dtype) - base
-
-    def _is_plain(self, name: str) -> bool:
-        """Whether a tensor's task vectors are the differences of what is stored."""
-        return not self._maps and not self.is_zero(name)
 
     def map(self, function: TileMap) -> "TaskVectors":
         """A lazy view in which every tile has also passed through `function(span, tile)`."""
@@ -282,34 +184,13 @@ class TaskVectors:
         view._zero = self._zero | frozenset(names)
         return view
 
-    def is_zero(self, name: str) -> bool:
-        """Whether the named tensor's task vectors are known to be zero."""
-        return name in self._zero or name in self._kept
-
     def each(self, items: Iterable[Item], function: Callable[[Item], Result]) -> list[Result]:
         """Call a function on names, or groups of them, see `run_each`; results in their order."""
         return run_each(function, items, self.jobs, "reading tensors")
 
-    def groups(self, names: Iterable[str]) -> list[list[str]]:
-        """The names in `jobs` groups of about as many entries each."""
-        groups: list[list[str]] = [[] for _ in range(self.jobs)]
-        sizes = [0] * self.jobs
-        for name in sorted(names, key=self.numel, reverse=True):
-            smallest = sizes.index(min(sizes))
-            groups[smallest].append(name)
-            sizes[smallest] += self.numel(name)
-        return groups
-
-    def _buffers(self, span: Span) -> tuple[Tensor, Tensor]:
-        """Memory for the base's entries [n] and the experts' [K, n], in the type of sums."""
-        dtype, size = wide_dtype(self.base.dtype(span.name)), span.stop - span.start
-        empty = partial(torch.empty, dtype=dtype, device=self.device)
-        return empty(size), empty(len(self), size)
-
-    def _fill(self, span: Span, base: Tensor, tile: Tensor) -> None:
-        self.base.read_into(span.name, span.start, base)
-        for row, expert in zip(tile, self.experts.values(), strict=True):
-            expert.read_into(span.name, span.start, row)
+    def _is_plain(self, name: str) -> bool:
+        """Whether a tensor's task vectors are the differences of what is stored."""
+        return not self._maps and not self.is_zero(name)
 
     def _tile(self, span: Span, base: Tensor, tile: Tensor) -> Tensor:
         """Read into the given memory, and return the mapped task vectors."""
@@ -317,23 +198,9 @@ class TaskVectors:
         if self.is_zero(span.name):
             self.base.read_into(span.name, span.start, base)
             return tile.zero_()
-        self._fill(span, base, tile)
+        self.stored.read_into(span, base, tile)
         tile.sub_(base)
-        self._check_finite(span, tile, base)
+        self.stored.check_finite(span, base, tile)
         for function in self._maps:
             tile = function(span, tile)
         return tile
-
-    def _check_finite(self, span: Span, tile: Tensor, base: Tensor) -> None:
-        if math.isfinite(tile.sum()):
-            return
-        if not torch.isfinite(base).all():
-            raise InputError(
-                f"base: {span.name} has NaN or infinite values; save the checkpoint again"
-            )
-        broken = [t for t, row in zip(self.tasks, tile, strict=True) if not row.isfinite().all()]
-        if broken:
-            raise InputError(
-                f"experts: {span.name} of {', '.join(broken)} has NaN or infinite values; "
-                "leave such an expert out or save its checkpoint again"
-            )

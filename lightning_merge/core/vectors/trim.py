@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.vectors.selection import kth_smallest_magnitude
-from lightning_merge.core.vectors.task_vectors import Span, TaskVectors, TileMap
+from lightning_merge.core.vectors.task_vectors import TaskVectors, TileMap
+from lightning_merge.core.vectors.tiles import Span, whole_rows
 
 
 def keep_largest(values: Tensor, counts: Tensor) -> Tensor:
@@ -148,7 +149,8 @@ def row_trim(vectors: TaskVectors, keep_ratios: dict[str, Tensor], other: TileMa
     def trim(span: Span, tile: Tensor) -> Tensor:
         if span.name not in keep_ratios:
             return other(span, tile)
-        ratios = keep_ratios[span.name][vectors.rows(span)]
+        shape = vectors.base.shape(span.name)
+        ratios = keep_ratios[span.name][whole_rows(span, shape, len(tile))]
         return trim_rows(tile.view(len(tile), len(ratios), -1), ratios).flatten(1)
 
     return trim

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_merge.core.vectors import sums, task_vectors
+from lightning_merge.core.vectors import sums
 from lightning_merge.core.vectors.sums import sum_over_tensor
 from lightning_merge.core.vectors.task_vectors import TaskVectors
 
@@ -27,5 +27,5 @@ def test_the_size_of_tiles_changes_no_bit(monkeypatch):
         return sum_over_tensor(vectors, "w", lambda _, tile: tile.sum(), whole=False)
 
     first = total()
-    monkeypatch.setattr(task_vectors, "TILE", 1)
+    monkeypatch.setattr("lightning_merge.core.vectors.tiles.TILE", 1)
     assert torch.equal(total(), first)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.vectors import task_vectors
-from lightning_merge.core.vectors.task_vectors import Span, TaskVectors, flatten_tasks
+from lightning_merge.core.vectors.task_vectors import TaskVectors, flatten_tasks
+from lightning_merge.core.vectors.tiles import Span
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_names_tasks_and_stacks(vectors):
     assert vectors["half"].tolist() == [[[1.0] * 3] * 2, [[0.0] * 3] * 2]
     assert vectors["double"].dtype == torch.float64
     assert vectors["empty"].shape == (2, 0, 4)
-    assert vectors.stack("bn.running_mean").tolist() == [[2.0, 2.0], [1.0, 1.0]]
+    assert vectors.stored.stack("bn.running_mean").tolist() == [[2.0, 2.0], [1.0, 1.0]]
     assert vectors.weights("scalar").tolist() == [3.0, 2.0]
 
 
@@ -69,7 +69,7 @@ def test_large_finite_values_are_no_error(base):
 
 @pytest.mark.parametrize("entries", [1, 7, 8, 64, 10**6])
 def test_tiles_cover_every_tensor_by_whole_rows(entries, vectors, monkeypatch):
-    monkeypatch.setattr(task_vectors, "TILE", entries)
+    monkeypatch.setattr("lightning_merge.core.vectors.tiles.TILE", entries)
     for name in vectors.names:
         spans, whole = [*vectors.spans(name)], flatten_tasks(vectors[name])
         assert [s.start for s in spans[1:]] == [s.stop for s in spans[:-1]]
@@ -106,7 +106,7 @@ def test_zeroed_tensors_are_not_read(base):
     ],
 )
 def test_tiles_are_rows_of_the_matrix_where_those_are_small(shape, step, monkeypatch):
-    monkeypatch.setattr(task_vectors, "TILE", 60)
+    monkeypatch.setattr("lightning_merge.core.vectors.tiles.TILE", 60)
     base = {"w": torch.zeros(shape)}
     vectors = TaskVectors(base, {"a": base, "b": base})
     first, *others = vectors.spans("w")

@@ -6,7 +6,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lightning_merge.core.vectors import task_vectors
 from lightning_merge.core.vectors.task_vectors import TaskVectors
 from lightning_merge.core.vectors.trim import (
     global_trim,
@@ -103,7 +102,7 @@ def test_trimming_is_scale_equivariant_and_idempotent():
 @pytest.mark.parametrize("entries", [1, 100, 10**6])
 @pytest.mark.parametrize("values", ["distinct", "tied", "zero"])
 def test_tensor_trim_keeps_what_sorting_keeps_whatever_the_tiles(values, entries, monkeypatch):
-    monkeypatch.setattr(task_vectors, "TILE", entries)
+    monkeypatch.setattr("lightning_merge.core.vectors.tiles.TILE", entries)
     drawn = make_vectors((50, 4), seed=5)
     change = {"distinct": torch.clone, "tied": torch.round, "zero": torch.zeros_like}[values]
     vectors = drawn.map(lambda span, tile: change(tile))
@@ -115,7 +114,7 @@ def test_tensor_trim_keeps_what_sorting_keeps_whatever_the_tiles(values, entries
 
 @pytest.mark.parametrize("entries", [1, 30, 10**6])
 def test_row_trim_is_that_of_whole_matrices(entries, monkeypatch):
-    monkeypatch.setattr(task_vectors, "TILE", entries)
+    monkeypatch.setattr("lightning_merge.core.vectors.tiles.TILE", entries)
     vectors = make_vectors((6, 10), (8,))
     ratios = {"t0": torch.linspace(0, 1, 6)}
     trimmed = vectors.map(row_trim(vectors, ratios, lambda span, tile: 0 * tile))
