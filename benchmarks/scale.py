@@ -121,7 +121,7 @@ def learn(case: Case, folder: Path) -> Measured:
 def merge(method: MergeMethod, case: Case, folder: Path) -> Measured:
     """A tensor-wise method from files to a file."""
     _, base, experts = case.open(folder)
-    layout = TaskVectors(base, experts).layout()
+    layout = TaskVectors(base, experts).stored.layout()
 
     def run() -> None:
         with CheckpointWriter(folder / "merged.safetensors", layout) as sink:

@@ -1,8 +1,8 @@
 """KnOTS: TIES in a basis that the experts share."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, get_args
+from typing import ClassVar, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -11,11 +11,15 @@ from lightning_merge.core.checks import require_choice, require_finite, require_
 from lightning_merge.core.facts import Facts
 from lightning_merge.core.vectors.decompose import as_matrices, column_basis
 from lightning_merge.core.vectors.elect import Combine, disjoint_merge, elect_signs
+from lightning_merge.core.vectors.selection import (
+    BLOCK,
+    Sample,
+    kth_smallest_magnitude,
+    sampled_blocks,
+)
 from lightning_merge.core.vectors.task_vectors import TaskVectors, sum_tasks
 from lightning_merge.core.vectors.tiles import Span
 from lightning_merge.methods.base import MergeMethod, Resources, Update
-
-_HIGH, _LOW = 16, 15  # bits of a magnitude in float32 that each pass looks at
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class KnOTS(MergeMethod):
     go to +); the update is scale * U C. Tensors that are no matrices are averaged, times scale.
 
     Made for experts tuned by LoRA. Cost: 1 eigenvalue problem of size min(out, K rest) per
-    tensor, the products with U, and four readings of everything. The plan holds U of every
+    tensor, the products with U, and three readings of everything. The plan holds U of every
     tensor, up to out * out numbers each: for ViT-B/32 somewhat more than the model.
 
     Reference: Stoica et al. 2025, "Model merging with SVD to tie the KnOTS", section 4. The
@@ -50,7 +54,7 @@ class KnOTS(MergeMethod):
     facts: ClassVar[Facts] = Facts(
         reference="Stoica et al. 2025",
         arxiv="2410.19735",
-        readings=4,
+        readings=3,
         whole=True,
         work="1 eigenproblem a tensor",
         memory="U of every tensor",
@@ -63,9 +67,8 @@ class KnOTS(MergeMethod):
 
     def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
         """Find the shared bases, and the magnitude that coordinates of each expert must reach."""
-        found = vectors.each(vectors.names, lambda name: _basis(vectors, name))
-        bases = {n: b for n, b in zip(vectors.names, found, strict=True) if b is not None}
-        thresholds = _thresholds(vectors, bases, self.density)
+        bases, sample = _shared_bases(vectors)
+        thresholds = _thresholds(vectors, bases, self.density, sample)
 
         def update(span: Span, tile: Tensor) -> Tensor:
             if span.name not in bases:
@@ -79,8 +82,29 @@ class KnOTS(MergeMethod):
         return update
 
 
-def _basis(vectors: TaskVectors, name: str) -> Tensor | None:
-    """U of one tensor, [out, r], in the type of its task vectors; None if it is none or zero."""
+class _Shared(NamedTuple):
+    """What the first reading of a tensor gives.
+
+    Attributes:
+        basis: U, [out, r], in the type of its task vectors.
+        blocks: Some of the experts' coordinates in it, [K, BLOCK] each.
+    """
+
+    basis: Tensor
+    blocks: list[Tensor]
+
+
+def _shared_bases(vectors: TaskVectors) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """U of every tensor that has one, and a sample of all coordinates."""
+    starts = sampled_blocks({name: vectors.numel(name) for name in vectors.names})
+    each = vectors.each(vectors.names, lambda name: _shared(vectors, name, starts[name]))
+    shared = {n: one for n, one in zip(vectors.names, each, strict=True) if one is not None}
+    blocks = [block for one in shared.values() for block in one.blocks]
+    return {name: one.basis for name, one in shared.items()}, blocks
+
+
+def _shared(vectors: TaskVectors, name: str, starts: Iterable[int]) -> _Shared | None:
+    """The basis of one tensor and coordinates from some places on; None if it has none."""
     if vectors.is_zero(name):
         return None
     stack = vectors[name]
@@ -89,7 +113,11 @@ def _basis(vectors: TaskVectors, name: str) -> Tensor | None:
         return None
     joined = matrices.transpose(0, 1).flatten(1)
     basis = column_basis(joined).to(stack.dtype).contiguous()
-    return basis if basis.numel() else None
+    if not basis.numel():
+        return None
+    values = _coordinates(basis, stack.flatten(1))
+    ends = (start + BLOCK for start in starts)
+    return _Shared(basis, [values[:, e - BLOCK : e].clone() for e in ends if e <= values.shape[1]])
 
 
 def _coordinates(basis: Tensor, tile: Tensor) -> Tensor:
@@ -97,44 +125,21 @@ def _coordinates(basis: Tensor, tile: Tensor) -> Tensor:
     return (basis.mT @ tile.view(len(tile), len(basis), -1)).flatten(1)
 
 
-def _thresholds(vectors: TaskVectors, bases: Mapping[str, Tensor], density: float) -> Tensor:
+def _thresholds(
+    vectors: TaskVectors,
+    bases: Mapping[str, Tensor],
+    density: float,
+    blocks: Sequence[Tensor] = (),
+) -> Tensor:
     """Smallest magnitude that is kept, over all coordinates of each expert, [K] in float32.
 
-    As in TIES it is the (d - floor(d * density))-th smallest of d. Read as integers, the bits of
-    magnitudes are ordered as these are: one pass counts their upper half, another the lower half
-    of those that share the upper half of the one looked for.
+    As in TIES it is the (d - floor(d * density))-th smallest of d.
     """
     total = sum(vectors.numel(n) // len(b) * b.shape[1] for n, b in bases.items())
     rank = total - int(total * density)
     if density == 0 or rank == 0:
         bound = torch.inf if density == 0 else 0.0
         return torch.full((len(vectors),), bound, device=vectors.device)
-    ranks = torch.full((len(vectors), 1), rank)
-    upper = _counts(vectors, bases, lambda bits, _: bits >> _LOW, 2**_HIGH)
-    high = torch.searchsorted(upper, ranks)
-    below = torch.where(high > 0, upper.gather(1, (high - 1).clamp(min=0)), 0)
-
-    def lower_half(bits: Tensor, k: int) -> Tensor:
-        return bits[bits >> _LOW == high[k].item()] & (2**_LOW - 1)
-
-    low = torch.searchsorted(_counts(vectors, bases, lower_half, 2**_LOW), ranks - below)
-    return (high << _LOW | low).int().view(torch.float32).flatten().to(vectors.device)
-
-
-def _counts(
-    vectors: TaskVectors,
-    bases: Mapping[str, Tensor],
-    part: Callable[[Tensor, int], Tensor],
-    size: int,
-) -> Tensor:
-    """How many coordinates of each expert have a part of their bits up to each value, [K, size].
-
-    The part is a function of magnitudes as integers [n] and the expert's number.
-    """
-
-    def count(name: str) -> Tensor:
-        magnitudes = _coordinates(bases[name], vectors[name].flatten(1)).float().abs()
-        rows = enumerate(magnitudes.view(torch.int32))
-        return torch.stack([torch.bincount(part(row, k), minlength=size).cpu() for k, row in rows])
-
-    return torch.stack(vectors.each(bases, count)).sum(0).cumsum(1)
+    coordinates = vectors.whole().map(lambda span, tile: _coordinates(bases[span.name], tile))
+    order = kth_smallest_magnitude(coordinates, [*bases], rank, Sample(total, blocks))
+    return order.value.float()

@@ -1,6 +1,6 @@
 """Exact order statistics of magnitudes that are never in memory together."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,8 @@ from lightning_merge.core.vectors.tiles import Span
 _SMALL = 2**15  # entries per expert that are simply read and partitioned
 _BINS = 2**21  # of all histograms together: 16 MiB
 _WAITING = 2**21  # entries in memory, before they become a histogram: 8 MiB
-_BLOCK = 256  # entries that are sampled together
+BLOCK = 256
+"""Entries that are sampled together."""
 _SAMPLE = (2**13, 2**18)  # entries per expert, at least and at most
 
 
@@ -30,7 +31,21 @@ class Order(NamedTuple):
     less: Tensor
 
 
-def kth_smallest_magnitude(vectors: TaskVectors, names: Sequence[str], rank: int) -> Order:
+class Sample(NamedTuple):
+    """What is known of entries before they are searched.
+
+    Attributes:
+        total: Number of entries of each expert.
+        blocks: Some of them as `sampled_blocks` takes them, [K, BLOCK] each.
+    """
+
+    total: int
+    blocks: Sequence[Tensor]
+
+
+def kth_smallest_magnitude(
+    vectors: TaskVectors, names: Sequence[str], rank: int, sample: Sample | None = None
+) -> Order:
     """The rank-th smallest |entry| of every expert over the named tensors together.
 
     Read as integers, the bits of magnitudes are ordered as the magnitudes are. A sample gives a
@@ -43,17 +58,43 @@ def kth_smallest_magnitude(vectors: TaskVectors, names: Sequence[str], rank: int
         vectors: Task vectors, read in tiles.
         names: Tensors that are ranked together.
         rank: 1 for the smallest, up to the number of entries.
+        sample: Given where maps need a whole tensor, or change the number of its entries; read
+            from the tensors by default.
     """
     dtype = torch.float32
     for name in names:
         dtype = torch.promote_types(dtype, wide_dtype(vectors.base.dtype(name)))
-    total = sum(vectors.numel(name) for name in names)
+    total = sample.total if sample else sum(vectors.numel(name) for name in names)
     if total <= _SMALL:
         tiles = [vectors.read(span).to(dtype) for name in names for span in vectors.spans(name)]
         magnitudes = torch.cat(tiles, dim=1).abs_()
         value = magnitudes.kthvalue(rank, dim=1).values
         return Order(value, (magnitudes < value[:, None]).sum(1))
-    return _Search(vectors, names, rank, total, dtype).run()
+    search = _Search(vectors, names, rank, total, dtype)
+    search.guess(_read_blocks(vectors, names) if sample is None else sample.blocks)
+    return search.run()
+
+
+def sampled_blocks(sizes: Mapping[str, int]) -> dict[str, range]:
+    """Where blocks of `BLOCK` entries, evenly spaced over tensors of these sizes, begin."""
+    total = sum(sizes.values())
+    wanted = min(max(total // 128, _SAMPLE[0]), _SAMPLE[1])
+    step = max(BLOCK, total * BLOCK // wanted)
+    blocks, offset = {}, 0
+    for name, size in sizes.items():
+        blocks[name] = range(-offset % step, size - BLOCK + 1, step)
+        offset += size
+    return blocks
+
+
+def _read_blocks(vectors: TaskVectors, names: Sequence[str]) -> list[Tensor]:
+    """Some entries of every expert, as `sampled_blocks` takes them, [K, BLOCK] each."""
+    starts = sampled_blocks({name: vectors.numel(name) for name in names})
+    return [
+        vectors.read(Span(name, start, start + BLOCK))
+        for name, places in starts.items()
+        for start in places
+    ]
 
 
 def kth_smallest(vectors: TaskVectors, names: Sequence[str], rank: int) -> Tensor:
@@ -123,7 +164,7 @@ class _Search:
         self.bins = max(2**16, _BINS // experts)
 
     def run(self) -> Order:
-        self._guess()
+        """Narrow the ranges until each is one value."""
         self._narrow()
         while any(high - low > 1 for low, high in zip(self.low, self.high, strict=True)):
             self._narrow()
@@ -134,20 +175,13 @@ class _Search:
     def _bits(self, tile: Tensor) -> np.ndarray:
         return tile.to(self.dtype).abs_().cpu().numpy().view(self.integer)
 
-    def _guess(self) -> None:
-        """Start from the ranks that a sample of evenly spaced blocks makes likely."""
-        wanted = min(max(self.total // 128, _SAMPLE[0]), _SAMPLE[1])
-        step = max(_BLOCK, self.total * _BLOCK // wanted)
-        blocks, offset = [], 0
-        for name in self.names:
-            size = self.vectors.numel(name)
-            for start in range(-offset % step, size - _BLOCK + 1, step):
-                blocks.append(self._bits(self.vectors.read(Span(name, start, start + _BLOCK))))
-            offset += size
+    def guess(self, blocks: Sequence[Tensor]) -> None:
+        """Start from the ranks that evenly spaced blocks [K, n] make likely, if they are many."""
         if len(blocks) < 16:
             return
-        sample, share = np.stack(blocks, axis=1), self.rank / self.total  # [K, blocks, block]
-        for k, row in enumerate(sample):
+        bits = np.stack([self._bits(block) for block in blocks], axis=1)
+        share = self.rank / self.total
+        for k, row in enumerate(bits):  # [blocks, n]
             ordered = np.sort(row, axis=None)
             middle = ordered[int(share * (len(ordered) - 1))]
             below = (row < middle).mean(1)  # neighbours differ by chance, distant ones by kind

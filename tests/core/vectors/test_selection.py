@@ -31,7 +31,7 @@ def growing(size, generator):
 def hidden_from_the_sample(size, generator):
     """Small where blocks are read, large elsewhere, or the other way round."""
     values = torch.randn(size, generator=generator).abs() + 1
-    values.view(-1, selection._BLOCK)[::2] *= 1e-6
+    values.view(-1, selection.BLOCK)[::2] *= 1e-6
     return values
 
 
