@@ -126,3 +126,11 @@ def test_help_of_jsonargparse_names_the_program_too(command, name, monkeypatch, 
     shown = run(command, "--help")
     assert not shown.code
     assert re.match(rf"usage: {called} (\[options\] )?{command} ", shown.out)
+
+
+def test_help_of_a_method_tells_of_its_own_options_and_of_inherited_ones(run):
+    shown = run("merge", "--method.help", "TSVM")
+    assert not shown.code
+    words = " ".join(shown.out.split())
+    assert "Factor of the update." in words
+    assert "Applied to the task vectors first, in order." in words
