@@ -43,19 +43,18 @@ def markdown(results: Results | Aggregate) -> str:
     columns, best = _columns(results), _best(results)
     more = {**_difference(results), **_size_columns(results), **_effort_columns(results)}
     header = [*columns, *more]
-    lines = [markdown_line(["candidate", *header]), markdown_line([":--", *["--:"] * len(header)])]
+    rows = []
     for candidate in results.candidates.values():
         name = f"*{_name(candidate)}*" if candidate.bound else _name(candidate)
         cells = (
             f"**{cell}**" if (candidate.name, column) in best else cell
             for column, cell in zip(columns, _cells(candidate, results), strict=True)
         )
-        lines.append(
-            markdown_line([name, *cells, *(column[candidate.name] for column in more.values())])
-        )
+        rows.append([name, *cells, *(column[candidate.name] for column in more.values())])
     samples = _samples(results)
-    lines.append(markdown_line(["samples", *samples, *[""] * (len(header) - len(samples))]))
-    return "\n".join([*lines, "", *_legend(results), "", *_notes(results), *_origin(results), ""])
+    rows.append(["samples", *samples, *[""] * (len(header) - len(samples))])
+    table = markdown_table(["candidate", *header], rows, [":--", *["--:"] * len(header)])
+    return "\n".join([table, "", *_legend(results), "", *_notes(results), *_origin(results), ""])
 
 
 def rich_table(
@@ -262,9 +261,19 @@ def _origin(results: Results | Aggregate) -> Iterable[str]:
         yield f"- Command: `{results.command}`"
 
 
-def markdown_line(cells: Iterable[str]) -> str:
-    """Return one row of a table."""
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+def markdown_table(
+    header: Sequence[str], rows: Iterable[Sequence[str]], alignment: Sequence[str]
+) -> str:
+    """Return a table in markdown, pipes in cells escaped.
+
+    Args:
+        header: Names of the columns.
+        rows: Cells of every row.
+        alignment: ":--", "--:" or "---" for each column.
+    """
+    lines = [header, alignment, *rows]
+    cells = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def _room(

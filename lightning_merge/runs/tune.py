@@ -15,7 +15,7 @@ from lightning_merge.core.networks.batch_norm import has_batch_norm
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.evaluation.candidates import BOUNDS, Candidate
 from lightning_merge.evaluation.results import Results
-from lightning_merge.evaluation.tables import markdown_line
+from lightning_merge.evaluation.tables import markdown_table
 from lightning_merge.methods.base import Method, brief
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.compare import compare
@@ -225,9 +225,9 @@ def table(trials: Sequence[Trial], tasks: Sequence[str]) -> str:
     """
     header = ["trial", *trials[0].point, "average", *tasks, "seconds"]
     ranked = sorted(enumerate(trials, 1), key=lambda pair: -_average(pair[1]))
-    lines = [header, ["--:"] * len(header), *(_cells(n, trial, tasks) for n, trial in ranked)]
-    rows = "\n".join(map(markdown_line, lines))
-    return f"{rows}\n\nAccuracy on held-out images in percent; no test image took part.\n"
+    rows = [_cells(number, trial, tasks) for number, trial in ranked]
+    written = markdown_table(header, rows, ["--:"] * len(header))
+    return f"{written}\n\nAccuracy on held-out images in percent; no test image took part.\n"
 
 
 def _average(trial: Trial) -> float:

@@ -6,7 +6,7 @@ import pytest
 
 from lightning_merge.cli.definitions import kinds_of
 from lightning_merge.cli.listing import COLUMNS, needs_of_methods
-from lightning_merge.evaluation.tables import markdown_line
+from lightning_merge.evaluation.tables import markdown_table
 from lightning_merge.methods.base import Method, registered
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "methods.md"
@@ -73,6 +73,6 @@ def test_only_methods_have_needs_to_sort_by(run):
 
 def test_the_documentation_has_the_table():
     rows = needs_of_methods("needs")
-    lines = [markdown_line((name, *cells)) for name, cells in {"method": COLUMNS, **rows}.items()]
-    lines.insert(1, markdown_line(["---"] * (len(COLUMNS) + 1)))
-    assert "\n".join(lines) in DOCUMENT.read_text(encoding="utf-8")
+    cells = [(name, *row) for name, row in rows.items()]
+    table = markdown_table(("method", *COLUMNS), cells, ["---"] * (len(COLUMNS) + 1))
+    assert table in DOCUMENT.read_text(encoding="utf-8")
