@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lightning_merge.cli.merge import merge_files as merge
     from lightning_merge.core.checkpoints.checkpoint import open_checkpoint, save_checkpoint
+    from lightning_merge.core.checkpoints.provenance import verify_provenance
     from lightning_merge.core.networks.m_loss import expected_m_loss
     from lightning_merge.methods import (
         EMR,
@@ -111,6 +112,7 @@ __all__ = [
     "open_checkpoint",
     "registered",
     "save_checkpoint",
+    "verify_provenance",
 ]
 __version__ = "0.1.0"
 
@@ -119,6 +121,7 @@ _ELSEWHERE = {
     "merge": ("lightning_merge.cli.merge", "merge_files"),
     "open_checkpoint": ("lightning_merge.core.checkpoints.checkpoint", "open_checkpoint"),
     "save_checkpoint": ("lightning_merge.core.checkpoints.checkpoint", "save_checkpoint"),
+    "verify_provenance": ("lightning_merge.core.checkpoints.provenance", "verify_provenance"),
 }
 """Names that are not from `lightning_merge.methods` -> module, and name there."""
 

@@ -11,7 +11,7 @@ import torch
 from lightning_merge.cli.companions import copy_companions, how_to_load
 from lightning_merge.core.checkpoints.activation import KEY, agreed
 from lightning_merge.core.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from lightning_merge.core.checkpoints.files import file_fingerprint
+from lightning_merge.core.checkpoints.files import file_record
 from lightning_merge.core.checkpoints.hub import given_as
 from lightning_merge.core.checkpoints.writer import CheckpointWriter
 from lightning_merge.core.checks import require_in
@@ -155,7 +155,7 @@ def _find(files: Mapping[str, str], ignore: Sequence[str], prefixes: Mapping[str
     """Open base and experts, and find what of them takes part under which names."""
     opened = _open(files, prefixes)
     experts = [what for what in files if what != "base"]
-    about = {what: file_fingerprint(file) for what, file in files.items()}
+    about = {what: file_record(file, "sample") for what, file in files.items()}
     about |= {f"prefix/{what}": given for what, given in _by_file(prefixes).items()}
     if activation := agreed(files, opened):
         about[KEY] = activation

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from lightning_merge.core.checkpoints.checkpoint import match_names, open_checkpoint, spelled_as
-from lightning_merge.core.checkpoints.files import file_hash
+from lightning_merge.core.checkpoints.files import file_record
 from lightning_merge.core.errors import InputError, warn
 from lightning_merge.core.vectors.suspicions import suspicions
 from lightning_merge.core.vectors.task_vectors import TaskVectors
@@ -144,8 +144,8 @@ class Zoo:
 
     def hashes(self, tasks: Sequence[str]) -> dict[str, str]:
         """Return the SHA-256 of base and experts, for the metadata of what is merged from them."""
-        experts = {f"expert/{task}": file_hash(self.expert(task)) for task in tasks}
-        return {"base": file_hash(self.base), **experts}
+        experts = {f"expert/{task}": file_record(self.expert(task), "sha256") for task in tasks}
+        return {"base": file_record(self.base, "sha256"), **experts}
 
 
 @dataclass(frozen=True)

@@ -70,9 +70,9 @@ def test_a_callback_merges_as_the_method_does(
     assert any(not torch.equal(written[tensor], base[tensor]) for tensor in base)
     assert written.metadata["method"] == type(method).__name__
     assert "transforms" in written.metadata["hyperparameters"]
-    assert written.metadata["base"] == file_hash(files.base)
+    assert written.metadata["base"] == f"sha256:{file_hash(files.base)}"
     for task in TASKS:
-        assert written.metadata[f"expert/{task}"] == file_hash(files.expert[task])
+        assert written.metadata[f"expert/{task}"] == f"sha256:{file_hash(files.expert[task])}"
     candidate = module.candidates[name]
     assert (candidate.weights, candidate.options) == (path, None)
     assert candidate.seconds > 0

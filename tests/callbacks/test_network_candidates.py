@@ -84,7 +84,7 @@ def test_a_candidate_is_the_network_and_is_measured_as_such(
     assert all(torch.equal(stored[tensor], state[tensor]) for tensor in state)
     assert stored.metadata["method"] == type(METHODS[name]).__name__
     assert stored.metadata["hyperparameters"] == METHODS[name].described()
-    assert stored.metadata["expert/reds"] == file_hash(files.expert["reds"])
+    assert stored.metadata["expert/reds"] == f"sha256:{file_hash(files.expert['reds'])}"
     assert ("heads" in stored.metadata) == (name in ("wemoe", "surgery_of_fisher"))
     assert candidate.extra_parameters == expected.extra_parameters > 0
     assert candidate.inference_cost == expected.inference_cost

@@ -59,9 +59,10 @@ def test_merge_is_the_python_call(merge, files, name):
     assert all(torch.equal(written[tensor], expected[tensor]) for tensor in expected)
     assert written.metadata["method"] == type(method).__name__
     assert written.metadata["hyperparameters"] == method.described()
-    assert written.metadata["base"] == file_fingerprint(files.base)
+    assert written.metadata["base"] == f"sample:{file_fingerprint(files.base)}"
     for task in TASKS:
-        assert written.metadata[f"expert/{task}"] == file_fingerprint(files.expert[task])
+        wanted = f"sample:{file_fingerprint(files.expert[task])}"
+        assert written.metadata[f"expert/{task}"] == wanted
 
 
 def test_jobs_shards_and_dtype_change_nothing_else(merge, files, run, tmp_path):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 from lightning_merge.core.checkpoints import hub
 from lightning_merge.core.errors import InputError
@@ -251,6 +252,38 @@ def file_fingerprint(path: str | Path) -> str:
         InputError: `path` is missing or unreadable.
     """
     return _hash(path, _sample_hash)
+
+
+def file_record(path: str | Path, kind: Literal["sha256", "sample"]) -> str:
+    """What a result says of a file that it was made from, as `sha256:9f86...`.
+
+    Args:
+        path: The file or folder.
+        kind: "sha256" for the `file_hash`, "sample" for the `file_fingerprint`.
+
+    Raises:
+        InputError: `path` is missing or unreadable.
+    """
+    return f"{kind}:{_DIGESTS[kind](path)}"
+
+
+def is_recorded(path: str | Path, record: str) -> bool:
+    """Whether a file is the one of a record, of either kind.
+
+    Earlier versions recorded the digest alone; such a record may be of either kind as well.
+
+    Raises:
+        InputError: `path` is missing or unreadable.
+    """
+    kind, colon, digest = record.rpartition(":")
+    kinds = [kind] if colon else list(_DIGESTS)
+    return any(_DIGESTS[k](path) == digest for k in kinds if k in _DIGESTS)
+
+
+_DIGESTS: dict[str, Callable[[str | Path], str]] = {
+    "sha256": file_hash,
+    "sample": file_fingerprint,
+}
 
 
 def _hash(given: str | Path, hash_file: Callable[[Path, int, int, int], str]) -> str:
