@@ -1,4 +1,8 @@
-"""The network in what a file of torch.save holds: its tensors, by the names of a state dict."""
+"""The network in what a file of torch.save holds: its tensors, by the names of a state dict.
+
+A pickled module has no `state_dict` to call here, as no class is imported: its names are found in
+the records of its attributes, and its tensors stay in the file.
+"""
 
 import re
 from collections import Counter, defaultdict

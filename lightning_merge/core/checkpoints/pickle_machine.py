@@ -1,10 +1,10 @@
 """A pickle machine that imports nothing and calls nothing.
 
-A pickle is a program: its opcodes may name any function and call it. This machine decodes the
-opcodes with `pickletools`, which only reads, and interprets them over plain containers. A name
-stays a `Symbol`, an object of whatever class a `Record` of its state; both are inert. The few
-calls that yield tensors are handed to functions of the reader (`rebuild`); a call that could do
-anything else than make an object is refused. Nothing is copied that the file does not spell
+A pickle is a program: its opcodes may name any function and call it, and Python's own unpickler
+does. This machine decodes the opcodes with `pickletools`, which only reads, and interprets them
+over plain containers. A name stays a `Symbol`, an object of whatever class a `Record` of its
+state; both are inert. The few calls that yield tensors are handed to functions of the reader
+(`rebuild`); a call that could do anything else than make an object is refused. Nothing is copied that the file does not spell
 out, so memory stays in proportion to the file.
 """
 

@@ -2,6 +2,10 @@
 
 https://huggingface.co/docs/safetensors: tensors fill the rest of the file without gaps or
 overlap, in little-endian byte order.
+
+The library of that name maps the file into memory. Here any run of a tensor's entries is read
+into memory that the caller has, and a file cut short is an error, not the SIGBUS that kills a
+process with a map.
 """
 
 import json

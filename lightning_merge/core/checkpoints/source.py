@@ -1,4 +1,8 @@
-"""Files that are read while they are merged: by position, by many threads, and unchanged."""
+"""Files that are read while they are merged: by position, by many threads, and unchanged.
+
+Files are read, not mapped into memory: where one is cut short, access to a map is SIGBUS, which
+kills the process; here it is an error that names the file.
+"""
 
 import os
 import stat

@@ -4,7 +4,9 @@ State dicts, Lightning checkpoints and pickled whole modules, in torch's zip for
 older one, are read by one restricted reader. It is stricter than
 `torch.load(weights_only=True)`: it imports no class, so a module whose class is long gone
 still gives its tensors; it honours no call but those, listed below, that describe a dense
-tensor; and tensors stay in the file until they are used.
+tensor; and tensors stay in the file until they are used, then are read by runs of entries.
+`torch.load` would need all of the file in memory, or a map, which kills the process with SIGBUS
+where the file is cut short.
 """
 
 import re
