@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_merge.core.checkpoints.checkpoint import file_hash
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.progress import tracked
 from lightning_merge.models.from_open_clip import activation, create_clip, tokenizer
-from lightning_merge.models.heads import CosineHead, load_heads, save_heads
+from lightning_merge.models.heads import CosineHead
 from lightning_merge.models.loading import load_strict
 
 Prompts = tuple[Sequence[str], Sequence[str]]
@@ -66,17 +63,14 @@ def zero_shot_heads(
     name: str = "ViT-B-32-quickgelu",
     pretrained: str | None = None,
     weights: str | Path | None = None,
-    cache: str | Path | None = None,
 ) -> dict[str, CosineHead]:
-    """Build the zero-shot heads of several tasks, each only once.
+    """Build the zero-shot heads of several tasks with one text tower.
 
     Args:
         tasks: Class names and templates of each task.
         name: Model name of open_clip.
         pretrained: Tag of published weights.
         weights: File of the whole model's weights instead.
-        cache: Folder that keeps the heads by model, weights, classes and templates; the text
-            tower is not even loaded when all are there.
 
     Raises:
         InputError: As :func:`zero_shot_head` and :class:`OpenClipEncoder`; also if neither
@@ -86,21 +80,8 @@ def zero_shot_heads(
         raise InputError("pretrained=None, weights=None: a zero-shot head needs a trained model.")
     for class_names, templates in tasks.values():
         _check_prompts(class_names, templates)
-    origin = [name, pretrained, weights and file_hash(weights)]
-    heads: dict[str, CosineHead] = {}
-    files = {task: _cache_file(cache, origin, prompts) for task, prompts in tasks.items()}
-    tower: tuple[Any, Any] | None = None
-    for task, prompts in tasks.items():
-        file = files[task]
-        if file is not None and file.is_file():
-            head: Any = load_heads(file)["head"]
-            heads[task] = head.named(prompts[0])
-            continue
-        tower = tower or _text_tower(name, pretrained, weights)
-        heads[task] = zero_shot_head(*tower, *prompts)
-        if file is not None:
-            save_heads({"head": heads[task]}, file)
-    return heads
+    tower = _text_tower(name, pretrained, weights)
+    return {task: zero_shot_head(*tower, *prompts) for task, prompts in tasks.items()}
 
 
 def _text_tower(name: str, pretrained: str | None, weights: str | Path | None) -> tuple[Any, Any]:
@@ -118,14 +99,6 @@ def _text_tower(name: str, pretrained: str | None, weights: str | Path | None) -
                 f"one, are published without. Give the whole CLIP. ({fault})"
             ) from fault
     return model, tokenizer(name)
-
-
-def _cache_file(cache: str | Path | None, origin: list[Any], prompts: Prompts) -> Path | None:
-    """Name the file that keeps the head of these prompts."""
-    if cache is None:
-        return None
-    key = json.dumps([origin, list(prompts[0]), list(prompts[1])])
-    return Path(cache) / f"head-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
 
 
 def _check_prompts(class_names: Sequence[str], templates: Sequence[str]) -> None:
