@@ -96,9 +96,9 @@ def test_rooms_of_core_import_from_their_own_level_and_below():
     assert {f.parent.name for f in FILES if package(f) == "core"} - {"core"} == set(ROOMS)
 
 
-def test_core_imports_torch_numpy_and_safetensors_only():
+def test_core_imports_torch_and_numpy_only():
     """And what fetches from the Hub, in its one file."""
-    known = {*sys.stdlib_module_names, "lightning_merge", "torch", "numpy", "safetensors"}
+    known = {*sys.stdlib_module_names, "lightning_merge", "torch", "numpy"}
     fetches = {"hub.py": "huggingface_hub"}
     wrong = [
         f"{file.relative_to(ROOT)}:{line} imports {name}"
