@@ -4,8 +4,8 @@ A pickle is a program: its opcodes may name any function and call it, and Python
 does. This machine decodes the opcodes with `pickletools`, which only reads, and interprets them
 over plain containers. A name stays a `Symbol`, an object of whatever class a `Record` of its
 state; both are inert. The few calls that yield tensors are handed to functions of the reader
-(`rebuild`); a call that could do anything else than make an object is refused. Nothing is copied that the file does not spell
-out, so memory stays in proportion to the file.
+(`rebuild`); a call that could do anything else than make an object is refused. Nothing is copied
+that the file does not spell out, so memory stays in proportion to the file.
 """
 
 import pickletools
