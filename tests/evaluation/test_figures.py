@@ -109,7 +109,7 @@ def test_short_names_keep_what_tells_layers_apart():
         (lambda path: pairwise_matrix(torch.ones(2, 3), ["a", "b"], path, ""), "values"),
         (lambda path: m_loss_map({}, path), "losses"),
         (lambda path: m_loss_map({"a": torch.ones(2, 2)}, path), r"'a': \(2, 2\)"),
-        (lambda path: m_loss_map({"a": torch.ones(2)}, path, group=0), "group is 0"),
+        (lambda path: m_loss_map({"a": torch.ones(2)}, path, group=0), "group=0 must be at least"),
         (
             lambda path: lwptv_figure(
                 torch.ones(1, 2), torch.ones(1, 2) > 0, torch.ones(3) > 0, ["a"], ["x", "y"], path
