@@ -24,7 +24,7 @@ from lightning_merge.core.checkpoints.writer import CheckpointWriter
 from lightning_merge.core.vectors.coefficients import StackedTaskVectors
 from lightning_merge.core.vectors.task_vectors import TaskVectors
 from lightning_merge.methods import MTies, TaskArithmetic, Ties
-from lightning_merge.methods.base import MergeMethod
+from lightning_merge.methods.base import MergeMethod, Resources
 from lightning_merge.models import MiniViT
 
 REPEATS = 5
@@ -125,7 +125,7 @@ def merge(method: MergeMethod, case: Case, folder: Path) -> Measured:
 
     def run() -> None:
         with CheckpointWriter(folder / "merged.safetensors", layout) as sink:
-            method.merge_to(sink, base, experts, jobs=1)
+            method.merge_to(sink, base, experts, Resources())
 
     with peak() as memory:
         seconds = fastest(run)
