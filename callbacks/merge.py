@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lightning_merge.callbacks.checked import CheckedCallback
+from lightning_merge.core.cost import Cost
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.facts import Needs
 from lightning_merge.core.ranks import Ranks
@@ -19,7 +20,7 @@ from lightning_merge.methods.base import MergeMethod, Method, Resources, brief
 from lightning_merge.methods.network import NetworkMethod
 from lightning_merge.methods.parts import hyperparameters, with_values
 from lightning_merge.modules.coefficients import CoefficientModule
-from lightning_merge.runs.merging import Made, Target, ZooMerger
+from lightning_merge.runs.merging import Target, ZooMerger
 
 
 class MergeCallback(CheckedCallback):
@@ -123,7 +124,7 @@ class MergeCallback(CheckedCallback):
                 weights, figure = self._paths(module, suffix, what)
                 option = replace(candidate, weights=weights, figure=figure)
                 note = "; ".join(filter(None, [origin.note, *_notes(module, method)]))
-                options[what] = replace(option, note=note, **made[what][suffix]._asdict())
+                options[what] = replace(option, note=note, cost=made[what][suffix])
             module.candidates[candidate.name] = (
                 replace(candidate, options=options) if self.grid else next(iter(options.values()))
             )
@@ -140,7 +141,7 @@ class MergeCallback(CheckedCallback):
         name = f"{name}@{list(self.grid_methods()).index(what)}" if what else name
         return module.merged_file(name), module.run_folder / "figures" / f"{name}.png"
 
-    def _merge_all(self, module: CoefficientModule) -> dict[str, dict[str, Made]]:
+    def _merge_all(self, module: CoefficientModule) -> dict[str, dict[str, Cost]]:
         """Write every point of the grid in every variant, and its figure; return what each took.
 
         A run that goes on takes what it has merged from the same files before.

@@ -1,4 +1,4 @@
-"""What a piece of work took: seconds and memory."""
+"""What making something took, and what it takes to use it."""
 
 import ctypes
 import time
@@ -12,16 +12,20 @@ import torch
 
 @dataclass
 class Cost:
-    """What some work has taken.
+    """What making a network took, or any other work, and what its result takes.
 
     Attributes:
-        seconds: Wall-clock time.
+        seconds: Wall-clock time of the work.
         peak_memory: Bytes of the device, or of the host where it is the CPU, that were in use at
             the most beyond those in use before; None where the system does not say.
+        extra_parameters: Numbers stored beside those of one network.
+        inference_cost: Passes of the base that an image takes.
     """
 
     seconds: float = 0.0
     peak_memory: int | None = None
+    extra_parameters: int = 0
+    inference_cost: float = 1.0
 
 
 @contextmanager

@@ -1,8 +1,10 @@
 """What is compared: named weights on disk."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from lightning_merge.core.cost import Cost
 
 
 @dataclass(frozen=True)
@@ -14,10 +16,7 @@ class Candidate:
         weights: One file for all tasks, of weights or of a network of a network method, or one
             of weights per task (the individual experts).
         figure: File of a picture of them, if there is one.
-        seconds: Time that merging or learning took.
-        peak_memory: Bytes that making them took at the most, where they were measured.
-        extra_parameters: Numbers stored beside those of one network.
-        inference_cost: Passes of the base that an image takes.
+        cost: What merging or learning took, and what they take.
         note: What a reader of the number must know.
         bound: Not a merged network: base, individual experts.
         transductive: Unlabelled test images took part in making them.
@@ -29,10 +28,7 @@ class Candidate:
     name: str
     weights: Path | Mapping[str, Path]
     figure: Path | None = None
-    seconds: float = 0.0
-    peak_memory: int | None = None
-    extra_parameters: int = 0
-    inference_cost: float = 1.0
+    cost: Cost = field(default_factory=Cost)
     note: str = ""
     bound: bool = False
     transductive: bool = False

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lightning_merge import __version__
 from lightning_merge.core.checkpoints.checkpoint import save_checkpoint
 from lightning_merge.core.checks import require_choice
+from lightning_merge.core.cost import Cost
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.networks.batch_norm import batch_statistics, has_batch_norm
 from lightning_merge.core.seeding import run_seed
@@ -351,7 +352,7 @@ class CoefficientModule(TaskModule):
             self.candidates[name] = Candidate(
                 name,
                 self.merged_file(name),
-                seconds=self.seconds,
+                cost=Cost(self.seconds),
                 note=note,
                 transductive=self.transductive,
             )

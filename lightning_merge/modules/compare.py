@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -200,10 +200,7 @@ def _measure(
         name=candidate.name,
         accuracy=measured.accuracy,
         samples=measured.samples,
-        seconds=candidate.seconds,
-        peak_memory=candidate.peak_memory,
-        extra_parameters=candidate.extra_parameters,
-        inference_cost=candidate.inference_cost,
+        **asdict(candidate.cost),
         note=candidate.note,
         bound=candidate.bound,
         transductive=candidate.transductive,

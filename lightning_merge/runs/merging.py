@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_merge import __version__
 from lightning_merge.core.checkpoints.checkpoint import open_checkpoint, save_checkpoint
-from lightning_merge.core.cost import measured
+from lightning_merge.core.cost import Cost, measured
 from lightning_merge.core.facts import Needs
 from lightning_merge.core.seeding import run_seed
 from lightning_merge.data.datamodule import MergeDataModule
@@ -25,15 +26,6 @@ from lightning_merge.runs.record import code_of
 
 Merge = Callable[[MergeMethod, Resources], Weights]
 """From a method and what it needs beside the weights to merged weights."""
-
-
-class Made(NamedTuple):
-    """What a merge took, and what its result takes; fields as in `Candidate`."""
-
-    seconds: float
-    peak_memory: int | None = None
-    extra_parameters: int = 0
-    inference_cost: float = 1.0
 
 
 class Target(NamedTuple):
@@ -118,7 +110,7 @@ class ZooMerger:
         targets: Sequence[Target],
         merge: Merge | None = None,
         going_on: bool | None = None,
-    ) -> list[Made]:
+    ) -> list[Cost]:
         """Write what a method makes of the experts; return what each file took.
 
         A merge method is called once, however many files its weights go into. A network method
@@ -139,7 +131,7 @@ class ZooMerger:
         about = self.describe(method)
         if going_on:
             before = [_already(t.file, {**about, **t.about}) for t in targets]
-            found = [made for made in before if made is not None]
+            found = [cost for cost in before if cost is not None]
             if len(found) == len(targets):
                 return found
         self.encoder.load(self.zoo.base)
@@ -150,12 +142,11 @@ class ZooMerger:
         assert isinstance(method, MergeMethod)
         with measured(device) as cost:
             merged = (merge or self._merge)(method, given)
-        made = Made(cost.seconds, cost.peak_memory)
         for target in targets:
             weights = self.held_out.recalibrate(merged) if target.recalibrate else merged
-            metadata = {**about, **target.about, **_recorded(made, going_on)}
+            metadata = {**about, **target.about, **_recorded(cost, going_on)}
             save_checkpoint(self.zoo.named_as_base(weights), target.file, metadata=metadata)
-        return [made] * len(targets)
+        return [cost] * len(targets)
 
     def _merge(self, method: MergeMethod, given: Resources) -> Weights:
         return method.merge(self.base, self.experts, given)
@@ -167,25 +158,25 @@ class ZooMerger:
         given: Resources,
         about: Mapping[str, str],
         going_on: bool | None,
-    ) -> Made:
+    ) -> Cost:
         statistics = self.held_out.recalibrate if target.recalibrate else keep_statistics
         with measured(next(self.encoder.parameters()).device) as cost:
             network = method.merge(self.base, self.experts, given, statistics)
-        more = (network.extra_parameters, network.inference_cost)
-        made = Made(cost.seconds, cost.peak_memory, *more)
-        metadata = {**about, **target.about, **_recorded(made, going_on)}
+        cost.extra_parameters = network.extra_parameters
+        cost.inference_cost = network.inference_cost
+        metadata = {**about, **target.about, **_recorded(cost, going_on)}
         save_network(network, target.file, metadata=metadata)
-        return made
+        return cost
 
 
-def _recorded(made: Made, going_on: bool | None) -> dict[str, str]:
+def _recorded(cost: Cost, going_on: bool | None) -> dict[str, str]:
     """Return what a merge took, for the metadata of its file."""
     if going_on is None:
         return {}
-    return {key: repr(value) for key, value in made._asdict().items() if value is not None}
+    return {key: repr(value) for key, value in asdict(cost).items() if value is not None}
 
 
-def _already(path: Path, metadata: Mapping[str, str]) -> Made | None:
+def _already(path: Path, metadata: Mapping[str, str]) -> Cost | None:
     """Return what the merge of a file took, if it is there with this metadata."""
     if not path.exists():
         return None
@@ -193,5 +184,5 @@ def _already(path: Path, metadata: Mapping[str, str]) -> Made | None:
     if "seconds" not in found or not metadata.items() <= found.items():
         return None
     rank_zero_info(f"{path} is merged already")
-    values = {key: json.loads(found[key]) for key in Made._fields if key in found}
-    return Made(**values)
+    values = {key: json.loads(found[key]) for key in asdict(Cost()) if key in found}
+    return Cost(**values)

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_merge.core.checkpoints.files import write_text
 from lightning_merge.core.checkpoints.names import enumerate_names
 from lightning_merge.core.checks import require_in
+from lightning_merge.core.cost import Cost
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.networks.batch_norm import has_batch_norm
 from lightning_merge.data.datamodule import MergeDataModule
@@ -25,7 +26,7 @@ from lightning_merge.modules.tuning import Sampler, Score, Search, Trial
 from lightning_merge.modules.zoo import Zoo
 from lightning_merge.runs import record, stages
 from lightning_merge.runs.folder import RunFolder
-from lightning_merge.runs.merging import Made, Target, ZooMerger
+from lightning_merge.runs.merging import Target, ZooMerger
 from lightning_merge.runs.refusals import check_seed, refusals
 
 WITHOUT_EFFECT = ("trials", "overwrite", "folder", "config", "data")
@@ -191,19 +192,19 @@ class Tune:
     def _tuned(self, merger: ZooMerger, search: Search) -> Candidate:
         """Merge by the best trial."""
         method = self.space.method_at(search.best.point)
-        made, origin = self._write(merger, method), method.origin()
+        cost, origin = self._write(merger, method), method.origin()
         chosen = f"{search.best.text} of {search.total} trials chosen on the held-out images"
         chosen += " of the seen tasks" if self.data.unseen else ""
         chosen += f"; {brief(method)}"
         return Candidate(
             self.name,
             self.file,
-            **made._asdict(),
+            cost=cost,
             note="; ".join(filter(None, [origin.note, chosen])),
             transductive=origin.transductive,
         )
 
-    def _write(self, merger: ZooMerger, method: Method) -> Made:
+    def _write(self, merger: ZooMerger, method: Method) -> Cost:
         recalibrate = self.recalibrate and has_batch_norm(self.encoder.backbone)
         return merger.write(method, [Target(self.file, recalibrate)])[0]
 

@@ -86,9 +86,9 @@ def test_a_candidate_is_the_network_and_is_measured_as_such(
     assert stored.metadata["hyperparameters"] == METHODS[name].described()
     assert stored.metadata["expert/reds"] == f"sha256:{file_hash(files.expert['reds'])}"
     assert ("heads" in stored.metadata) == (name in ("wemoe", "surgery_of_fisher"))
-    assert candidate.extra_parameters == expected.extra_parameters > 0
-    assert candidate.inference_cost == expected.inference_cost
-    assert candidate.seconds > 0
+    assert candidate.cost.extra_parameters == expected.extra_parameters > 0
+    assert candidate.cost.inference_cost == expected.inference_cost
+    assert candidate.cost.seconds > 0
     evaluate = Evaluate(encoder, files.heads, files.base)
     rows = {"base": module.candidates["base"], name: candidate}
     found = compare(trainer(), evaluate, data, rows, tmp_path / "run", seed=0)
@@ -96,7 +96,7 @@ def test_a_candidate_is_the_network_and_is_measured_as_such(
     row = found.candidates[name]
     assert row.accuracy == {task: counted(expected, heads, data, task) for task in TASKS}
     assert row.extra_parameters == expected.extra_parameters
-    assert row.peak_memory == candidate.peak_memory
+    assert row.peak_memory == candidate.cost.peak_memory
     table = (tmp_path / "run" / "results.md").read_text()
     assert "| extra parameters | passes |" in table
     again = Evaluate(MiniViT(**ENCODER), files.heads, str(candidate.weights))
@@ -109,7 +109,7 @@ def test_a_grid_of_networks_leaves_the_chosen_one(trainer, encoder, zoo, data, f
     callback = MergeCallback(METHODS["surgery"], "surgery", {"rank": [1, 3], "steps": [4]})
     module = fit(trainer, encoder, zoo, data, callback)
     options = module.candidates["surgery"].options
-    sizes = {what: option.extra_parameters for what, option in options.items()}
+    sizes = {what: option.cost.extra_parameters for what, option in options.items()}
     assert sizes == {f"rank={rank} steps=4": 2 * 2 * rank * encoder.dim for rank in (1, 3)}
     evaluate = Evaluate(encoder, files.heads, files.base)
     found = compare(trainer(), evaluate, data, module.candidates, tmp_path / "run", seed=0)
@@ -177,7 +177,7 @@ def test_statistics_are_measured_where_a_network_needs_them(trainer, resnet, res
     network = {
         name: load_network(candidate.weights, MiniResNet(**SMALL).backbone)
         for name, candidate in module.candidates.items()
-        if candidate.extra_parameters
+        if candidate.cost.extra_parameters
     }
     for suffix in ("", "_not_recalibrated"):
         merged = open_checkpoint(module.candidates[f"plain{suffix}"].weights)

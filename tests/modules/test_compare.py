@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny_zoo import ENCODER, TASKS
 
+from lightning_merge.core.cost import Cost
 from lightning_merge.core.errors import InputError, InputWarning
 from lightning_merge.evaluation.candidates import Candidate, bounds
 from lightning_merge.evaluation.results import Results
@@ -88,8 +89,10 @@ def test_the_best_on_held_out_images_is_chosen(trainer, evaluate, data, files, t
     data.test_dataloader = watched
     target = tmp_path / "tuned.safetensors"
     paths = {what: tmp_path / str(i) for i, what in enumerate(options)}
-    variants = {what: Candidate("tuned", path, seconds=len(what)) for what, path in paths.items()}
-    candidate = Candidate("tuned", target, seconds=9.0, options=variants)
+    variants = {
+        what: Candidate("tuned", path, cost=Cost(len(what))) for what, path in paths.items()
+    }
+    candidate = Candidate("tuned", target, cost=Cost(9.0), options=variants)
     results = compare(trainer(), evaluate, data, {"tuned": candidate}, tmp_path, seed=0)
     assert asked == ["test"]
     assert target.read_bytes() == Path(files.base).read_bytes()
