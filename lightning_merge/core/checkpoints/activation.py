@@ -23,8 +23,8 @@ _CLASSES = {
 
 def named(classes: set[str]) -> str | None:
     """The activation that some classes of a network's modules are; None for none, or for both."""
-    found = {_CLASSES[name] for name in classes if name in _CLASSES}
-    return found.pop() if len(found) == 1 else None
+    kinds = {_CLASSES[name] for name in classes if name in _CLASSES}
+    return kinds.pop() if len(kinds) == 1 else None
 
 
 def activation_of(path: str | Path, opened: Checkpoint | None = None) -> str | None:
@@ -62,8 +62,8 @@ def agreed(paths: Mapping[str, str], opened: Mapping[str, Checkpoint]) -> str | 
     Raises:
         InputError: They do not say the same.
     """
-    found = {what: activation_of(path, opened[what]) for what, path in paths.items()}
-    told = {what: kind for what, kind in found.items() if kind is not None}
+    stated = {what: activation_of(path, opened[what]) for what, path in paths.items()}
+    told = {what: kind for what, kind in stated.items() if kind is not None}
     if len(set(told.values())) > 1:
         each = ", ".join(f"{what} {kind}" for what, kind in told.items())
         raise InputError(

@@ -105,10 +105,10 @@ def _under(prefix: str, checkpoint: Checkpoint) -> Checkpoint:
     names = {name.removeprefix(prefix): name for name in checkpoint if name.startswith(prefix)}
     names.pop("", None)
     if not names:
-        found = enumerate_names(list(dict.fromkeys(name.split(".")[0] for name in checkpoint)))
+        tops = enumerate_names(list(dict.fromkeys(name.split(".")[0] for name in checkpoint)))
         raise InputError(
             f"{checkpoint.path}: no tensor's name begins with prefix '{prefix}'. "
-            f"Names begin with: {found}"
+            f"Names begin with: {tops}"
         )
     return checkpoint.renamed(names)
 

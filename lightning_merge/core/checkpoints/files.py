@@ -212,15 +212,15 @@ def snapshot(folder: Path) -> Path:
         folder = folder / "snapshots"
     if folder.name != "snapshots":
         return folder
-    found = sorted(f for f in folder.iterdir() if f.is_dir()) if folder.is_dir() else []
-    if len(found) != 1:
-        choices = ", ".join(f.name for f in found[:5])
+    snapshots = sorted(f for f in folder.iterdir() if f.is_dir()) if folder.is_dir() else []
+    if len(snapshots) != 1:
+        choices = ", ".join(f.name for f in snapshots[:5])
         raise InputError(
             f"{folder} holds several snapshots: {choices}. Give the path of one"
-            if found
+            if snapshots
             else f"{folder} holds no snapshot: the download was not finished; run it again"
         )
-    return found[0]
+    return snapshots[0]
 
 
 def file_hash(path: str | Path) -> str:

@@ -68,15 +68,15 @@ def find_network(root: Any, size: int) -> Found:
         raise InputError(_nothing(entries, hidden))
     taken = network[0].keys[:depth]
     start = len("".join(f"{key}." for key in taken))
-    found = {entry.name[start:]: entry.tensor for entry in network}
-    if len(found) < len(network):
+    tensors = {entry.name[start:]: entry.tensor for entry in network}
+    if len(tensors) < len(network):
         counts = Counter(entry.name for entry in network)
         twice = [name for name, count in counts.items() if count > 1]
         raise InputError(f"holds two tensors called {enumerate_names(twice, 3)}: rename one")
     kept = {entry.name for entry in network}
     others = [entry for entry in entries if entry.name not in kept]
     parts = {entry.name: entry.tensor for entry in entries}
-    return Found(found, parts, _note(found, taken, others, hidden))
+    return Found(tensors, parts, _note(tensors, taken, others, hidden))
 
 
 class _Entry(NamedTuple):

@@ -62,8 +62,8 @@ def _short_basis(matrix: Tensor) -> Tensor:
     """`column_basis` of a matrix that is not taller than wide, in float64."""
     eigenvalues, vectors = torch.linalg.eigh(matrix @ matrix.mT)
     values = eigenvalues.flip(0).clamp_(min=0).sqrt_()
-    found = int((values > RANK_TOLERANCE * values[:1]).sum())
-    return vectors.flip(1)[:, :found]
+    rank = int((values > RANK_TOLERANCE * values[:1]).sum())
+    return vectors.flip(1)[:, :rank]
 
 
 def polar_factor(matrix: Tensor) -> Tensor:

@@ -64,13 +64,11 @@ def complete(base: Checkpoint, expert: Checkpoint) -> Checkpoint:
     such a one is left out by writers that know the network, and stored twice by others.
     """
     missing = [name for name in base if name not in expert]
-    found = twins(base, missing, [name for name in base if name in expert])
-    if not found:
+    tied = twins(base, missing, [name for name in base if name in expert])
+    if not tied:
         return expert
-    order = [name for name in base if name in expert or name in found]
-    names = {
-        name: found.get(name, name) for name in [*order, *(n for n in expert if n not in base)]
-    }
+    order = [name for name in base if name in expert or name in tied]
+    names = {name: tied.get(name, name) for name in [*order, *(n for n in expert if n not in base)]}
     return expert.renamed(names)
 
 
@@ -83,16 +81,16 @@ def twins(base: Checkpoint, names: Iterable[str], among: Iterable[str]) -> dict[
     candidates = defaultdict(list)
     for name in among:
         candidates[_layout(base, name)].append(name)
-    found = {}
+    pairs = {}
     for name in names:
         others = candidates[_layout(base, name)] if base.dtype(name).is_floating_point else []
         for other in others:
             if _stored_together(base, name, other) or (
                 not _is_constant(base, name) and same_bits(base, name, base, other)
             ):
-                found[name] = other
+                pairs[name] = other
                 break
-    return found
+    return pairs
 
 
 def _ties(checkpoints: Collection[Checkpoint], names: Iterable[str]) -> dict[str, str]:
@@ -102,7 +100,7 @@ def _ties(checkpoints: Collection[Checkpoint], names: Iterable[str]) -> dict[str
         for name in alike:
             start = tuple(_start(checkpoint, name) for checkpoint in checkpoints)
             groups[start].append(name)
-    found: dict[str, str] = {}
+    ties: dict[str, str] = {}
     for group in groups.values():
         firsts: list[str] = []
         for name in group:
@@ -110,8 +108,8 @@ def _ties(checkpoints: Collection[Checkpoint], names: Iterable[str]) -> dict[str
             if (first := next(tied, None)) is None:
                 firsts.append(name)
             else:
-                found[name] = first
-    return found
+                ties[name] = first
+    return ties
 
 
 def _alike(checkpoints: Collection[Checkpoint], names: Iterable[str]) -> Iterator[list[str]]:

@@ -227,9 +227,9 @@ class _Search:
             self.less[k] = below + int(np.count_nonzero(inside < value))
             self.low[k], self.high[k] = value, value + 1
         else:
-            found = int(np.searchsorted(filled, target))
-            self.less[k] = below + (int(filled[found - 1]) if found else 0)
-            self.low[k] = low + (found << self.shift)
+            place = int(np.searchsorted(filled, target))
+            self.less[k] = below + (int(filled[place - 1]) if place else 0)
+            self.low[k] = low + (place << self.shift)
             self.high[k] = min(self.low[k] + (1 << self.shift), high)
 
 

@@ -71,11 +71,11 @@ def top_singular_values(matrices: Tensor, rank: int) -> Tensor:
     matrices = matrices.double()
     if matrices.shape[-2] > matrices.shape[-1]:
         matrices = matrices.mT
-    found = min(rank, matrices.shape[-2] if matrices.numel() else 0)
+    count = min(rank, matrices.shape[-2] if matrices.numel() else 0)
     values = matrices.new_zeros((*matrices.shape[:-2], rank))
-    if found:
+    if count:
         eigenvalues = torch.linalg.eigvalsh(_lower_gram(matrices))
-        values[..., :found] = eigenvalues[..., -found:].flip(-1).clamp(min=0).sqrt()
+        values[..., :count] = eigenvalues[..., -count:].flip(-1).clamp(min=0).sqrt()
     return values
 
 
