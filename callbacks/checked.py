@@ -5,7 +5,9 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
+from lightning_merge.core.errors import InputError
 from lightning_merge.core.ranks import Ranks
+from lightning_merge.modules.coefficients import CoefficientModule
 
 
 class CheckedCallback(Callback):
@@ -24,3 +26,20 @@ class CheckedCallback(Callback):
         if stage == "fit":
             with Ranks.of(trainer).agreed():
                 self.check(trainer, pl_module)
+
+
+class CoefficientCallback(CheckedCallback):
+    """A callback for modules that learn coefficients, with their base and experts."""
+
+    def check(self, trainer: Trainer, module: Any) -> None:
+        """Check that there will be experts, and coefficients to learn.
+
+        Raises:
+            InputError: The module has none.
+        """
+        if not isinstance(module, CoefficientModule):
+            raise InputError(
+                f"trainer.callbacks: {type(module).__name__} learns no coefficients and merges no "
+                f"experts; use {type(self).__name__} with a module that does, such as "
+                "StatsMerging or AdaMerging"
+            )

@@ -5,22 +5,14 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
-from lightning_merge.callbacks.checked import CheckedCallback
-from lightning_merge.core.errors import InputError
+from lightning_merge.callbacks.checked import CoefficientCallback
 from lightning_merge.core.ranks import Ranks
 from lightning_merge.evaluation.figures import coefficient_heatmap
 from lightning_merge.modules.coefficients import CoefficientModule
 
 
-class CoefficientMap(CheckedCallback):
+class CoefficientMap(CoefficientCallback):
     """Draw the heat map [task x layer] of the coefficients when fit ends."""
-
-    def check(self, trainer: Trainer, module: Any) -> None:
-        """Check that there will be coefficients."""
-        if not isinstance(module, CoefficientModule):
-            raise InputError(
-                f"trainer.callbacks: {type(module).__name__} learns no coefficients to draw"
-            )
 
     @torch.no_grad()
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
@@ -32,5 +24,5 @@ class CoefficientMap(CheckedCallback):
             module.final_coefficients().cpu(),
             module.stacked.tasks,
             module.stacked.names,
-            module.run_folder / "figures" / "coefficients.png",
+            module.figure_file("coefficients"),
         )

@@ -41,7 +41,7 @@ class LwPTVMerge(MergeCallback):
         super().on_fit_end(trainer, pl_module)
         if self.prune.granularity == "parameter":  # there are no scores of layers to draw
             return
-        _, figure = self._paths(pl_module)
+        figure = pl_module.figure_file(self.name)
         Ranks.of(trainer).once(lambda: self._draw_masks(pl_module, figure))
 
     def _draw_masks(self, module: CoefficientModule, path: Path) -> None:

@@ -4,8 +4,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from lightning_merge.callbacks.checked import CheckedCallback
-from lightning_merge.core.errors import InputError
+from lightning_merge.callbacks.checked import CoefficientCallback
 from lightning_merge.core.ranks import Ranks
 from lightning_merge.methods import LwPTV, TrimAndElect
 from lightning_merge.methods.base import Transform
@@ -14,7 +13,7 @@ from lightning_merge.modules.coefficients import CoefficientModule
 from lightning_merge.runs.record import code_of
 
 
-class TransformTaskVectors(CheckedCallback):
+class TransformTaskVectors(CoefficientCallback):
     """Transform the task vectors before coefficients are learned.
 
     Several of these apply in the order of `trainer.callbacks`, after the module's own transforms.
@@ -27,14 +26,6 @@ class TransformTaskVectors(CheckedCallback):
 
     def __init__(self, transform: Transform, final_scale: float = 1.0) -> None:
         self.transform, self.final_scale = transform, final_scale
-
-    def check(self, trainer: Trainer, module: Any) -> None:
-        """Check that there will be coefficients to learn."""
-        if not isinstance(module, CoefficientModule):
-            raise InputError(
-                f"trainer.callbacks: {type(module).__name__} learns no coefficients; use "
-                f"{type(self).__name__} with a module that does, such as AdaMerging"
-            )
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Tell the module, before it opens the experts."""

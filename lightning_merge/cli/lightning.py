@@ -1,16 +1,14 @@
 """LightningCLI with a run folder: where things go, and how a stopped run goes on."""
 
-import csv
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_merge.callbacks import MergeCallback, WritePredictions
@@ -33,27 +31,37 @@ from lightning_merge.cli.trainer import (
     check_options,
 )
 from lightning_merge.cli.usage import program
-from lightning_merge.core.checkpoints.files import read_text, write_text
-from lightning_merge.core.checkpoints.hub import exists
+from lightning_merge.core.checkpoints.files import write_text
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.ranks import AgreedError
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.evaluation.results import Results
 from lightning_merge.evaluation.tables import own_split_note
 from lightning_merge.modules.base import TaskModule
-from lightning_merge.modules.coefficients import CoefficientModule
 from lightning_merge.modules.compare import compare
 from lightning_merge.modules.evaluate import Evaluate
-from lightning_merge.runs import record, stages
-from lightning_merge.runs.folder import RunFolder, remove
+from lightning_merge.runs import record
+from lightning_merge.runs.folder import RunFolder
+from lightning_merge.runs.making import ZooMaker
+from lightning_merge.runs.metrics import MetricsFile
+from lightning_merge.runs.recipe import Config
 from lightning_merge.runs.refusals import check_seed, refusals
-
-WEIGHTS = ("source", "projection", "weights")
-"""Options of encoders that name files or folders, or repositories of the Hub."""
 
 
 class _Parser(Parser, LightningArgumentParser):
     """Lightning's parser, whose errors are one message."""
+
+
+class Start(NamedTuple):
+    """How a run of `fit` begins.
+
+    Attributes:
+        finished: Whether its results are there already.
+        checkpoint: What it goes on from, if anything.
+    """
+
+    finished: bool
+    checkpoint: str | None
 
 
 class MergeCLI(LightningCLI):
@@ -67,13 +75,15 @@ class MergeCLI(LightningCLI):
     writes.
 
     Args:
-        args: The words after the program's name.
-        alone: This process runs by itself, whatever others the program has.
+        args: The words after the program's name; or, for a run within a run, the options of
+            `fit`, which this process runs by itself, whatever others the program has.
     """
 
-    def __init__(self, args: list[str], alone: bool = False) -> None:
+    def __init__(self, args: list[str] | Config) -> None:
+        self.alone = isinstance(args, Mapping)
+        if isinstance(args, Mapping):
+            args = {"subcommand": "fit", "fit": dict(args)}
         self.command = shlex.join(["python", "-m", "lightning_merge", *args])
-        self.alone = alone
         try:
             super().__init__(
                 TaskModule,
@@ -128,7 +138,7 @@ class MergeCLI(LightningCLI):
         check_options(config)
         kwargs["default_root_dir"] = str(self.folder)
         if config.get("logger") is None:
-            kwargs["logger"] = CSVLogger(self.folder, name="", version="")
+            kwargs["logger"] = MetricsFile(self.folder)
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
         kwargs["callbacks"] = [*given, *bars(config, given), LastCheckpoint(self.folder)]
@@ -153,25 +163,16 @@ class MergeCLI(LightningCLI):
         if given not in (None, "last"):
             check_given(given)
 
-    def before_validate(self) -> None:
-        """Measure the coefficients that `fit` learned in this run folder."""
-        self._go_on_from(self._begin(self._find_learned))
-
-    before_test = before_validate
-    before_predict = before_validate
-
-    def before_fit(self) -> None:
-        """Make what the zoo lacks; find out whether and where there is something to go on from."""
-        self.finished, checkpoint = self._begin(self._prepare)
-        self._go_on_from(checkpoint)
-        if isinstance(self.model, CoefficientModule):
-            self._set_seed()
-
     def fit(self, **options: Any) -> None:
-        """Train, unless the results are there; LightningCLI runs this for the trainer's own."""
-        if not self.finished:
+        """Make what the zoo lacks, train, and measure; LightningCLI runs this for `Trainer.fit`."""
+        start = self._begin(self._prepare)
+        if self.model.zoo is not None:
+            self._set_seed()  # random numbers do not depend on what had to be made
+        if not start.finished:
             with refusals():
-                self.trainer.fit(**options)
+                self.trainer.fit(**self._going_on(options, start.checkpoint))
+        if self.model.zoo is not None:
+            self._report(start.finished)
 
     def validate(self, **options: Any) -> None:
         """Measure on held-out images; see `_show`."""
@@ -183,14 +184,16 @@ class MergeCLI(LightningCLI):
 
     def predict(self, **options: Any) -> None:
         """Write the predicted classes, and say where."""
+        learned = self._begin(self._find_learned)
         with refusals():
-            self.trainer.predict(**options)
+            self.trainer.predict(**self._going_on(options, learned))
         rank_zero_info(f"predictions: {self.folder / 'predictions.csv'}")
 
     def _show(self, part: str, measure: Callable[..., Any], options: dict[str, Any]) -> None:
-        """Measure, and print one line per task where Lightning has a column per loader."""
+        """Measure what `fit` learned in this run folder, and print one line per task."""
+        learned = self._begin(self._find_learned)
         with refusals():
-            measure(**{**options, "verbose": False})
+            measure(**{**self._going_on(options, learned), "verbose": False})
         if options["verbose"] and self.trainer.is_global_zero:
             found, data = self.model.measured[part], self.datamodule
             for task, value in found.accuracy.items():
@@ -205,11 +208,11 @@ class MergeCLI(LightningCLI):
         """Start the processes of the run; return what the first one's work gives."""
         return work() if self.alone else start(self.trainer, work)
 
-    def _go_on_from(self, checkpoint: str | None) -> None:
+    def _going_on(self, options: dict[str, Any], checkpoint: str | None) -> dict[str, Any]:
+        """Return a trainer's options with the checkpoint to go on from, if there is one."""
         if self._given == "last":
             checkpoint = str(self.run_folder.last)
-        if checkpoint is not None:
-            self.config_init[self.subcommand].ckpt_path = checkpoint
+        return options if checkpoint is None else {**options, "ckpt_path": checkpoint}
 
     @property
     def _given(self) -> str | None:
@@ -228,8 +231,8 @@ class MergeCLI(LightningCLI):
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, CheckedCallback):
                     callback.check(self.trainer, self.model)
-            if isinstance(self.model, CoefficientModule):
-                stages.check(self.model.zoo, self.model.encoder, self.datamodule.tasks)
+            if self._maker is not None:
+                self._maker.check()
         command = str(self.subcommand)
         self.datamodule.load(test=command in ("test", "predict") or None)
         check_limits(self.trainer, self.model, self.datamodule, command)
@@ -237,8 +240,7 @@ class MergeCLI(LightningCLI):
     def _find_learned(self) -> str | None:
         """Return the checkpoint of the learned coefficients, unless the user names one."""
         self._check()
-        self._keep_metrics()
-        if not isinstance(self.model, CoefficientModule) or self._given is not None:
+        if self.model.zoo is None or self._given is not None:
             return None
         if not self.run_folder.last.exists():
             raise InputError(
@@ -254,30 +256,24 @@ class MergeCLI(LightningCLI):
             )
         return str(self.run_folder.last)
 
-    def _prepare(self) -> tuple[bool, str | None]:
-        """Make what fit needs; what earlier runs left in the run folder is not touched.
-
-        Returns:
-            Whether this very run is finished, and its checkpoint if there is one to go on from.
-        """
+    def _prepare(self) -> Start:
+        """Make what fit needs; what earlier runs left in the run folder is not touched."""
         self._check()
         self.run_folder.resolve(self._describe(), self._fill_zoo, self._files)
         complete = not self.trial and self.run_folder.is_complete(self.run_folder.coefficients)
         if complete and self.run_folder.is_unchanged:
-            return True, None
-        found = None
+            return Start(True, None)
+        checkpoint = None
         if self._given is None and self.run_folder.last.exists():
             ends = self.model.end_counts
             why_not = obstacle(self.run_folder, self.trainer, ends)
             if why_not is None:
                 rank_zero_info(f"going on from {self.run_folder.last}")
-                found = str(self.run_folder.last)
+                checkpoint = str(self.run_folder.last)
             else:
                 rank_zero_info(f"{self.run_folder.last} {why_not}: starting anew")
         forget_requeued(self.folder)
-        self._keep_metrics()
-        self._anew = found is None
-        return False, found
+        return Start(False, checkpoint)
 
     def _describe(self) -> dict[str, Any]:
         """Return what the run depends on, files apart; see `record`."""
@@ -296,16 +292,14 @@ class MergeCLI(LightningCLI):
 
     def _files(self) -> list[str]:
         """Return the files that the run depends on."""
-        encoder = plain(self.config[self.subcommand].model).get("init_args", {})
-        options = (encoder.get("encoder") or {}).get("init_args") or {}
-        own = [v for n, v in options.items() if n in WEIGHTS and isinstance(v, str) and exists(v)]
+        encoder = plain(self._get(self.config, "model").init_args).get("encoder") or {}
+        own = self.model.encoder.files(encoder.get("init_args") or {})
         return [*self.model.input_files(self.datamodule.tasks), *own]
 
     def _take_folder(self) -> None:
         """Let what earlier runs left give way, now that nothing can be refused any more."""
-        forget = ["checkpoints/last.ckpt"] if self._anew and self._given is None else []
-        if self._anew:
-            self._forget_metrics()
+        forget = [] if self.trainer.ckpt_path == str(self.run_folder.last) else ["metrics.csv"]
+        forget += [] if self.trainer.ckpt_path else ["checkpoints/last.ckpt"]
         self.run_folder.take(self.datamodule, self._save, forget)
 
     def _save(self, file: Path) -> None:
@@ -313,34 +307,24 @@ class MergeCLI(LightningCLI):
         del config["overwrite"]  # the other commands have no such option
         write_text(file, self._parser("fit").dump(config, skip_none=False))
 
-    def _fill_zoo(self) -> None:
-        if not isinstance(model := self.model, CoefficientModule):
-            return
+    @cached_property
+    def _maker(self) -> ZooMaker | None:
+        """What makes the files that the module's zoo lacks."""
+        if self.model.zoo is None:
+            return None
         config = plain(self._get(self.config, "model").init_args)
-        config["data"] = plain(self._get(self.config, "data"))
-        stages.fill(model.zoo, model.encoder, config, self.datamodule, fit)
+        return ZooMaker(self.model.zoo, self.model.encoder, config, self.datamodule.tasks)
 
-    def _keep_metrics(self) -> None:
-        """Let the run add to its metrics.csv, which Lightning's logger would delete."""
-        path = self.folder / "metrics.csv"
-        if isinstance(self.trainer.logger, CSVLogger) and path.exists():
-            rows = read_text(path)
-            self.trainer.logger.experiment.metrics_keys = next(csv.reader([rows.split("\n")[0]]))
-            write_text(path, rows)
+    def _fill_zoo(self) -> None:
+        if self._maker is not None:
+            self._maker.fill(self.datamodule, plain(self._get(self.config, "data")), MergeCLI)
 
-    def _forget_metrics(self) -> None:
-        if isinstance(self.trainer.logger, CSVLogger):
-            self.trainer.logger.experiment.metrics_keys = []
-            remove(self.folder / "metrics.csv")
-
-    def after_fit(self) -> None:
-        """Measure every candidate and show the table."""
-        if not isinstance(self.model, CoefficientModule):
-            return
-        results = Results.from_json(self.run_folder.results) if self.finished else self._measure()
+    def _report(self, finished: bool) -> None:
+        """Measure every candidate, unless the results are there, and show the table."""
+        results = Results.from_json(self.run_folder.results) if finished else self._measure()
         if self.trainer.is_global_zero:
             show(results, self.folder, self.run_folder.merged(self.model.name), results.notes)
-            if self.finished:
+            if finished:
                 print("nothing has changed since; to measure again, remove its results.json")
 
     def _measure(self) -> Results:
@@ -355,8 +339,3 @@ class MergeCLI(LightningCLI):
                 command=self.command,
                 notes=self.model.notes(),
             )
-
-
-def fit(words: list[str]) -> None:
-    """Run `fit` with some options, in this process alone."""
-    MergeCLI(["fit", *words], alone=True)

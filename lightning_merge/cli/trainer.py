@@ -26,7 +26,6 @@ from lightning_merge.core.errors import InputError
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.data.sizes import count_batches
 from lightning_merge.modules.base import TaskModule
-from lightning_merge.modules.coefficients import CoefficientModule
 
 LEAST = {
     "accumulate_grad_batches": 1,
@@ -116,7 +115,7 @@ def check_callbacks(trainer: Trainer, module: TaskModule, data: MergeDataModule)
                 f"{name} keeps what a run was within a step; leave it out, the same command goes "
                 "on from checkpoints/last.ckpt"
             )
-        if isinstance(callback, ON_WEIGHTS) and isinstance(module, CoefficientModule):
+        if isinstance(callback, ON_WEIGHTS) and module.zoo is not None:
             raise InputError(
                 f"{name} works on the weights of the network, of which {type(module).__name__} "
                 "learns the coefficients alone; leave it out"
@@ -171,7 +170,7 @@ def check_limits(trainer: Trainer, module: TaskModule, data: MergeDataModule, co
         InputError: A limit leaves nothing, or validation waits for more batches than there are.
     """
     data.transductive = getattr(module, "transductive", False)
-    measures = isinstance(module, CoefficientModule)
+    measures = module.zoo is not None
     wanted = {"validate": ["val"], "test": ["test"], "predict": ["predict"]}.get(command, ["train"])
     if command == "fit" and measures:
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]

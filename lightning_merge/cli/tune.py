@@ -4,7 +4,7 @@ import inspect
 import shlex
 from pathlib import Path
 
-from lightning_merge.cli.lightning import fit
+from lightning_merge.cli.lightning import MergeCLI
 from lightning_merge.cli.parser import Parser, plain
 from lightning_merge.cli.show import show
 from lightning_merge.cli.usage import program
@@ -33,6 +33,6 @@ def tune(arguments: list[str]) -> None:
 
     run = Tune(**dict(options.items()))
     command = shlex.join(["python", "-m", "lightning_merge", "tune", *arguments])
-    results = run.run(given, save, command, fit)
+    results = run.run(given, save, command, MergeCLI)
     notes = [c.note for c in results.candidates.values() if not c.bound]
     show(results, run.folder, run.file, notes)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lightning_merge.core.checkpoints import hub
 from lightning_merge.core.checkpoints.activation import KEY
 from lightning_merge.core.checkpoints.checkpoint import Checkpoint
 from lightning_merge.models.activation import Activation
@@ -32,10 +34,13 @@ class Encoder(nn.Module):
         dim: Width of the features.
 
     Attributes:
+        reads: Names of the constructor's options that may name files to read, folders of them, or
+            repositories of the Hub; a subclass says its own.
         spare: What files of another library lack that have the same tower, by name.
         activation: That of the backbone, where weights do not tell which of two they need.
     """
 
+    reads: ClassVar[Sequence[str]] = ("weights",)
     update_statistics: bool = False
     spare: Mapping[str, Tensor] = MappingProxyType({})
     activation: Activation | None = None
@@ -112,6 +117,21 @@ class Encoder(nn.Module):
         if self.activation is not None and not isinstance(source, Mapping):
             self.activation.check(source)
         return fitting(self.backbone, source, spare=self.spare)
+
+    @classmethod
+    def files(cls, options: Mapping[str, Any]) -> list[str]:
+        """Return the files, folders and repositories that an encoder of these options reads.
+
+        Args:
+            options: Of the constructor, by name.
+
+        Example:
+            >>> from lightning_merge.models import MiniViT
+            >>> MiniViT.files({"width": 64, "weights": None})
+            []
+        """
+        named = [options.get(name) for name in cls.reads]
+        return [name for name in named if isinstance(name, str) and hub.exists(name)]
 
     @property
     def described(self) -> dict[str, str]:

@@ -67,6 +67,7 @@ class TransformersEncoder(Encoder):
             broken or asks for what cannot be done, or the weights are of another architecture.
     """
 
+    reads = ("source", "projection", "weights")
     projection: Tensor | None
 
     def __init__(

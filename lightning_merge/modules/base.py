@@ -20,6 +20,7 @@ from lightning_merge.models.encoder import Encoder
 from lightning_merge.models.preprocess import Preprocess
 from lightning_merge.modules.divergence import EVERY, first_not_finite
 from lightning_merge.modules.heads import HeadFiles, fitting_heads
+from lightning_merge.modules.zoo import Zoo
 
 NOT_COUNTED = -100
 """The label of an image that takes no part."""
@@ -77,12 +78,14 @@ class TaskModule(LightningModule):
         encoder: Image encoder whose backbone is trained or merged.
 
     Attributes:
+        zoo: Base, experts and heads of a module that merges them; None of any other.
         measured: Part of the data ("train", "val", "test") -> its last pass.
         strategies: How the network may lie on several devices.
         end_counts: Whether steps of training depend on where it ends, as by a learning rate that
             decays until then.
     """
 
+    zoo: Zoo | None = None
     strategies: ClassVar[tuple[type, ...]] = (SingleDeviceStrategy, DDPStrategy)
     end_counts: ClassVar[bool] = True
 

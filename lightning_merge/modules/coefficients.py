@@ -66,6 +66,7 @@ class CoefficientModule(TaskModule):
         transductive: Whether it learns from unlabelled test images.
     """
 
+    zoo: Zoo
     learner: nn.Module
     note: str = ""
     transductive: bool = False
@@ -360,6 +361,10 @@ class CoefficientModule(TaskModule):
     def merged_file(self, name: str) -> Path:
         """Return the file of a merged network."""
         return self.run_folder / "merged" / f"{name}.safetensors"
+
+    def figure_file(self, name: str) -> Path:
+        """Return the file of a figure."""
+        return self.run_folder / "figures" / f"{name}.png"
 
     def _save(self, values: Tensor) -> None:
         learned = CoefficientFile(

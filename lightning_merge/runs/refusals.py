@@ -1,14 +1,16 @@
-"""What Lightning refuses, told in one line."""
+"""What a run refuses before it begins, and what Lightning refuses, told in one line."""
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import lightning
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from lightning_merge.core.checkpoints.names import enumerate_names
 from lightning_merge.core.errors import InputError
+from lightning_merge.methods.base import Method
 
 
 @contextmanager
@@ -41,3 +43,21 @@ def check_seed(seed: int | bool) -> None:
     """
     if not 0 <= seed < 2**32:
         raise InputError(f"seed_everything={seed} must lie between 0 and {2**32 - 1}")
+
+
+def check_unseen(name: str, method: Method, unseen: Sequence[str]) -> None:
+    """Check that what a method has learned elsewhere knows nothing of unseen tasks.
+
+    Args:
+        name: Of the method's result, for messages.
+        method: Any method.
+        unseen: Tasks that are measured only.
+
+    Raises:
+        InputError: It was learned on one of them.
+    """
+    if known := sorted(set(method.origin().tasks) & set(unseen)):
+        raise InputError(
+            f"data.unseen={list(unseen)}: {name!r} merges by what was learned on "
+            f"{enumerate_names(known)}; take a file that was not, or leave it out"
+        )

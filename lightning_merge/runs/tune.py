@@ -1,6 +1,6 @@
 """Hyperparameters chosen on held-out images, and tested once."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,6 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_merge.core.checkpoints.files import write_text
-from lightning_merge.core.checkpoints.names import enumerate_names
 from lightning_merge.core.checks import require_in
 from lightning_merge.core.cost import Cost
 from lightning_merge.core.errors import InputError
@@ -24,10 +23,12 @@ from lightning_merge.modules.evaluate import Evaluate
 from lightning_merge.modules.space import Range, Space
 from lightning_merge.modules.tuning import Sampler, Score, Search, Trial
 from lightning_merge.modules.zoo import Zoo
-from lightning_merge.runs import record, stages
+from lightning_merge.runs import record
 from lightning_merge.runs.folder import RunFolder
+from lightning_merge.runs.making import ZooMaker
 from lightning_merge.runs.merging import Target, ZooMerger
-from lightning_merge.runs.refusals import check_seed, refusals
+from lightning_merge.runs.recipe import Config, Fit
+from lightning_merge.runs.refusals import check_seed, check_unseen, refusals
 
 WITHOUT_EFFECT = ("trials", "overwrite", "folder", "config", "data")
 """Options that no trial depends on, and those of the data, which have a record of their own."""
@@ -103,18 +104,14 @@ class Tune:
                 f"data.tasks={list(self.data.seen)}: merging takes two tasks or more that are not "
                 "unseen"
             )
-        if known := sorted(set(self.method.origin().tasks) & set(self.data.unseen)):
-            raise InputError(
-                f"data.unseen={list(self.data.unseen)}: the method merges by what was learned on "
-                f"{enumerate_names(known)}; take a file that was not"
-            )
+        check_unseen(self.name, self.method, self.data.unseen)
 
     def run(
         self,
-        config: Mapping[str, Any],
+        config: Config,
         save: Callable[[Path], None],
         command: str,
-        fit: stages.Fit,
+        fit: Fit,
     ) -> Results:
         """Make what the zoo lacks, search, and measure.
 
@@ -122,18 +119,19 @@ class Tune:
             config: All options, as dicts, lists and scalars.
             save: Writes them into a file.
             command: That made the run, for the record.
-            fit: Runs `fit` with a list of arguments, to make what the zoo lacks.
+            fit: Runs `fit` with a config, to make what the zoo lacks.
 
         Raises:
             InputError: Files are missing or do not fit, or the run folder holds the results of
                 another configuration.
         """
-        stages.check(self.zoo, self.encoder, self.data.tasks)
+        maker = ZooMaker(self.zoo, self.encoder, config, self.data.tasks)
+        maker.check()
         self.data.load(test=None)
         self.run_folder.resolve(
             self._describe(config),
-            lambda: stages.fill(self.zoo, self.encoder, config, self.data, fit),
-            lambda: self.zoo.inputs(self.data.tasks),
+            lambda: maker.fill(self.data, config["data"], fit),
+            lambda: self._files(config),
             growing=["trials"],
         )
         if self.run_folder.is_unchanged and self.run_folder.is_complete():
@@ -149,11 +147,15 @@ class Tune:
         """Where the merged network lies: that of the trial under way, at the end the best one."""
         return self.run_folder.merged(self.name)
 
-    def _describe(self, config: Mapping[str, Any]) -> dict[str, Any]:
+    def _describe(self, config: Config) -> dict[str, Any]:
         """Return what the numbers depend on, files apart; see `record`."""
         options = {name: value for name, value in config.items() if name not in WITHOUT_EFFECT}
         described = record.describe_options({"model": options, "data": config["data"]})
         return {**described, "trials": self.trials, **record.describe_images(self.data)}
+
+    def _files(self, config: Config) -> list[str]:
+        own = self.encoder.files(config["encoder"].get("init_args") or {})
+        return [*self.zoo.inputs(self.data.tasks), *own]
 
     # The search
 

@@ -15,7 +15,7 @@ from lightning_merge.models.heads import load_heads
 from lightning_merge.models.mini_vit import MiniViT
 from lightning_merge.modules import make_heads
 from lightning_merge.modules.zoo import TextTower, Zoo
-from lightning_merge.runs.stages import _head_mark
+from lightning_merge.runs.heads import ZooHeads
 
 
 @pytest.fixture
@@ -241,11 +241,11 @@ def test_zero_shot_heads_depend_on_names_and_the_text_tower(data, tmp_path):
     zoo = Zoo("b", "{task}", "h", "zero_shot", text=TextTower(weights=str(tower)))
     inputs = dict.fromkeys(["base", *TASKS], "hash")
     data.load()
-    marks = [_head_mark(zoo, data, "reds", inputs)]
+    marks = [ZooHeads(zoo).made_from(data, "reds", inputs)]
     tower.write_text("other")
-    marks.append(_head_mark(zoo, data, "reds", inputs))
+    marks.append(ZooHeads(zoo).made_from(data, "reds", inputs))
     data.classes["reds"] = ("night", "day")
-    marks.append(_head_mark(zoo, data, "reds", inputs))
+    marks.append(ZooHeads(zoo).made_from(data, "reds", inputs))
     assert len(set(marks)) == 3
 
 

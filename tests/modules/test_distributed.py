@@ -26,7 +26,7 @@ from lightning_merge.core.errors import InputError
 from lightning_merge.data import Augment, MergeDataModule
 from lightning_merge.models import MiniViT
 from lightning_merge.modules import AdaMerging, Evaluate, FineTune, StatsMerging
-from lightning_merge.runs import stages
+from lightning_merge.runs import heads
 
 
 @pytest.fixture
@@ -295,7 +295,7 @@ def test_what_a_zoo_lacks_is_made_by_one_process(together, config, own_files, ro
 
     def fit(rank):
         made = []
-        for owner, name in ((FineTune, "on_fit_end"), (stages, "save_heads")):
+        for owner, name in ((FineTune, "on_fit_end"), (heads, "save_heads")):
             real = getattr(owner, name)
             setattr(owner, name, lambda *a, real=real, **k: made.append(1) or real(*a, **k))
         return main(["fit", "--config", str(path), *map(str, on(2))]), len(made)

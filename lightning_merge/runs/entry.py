@@ -1,0 +1,106 @@
+"""A method's entry in the comparison of a run: merged at every point of a grid, then registered."""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+from lightning_merge.core.cost import Cost
+from lightning_merge.core.facts import Needs
+from lightning_merge.evaluation.candidates import Candidate
+from lightning_merge.methods.base import MergeMethod, Method, Resources, Weights, brief
+from lightning_merge.modules.coefficients import CoefficientModule
+from lightning_merge.runs.merging import Target, ZooMerger
+
+Merge = Callable[[CoefficientModule, MergeMethod, Resources], Weights]
+"""From a run's module, a method, and what it needs beside the weights, to merged weights."""
+Draw = Callable[[CoefficientModule, Path], None]
+"""Draws what the last merge saw into a file."""
+
+
+class Entry:
+    """A method among the candidates of a run, in every variant of the run's module.
+
+    Args:
+        module: The run's, with base and experts.
+        name: Row of the table and name of the files.
+        points: The method at every point of its grid, by what distinguishes the point; the
+            method alone under an empty text without a grid.
+    """
+
+    def __init__(self, module: CoefficientModule, name: str, points: Mapping[str, Method]) -> None:
+        self.module, self.name, self.points = module, name, points
+        self.method = next(iter(points.values()))
+
+    @property
+    def variants(self) -> Mapping[str, bool]:
+        """Suffix of each variant of the result -> whether its BatchNorm is recalibrated."""
+        recalibrates = self.method.requirements().recalibrates
+        return self.module.variants if recalibrates else {"": False}
+
+    def write(self, merge: Merge, draw: Draw) -> dict[str, dict[str, Cost]]:
+        """Write every point of the grid in every variant, and its figure; return what each took.
+
+        A run that goes on takes what it has merged from the same files before.
+        """
+        module = self.module
+        module.to(module.trainer.strategy.root_device)
+        merger = ZooMerger(module.zoo, module.encoder, module.base, module.experts, module.held_out)
+        going_on = module.trainer.ckpt_path is not None
+        costs = {}
+        for point, method in self.points.items():
+            targets = [
+                Target(
+                    self._files(point, s)[0], recalibrate, module.describe_statistics(recalibrate)
+                )
+                for s, recalibrate in self.variants.items()
+            ]
+            took = merger.write(method, targets, partial(merge, module), going_on)
+            draw(module, self._files(point)[1])
+            costs[point] = dict(zip(self.variants, took, strict=True))
+        return costs
+
+    def register(self, costs: Mapping[str, Mapping[str, Cost]]) -> None:
+        """Hand a candidate for every variant to the comparison.
+
+        Args:
+            costs: As `write` returns it.
+        """
+        for suffix in self.variants:
+            options = {p: self._candidate(p, suffix, costs[p][suffix]) for p in self.points}
+            alone = options.get("")
+            weights, figure = self._files("", suffix)
+            several = Candidate(
+                self.name + suffix,
+                weights,
+                figure,
+                transductive=self.method.origin().transductive,
+                options=options,
+            )
+            self.module.candidates[self.name + suffix] = alone or several
+
+    def _candidate(self, point: str, suffix: str, cost: Cost) -> Candidate:
+        method, origin = self.points[point], self.method.origin()
+        weights, figure = self._files(point, suffix)
+        return Candidate(
+            self.name + suffix,
+            weights,
+            figure,
+            cost=cost,
+            note="; ".join(filter(None, [origin.note, *self._notes(method)])),
+            transductive=origin.transductive,
+        )
+
+    def _files(self, point: str, suffix: str = "") -> tuple[Path, Path]:
+        """Return the files of weights and figure at a point of the grid."""
+        name = self.name + suffix
+        name += f"@{list(self.points).index(point)}" if point else ""
+        return self.module.merged_file(name), self.module.figure_file(name)
+
+    def _notes(self, method: Method) -> Iterator[str]:
+        """Say what a row of the table is."""
+        yield brief(method)
+        facts = method.requirements()
+        if Needs.IMAGES in facts.needs:
+            yield f"sees {len(self.module.held_out)} unlabelled held-out images"
+        if facts.told_task:
+            yield "is told the task of every image"

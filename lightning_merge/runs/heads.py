@@ -1,0 +1,130 @@
+"""The heads of a zoo: given by the user, or made task by task where their inputs changed."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_info
+
+from lightning_merge.core.checkpoints import hub
+from lightning_merge.core.checkpoints.checkpoint import file_hash, open_checkpoint
+from lightning_merge.core.errors import InputError
+from lightning_merge.data.datamodule import MergeDataModule
+from lightning_merge.data.tasks import task_spec
+from lightning_merge.models.encoder import Encoder
+from lightning_merge.models.heads import Head, load_heads, save_heads
+from lightning_merge.modules.heads import by_task, fitting_heads, head_file
+from lightning_merge.modules.make_heads import make_heads
+from lightning_merge.modules.zoo import Zoo
+from lightning_merge.runs.stage import fingerprint
+
+_KIND = "make_heads"
+"""Under what metadata of heads say how they were made."""
+_FINGERPRINT = "fingerprint/"
+"""In front of a task's name: under what metadata of heads keep what the task's was made from."""
+
+
+class ZooHeads:
+    """The heads that a zoo names.
+
+    Args:
+        zoo: Names their file, or files, and how those that are missing are made.
+    """
+
+    def __init__(self, zoo: Zoo) -> None:
+        self.zoo, self.files = zoo, zoo.heads
+
+    def are_given(self) -> bool:
+        """Whether they are a user's own: in files by task, on the Hub, or not made here."""
+        if not isinstance(self.files, str) or by_task(self.files):
+            return True
+        if Path(self.files).exists():
+            return not _fingerprints(self.files)
+        return hub.exists(self.files, plain=False)
+
+    def check(self, tasks: Sequence[str]) -> None:
+        """Check the files of single tasks' heads, and that those made here are of this kind.
+
+        Raises:
+            InputError: The head of a task is missing, or the file holds heads of another kind.
+        """
+        for task in tasks if by_task(self.files) else ():
+            if not hub.exists(file := head_file(self.files, task)):
+                raise InputError(
+                    f"zoo.heads={self.files!r}: the head of {task!r} is missing, {file} does not "
+                    "exist; give it, or one path for all tasks, where heads are made"
+                )
+        if self.are_given():
+            return
+        path = Path(str(self.files))
+        kind = open_checkpoint(path).metadata.get(_KIND) if path.exists() else None
+        if kind not in (None, self._kind):
+            raise InputError(
+                f"zoo.heads={self.files!r} holds heads of another kind, which other networks were "
+                f"trained or measured with: {kind}; this run makes {self._kind}. Give another "
+                "file, or remove this one"
+            )
+
+    def check_fit(self, data: MergeDataModule, encoder: Encoder) -> None:
+        """Check that heads that are given go with the tasks and the encoder.
+
+        Raises:
+            InputError: See `fitting_heads`.
+        """
+        if self.are_given():
+            fitting_heads(self.files, data, encoder)
+
+    def make(self, encoder: Encoder, data: MergeDataModule, inputs: Mapping[str, str]) -> None:
+        """Make the heads whose inputs are not those of the file's; keep those of other tasks.
+
+        Args:
+            encoder: Architecture of the base.
+            data: The tasks, loaded.
+            inputs: Hash of the "base", and of every task's images.
+        """
+        if self.are_given():
+            return
+        path = Path(str(self.files))
+        wanted = {_FINGERPRINT + task: self.made_from(data, task, inputs) for task in data.tasks}
+        heads: dict[str, Head] = {}
+        known: dict[str, str] = {}
+        if path.exists():
+            heads, known = load_heads(path), _fingerprints(path)
+        lacking = [
+            task
+            for task in data.tasks
+            if known.get(_FINGERPRINT + task) != wanted[_FINGERPRINT + task]
+        ]
+        if lacking:
+            rank_zero_info(f"heads: making those of {', '.join(lacking)} in {path}")
+            for task, head in make_heads(self.zoo, encoder, data, lacking):
+                heads[task], key = head, _FINGERPRINT + task
+                known |= {key: wanted[key], _KIND: self._kind}
+                save_heads(heads, path, metadata=known)  # to be there when the run is stopped
+
+    def mark(self, task: str) -> str:
+        """Return the fingerprint of a task's head, or the hash of its file where it is given."""
+        file = head_file(self.files, task)
+        return _fingerprints(file).get(_FINGERPRINT + task) or file_hash(file)
+
+    @property
+    def _kind(self) -> str:
+        """How heads are made, in words."""
+        how: Any = {"class_means": self.zoo.head_scale, "linear_probe": ""}
+        return f"{self.zoo.make_heads} {how.get(self.zoo.make_heads, self.zoo.text)}".strip()
+
+    def made_from(self, data: MergeDataModule, task: str, inputs: Mapping[str, str]) -> str:
+        """Return the fingerprint of what a task's head is made from."""
+        zoo, text = self.zoo, self.zoo.text
+        made_from: list[Any] = [inputs["base"], inputs[task], zoo.make_heads, zoo.head_scale]
+        made_from += [str(text), data.classes[task]]
+        if zoo.make_heads == "zero_shot":
+            made_from.append(task_spec(task).prompts(data.classes[task]))
+            made_from.append(text.weights and file_hash(text.weights))
+        return fingerprint(made_from)
+
+
+def _fingerprints(heads: str | Path) -> dict[str, str]:
+    """Return the fingerprints that a file of heads made here has."""
+    metadata = open_checkpoint(heads).metadata
+    return {key: mark for key, mark in metadata.items() if key.startswith(_FINGERPRINT)}

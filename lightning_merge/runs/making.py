@@ -1,0 +1,158 @@
+"""Make what a zoo lacks: base, heads, experts, a multi-task network; each once and resumable."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning_merge.core.checkpoints.checkpoint import file_hash
+from lightning_merge.core.checkpoints.names import enumerate_names
+from lightning_merge.core.errors import InputError
+from lightning_merge.data.datamodule import MergeDataModule
+from lightning_merge.models.encoder import Encoder
+from lightning_merge.modules.zoo import Zoo
+from lightning_merge.runs.heads import ZooHeads
+from lightning_merge.runs.recipe import Config, Fit
+from lightning_merge.runs.stage import Stage
+
+
+class ZooMaker:
+    """Makes the files that a zoo lacks, or whose inputs have changed, by the zoo's recipes.
+
+    Files that no recipe made (they carry no fingerprint) are used as they are. Teachers come
+    first, their own base and heads before them. It runs in one process, on one device, however
+    many the run has.
+
+    Args:
+        zoo: Files and recipes.
+        encoder: Architecture of the zoo.
+        config: Of "encoder" (class_path and init_args, handed to the recipes) and "zoo".
+        tasks: Those that have experts.
+    """
+
+    def __init__(self, zoo: Zoo, encoder: Encoder, config: Config, tasks: Sequence[str]) -> None:
+        self.zoo, self.encoder, self.config, self.tasks = zoo, encoder, config, tuple(tasks)
+        self.heads = ZooHeads(zoo)
+        self.base = Stage("base", "zoo.base", zoo.base, zoo.base_recipe, "zoo.base_recipe")
+        recipe, option = zoo.expert_recipe, "zoo.expert_recipe"
+        self.experts = {
+            task: Stage(f"expert of {task}", "zoo.experts", zoo.expert(task), recipe, option)
+            for task in tasks
+        }
+        recipe, option = zoo.multi_task_recipe, "zoo.multi_task_recipe"
+        self.multi_task = (
+            []
+            if zoo.multi_task is None
+            else [Stage("multi-task network", "zoo.multi_task", zoo.multi_task, recipe, option)]
+        )
+        self.teachers = None
+        if (teachers := zoo.teachers) is not None:
+            theirs = config["zoo"]["teachers"]
+            self.teachers = ZooMaker(teachers.zoo, teachers.encoder, theirs, tasks)
+
+    @property
+    def stages(self) -> list[Stage]:
+        """All files that recipes make."""
+        return [self.base, *self.experts.values(), *self.multi_task]
+
+    def check(self) -> None:
+        """Check that base and experts are there and fit, or recipes for them; teachers too.
+
+        Raises:
+            InputError: A file is missing and no recipe makes it on one device, one cannot be
+                read or is of another architecture, or students would be written over their
+                teachers.
+        """
+        if self.teachers is not None:
+            self._check_teachers(self.teachers)
+        if problems := [text for stage in self.stages for text in stage.check(self.encoder)]:
+            raise InputError("\n".join(problems))
+        self.heads.check(self.tasks)
+
+    def _check_teachers(self, teachers: "ZooMaker") -> None:
+        if shared := self.zoo.files(self.tasks) & teachers.zoo.files(self.tasks):
+            names = enumerate_names(sorted(map(str, shared)))
+            raise InputError(
+                f"zoo.teachers.zoo has files of the zoo itself: {names}; "
+                "give students other names than their teachers"
+            )
+        try:
+            teachers.check()
+        except InputError as fault:
+            raise InputError(f"zoo.teachers: {fault}") from None
+
+    def fill(self, data: MergeDataModule, options: Config, fit: Fit) -> None:
+        """Make base, heads, experts and multi-task network where they are missing or stale.
+
+        `check` has passed.
+
+        Args:
+            data: The tasks.
+            options: Of the data, by name; recipes are told those that find the same tasks,
+                divided alike.
+            fit: Runs `fit` with a config.
+
+        Raises:
+            InputError: Files do not fit, or a recipe fails.
+        """
+        self._fill(data, {f"data.{name}": options[name] for name in data.dividing}, fit)
+        data.preprocess = None  # forget the decoded train images
+
+    def _fill(self, data: MergeDataModule, division: Config, fit: Fit) -> None:
+        if self.teachers is not None:
+            self.teachers._fill(data, division, fit)
+        data.preprocess = self.encoder.preprocess
+        data.load()
+        self.heads.check_fit(data, self.encoder)
+        self._make_base(fit)
+        # What is there already is checked before anything is made that takes long.
+        given = [task for task, stage in self.experts.items() if stage.is_given()]
+        self._check_fit(given, multi_task=any(stage.is_given() for stage in self.multi_task))
+        images = {task: data.digest(task) for task in data.tasks}
+        base = file_hash(self.zoo.base)
+        self.heads.make(self.encoder, data, {"base": base, **images})
+        inputs = {task: self._inputs(task, base, images[task]) for task in data.tasks}
+        of_all = {"tasks": {t: [inputs[t]["head"], images[t]] for t in data.seen}, "base": base}
+        made = [t for t, s in self.experts.items() if t not in given and s.is_made(inputs[t])]
+        self._check_fit(made, multi_task=all(stage.is_made(of_all) for stage in self.multi_task))
+        options = {
+            "model.encoder": self.config["encoder"],
+            "model.base": self.zoo.base,
+            "model.heads": self.zoo.heads,
+            **division,
+        }
+        for task, stage in self.experts.items():
+            own = {**options, **self._teacher(task), "data.tasks": [task]}
+            stage.make(fit, own, inputs[task])
+        for stage in self.multi_task:
+            stage.make(fit, {**options, "data.tasks": [*data.seen]}, of_all)
+
+    def _make_base(self, fit: Fit) -> None:
+        images = self.base.images()
+        if images is not None or not self.base.exists():  # else there is nothing to remake it of
+            inputs = {"encoder": self.config["encoder"], **(images or {})}
+            self.base.make(fit, {"model.encoder": self.config["encoder"]}, inputs)
+
+    def _check_fit(self, tasks: Sequence[str], *, multi_task: bool) -> None:
+        self.zoo.open(self.encoder, tasks, minimum=0, multi_task=multi_task)
+
+    def _inputs(self, task: str, base: str, images: str) -> dict[str, Any]:
+        """Return what the expert of a task depends on beside its recipe."""
+        inputs = {"base": base, "head": self.heads.mark(task), "data": images}
+        if self.teachers is None:
+            return inputs
+        teacher = {
+            "encoder": self.teachers.config["encoder"],
+            "weights": file_hash(self.teachers.zoo.expert(task)),
+            "head": self.teachers.heads.mark(task),
+        }
+        return {**inputs, "teacher": teacher}
+
+    def _teacher(self, task: str) -> Mapping[str, Any]:
+        """Return the option that names a student's teacher to its recipe, if it has one."""
+        if self.teachers is None:
+            return {}
+        teacher = {
+            "encoder": self.teachers.config["encoder"],
+            "weights": self.teachers.zoo.expert(task),
+            "heads": self.teachers.zoo.heads,
+        }
+        return {"model.teacher": teacher}
