@@ -125,7 +125,7 @@ _LAYER_COLUMNS = (
 
 
 def _layer_values(losses: Any) -> dict[str, float]:
-    """What the table shows of one layer, by column."""
+    """Return what the table shows of one layer, by column."""
     found = (
         losses.layer,
         losses.layer_relative,

@@ -21,12 +21,12 @@ PACKED = frozenset(getattr(torch, name) for name in _NAMES if hasattr(torch, nam
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The precision of all sums: float32, or float64 for what is stored so."""
+    """Return the precision of all sums: float32, or float64 for what is stored so."""
     return torch.float32 if dtype in FLOAT8 else torch.promote_types(dtype, torch.float32)
 
 
 def common_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:
-    """The type that holds all values of some floating types and is fit for a mean of them.
+    """Return the type that holds all values of some floating types and is fit for a mean of them.
 
     That is never a type of 8 bits, whose steps are as large as what experts have learned:
     bfloat16, where there is no other.

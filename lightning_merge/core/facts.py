@@ -63,11 +63,11 @@ class Facts:
     memory: str = ""
 
     def cited(self) -> str:
-        """The reference with its number on arXiv."""
+        """Return the reference with its number on arXiv."""
         return self.reference + (f", arXiv:{self.arxiv}" if self.arxiv else "")
 
     def costs(self) -> str:
-        """What it takes, as in "2 readings, 1 pass of the network"."""
+        """Return what it takes, as in "2 readings, 1 pass of the network"."""
         reading = f"{'more ' * self.on_top}reading{'s' * (self.readings != 1)}"
         readings = f"{self.readings} {reading}" if self.readings else ""
         memory = f"memory of {self.memory}" if self.memory else ""

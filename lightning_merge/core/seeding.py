@@ -10,12 +10,12 @@ _BLOCK = 2**16
 
 
 def run_seed() -> int:
-    """The seed of the run, as lightning's seed_everything leaves it; 0 without one."""
+    """Return the seed of the run, as lightning's seed_everything leaves it; 0 without one."""
     return int(os.environ.get("PL_GLOBAL_SEED", 0))
 
 
 def generator_for(seed: int, *names: str) -> torch.Generator:
-    """A CPU generator seeded by a number and names, for example of a task and a tensor."""
+    """Return a CPU generator seeded by a number and names, for example of a task and a tensor."""
     text = "\0".join([str(seed), *names])
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

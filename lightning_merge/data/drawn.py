@@ -168,7 +168,7 @@ def draw_stripes(canvas: Canvas, labels: Labels) -> Array:
 
 
 def draw_segments(canvas: Canvas, labels: Labels) -> Array:
-    """A digit of a seven-segment display, slanted, in one colour; unlit strokes are faint."""
+    """Return a slanted seven-segment digit in one colour; unlit strokes are faint."""
     x, y = canvas.frame(turn=0.15, scale=(0.6, 0.85), shift=0.2)
     x = x + canvas.uniform(0, 0.25) * y
     lit = np.array([[str(i) in digit for i in range(7)] for digit in LIT])[labels]
@@ -181,7 +181,7 @@ def draw_segments(canvas: Canvas, labels: Labels) -> Array:
 
 
 def draw_hues(canvas: Canvas, labels: Labels) -> Array:
-    """A mosaic of 4 x 4 tiles, about half of them in the hue of the class."""
+    """Return a mosaic of 4 x 4 tiles, about half of them in the hue of the class."""
     centres = np.array([0.0, 0.08, 0.16, 0.35, 0.5, 0.63, 0.77, 0.9])[labels][:, None]
     own = canvas.uniform(0, 1, 16) < 0.5
     hue = np.where(own, centres + canvas.uniform(-0.03, 0.03, 16), canvas.uniform(0, 1, 16))
@@ -204,13 +204,13 @@ def draw_counts(canvas: Canvas, labels: Labels) -> Array:
 
 
 def draw_textures(canvas: Canvas, labels: Labels) -> Array:
-    """A regular texture that fills the picture, at any scale."""
+    """Return a regular texture that fills the picture, at any scale."""
     x, y = canvas.frame(turn=0.4, scale=(0.08, 0.15), shift=0.3)
     return canvas.paint(np.clip(0.5 + 2 * by_class(labels, tuple(TEXTURES.values()), x, y), 0, 1))
 
 
 def draw_arrows(canvas: Canvas, labels: Labels) -> Array:
-    """A round board with an arrow in one of eight directions."""
+    """Return a round board with an arrow in one of eight directions."""
     board = canvas.cover(np.hypot(canvas.x, canvas.y) - canvas.uniform(0.85, 1.0))
     x, y = canvas.frame(turn=0.2, scale=(0.45, 0.7), shift=0.25)
     angle = labels[:, None, None] * np.pi / 4

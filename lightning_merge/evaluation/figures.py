@@ -188,7 +188,7 @@ def _check_shape(name: str, values: Tensor, *expected: int) -> None:
 def _panels(
     rows: Sequence[int], columns: int, labels: Sequence[str] = ()
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of stacked panels, as large as its rows, columns and column labels need."""
+    """Return a figure of stacked panels, as large as its rows, columns and column labels need."""
     width = min(_BESIDE + 0.11 * columns, _WIDEST)
     below = 0.05 * max(map(len, short_names(labels)), default=10)
     height = min(sum(0.4 + 0.2 * count for count in rows) + below, _HIGHEST)

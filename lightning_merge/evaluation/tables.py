@@ -23,7 +23,7 @@ Row = CandidateResult | CandidateAggregate
 
 
 def markdown(results: Results | Aggregate) -> str:
-    """The table of a results.md: percent, one decimal, tasks then average.
+    """Return the table of a results.md: percent, one decimal, tasks then average.
 
     Where there are unseen tasks their columns say so, and two averages more are over the seen
     and the unseen ones. Tasks with a test split of this package's own bear an asterisk.
@@ -60,7 +60,7 @@ def markdown(results: Results | Aggregate) -> str:
 def rich_table(
     results: Results | Aggregate, *, width: int = 100, details: str = "results.md"
 ) -> Table:
-    """The same table for a terminal, bold, italic and dagger as in :func:`markdown`.
+    """Return the same table for a terminal, bold, italic and dagger as in :func:`markdown`.
 
     Where the tasks do not fit side by side only the averages are shown, and the caption
     names the file that has the rest. Seconds and memory are left to that file, too.
@@ -159,7 +159,7 @@ def _effort_columns(results: Results | Aggregate) -> dict[str, dict[str, str]]:
 
 
 def _short(number: int) -> str:
-    """A number with one decimal, as 1.2M."""
+    """Return a number with one decimal, as 1.2M."""
     for unit, size in {"G": 10**9, "M": 10**6, "k": 10**3}.items():
         if number >= size:
             return f"{number / size:.1f}{unit}"

@@ -120,11 +120,11 @@ class Method(ABC):
         """Make the one thing of the experts; a call does, with the resources one by one."""
 
     def requirements(self) -> Facts:
-        """The facts with these hyperparameters; another method within counts as well."""
+        """Return the facts with these hyperparameters; another method within counts as well."""
         return self.facts
 
     def origin(self) -> Origin:
-        """What was learned before, for methods that merge by it."""
+        """Return what was learned before, for methods that merge by it."""
         return Origin()
 
     def check_transforms(self) -> None:
@@ -157,7 +157,7 @@ class Method(ABC):
         return vectors.whole() if self.requirements().whole else vectors
 
     def described(self) -> str:
-        """The method and its hyperparameters as they are written into files."""
+        """Return the method and its hyperparameters as they are written into files."""
         values = {field.name: getattr(self, field.name) for field in ordered_fields(self)}
         plain = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         parts = (
@@ -167,7 +167,7 @@ class Method(ABC):
 
 
 def brief(given: Any) -> str:
-    """A method or transform with what differs from its defaults, to be read."""
+    """Return a method or transform with what differs from its defaults, to be read."""
     if isinstance(given, Sequence) and not isinstance(given, str):
         return f"[{', '.join(map(brief, given))}]"
     if not isinstance(given, (Method, Transform)):
@@ -179,7 +179,7 @@ def brief(given: Any) -> str:
 
 
 def ordered_fields(given: Any) -> list[Field[Any]]:
-    """The fields of a method or transform as in its signature: keywords, the transforms, last."""
+    """Return the fields of a method or transform in the order of its signature."""
     return sorted(fields(given), key=lambda field: bool(field.kw_only))
 
 

@@ -28,7 +28,7 @@ class ByMatrix(MergeMethod):
 
     @abstractmethod
     def merged(self, matrices: Tensor) -> Tensor:
-        """The update [m, n] at scale 1, in float64, of task vectors [K, m, n]."""
+        """Return the update [m, n] at scale 1, in float64, of task vectors [K, m, n]."""
 
     def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
         """Decompose every matrix by itself."""

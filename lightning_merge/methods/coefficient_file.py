@@ -99,7 +99,7 @@ class CoefficientFile:
         )
 
     def learner(self, features: Tensor) -> StatsMergeLearner:
-        """The run's learner, in front of other statistics [K, L, F]."""
+        """Return the run's learner, in front of other statistics [K, L, F]."""
         options = {key: value for key, value in self.options.items() if key not in SEEN}
         learner = StatsMergeLearner(features, **options)
         learner.load_state_dict(self.state)

@@ -212,7 +212,7 @@ def unify(task_vectors: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def split(flat: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-    """Views of a vector [..., d] as tensors [..., *shape] by name."""
+    """Return views of a vector [..., d] as tensors [..., *shape] by name."""
     parts = flat.split([shape.numel() for shape in shapes.values()], -1)
     return {
         name: part.view((*part.shape[:-1], *shape))
@@ -235,6 +235,6 @@ def write_bits(packed: Tensor, start: int, masks: Tensor) -> None:
 
 
 def unpack(mask: Tensor, count: int) -> Tensor:
-    """The first `count` booleans of packed bytes [b]."""
+    """Return the first `count` booleans of packed bytes [b]."""
     places = torch.arange(8, dtype=torch.uint8, device=mask.device)
     return ((mask.unsqueeze(-1) >> places) & 1).flatten()[:count].bool()

@@ -91,7 +91,7 @@ class Fisher(MergeMethod):
     def _information(
         self, networks: ExpertNetworks, resources: Resources, index: int, inputs: Tensor
     ) -> dict[str, Tensor]:
-        """The weights of one expert's entries, by the network's names."""
+        """Return the weights of one expert's entries, by the network's names."""
         task, model = networks.vectors.tasks[index], networks.model
         head, state = resources.head("Fisher", task), networks.expert(index)
 
@@ -114,7 +114,7 @@ class Fisher(MergeMethod):
 
 
 def _check_finite(total: Tensor, task: str, name: str) -> None:
-    """The sum of information up to a task's is finite.
+    """Return the sum of information up to a task's is finite.
 
     Raises:
         InputError: Names the task and the tensor.
@@ -127,7 +127,7 @@ def _check_finite(total: Tensor, task: str, name: str) -> None:
 
 
 def _divide(weighted: dict[str, Tensor], totals: dict[str, Tensor]) -> Update:
-    """The function that divides the sums, and averages where there is nothing to divide by."""
+    """Return the function that divides the sums, and averages where the divisor is zero."""
 
     def update(span: Span, tile: Tensor) -> Tensor:
         average = mean_of(tile)

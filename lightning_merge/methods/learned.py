@@ -79,7 +79,7 @@ class LearnedCoefficients(MergeMethod):
 
     @torch.no_grad()
     def coefficients(self, vectors: TaskVectors) -> Tensor:
-        """The coefficients [K, L] of these task vectors, rows as `tasks`, columns as `names`."""
+        """Return the coefficients [K, L] of these task vectors, rows `tasks`, columns `names`."""
         learned = CoefficientFile.read(self.file)
         if not vectors.names:
             return torch.zeros(len(vectors), 0)
@@ -87,16 +87,16 @@ class LearnedCoefficients(MergeMethod):
         return choose.get(self.by, self._by_statistics)(learned, vectors)
 
     def origin(self) -> Origin:
-        """The tasks, images and labels that the file's run has learned from."""
+        """Return the tasks, images and labels that the file's run has learned from."""
         learned = CoefficientFile.read(self.file)
         return Origin(tuple(learned.tasks), learned.transductive, learned.note)
 
     def described(self) -> str:
-        """The method, its hyperparameters and the hash of its file."""
+        """Return the method, its hyperparameters and the hash of its file."""
         return f"{super().described()}, sha256 of file {file_hash(self.file)}"
 
     def _by_layer(self, learned: CoefficientFile, vectors: TaskVectors) -> Tensor:
-        """The coefficients of the same tasks and layers."""
+        """Return the coefficients of the same tasks and layers."""
         missing = [task for task in vectors.tasks if task not in learned.tasks]
         if missing:
             raise InputError(
@@ -120,7 +120,7 @@ class LearnedCoefficients(MergeMethod):
         return torch.stack([zero if c is None else rows[:, c] for c in columns], dim=1)
 
     def _by_depth(self, learned: CoefficientFile, vectors: TaskVectors) -> Tensor:
-        """The coefficients at the same relative depth, of the same task or of the mean one."""
+        """Return the coefficients at the same relative depth, of the same task or the mean."""
         _check_order(vectors.names)
         own = _places(learned.layers, vectors)
         places = [own.get(name) for name in vectors.names]
@@ -137,7 +137,7 @@ class LearnedCoefficients(MergeMethod):
         return chosen[:, nearest]
 
     def _by_statistics(self, learned: CoefficientFile, vectors: TaskVectors) -> Tensor:
-        """What the learner makes of these experts' statistics."""
+        """Return what the learner makes of these experts' statistics."""
         if learned.options.get("kind", "free") == "free":
             raise InputError(
                 f"file={self.file!r}: the run has learned coefficients without a network that sees "

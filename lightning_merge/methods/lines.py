@@ -108,11 +108,11 @@ class LiNeS(MergeMethod):
         return method.task_vectors(base, experts, jobs, scope)
 
     def origin(self) -> Origin:
-        """What the method has learned before."""
+        """Return what the method has learned before."""
         return self.method.origin()
 
     def _norm_ratio(self, vectors: TaskVectors, update: Update) -> float:
-        """The default of alpha, from summed absolute values; 0 where nothing is merged."""
+        """Return the default of alpha, from summed absolute values; 0 where nothing is merged."""
 
         def norms(span: Span, tile: Tensor) -> Tensor:
             summed = sum_tasks(tile).double().abs().sum()
@@ -163,7 +163,7 @@ def block_depths(names: Sequence[str]) -> dict[str, float]:
 
 
 def _numbers(name: str) -> Iterator[tuple[str, int]]:
-    """The numbers in a tensor's name that may count blocks, each with what comes before it."""
+    """Yield the numbers in a tensor's name that may count blocks, each with its prefix."""
     levels = name.split(".")
     for i, level in enumerate(levels[:-1]):
         digits = re.search(r"\d+$", level)

@@ -104,11 +104,11 @@ class LwPTV(Transform):
         return torch.stack(vectors.each(vectors.names, score), dim=1)
 
     def _deviation(self, tile: Tensor) -> Tensor:
-        """What the score is the magnitude of, [K, n]; it takes the place of the tile."""
+        """Return what the score is the magnitude of, [K, n]; it takes the place of the tile."""
         return tile.sub_(sum_tasks(tile).div_(len(tile))) if self.score == "diversity" else tile
 
     def task_masks(self, scores: Tensor) -> Tensor:
-        """The layers that each task keeps by itself, bool [K, L], from scores [K, L]."""
+        """Return the layers that each task keeps by itself, bool [K, L], from scores [K, L]."""
         layers = scores.shape[1]
         rank = int(layers * self.prune_ratio)
         if self.prune_ratio == 0 or rank >= layers:
@@ -117,5 +117,5 @@ class LwPTV(Transform):
 
     @staticmethod
     def shared_mask(task_masks: Tensor) -> Tensor:
-        """The layers that at least one task keeps, bool [L], from masks [K, L]."""
+        """Return the layers that at least one task keeps, bool [L], from masks [K, L]."""
         return task_masks.any(0)

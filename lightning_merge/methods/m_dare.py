@@ -75,7 +75,7 @@ class MDare(RankedByMLoss):
     def _probabilities(
         self, span: Span, vectors: TaskVectors, keep_ratios: dict[str, Tensor]
     ) -> Tensor:
-        """The probability of keeping each entry of a span, [n], or one for all, in float64."""
+        """Return the probability of keeping each entry of a span, [n] or one number, in float64."""
         if span.name not in keep_ratios:
             return torch.tensor(self.keep, dtype=torch.float64)
         shape = vectors.base.shape(span.name)

@@ -100,7 +100,7 @@ class RankedByMLoss(MergeMethod):
 
     @abstractmethod
     def updating(self, vectors: TaskVectors, keep_ratios: dict[str, Tensor]) -> Update:
-        """The function that merges a tile, by row where a tensor has ratios [out].
+        """Return the function that merges a tile, by row where a tensor has ratios [out].
 
         They come while the network runs; a tensor is merged when its ratios are there.
         """
@@ -138,7 +138,7 @@ class RankedByMLoss(MergeMethod):
     def _choose_layers(
         self, model: nn.Module, example: Tensor
     ) -> list[tuple[AffineLayer, Activation]]:
-        """The ranked layers, with their activations."""
+        """Return the ranked layers, with their activations."""
         with input_errors(example):
             chains = {
                 layer.names[0]: layer

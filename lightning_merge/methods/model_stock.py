@@ -43,7 +43,7 @@ class ModelStock(MergeMethod):
 
 
 def _ratio(vectors: TaskVectors, name: str) -> float:
-    """The ratio t of one tensor."""
+    """Return the ratio t of one tensor."""
     experts = len(vectors)
     if experts == 1 or vectors.is_zero(name) or not vectors.numel(name):
         return 1.0
@@ -56,6 +56,6 @@ def _ratio(vectors: TaskVectors, name: str) -> float:
 
 
 def _products(tile: Tensor) -> Tensor:
-    """The inner products of task vectors [K, n] with each other, [K, K] in float64."""
+    """Return the inner products of task vectors [K, n] with each other, [K, K] in float64."""
     wide = tile.double()
     return wide @ wide.mT

@@ -163,13 +163,13 @@ class NetworkMethod(Method):
 
 
 def own_names(model: nn.Module, weights: Weights) -> dict[str, Tensor]:
-    """The weights under the names of the model's state dict, without what it does not have."""
+    """Return the weights under the names of the model's state dict, and no others."""
     stored = match_names(model.state_dict(), weights)
     return {own: weights[name] for own, name in stored.items()}
 
 
 def stacked(vectors: TaskVectors, name: str) -> Tensor:
-    """A tensor of every expert, [K, *shape], after the transforms where it has a task vector.
+    """Return a tensor of every expert, [K, *shape], after the transforms of its task vector.
 
     Raises:
         InputError: It has a NaN or infinite value.
@@ -180,13 +180,13 @@ def stacked(vectors: TaskVectors, name: str) -> Tensor:
 
 
 def frozen(model: nn.Module) -> nn.Module:
-    """A copy of a network that always evaluates and is not trained."""
+    """Return a copy of a network that always evaluates and is not trained."""
     return deepcopy(model).eval().requires_grad_(False)
 
 
 @torch.no_grad()
 def encode(network: nn.Module, project: Callable[[Any], Tensor], images: Tensor) -> Tensor:
-    """The features [n, dim] of images [n, ...], in float32."""
+    """Return the features [n, dim] of images [n, ...], in float32."""
     return torch.cat([project(network(part)).float() for part in images.split(ENCODED)])
 
 
@@ -240,7 +240,7 @@ def load_network(
 
 
 def makers() -> list[str]:
-    """The names of all network methods."""
+    """Return the names of all network methods."""
     return [*registered(NetworkMethod)]  # type: ignore[type-abstract]
 
 

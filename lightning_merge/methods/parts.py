@@ -13,7 +13,7 @@ Made = TypeVar("Made", bound=Method)
 
 
 def with_transforms(method: Made, transforms: Sequence[Transform]) -> Made:
-    """The method with more transforms, in front of its own."""
+    """Return the method with more transforms, in front of its own."""
     return replace(method, transforms=(*transforms, *method.transforms))  # type: ignore[type-var]
 
 
@@ -27,7 +27,7 @@ def parts(method: Any) -> Iterator[Any]:
 
 
 def hyperparameters(method: Any) -> set[str]:
-    """The names of a method's hyperparameters, and of its parts', such as `LwPTV.prune_ratio`.
+    """Return the hyperparameters of a method and of its parts, such as `LwPTV.prune_ratio`.
 
     Two parts of one kind cannot be told apart and are left out.
     """
@@ -38,7 +38,7 @@ def hyperparameters(method: Any) -> set[str]:
 
 
 def with_values(method: Part, values: Mapping[str, Any]) -> Part:
-    """The method with other hyperparameters.
+    """Return the method with other hyperparameters.
 
     Args:
         method: Has the others.
@@ -56,14 +56,14 @@ def with_values(method: Part, values: Mapping[str, Any]) -> Part:
 
 
 def seeded(method: Part, seed: int) -> Part:
-    """The method or transform with a run's seed added to its own, and to those that it holds."""
+    """Return the method or transform with a run's seed added to its own and its parts'."""
     own = {"seed": method.seed + seed} if hasattr(method, "seed") else {}
     held = _holding(method, lambda part: seeded(part, seed))
     return replace(held, **own)  # type: ignore[type-var]
 
 
 def _holding(method: Part, changed: Callable[[Any], Any]) -> Part:
-    """The method with every part that it holds changed."""
+    """Return the method with every part that it holds changed."""
     changes: dict[str, Any] = {}
     if transforms := getattr(method, "transforms", ()):
         changes["transforms"] = tuple(changed(transform) for transform in transforms)

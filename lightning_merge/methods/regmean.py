@@ -94,7 +94,7 @@ class RegMean(MergeMethod):
     def _regress(
         self, networks: ExpertNetworks, names: Sequence[str], inputs: Mapping[str, Tensor]
     ) -> dict[str, Regression]:
-        """The sums of some weights' regressions over all experts."""
+        """Return the sums of some weights' regressions over all experts."""
         regressions: dict[str, Regression] = {}
         for index, task in enumerate(networks.vectors.tasks):
             for name, regression in regressions.items():
@@ -128,7 +128,7 @@ class RegMean(MergeMethod):
 
 
 def _groups(networks: ExpertNetworks, names: Sequence[str]) -> Iterator[list[str]]:
-    """The weights that an expert has changed, in groups whose sums take about `MEMORY` bytes."""
+    """Yield the weights that an expert has changed, in groups of about `MEMORY` bytes of sums."""
     group: list[str] = []
     used = 0
     for name in names:
@@ -172,7 +172,7 @@ def require_found(layers: Collection[str]) -> None:
 
 
 def updates(solved: Mapping[str, Tensor]) -> Update:
-    """The function that gives the solved updates [numel], and the average of other tensors."""
+    """Return the function that gives solved updates [numel], and the average of other tensors."""
 
     def update(span: Span, tile: Tensor) -> Tensor:
         if span.name in solved:

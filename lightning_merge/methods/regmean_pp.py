@@ -113,7 +113,7 @@ class RegMeanPlusPlus(MergeMethod):
         weights: Sequence[str],
         inputs: Sequence[Tensor],
     ) -> dict[str, Tensor]:
-        """The updates of one unit's weights, with the prefix that is merged already."""
+        """Return the updates of one unit's weights, with the prefix that is merged already."""
         prefix = f"{unit}." if unit else ""
         inside = {name: first for name, first in networks.ties.items() if name.startswith(prefix)}
         stacks = networks.stacks(set(inside.values()))
@@ -133,12 +133,12 @@ class RegMeanPlusPlus(MergeMethod):
 
 
 def _begin(vectors: Mapping[str, Tensor], reduce: float, name: str, rows: Rows) -> Regression:
-    """The regression of a weight that an expert is the first to use."""
+    """Return the regression of a weight that an expert is the first to use."""
     return Regression(vectors[name][0].numel(), rows, reduce)
 
 
 def _owner(weight: str, called: Sequence[str], blocks: set[str]) -> str:
-    """The unit of a weight: its block if it is in one, else the innermost module called."""
+    """Return the unit of a weight: its block if it is in one, else the innermost module called."""
     parts = weight.split(".")[:-1]
     above = [".".join(parts[:size]) for size in range(len(parts), -1, -1)]
     inside = [name for name in above if name in blocks and name in called]

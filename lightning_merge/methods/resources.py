@@ -42,7 +42,7 @@ class Resources(NamedTuple):
     scope: Scope = "all"
 
     def network(self, method: str) -> nn.Module:
-        """The model; an InputError that names the method if there is none."""
+        """Return the model; an InputError that names the method if there is none."""
         if self.model is None:
             raise InputError(f"model=None: {method} runs the network; pass model=encoder")
         return self.model
@@ -64,7 +64,7 @@ class Resources(NamedTuple):
         return {name: vectors.ties.get(first, first) for name, first in ties.items()}
 
     def inputs(self, method: str, tasks: Sequence[str]) -> Tensor:
-        """The inputs as one tensor [n, ...] of the model's device and floating type.
+        """Return the inputs as one tensor [n, ...] of the model's device and floating type.
 
         Where they are given by task, those of other tasks are left out.
 
@@ -82,7 +82,7 @@ class Resources(NamedTuple):
         return torch.cat([self._joined(method, self.batches[task]) for task in known])
 
     def task_inputs(self, method: str, tasks: Sequence[str]) -> dict[str, Tensor]:
-        """The inputs of every task, as `inputs` gives those of all together.
+        """Return the inputs of every task, as `inputs` gives those of all together.
 
         Raises:
             InputError: They are not given by task, or a task has none.
@@ -99,7 +99,7 @@ class Resources(NamedTuple):
         return {task: self._joined(method, self.batches[task]) for task in tasks}
 
     def head(self, method: str, task: str) -> nn.Module:
-        """The head of a task; an InputError that names the method if there is none."""
+        """Return the head of a task; an InputError that names the method if there is none."""
         if task not in (self.heads or {}):
             raise InputError(
                 f"heads: {method} needs the head of {task!r}; pass heads={{task: head}}"
@@ -107,7 +107,7 @@ class Resources(NamedTuple):
         return self.heads[task]  # type: ignore[index]
 
     def _joined(self, method: str, batches: Batches | None) -> Tensor:
-        """Some batches as one tensor."""
+        """Return some batches as one tensor."""
         given = [batches] if isinstance(batches, Tensor) else list(batches or ())
         if not all(isinstance(batch, Tensor) for batch in given):
             kinds = sorted({type(batch).__name__ for batch in given})

@@ -191,5 +191,5 @@ class Surgery(NetworkMethod):
         check_learned(correction, self.learning_rate)
 
     def origin(self) -> Origin:
-        """What the method that merges has learned elsewhere."""
+        """Return what the method that merges has learned elsewhere."""
         return self.method.origin()

@@ -101,7 +101,7 @@ class TrimAndElect(Transform):
 
 
 def electing(vectors: TaskVectors, trim: TileMap) -> Callable[[Tensor], Tensor]:
-    """The map from a trimmed tile [K, n] to the elected signs [n].
+    """Return the map from a trimmed tile [K, n] to the elected signs [n].
 
     The majority sign of all trimmed vectors is looked for when some mass cancels exactly.
     """
@@ -118,5 +118,5 @@ def electing(vectors: TaskVectors, trim: TileMap) -> Callable[[Tensor], Tensor]:
 
 
 def trimming(vectors: TaskVectors, density: float, scope: TrimScope) -> TileMap:
-    """The trim of one scope: a global one reads all task vectors to find its thresholds."""
+    """Return the trim of one scope: a global one reads all task vectors to find its thresholds."""
     return (global_trim if scope == "global" else tensor_trim)(vectors, density)

@@ -52,7 +52,7 @@ class TSVM(ByMatrix):
 
 
 def whitened_sum(matrices: Tensor) -> Tensor:
-    """The sum of truncated matrices with decorrelated singular vectors.
+    """Return the sum of truncated matrices with decorrelated singular vectors.
 
     Args:
         matrices: [K, m, n].

@@ -266,7 +266,7 @@ class WEMoE(NetworkMethod):
 
 
 def mlp_names(model: nn.Module) -> list[str]:
-    """The MLPs of numbered blocks: modules `N.mlp` that have two linear layers or more."""
+    """Return the MLPs of numbered blocks: modules `N.mlp` that have two linear layers or more."""
     return [
         name
         for name, module in model.named_modules()
@@ -325,7 +325,7 @@ def _inputs(network: nn.Module, images: Tensor) -> dict[str, list[torch.Size]]:
 
 
 def _batch_dim(one: torch.Size, two: torch.Size) -> int | None:
-    """The only dimension, before the last, that counts one image here and two there."""
+    """Return the only dimension, before the last, that counts one image here and two there."""
     counting = [i for i, sizes in enumerate(zip(one, two, strict=False)) if sizes[0] != sizes[1]]
     if len(counting) != 1 or len(one) < 2:
         return None

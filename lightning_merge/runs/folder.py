@@ -55,7 +55,7 @@ class RunFolder:
         return self.path / "coefficients.safetensors"
 
     def merged(self, name: str) -> Path:
-        """The file of a merged network."""
+        """Return the file of a merged network."""
         return self.path / "merged" / f"{name}.safetensors"
 
     @property

@@ -28,7 +28,7 @@ def named(classes: set[str]) -> str | None:
 
 
 def activation_of(path: str | Path, opened: Checkpoint | None = None) -> str | None:
-    """What a checkpoint says of its activation: "quick_gelu", "gelu", another name, or nothing.
+    """Return the activation that a checkpoint names: "quick_gelu", "gelu", another one, or none.
 
     Files written here say it in their metadata, folders in their config.json or
     open_clip_config.json, whole pickled modules and TorchScript by the classes of their modules.
@@ -53,7 +53,7 @@ def activation_of(path: str | Path, opened: Checkpoint | None = None) -> str | N
 
 
 def agreed(paths: Mapping[str, str], opened: Mapping[str, Checkpoint]) -> str | None:
-    """What some checkpoints say of their activation, those of them that say it.
+    """Return what some checkpoints say of their activation, those of them that say it.
 
     Args:
         paths: "base" and the like -> file or folder.
@@ -74,7 +74,7 @@ def agreed(paths: Mapping[str, str], opened: Mapping[str, Checkpoint]) -> str | 
 
 
 def _described(folder: Path) -> str | None:
-    """What the files of a folder say; nothing where they cannot be read."""
+    """Return what the files of a folder say; nothing where they cannot be read."""
     config = _fields(folder / "config.json")
     vision = {**config, **_part(config, "vision_config"), **_part(config, "vision_config_dict")}
     if str(config.get("model_type", "")).startswith("clip"):

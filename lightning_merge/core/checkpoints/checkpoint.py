@@ -31,7 +31,7 @@ __all__ = [
 
 
 def spelled_as(checkpoint: Mapping[str, Tensor], names: Iterable[str]) -> Checkpoint:
-    """A lazy view of a CLIP under the names of the library that `names` are of.
+    """Return a lazy view of a CLIP under the names of the library that `names` are of.
 
     Of any other network, or where the library is the same, it is the checkpoint itself; see
     `lightning_merge.core.checkpoints.clip_names`.
@@ -44,7 +44,7 @@ def spelled_as(checkpoint: Mapping[str, Tensor], names: Iterable[str]) -> Checkp
 
 
 def select(checkpoint: Mapping[str, Tensor], names: Iterable[str]) -> Checkpoint:
-    """A lazy view of `checkpoint` in which exactly `names` are present, whatever its prefixes.
+    """Return a lazy view of `checkpoint` with exactly these `names`, whatever its prefixes.
 
     A CLIP may have either library's names, see `spelled_as`.
 

@@ -61,7 +61,7 @@ _LETTERS = ("q", "k", "v")
 
 
 def library_of(names: Iterable[str]) -> Library | None:
-    """The library whose names of a CLIP, or of one of its towers, are among these."""
+    """Return the library whose names of a CLIP, or of one of its towers, are among these."""
     for name in names:
         for mark, library in _MARKS.items():
             if name == mark or name.endswith(f".{mark}"):
@@ -70,14 +70,14 @@ def library_of(names: Iterable[str]) -> Library | None:
 
 
 def vision_tower(names: Iterable[str]) -> tuple[str, str] | None:
-    """The prefix of a CLIP's vision tower, and that of the network around it, if there is one."""
+    """Return the prefixes of a CLIP's vision tower and of the network around it."""
     names = list(names)
     found = (_found(names, m, level) for m, level in zip(*_TOWERS[0][1:3], strict=True))
     return next(filter(None, found), None)
 
 
 def translated(entries: "Mapping[str, Entry]", names: Iterable[str]) -> "dict[str, Entry] | None":
-    """The tensors of a CLIP under the names that the other library has for them.
+    """Return the tensors of a CLIP under the names that the other library has for them.
 
     Args:
         entries: By name.
@@ -128,7 +128,7 @@ Made = tuple[str, "Entry", tuple[str, ...]]
 
 
 def _found(names: Iterable[str], mark: str, level: str) -> tuple[str, str] | None:
-    """The prefix of a tower's tensors, and that of the network around it."""
+    """Return the prefix of a tower's tensors, and that of the network around it."""
     name = next((name for name in names if name == mark or name.endswith(f".{mark}")), None)
     if name is None:
         return None
@@ -156,7 +156,7 @@ def _to_transformers(entries: "Mapping[str, Entry]", _: Sequence[str]) -> Iterat
 
 
 def _parted(name: str, entry: "Entry") -> "Iterator[tuple[str, Entry]]":
-    """The tensors of a block that stand in transformers for one of open_clip."""
+    """Yield the tensors of a block that stand in transformers for one of open_clip."""
     if name in _BLOCK:
         yield _BLOCK[name], entry
     elif name in ("attn.in_proj_weight", "attn.in_proj_bias"):
@@ -190,7 +190,7 @@ _OUR_BLOCK = {theirs: ours for ours, theirs in _BLOCK.items()}
 
 
 def _whole(entries: "Mapping[str, Entry]", name: str, part: str, place: str) -> Iterator[Made]:
-    """The tensor of open_clip's block that one of transformers' is, or is the first part of."""
+    """Yield the tensor of open_clip's block that one of transformers' is, or begins."""
     if part in _OUR_BLOCK:
         yield place + _OUR_BLOCK[part], entries[name], (name,)
     elif part.startswith("self_attn.q_proj."):

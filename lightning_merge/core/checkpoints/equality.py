@@ -43,7 +43,7 @@ def differ(one: Checkpoint, other: Checkpoint, name: str) -> bool:
 
 
 def _wide(one: torch.dtype, other: torch.dtype) -> torch.dtype:
-    """A type that holds the values of two types of one kind."""
+    """Return a type that holds the values of two types of one kind."""
     if one.is_complex or other.is_complex:
         return torch.complex128
     if not one.is_floating_point and not other.is_floating_point:

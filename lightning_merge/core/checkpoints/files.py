@@ -71,7 +71,7 @@ def read_text(path: str | Path) -> str:
 
 
 def claim(path: Path, *, overwrite: bool = True) -> Path:
-    """An empty new file beside `path` under a hidden name that `remove_leftovers` knows.
+    """Return an empty new file beside `path` under a hidden name that `remove_leftovers` knows.
 
     Raises:
         InputError: See `atomic_write`.
@@ -203,7 +203,7 @@ def flush(path: Path) -> None:
 
 
 def snapshot(folder: Path) -> Path:
-    """The folder of files that a folder of the Hub's cache stands for; any other folder itself.
+    """Return the folder of files that a folder of the Hub's cache stands for; any other as it is.
 
     Raises:
         InputError: The cache has none of it, or several to choose from.
@@ -315,7 +315,7 @@ def _joined(hashes: dict[str, str]) -> str:
 
 
 def _shards(index: Path) -> set[str]:
-    """The files that an index of shards names; none of any other file."""
+    """Return the files that an index of shards names; none of any other file."""
     if not index.name.endswith(".index.json"):
         return set()
     try:

@@ -9,7 +9,7 @@ BLOCK = 1 << 18  # elements taken at a time where values have to be converted
 
 
 def flat_bytes(tensor: Tensor) -> memoryview:
-    """The memory of a contiguous CPU tensor; writing to it writes to the tensor."""
+    """Return the memory of a contiguous CPU tensor; writing to it writes to the tensor."""
     flat = tensor.detach().as_strided((tensor.numel(),), (1,))  # one element has any stride
     return flat.view(torch.uint8).numpy().data
 

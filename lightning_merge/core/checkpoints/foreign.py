@@ -47,7 +47,7 @@ START = 512  # bytes that tell
 
 
 def describe(start: bytes, path: Path) -> str:
-    """What a file is that cannot be read, and what to do; nothing if that is not known.
+    """Return what a file is that cannot be read, and what to do; nothing if that is not known.
 
     Args:
         start: Its first bytes, `START` of them if there are as many.
@@ -67,7 +67,7 @@ def _by_suffix(path: Path) -> str:
 
 
 def describe_archive(members: Collection[str]) -> str:
-    """What a zip archive is, by the names in it, that torch.save did not write."""
+    """Return what a zip archive is, by the names in it, that torch.save did not write."""
     if any(name.endswith(".npy") for name in members):
         return f"is an archive of NumPy arrays: {_ARRAYS}"
     if any(name.endswith("model.weights.h5") for name in members):
@@ -78,7 +78,7 @@ def describe_archive(members: Collection[str]) -> str:
 
 
 def describe_folder(folder: Path) -> str:
-    """What is in a folder that has no checkpoint in it, and what to do."""
+    """Return what is in a folder that has no checkpoint in it, and what to do."""
     names = sorted(file.name for file in folder.iterdir())
     if any(name.endswith(".distcp") for name in names):
         return f"{folder} is a distributed checkpoint: " + _SUFFIXES[".distcp"][1]

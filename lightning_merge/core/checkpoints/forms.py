@@ -46,7 +46,7 @@ class Factors(NamedTuple):
 
 
 def find_factors(names: Iterable[str]) -> dict[str, Factors]:
-    """The layers of which some tensors are factors: of adapters, or pruned weights and masks."""
+    """Return the layers that some tensors are factors of: adapters, or pruned weights and masks."""
     found: dict[str, Factors] = {}
     names = dict.fromkeys(names)
     for name in filter(_HINT.search, names):
@@ -66,7 +66,7 @@ def find_factors(names: Iterable[str]) -> dict[str, Factors]:
 
 
 def _place(name: str) -> tuple[str, str] | None:
-    """The kind of adapter that a tensor is a factor of, and the layer."""
+    """Return the kind of adapter that a tensor is a factor of, and the layer."""
     levels = name.split(".")
     for index, level in enumerate(levels):
         kind = next((kind for kind, pattern in _LEVELS if pattern.fullmatch(level)), None)
@@ -85,7 +85,7 @@ def has_factors(checkpoint: Checkpoint, names: Collection[str]) -> bool:
 
 
 def factors_message(checkpoint: Checkpoint, wanted: Collection[str]) -> str:
-    """What to tell who gives factors, such as an adapter, for a network; nothing for weights.
+    """Return the message for factors given as a network, such as an adapter; empty for weights.
 
     Args:
         checkpoint: What was given.

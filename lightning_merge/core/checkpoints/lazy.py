@@ -36,7 +36,7 @@ class Entry(Protocol):
         """Equal for tied tensors; None where that cannot be known."""
 
     def read(self) -> Tensor:
-        """The tensor."""
+        """Return the tensor."""
 
     def read_into(self, start: int, out: Tensor) -> None:
         """Fill `out` ([n]) with elements start..start+n, converted to its dtype."""
@@ -154,7 +154,7 @@ class Checkpoint(Mapping[str, Tensor]):
         return f"Checkpoint({str(self.path) if self.path else 'in memory'!r}, {len(self)} tensors)"
 
     def dtype(self, name: str) -> torch.dtype:
-        """Stored dtype of a tensor, without reading it."""
+        """Return the stored dtype of a tensor, without reading it."""
         return self._entries[name].dtype
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -162,7 +162,7 @@ class Checkpoint(Mapping[str, Tensor]):
         return self._entries[name].shape
 
     def numel(self, name: str) -> int:
-        """Number of entries of a tensor, without reading it."""
+        """Return the number of entries of a tensor, without reading it."""
         return math.prod(self._entries[name].shape)
 
     def identity(self, name: str) -> Hashable:
@@ -170,7 +170,7 @@ class Checkpoint(Mapping[str, Tensor]):
         return self._entries[name].identity
 
     def ties(self) -> list[tuple[str, ...]]:
-        """Groups of names that share one tensor, where the source tells (safetensors does not)."""
+        """Return groups of names that share a tensor; safetensors does not tell."""
         groups = defaultdict(list)
         for name, entry in self._entries.items():
             if (identity := entry.identity) is not None:
@@ -182,12 +182,12 @@ class Checkpoint(Mapping[str, Tensor]):
         return self._entries[name]
 
     def joined(self, other: "Checkpoint") -> "Checkpoint":
-        """A view of these tensors and another checkpoint's, whose names are others."""
+        """Return a view of these tensors and another checkpoint's, whose names are others."""
         entries = {**other._entries, **self._entries}
         return Checkpoint(entries, path=self.path, metadata=self.metadata)
 
     def renamed(self, names: Mapping[str, str]) -> "Checkpoint":
-        """A view with the names `{new: present}`, and no others."""
+        """Return a view with the names `{new: present}`, and no others."""
         entries = {new: self._entries[present] for new, present in names.items()}
         return Checkpoint(entries, path=self.path, metadata=self.metadata)
 

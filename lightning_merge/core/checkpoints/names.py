@@ -20,12 +20,12 @@ def is_statistic(name: str) -> bool:
 
 
 def composed(name: str) -> str:
-    """A name in Unicode's composed form (NFC): macOS writes the same name decomposed."""
+    """Return a name in Unicode's composed form (NFC): macOS writes the same name decomposed."""
     return unicodedata.normalize("NFC", name)
 
 
 def enumerate_names(names: Collection[str], limit: int = 20) -> str:
-    """The first `limit` names, comma separated, and how many more there are."""
+    """Return the first `limit` names, comma separated, and how many more there are."""
     shown = ", ".join(list(names)[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
 
@@ -104,18 +104,18 @@ class _Spelling(NamedTuple):
     prefix: str
 
     def of_file(self, wanted: str) -> str:
-        """The stored name of a wanted one."""
+        """Return the stored name of a wanted one."""
         return self.prefix + wanted.removeprefix(self.own)
 
     def wanted(self, stored: str) -> str | None:
-        """The wanted name of a stored one, if it has the prefix."""
+        """Return the wanted name of a stored one, if it has the prefix."""
         if not stored.startswith(self.prefix):
             return None
         return self.own + stored.removeprefix(self.prefix)
 
 
 def _fitting(wanted: Mapping[str, str], stored: Mapping[str, str]) -> _Spelling | None:
-    """The spelling in which all wanted names are stored, if there is one.
+    """Return the spelling in which all wanted names are stored, if there is one.
 
     Args:
         wanted: Names to the same without wrappers.
@@ -135,7 +135,7 @@ def _fitting(wanted: Mapping[str, str], stored: Mapping[str, str]) -> _Spelling 
 
 
 def _closest(wanted: Collection[str], stored: Collection[str]) -> _Spelling:
-    """The spelling in which most names are the same; the stored one if that is not half of them.
+    """Return the spelling in which most names agree; the stored one if fewer than half do.
 
     Each wanted name votes for the prefixes under which its longest known ending is stored.
     """
@@ -175,7 +175,7 @@ def _unwrap(names: Iterable[str]) -> dict[str, str]:
 
 
 def common_prefix(names: Collection[str]) -> str:
-    """The levels in front of which all names begin alike, such as `visual.`; of one its own."""
+    """Return the levels that all names begin with, such as `visual.`; those of a single name."""
     if len(names) == 1:
         (name,) = names
         return name[: name.rfind(".") + 1]
@@ -183,7 +183,7 @@ def common_prefix(names: Collection[str]) -> str:
 
 
 def _common_prefixes(names: list[str]) -> Iterator[str]:
-    """The prefixes that all names share, by whole levels, shortest (the empty one) first."""
+    """Yield the prefixes that all names share, by whole levels, shortest (the empty one) first."""
     yield ""
     if len(names) < 2:  # one name alone has no prefix apart from its own meaning
         return

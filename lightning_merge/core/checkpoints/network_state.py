@@ -172,7 +172,7 @@ class _Search:
         return path
 
     def _of_module(self, state: dict[Any, Any]) -> Iterator[tuple[Any, Any]]:
-        """What the state dict of a module has: parameters, then buffers, then modules."""
+        """Yield what the state dict of a module has: parameters, then buffers, then modules."""
         names = state.get("_non_persistent_buffers_set")
         names = _listed(names) if isinstance(names, Record) else names
         self.spend(len(names or ()))
@@ -224,7 +224,7 @@ class _Search:
 
 
 def _listed(record: Record) -> list[Any]:
-    """The list that a set, a queue or an ordered dictionary is made from."""
+    """Return the list that a set, a queue or an ordered dictionary is made from."""
     first = record.args[0] if isinstance(record.args, tuple) and record.args else None
     return first if isinstance(first, list) else []
 
@@ -245,7 +245,7 @@ def _is_array(value: Any) -> bool:
 
 
 def _text(key: Any) -> str | None:
-    """A key as a part of names; None if it is an object."""
+    """Return a key as a part of names; None if it is an object."""
     if isinstance(key, bytes):
         with suppress(UnicodeError):
             return key.decode()
@@ -256,7 +256,7 @@ def _text(key: Any) -> str | None:
 
 
 def _choose(entries: list[_Entry]) -> tuple[list[_Entry], int]:
-    """The network's tensors, and how many of their keys name the dictionaries around it."""
+    """Return the network's tensors, and how many of their keys name the dictionaries around it."""
     network = [entry for entry in entries if not entry.training]
     for depth in range(_DEEPEST):
         parts: dict[str, list[_Entry]] = defaultdict(list)
@@ -283,7 +283,7 @@ def _note(
     others: list[_Entry],
     hidden: dict[str, int],
 ) -> str:
-    """What was left out: other parts, and copies of the network in what training keeps."""
+    """Return what was left out: other parts, and copies of the network in what training keeps."""
     parts: dict[tuple[str, ...], list[_Entry]] = defaultdict(list)
     for entry in others:
         pairs = zip(entry.keys, taken, strict=False)

@@ -23,7 +23,7 @@ _TRAINING = re.compile(r"(training_args|optimizer|scheduler|scaler|(rng|random)_
 
 
 def checkpoint_in(folder: Path) -> Path:
-    """The one checkpoint in a folder; safetensors are preferred, an index to its shards.
+    """Return the one checkpoint in a folder; safetensors are preferred, an index to its shards.
 
     Raises:
         InputError: It has none, or several.
@@ -65,7 +65,7 @@ def _has_checkpoint(folder: Path) -> bool:
 
 
 def open_index(path: Path) -> Checkpoint:
-    """A checkpoint in shards, as transformers writes it: {"weight_map": {name: file}}.
+    """Return a checkpoint in shards, as transformers writes it: {"weight_map": {name: file}}.
 
     The shards lie in the folder of the index, or in folders below it.
 
@@ -102,7 +102,7 @@ def _check_shard(folder: Path, file: Any) -> None:
 
 
 def open_file(path: Path, prefix: str = "") -> Checkpoint:
-    """A checkpoint in one file; of one with several parts, the part that has a prefix.
+    """Return a checkpoint in one file; of one with several parts, the part that has a prefix.
 
     Raises:
         InputError: It cannot be read.

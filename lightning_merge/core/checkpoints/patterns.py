@@ -22,7 +22,7 @@ def starts(name: str) -> Iterator[int]:
 
 
 def ignore_option(names: Collection[str], others: Collection[str] = ()) -> str:
-    """The option of `merge` that leaves out some tensors and no others.
+    """Return the option of `merge` that leaves out some tensors and no others.
 
     Args:
         names: The tensors to be left out; of many, patterns if a few will do, else the first ones.
@@ -44,7 +44,7 @@ def ignore_option(names: Collection[str], others: Collection[str] = ()) -> str:
 
 
 def option(patterns: Collection[str]) -> str:
-    """The option of `merge` with these patterns, as a shell takes it."""
+    """Return the option of `merge` with these patterns, as a shell takes it."""
     return f"--ignore {shlex.quote('[' + ', '.join(map(_in_yaml, patterns)) + ']')}"
 
 
@@ -56,7 +56,7 @@ def _covering(name: str) -> set[str]:
 
 
 def _in_yaml(pattern: str) -> str:
-    """A pattern as a member of a list in YAML."""
+    """Return a pattern as a member of a list in YAML."""
     plain = re.fullmatch(r"[A-Za-z_][\w.*?/-]*", pattern) and pattern.lower() not in _WORDS
     quoted = pattern.replace("'", "''")
     return pattern if plain else f"'{quoted}'" if {'"', "\\"} & {*pattern} else f'"{pattern}"'

@@ -147,7 +147,7 @@ class _Machine:
         return values
 
     def call(self, function: Any, arguments: Any) -> Any:
-        """The stand-in for a call; see the module's docstring for what is refused."""
+        """Return the stand-in for a call; see the module's docstring for what is refused."""
         if not isinstance(function, Symbol) or not isinstance(arguments, tuple):
             raise InputError("calls something without a name: it is damaged or hostile")
         name = str(function)

@@ -80,7 +80,7 @@ class FileTensor:
         return None
 
     def read(self) -> Tensor:
-        """The tensor, in memory of its own."""
+        """Return the tensor, in memory of its own."""
         out = torch.empty(self.shape, dtype=self.dtype)
         self.read_into(0, out.view(-1))
         return out
@@ -175,7 +175,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _described(
     source: SourceFile, origin: int, name: str, entry: dict[str, Any]
 ) -> FileTensor | ForeignTensor:
-    """The tensor that the header describes by dtype, shape and data_offsets from `origin` on."""
+    """Return the tensor that the header describes by dtype, shape and offsets from `origin` on."""
     kind, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     if any(type(size) is not int or size < 0 for size in (*shape, begin, end)):
         raise ValueError("a size that is no natural number")
@@ -195,7 +195,7 @@ def _described(
 
 
 def make_header(layout: Layout, metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int], int]:
-    """The header for tensors that follow it in the order of `layout`, padded to 8 bytes.
+    """Return the header for tensors that follow it in the order of `layout`, padded to 8 bytes.
 
     Returns:
         The bytes that the file begins with, where the bytes of each tensor begin, and the size

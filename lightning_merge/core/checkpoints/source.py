@@ -50,11 +50,11 @@ class SourceFile:
         self._stamp = _stamp(status)
 
     def __reduce__(self) -> NoReturn:
-        """A copy, or another process, would not own the descriptor."""
+        """Return a copy, or another process, would not own the descriptor."""
         raise TypeError(f"{self.path} is open here: open the checkpoint again where it is needed")
 
     def stream(self) -> "BoundedReader":
-        """The content from its beginning, for parsers; for one thread."""
+        """Return the content from its beginning, for parsers; for one thread."""
         return BoundedReader(self._descriptor, self.size)
 
     def read(self, begin: int, count: int) -> bytes:
@@ -118,7 +118,7 @@ def _open(path: str | Path) -> int:
 
 
 def dangling(path: str | Path) -> str:
-    """What to call a link that leads nowhere; nothing for any other path."""
+    """Return what to call a link that leads nowhere; nothing for any other path."""
     if os.path.islink(path) and not os.path.exists(path):
         return f"a link to {os.readlink(path)}, which does not exist"
     return ""

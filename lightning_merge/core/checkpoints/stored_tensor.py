@@ -47,7 +47,7 @@ class StoredTensor:
         return (self.storage.start, self.offset, self.dtype, self.shape, self.stride)
 
     def read(self) -> Tensor:
-        """The tensor, in memory of its own."""
+        """Return the tensor, in memory of its own."""
         count = _extent(self.shape, self.stride) if math.prod(self.shape) else 0
         flat = torch.empty(count, dtype=self.dtype)
         self._fill(flat, self.offset)
@@ -77,7 +77,7 @@ class StoredTensor:
 def placed(
     storage: Storage, dtype: torch.dtype, offset: Any, shape: Any, stride: Any
 ) -> StoredTensor:
-    """A tensor whose every element is known to lie within its storage."""
+    """Return a tensor whose every element is known to lie within its storage."""
     offset, shape, stride = natural(offset), _naturals(shape), _naturals(stride)
     if len(shape) != len(stride) or len(shape) > _MOST_DIMENSIONS:
         raise ValueError("a tensor of impossible dimensions")
@@ -108,7 +108,7 @@ def _extent(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
 
 
 def natural(value: Any) -> int:
-    """A size or place that a file claims, if it can be one."""
+    """Return a size or place that a file claims, if it can be one."""
     if type(value) is not int or not 0 <= value < 2**62:
         raise ValueError("a size that is no natural number")
     return value

@@ -113,7 +113,7 @@ def find_classes(source: SourceFile) -> set[str]:
 
 
 def _read_objects(source: SourceFile) -> Any:
-    """The root of a file of torch.save; None for safetensors, whatever their suffix, and JSON."""
+    """Return the root of a file of torch.save; None for safetensors and JSON."""
     is_index = source.read(0, 1) == b"{"
     return None if is_index or is_safetensors(source.read(0, 9)) else _read_root(source)
 
@@ -192,7 +192,7 @@ def _read_legacy(source: SourceFile) -> Any:
 
 
 def _described_storage(key: Any, source: SourceFile) -> Storage:
-    """The storage of a persistent id ('storage', type, key, device, number of elements)."""
+    """Return the storage of a persistent id ('storage', type, key, device, number of elements)."""
     if key[0] != "storage" or not isinstance(key[1], Symbol) or not isinstance(key[2], (str, int)):
         raise ValueError("an unknown kind of persistent id")
     kind = key[1].name

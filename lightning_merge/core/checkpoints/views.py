@@ -59,7 +59,7 @@ class Joined(_View):
         return (sum(part.shape[0] for part in self.parts), *first[1:])
 
     def read(self) -> Tensor:
-        """The tensor."""
+        """Return the tensor."""
         return torch.cat([part.read().to(self.dtype) for part in self.parts])
 
     def read_into(self, start: int, out: Tensor) -> None:
@@ -89,7 +89,7 @@ class Rows(_View):
         return (self.count, *self.parts[0].shape[1:])
 
     def read(self) -> Tensor:
-        """The tensor."""
+        """Return the tensor."""
         out = torch.empty(self.shape, dtype=self.dtype)
         self.read_into(0, out.view(-1))
         return out
@@ -110,7 +110,7 @@ class Turned(_View):
         return self.parts[0].shape[::-1]
 
     def read(self) -> Tensor:
-        """The tensor."""
+        """Return the tensor."""
         return self.parts[0].read().T.contiguous()
 
     def read_into(self, start: int, out: Tensor) -> None:

@@ -225,7 +225,7 @@ class CheckpointWriter:
         remove_leftovers(self._path, rf"\.model\.safetensors\.index{_HIDDEN}\.json")
 
     def _index(self) -> str:
-        """The index of shards as transformers and huggingface_hub write it."""
+        """Return the index of shards as transformers and huggingface_hub write it."""
         sizes = (place.numel * place.dtype.itemsize for place in self._places.values())
         content = {
             "metadata": {**self._metadata, "total_size": sum(sizes)},
@@ -239,7 +239,7 @@ class CheckpointWriter:
 
 
 def _checked(layout: Layout, path: Path) -> Layout:
-    """The layout in the order of the file."""
+    """Return the layout in the order of the file."""
     for name, (dtype, _) in layout.items():
         if not isinstance(name, str) or name == "__metadata__" or not _is_text(name):
             raise InputError(f"{path}: the name {name!r} is reserved or not text")
@@ -256,7 +256,7 @@ def _is_text(name: str) -> bool:
 
 
 def _split(layout: Layout, size: int) -> Iterator[Layout]:
-    """The layout in parts of at most `size` bytes, or of one tensor."""
+    """Yield the layout in parts of at most `size` bytes, or of one tensor."""
     part: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
     used = 0
     for name, (dtype, shape) in layout.items():
@@ -270,7 +270,7 @@ def _split(layout: Layout, size: int) -> Iterator[Layout]:
 
 
 def _named_by(index: Path) -> set[str]:
-    """The files of the checkpoint that an index in the same folder replaces."""
+    """Return the files of the checkpoint that an index in the same folder replaces."""
     try:
         named = list(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, AttributeError, KeyError, TypeError):

@@ -128,7 +128,7 @@ class _Chains:
         return layers
 
     def _before(self, args: Args) -> tuple[str, ...] | None:
-        """The chain whose output this is, unless it was changed in place since."""
+        """Return the chain whose output this is, unless it was changed in place since."""
         names, tensor, version = self._outputs.get(id(args[0]) if args else 0, ((), None, 0))
         return names if tensor is not None and tensor._version == version else None
 

@@ -53,7 +53,7 @@ class ExpertNetworks:
         return applied
 
     def stacks(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """The named tensors of all experts, [K, *shape], BatchNorm statistics included."""
+        """Return the named tensors of all experts, [K, *shape], BatchNorm statistics included."""
         return {name: self._stack(name) for name in names}
 
     def expert(self, index: int) -> dict[str, Tensor]:
@@ -66,11 +66,11 @@ class ExpertNetworks:
         return {name: self.like(name, mean_of(self._stack(name))) for name in self.stored}
 
     def like(self, name: str, tensor: Tensor) -> Tensor:
-        """A copy in the type, layout and place of the network's tensor of that name."""
+        """Return a copy in the type, layout and place of the network's tensor of that name."""
         return torch.empty_like(self._own[name]).copy_(tensor)
 
     def task_vectors(self, name: str) -> Tensor:
-        """The task vectors of the named tensor, [K, *shape]."""
+        """Return the task vectors of the named tensor, [K, *shape]."""
         return self.vectors[self.stored[name]]
 
     def task_vector(self, name: str, index: int) -> Tensor:
@@ -78,7 +78,7 @@ class ExpertNetworks:
         return self.vectors.of_expert(self.stored[name], index)
 
     def base(self, name: str) -> Tensor:
-        """The base's tensor in the precision of all sums."""
+        """Return the base's tensor in the precision of all sums."""
         return wide(self.vectors.base[self.stored[name]])
 
     def _stack(self, name: str) -> Tensor:

@@ -76,7 +76,7 @@ def _each(logits: Logits, own: dict[str, Tensor], inputs: Tensor) -> Tensor:
 
 
 def _losses(scores: Tensor, labels: Labels, uniform: Tensor) -> Iterator[Tensor]:
-    """Sums over samples whose squared gradients, added up, are the Fisher information."""
+    """Yield sums over samples whose squared gradients, added up, are the Fisher information."""
     probabilities = scores.detach().exp()
     if labels == "expected":
         yield from (probabilities.sqrt() * scores).sum(0)

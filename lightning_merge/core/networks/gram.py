@@ -48,7 +48,7 @@ class Gram:
             block.addmm_(wide[:, rows].mT, wide[:, rows.start :], alpha=scale)
 
     def times(self, right: Tensor, reduce: float) -> Tensor:
-        """The product with [in, out], after all off the diagonal is multiplied with `reduce`."""
+        """Return the product with [in, out] after multiplying all off the diagonal by `reduce`."""
         product = self.diagonal()[:, None] * right * (1 - reduce)
         for rows, block in self._places():
             height = len(block)
@@ -58,7 +58,7 @@ class Gram:
         return product
 
     def dense(self, reduce: float) -> Tensor:
-        """The matrix [in, in], all off the diagonal multiplied with `reduce`."""
+        """Return the matrix [in, in], all off the diagonal multiplied with `reduce`."""
         size = sum(map(len, self._blocks))
         whole = self._blocks[0].new_empty(size, size)
         for rows, block in self._places():
@@ -69,11 +69,11 @@ class Gram:
         return whole
 
     def diagonal(self) -> Tensor:
-        """A copy of the diagonal, [in]."""
+        """Return a copy of the diagonal, [in]."""
         return torch.cat([block.diagonal() for block in self._blocks])
 
     def _places(self) -> Iterator[tuple[slice, Tensor]]:
-        """The rows of every block, and the block, whose columns begin where they do."""
+        """Yield the rows of every block, and the block, whose columns begin where they do."""
         start = 0
         for block in self._blocks:
             yield slice(start, start + len(block)), block
@@ -138,7 +138,7 @@ class Regression:
         self._count, self._scale = 0, 0.0
 
     def solve(self, last: Tensor, average: Tensor) -> Tensor:
-        """The merged update, flattened, in the type of the task vectors.
+        """Return the merged update, flattened, in the type of the task vectors.
 
         Args:
             last: The last expert's task vector.
@@ -162,7 +162,7 @@ class Regression:
             right += gram.times(part, self._reduce)
 
     def _matrices(self, task_vector: Tensor) -> list[Tensor]:
-        """A task vector as the transposed matrix [in, out] of every group, in float64."""
+        """Return a task vector as the transposed matrix [in, out] of every group, in float64."""
         device, width = self._grams[0].diagonal().device, len(self._grams[0].diagonal())
         wide = task_vector.to(device, torch.float64)
         return [part.mT for part in wide.reshape(len(self._grams), -1, width)]

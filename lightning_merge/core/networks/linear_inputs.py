@@ -89,14 +89,14 @@ class LinearInputs(TorchFunctionMode):
 
 
 def _rows(tensor: Tensor) -> Tensor:
-    """Samples and tokens in one dimension, [n, in]."""
+    """Return samples and tokens in one dimension, [n, in]."""
     return tensor.reshape(-1, tensor.shape[-1])
 
 
 def patches(
     images: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> Rows:
-    """What a convolution multiplies its flattened weight with, for 1, 2 or 3 dimensions.
+    """Return what a convolution multiplies its flattened weight with, for 1, 2 or 3 dimensions.
 
     Args:
         images: Input [n, C, *size], or [C, *size].
@@ -126,7 +126,7 @@ def _per_dimension(value: Any, dims: int) -> list[int]:
 
 
 def _pads(padding: Any, spans: list[int]) -> list[int]:
-    """Padding in the form of `functional.pad`: last dimension first, before and after."""
+    """Return padding as `functional.pad` takes it: last dimension first, before and after."""
     if padding == "same":
         before = [span // 2 for span in spans]
         after = [span - span // 2 for span in spans]

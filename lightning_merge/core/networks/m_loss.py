@@ -35,7 +35,7 @@ _CHUNK = 2**22  # pre-activations in memory at a time: 16 MiB in float32
 def _merged_and_discrepancy(
     pre_activations: Tensor, activation: Activation, weights: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The merged output act(sum_k a_k h_k) and D, both [n, d]."""
+    """Return the merged output act(sum_k a_k h_k) and D, both [n, d]."""
     if weights is not None and weights.shape != pre_activations.shape[:1]:
         raise InputError(
             f"weights of shape {list(weights.shape)}: give one per expert, [{len(pre_activations)}]"
@@ -143,7 +143,7 @@ def m_losses(merged: Tensor, ensemble: Tensor, eps: float = 1e-4) -> MLosses:
 def layer_m_losses(
     merged: Tensor, ensemble: Tensor, eps: float = 1e-4
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The last three of `m_losses` alone."""
+    """Return the last three of `m_losses` alone."""
     loss, norm = (merged - ensemble).norm(dim=-1), merged.norm(dim=-1)
     return loss.mean(), (loss / (norm + eps)).mean(), norm.mean()
 

@@ -200,7 +200,7 @@ def _measure(
 
 
 def _stacks(layer: AffineLayer, vectors: TaskVectors, like: Tensor) -> list[dict[str, Tensor]]:
-    """The experts' tensors [K, ...] of each module of a layer, by their names within it."""
+    """Return the experts' tensors [K, ...] of each module of a layer, by their names within it."""
     return [
         {
             own: vectors.stored.stack(f"{name}.{own}").to(like)
@@ -225,7 +225,7 @@ def _layer(
 
 
 def _chunk_losses(hidden: Tensor, activation: Activation) -> list[Tensor]:
-    """What `MLosses` has of all experts [K, n, d], and the last three of their pairs [K, K]."""
+    """Return the `MLosses` of all experts [K, n, d], and the last three of their pairs [K, K]."""
     outputs = activation(hidden.clone())  # it may work in place
     losses = m_losses(activation(hidden.mean(0)), outputs.mean(0))
     pairwise = hidden.new_zeros(3, len(hidden), len(hidden))

@@ -95,7 +95,7 @@ class _Reached(Exception):
 def arguments_of(
     model: nn.Module, state: Mapping[str, Tensor], inputs: Tensor, name: str
 ) -> tuple[Args, Kwargs]:
-    """What a module is first called with; the network runs up to there, with other weights.
+    """Return what a module is first called with; the network runs up to there, with other weights.
 
     Args:
         model: Any network; it comes back unchanged.
@@ -158,6 +158,6 @@ def repeated_blocks(model: nn.Module) -> set[str]:
 
 
 def _owners_of_matrices(module: nn.Module) -> int:
-    """Number of modules that have a parameter of two or more dimensions themselves."""
+    """Return the number of modules that have a parameter of two or more dimensions themselves."""
     parts = [part.parameters(recurse=False) for part in module.modules()]
     return sum(any(tensor.dim() > 1 for tensor in own) for own in parts)

@@ -41,7 +41,7 @@ class StackedTaskVectors:
 
     @staticmethod
     def _unlearned(vectors: TaskVectors, name: str) -> Tensor:
-        """A tensor without task vectors as every merge has it."""
+        """Return a tensor without task vectors as every merge has it."""
         stored = vectors.base[name]
         if not stored.is_floating_point():
             return stored.clone()
@@ -113,7 +113,7 @@ class StackedTaskVectors:
         leaf.grad = None
 
     def _stack(self, name: str) -> Tensor:
-        """The stack [K, numel] of a tensor, on the device of its base."""
+        """Return the stack [K, numel] of a tensor, on the device of its base."""
         return self.stacks[name].to(self.base[name].device, non_blocking=True)
 
     def share(self, parameters: Mapping[str, torch.nn.Parameter]) -> None:

@@ -33,7 +33,7 @@ class Triplets(NamedTuple):
 
 
 def singular_triplets(matrix: Tensor, rank: int | None = None) -> Triplets:
-    """The largest singular values of a matrix and their vectors.
+    """Return the largest singular values of a matrix and their vectors.
 
     Args:
         matrix: [m, n], of any floating type.
@@ -67,7 +67,7 @@ def _short_basis(matrix: Tensor) -> Tensor:
 
 
 def polar_factor(matrix: Tensor) -> Tensor:
-    """The nearest matrix whose singular values are all 1, or 0 where they were, [m, n] in float64.
+    """Return the nearest matrix with singular values 1, or 0 where they were, [m, n] in float64.
 
     With orthonormal columns where the matrix has full column rank, it solves the orthogonal
     Procrustes problem. Unlike U V^T of an SVD it is unique for every matrix.

@@ -41,7 +41,7 @@ def disjoint_merge(task_vectors: Tensor, signs: Tensor, combine: Combine = "mean
 
 
 def majority_sign(vectors: TaskVectors) -> float:
-    """The sign that most entries of the summed task vectors have, +1 when balanced.
+    """Return the sign that most entries of the summed task vectors have, +1 when balanced.
 
     TIES gives it to the entries whose mass is exactly zero. Reads every tensor once.
     """

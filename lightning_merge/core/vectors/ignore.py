@@ -14,7 +14,7 @@ from lightning_merge.core.vectors.scope import twins
 def taking_part(
     opened: Mapping[str, Checkpoint], patterns: Sequence[str], absent: Collection[str] = ()
 ) -> dict[str, Checkpoint]:
-    """Views of base and experts without the tensors that are ignored, in the base's spelling.
+    """Return views of base and experts without ignored tensors, in the base's spelling.
 
     A tensor is ignored where a pattern covers its name in the base or in any expert. What the base
     ties to a tensor that takes part stays in the base, so that it gets the merged values and no

@@ -58,7 +58,7 @@ def find_scope(base: Checkpoint, experts: Collection[Checkpoint], kind: Kind = "
 
 
 def complete(base: Checkpoint, expert: Checkpoint) -> Checkpoint:
-    """A view of an expert in which what the base ties and the expert lacks has its tied tensor.
+    """Return a view of an expert where tensors that it lacks and the base ties have their twin.
 
     Tied are tensors that share memory or storage in the base, or are equal there and not constant:
     such a one is left out by writers that know the network, and stored twice by others.
@@ -113,7 +113,7 @@ def _ties(checkpoints: Collection[Checkpoint], names: Iterable[str]) -> dict[str
 
 
 def _alike(checkpoints: Collection[Checkpoint], names: Iterable[str]) -> Iterator[list[str]]:
-    """Groups of two or more names whose tensors have one shape and type everywhere."""
+    """Return groups of two or more names whose tensors have one shape and type everywhere."""
     groups: dict[Hashable, list[str]] = defaultdict(list)
     for name in names:
         groups[tuple(_layout(checkpoint, name) for checkpoint in checkpoints)].append(name)
@@ -137,7 +137,7 @@ def _stored_together(checkpoint: Checkpoint, name: str, other: str) -> bool:
 
 
 def _start(checkpoint: Checkpoint, name: str) -> bytes:
-    """The first entries of a tensor, by which most are told apart."""
+    """Return the first entries of a tensor, by which most are told apart."""
     values = torch.empty(min(_START, checkpoint.numel(name)), dtype=checkpoint.dtype(name))
     checkpoint.read_into(name, 0, values)
     return values.view(torch.uint8).numpy().tobytes()

@@ -98,7 +98,7 @@ def _read_blocks(vectors: TaskVectors, names: Sequence[str]) -> list[Tensor]:
 
 
 def kth_smallest(vectors: TaskVectors, names: Sequence[str], rank: int) -> Tensor:
-    """The rank-th smallest entry of every expert, signs included, [K].
+    """Return the rank-th smallest entry of every expert, signs included, [K].
 
     The positive parts are ordered as the entries are; where theirs is zero, the negative parts,
     counted from the other end, say which entry it is. Arguments as of `kth_smallest_magnitude`.
@@ -112,7 +112,7 @@ def kth_smallest(vectors: TaskVectors, names: Sequence[str], rank: int) -> Tenso
 
 
 def largest(vectors: TaskVectors, names: Sequence[str]) -> Tensor:
-    """The largest entry of every expert, signs included, over the named tensors, [K] in float64.
+    """Return the largest signed entry of every expert over the named tensors, [K] in float64.
 
     Reads every tensor once; at least one has to have entries.
     """

@@ -58,7 +58,7 @@ def _matrices(stacked: Tensor) -> Tensor:
 
 
 def top_singular_values(matrices: Tensor, rank: int) -> Tensor:
-    """The largest singular values, descending, [..., rank], in float64.
+    """Return the largest singular values, descending, [..., rank], in float64.
 
     They are the roots of the eigenvalues of the Gram matrix on the smaller side, of which half
     is computed: several times cheaper than an SVD and, in float64, exact to float32 for the
@@ -80,7 +80,7 @@ def top_singular_values(matrices: Tensor, rank: int) -> Tensor:
 
 
 def _lower_gram(matrices: Tensor) -> Tensor:
-    """The products of rows with each other, [..., m, m], all that lie on or below the diagonal."""
+    """Return the products of rows with each other, [..., m, m], on and below the diagonal."""
     rows = matrices.shape[-2]
     gram = matrices.new_zeros(*matrices.shape[:-1], rows)
     for start in range(0, rows, _BLOCK):

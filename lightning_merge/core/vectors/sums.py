@@ -14,7 +14,7 @@ _BLOCK = 2**15  # entries of each expert that are read at a time
 def sum_over_tensor(
     vectors: TaskVectors, name: str, function: Callable[[Span, Tensor], Tensor], *, whole: bool
 ) -> Tensor:
-    """The sum in float64 of a function of a tensor's task vectors, reading it once.
+    """Return the sum in float64 of a function of a tensor's task vectors, reading it once.
 
     The spans are whole rows of the last dimension, of a fixed size and in order, so that the
     result depends neither on the size of tiles nor on what else is in memory.

@@ -16,7 +16,7 @@ TileMap = Callable[[Span, Tensor], Tensor]
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """The tensor in the precision of all sums."""
+    """Return the tensor in the precision of all sums."""
     return tensor.to(wide_dtype(tensor.dtype))
 
 
@@ -76,11 +76,11 @@ class TaskVectors:
         self._zero: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
-        """Number of experts, K."""
+        """Return the number of experts, K."""
         return len(self.tasks)
 
     def __getitem__(self, name: str) -> Tensor:
-        """The task vectors of the named tensor, [K, *shape], after every map.
+        """Return the task vectors of the named tensor, [K, *shape], after every map.
 
         Raises:
             InputError: The base's or an expert's tensor has a NaN or infinite value.
@@ -89,7 +89,7 @@ class TaskVectors:
         return whole.view(len(self), *self.base.shape(name))
 
     def numel(self, name: str) -> int:
-        """Number of entries of a tensor."""
+        """Return the number of entries of a tensor."""
         return self.base.numel(name)
 
     def is_zero(self, name: str) -> bool:
@@ -104,7 +104,7 @@ class TaskVectors:
         return spans(name, self.base.shape(name), len(self))
 
     def read(self, span: Span) -> Tensor:
-        """The task vectors' entries after every map, a new tensor [K, n].
+        """Return the task vectors' entries after every map, a new tensor [K, n].
 
         Raises:
             InputError: The base's or an expert's entries have a NaN or infinite value.
@@ -129,7 +129,7 @@ class TaskVectors:
             yield span, base, tile
 
     def weights(self, name: str) -> Tensor:
-        """The floating-point weights of the experts that the task vectors stand for, [K, *shape].
+        """Return the weights of the experts that the task vectors stand for, [K, *shape].
 
         They are theta_0 + tau_k after every map; statistics are those stored.
 
@@ -141,7 +141,7 @@ class TaskVectors:
         return self[name] + wide(self.base[name])
 
     def expert(self, name: str, index: int) -> Tensor:
-        """The weights of one expert, [*shape]: a row of `weights`.
+        """Return the weights of one expert, [*shape]: a row of `weights`.
 
         Where no map needs to see the experts together, the others are not read.
         """
@@ -153,20 +153,20 @@ class TaskVectors:
         return self.weights(name)[index]  # names what is not finite
 
     def of_expert(self, name: str, index: int) -> Tensor:
-        """The task vector of one expert, [*shape]; like `expert` it reads no others if it can."""
+        """Return the task vector of one expert, [*shape]; it reads no others if it can."""
         if not self._is_plain(name):
             return self[name][index]
         base = wide(self.base[name])
         return self.expert(name, index).to(base.dtype) - base
 
     def map(self, function: TileMap) -> "TaskVectors":
-        """A lazy view in which every tile has also passed through `function(span, tile)`."""
+        """Return a lazy view in which every tile has also passed through `function(span, tile)`."""
         view = copy(self)
         view._maps = (*self._maps, function)
         return view
 
     def whole(self) -> "TaskVectors":
-        """A lazy view in which every tensor is one tile, for what needs its entries together.
+        """Return a lazy view in which every tensor is one tile, for work on whole tensors.
 
         Memory in use is then that of the largest tensor of all experts.
         """
@@ -175,7 +175,7 @@ class TaskVectors:
         return view
 
     def zeroed(self, names: Iterable[str]) -> "TaskVectors":
-        """A lazy view in which the named tensors' task vectors are zero.
+        """Return a lazy view in which the named tensors' task vectors are zero.
 
         The experts' tensors are then not read, and later maps, which must take zeros to zeros,
         are not called on them.

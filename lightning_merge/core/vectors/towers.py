@@ -61,7 +61,7 @@ def _only(checkpoint: Checkpoint, names: Iterable[str]) -> Checkpoint:
 
 
 def _held(base: Checkpoint, expert: Checkpoint) -> tuple[Checkpoint, set[str]]:
-    """An expert under the base's names, and the names in parts of the base that it leaves out."""
+    """Return an expert under the base's names, and the base's names that it leaves out."""
     found = vision_tower(base)
     if found is None or set(base) == set(expert):
         return expert, set()
@@ -85,7 +85,7 @@ def _held(base: Checkpoint, expert: Checkpoint) -> tuple[Checkpoint, set[str]]:
 
 
 def _parts(base: Checkpoint, prefix: str, root: str, *, translated: bool) -> dict[str, list[str]]:
-    """The names of a base by the part that they are in; the vision tower's is its prefix.
+    """Return the names of a base by the part that they are in; the vision tower's is its prefix.
 
     Between libraries, parts are those of both: the projection is outside the tower in
     transformers, and the text's embeddings outside its transformer in open_clip.
@@ -103,7 +103,7 @@ def _parts(base: Checkpoint, prefix: str, root: str, *, translated: bool) -> dic
 
 
 def _root(names: Mapping[str, str], prefix: str, root: str) -> str | None:
-    """What the expert has for the base's root; None where it is a tower without that level."""
+    """Return the expert's level for the base's root; None for a tower without that level."""
     name, stored = next(iter(names.items()))
     own = stored.removesuffix(name.removeprefix(prefix))
     level = prefix.removeprefix(root)

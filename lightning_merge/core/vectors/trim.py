@@ -36,7 +36,7 @@ def keep_largest(values: Tensor, counts: Tensor) -> Tensor:
 
 
 def _count_th_largest(magnitude: Tensor, counts: Tensor, most: int) -> Tensor:
-    """The counts-th largest entry along the last dimension, [..., 1]; infinite for count 0."""
+    """Return the counts-th largest entry of the last dimension, [..., 1]; infinite for count 0."""
     if bool((counts == most).all()):
         return magnitude.kthvalue(magnitude.shape[-1] - most + 1, dim=-1, keepdim=True).values
     largest = magnitude.topk(most, dim=-1).values
@@ -84,13 +84,13 @@ class Cut(NamedTuple):
 
 
 def _just_below(threshold: float, dtype: torch.dtype) -> float:
-    """The number under a threshold: hardshrink keeps what is larger than its bound."""
+    """Return the number under a threshold: hardshrink keeps what is larger than its bound."""
     number = torch.tensor(threshold, dtype=dtype)
     return float(torch.nextafter(number, torch.zeros_like(number)))
 
 
 def global_trim(vectors: TaskVectors, density: float) -> TileMap:
-    """The map that trims every expert at its own `magnitude_thresholds`."""
+    """Return the map that trims every expert at its own `magnitude_thresholds`."""
     cut = Cut(magnitude_thresholds(vectors, density).tolist())
     return lambda span, tile: cut(tile, span.start)
 
@@ -110,7 +110,7 @@ def magnitude_thresholds(vectors: TaskVectors, density: float) -> Tensor:
 
 
 def tensor_trim(vectors: TaskVectors, density: float) -> TileMap:
-    """The map that keeps the floor(numel * density) largest magnitudes of every tensor.
+    """Return the map that keeps the floor(numel * density) largest magnitudes of every tensor.
 
     Among equal magnitudes the first ones are kept, so exactly that many stay (but for zeros).
     """
@@ -144,7 +144,7 @@ def _ends(vectors: TaskVectors, name: str, thresholds: list[float], excess: list
 
 
 def row_trim(vectors: TaskVectors, keep_ratios: dict[str, Tensor], other: TileMap) -> TileMap:
-    """The map that trims rows [out, rest] where it has ratios [out], and does `other` elsewhere."""
+    """Return the map that trims rows [out, rest] by ratios [out], and does `other` elsewhere."""
 
     def trim(span: Span, tile: Tensor) -> Tensor:
         if span.name not in keep_ratios:

@@ -204,7 +204,7 @@ def _counts(tensors: Checkpoint) -> dict[str, str]:
 
 
 def _count_not_finite(tensor: Tensor) -> int:
-    """The sum, one fast pass, is finite unless a value is not (or, rarely, it overflows)."""
+    """Return the sum, one fast pass, is finite unless a value is not (or, rarely, it overflows)."""
     if tensor.dtype.itemsize == 1:
         tensor = tensor.float()
     wide = torch.float64 if tensor.dtype == torch.float64 else torch.float32
