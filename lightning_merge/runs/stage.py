@@ -81,7 +81,8 @@ class Stage:
         """Whether the file is there and was made by the user."""
         if not self.exists():
             return False
-        return self.recipe is None or "fingerprint" not in open_checkpoint(self.file).metadata
+        metadata = open_checkpoint(self.file).metadata  # what cannot be had is told here
+        return self.recipe is None or "fingerprint" not in metadata
 
     def is_made(self, inputs: Config) -> bool:
         """Whether the file is there and was made from these inputs, or by the user."""
