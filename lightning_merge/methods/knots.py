@@ -104,7 +104,7 @@ def _shared_bases(vectors: TaskVectors) -> tuple[dict[str, Tensor], list[Tensor]
 
 
 def _shared(vectors: TaskVectors, name: str, starts: Iterable[int]) -> _Shared | None:
-    """The basis of one tensor and coordinates from some places on; None if it has none."""
+    """Return the basis of one tensor and coordinates from some places on; None if it has none."""
     if vectors.is_zero(name):
         return None
     stack = vectors[name]

@@ -22,7 +22,7 @@ _CLASSES = {
 
 
 def named(classes: set[str]) -> str | None:
-    """The activation that some classes of a network's modules are; None for none, or for both."""
+    """Return the one activation among the classes of a network's modules; else None."""
     kinds = {_CLASSES[name] for name in classes if name in _CLASSES}
     return kinds.pop() if len(kinds) == 1 else None
 

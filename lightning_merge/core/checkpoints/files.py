@@ -255,7 +255,7 @@ def file_fingerprint(path: str | Path) -> str:
 
 
 def file_record(path: str | Path, kind: Literal["sha256", "sample"]) -> str:
-    """What a result says of a file that it was made from, as `sha256:9f86...`.
+    """Return what a result says of a file that it was made from, as `sha256:9f86...`.
 
     Args:
         path: The file or folder.

@@ -41,7 +41,7 @@ def verify_provenance(
 
 
 def _mismatch(name: str, file: str | Path, record: str | None) -> str:
-    """What is wrong with one file; nothing if it is the recorded one."""
+    """Return what is wrong with one file; nothing if it is the recorded one."""
     if record is None:
         return f"{name}: not recorded"
     try:

@@ -46,7 +46,7 @@ class Sample(NamedTuple):
 def kth_smallest_magnitude(
     vectors: TaskVectors, names: Sequence[str], rank: int, sample: Sample | None = None
 ) -> Order:
-    """The rank-th smallest |entry| of every expert over the named tensors together.
+    """Return the rank-th smallest |entry| of every expert over the named tensors together.
 
     Read as integers, the bits of magnitudes are ordered as the magnitudes are. A sample gives a
     narrow range of bits; one pass counts what lies below it and keeps what lies in it or, if
@@ -88,7 +88,7 @@ def sampled_blocks(sizes: Mapping[str, int]) -> dict[str, range]:
 
 
 def _read_blocks(vectors: TaskVectors, names: Sequence[str]) -> list[Tensor]:
-    """Some entries of every expert, as `sampled_blocks` takes them, [K, BLOCK] each."""
+    """Return some entries of every expert, as `sampled_blocks` takes them, [K, BLOCK] each."""
     starts = sampled_blocks({name: vectors.numel(name) for name in names})
     return [
         vectors.read(Span(name, start, start + BLOCK))
@@ -133,7 +133,7 @@ def _negative_part(span: Span, tile: Tensor) -> Tensor:
 
 
 def _groups(vectors: TaskVectors, names: Sequence[str]) -> list[list[str]]:
-    """The names in as many groups as there are jobs, of about as many entries each."""
+    """Return the names in as many groups as there are jobs, of about as many entries each."""
     groups: list[list[str]] = [[] for _ in range(vectors.jobs)]
     sizes = [0] * vectors.jobs
     for name in sorted(names, key=vectors.numel, reverse=True):

@@ -47,7 +47,7 @@ class StoredExperts:
         self.device = next(iter(base.values())).device if in_memory else torch.device("cpu")
 
     def key(self, name: str) -> str:
-        """What random numbers of a tensor depend on: its name without the prefix of all names.
+        """Return the key of a tensor's random numbers: its name without the prefix of all.
 
         So a network and a part of it draw the same ones where only that part was changed.
         """
@@ -58,12 +58,12 @@ class StoredExperts:
         return name in self._kept
 
     def computed(self) -> list[str]:
-        """The tensors whose values follow from the experts', tied ones and statistics included."""
+        """Return the tensors that follow from the experts', tied ones and statistics included."""
         floating = (name for name in self.base if self.base.dtype(name).is_floating_point)
         return [name for name in floating if not self.is_kept(name)]
 
     def dtype(self, name: str) -> torch.dtype:
-        """The type of a merged tensor.
+        """Return the type of a merged tensor.
 
         It is the one that base and experts are stored in; where their floating types differ, the
         one that holds them all, so that nothing that an expert has learned is rounded away, see
@@ -79,7 +79,7 @@ class StoredExperts:
         return {name: (self.dtype(name), self.base.shape(name)) for name in self.base}
 
     def stack(self, name: str) -> Tensor:
-        """The experts' tensors of that name, statistics included, [K, *shape].
+        """Return the experts' tensors of that name, statistics included, [K, *shape].
 
         Raises:
             InputError: The base's or an expert's tensor has a NaN or infinite value.
@@ -91,7 +91,7 @@ class StoredExperts:
         return tile.view(len(self.tasks), *self.base.shape(name))
 
     def read(self, span: Span) -> tuple[Tensor, Tensor]:
-        """The base's entries [n] and the experts' [K, n], unchecked, in the type of sums."""
+        """Return the base's entries [n] and the experts' [K, n], unchecked, in the type of sums."""
         base, tile = self.buffers(span)
         self.read_into(span, base, tile)
         return base, tile

@@ -97,7 +97,7 @@ class TaskVectors:
         return name in self._zero or self.stored.is_kept(name)
 
     def spans(self, name: str) -> Iterable[Span]:
-        """The tiles of a tensor, see `tiles.spans`; one of all entries in a view of `whole`."""
+        """Return the tiles of a tensor, see `tiles.spans`; a single one in a view of `whole`."""
         size = self.numel(name)
         if self._whole and size:
             return [Span(name, 0, size)]

@@ -45,7 +45,7 @@ def row_size(shape: Sequence[int]) -> int:
 
 
 def whole_rows(span: Span, shape: Sequence[int], experts: int) -> slice:
-    """The rows of the matrix [out, rest] that a span holds.
+    """Return the rows of the matrix [out, rest] that a span holds.
 
     Args:
         span: Where the tile lies.
