@@ -19,13 +19,21 @@ class StackedTaskVectors:
     A merge is theta_0 + c^T T for every tensor, T the stack [K, numel]. The gradient with
     respect to c is the product of T with the gradient of the merged tensor, so no graph over
     the experts is kept. BatchNorm's running statistics are averaged over the experts; integer
-    tensors, and those that no expert has changed, are copied.
+    tensors and tensors that no expert has changed are copied.
 
     Args:
         vectors: Task vectors; the stacks are read from it once, in float32.
         device: Where merging is done.
-        offload: Keep the stacks in the host's memory (pinned, where the device is a GPU) and
-            send a tensor's to the device when it is merged, and once more for its gradient.
+        offload: Keep the stacks in host memory (pinned if the device is a GPU) and send each
+            one to the device when its tensor is merged, and once more for its gradient.
+
+    Example:
+        >>> experts = {"a": {"w": torch.tensor([1.0, 0.0])}, "b": {"w": torch.tensor([0.0, 1.0])}}
+        >>> stacked = StackedTaskVectors(TaskVectors({"w": torch.zeros(2)}, experts))
+        >>> coefficients = torch.tensor([[0.5], [0.2]], requires_grad=True)
+        >>> stacked.loss(coefficients, lambda weights: weights["w"].sum()).backward()
+        >>> stacked.merge(coefficients)["w"].tolist(), coefficients.grad.flatten().tolist()
+        ([0.5, 0.2...], [1.0, 1.0])
     """
 
     def __init__(
@@ -41,7 +49,7 @@ class StackedTaskVectors:
 
     @staticmethod
     def _unlearned(vectors: TaskVectors, name: str) -> Tensor:
-        """Return a tensor without task vectors as every merge has it."""
+        """Return the value that every merge gives a tensor without task vectors."""
         stored = vectors.base[name]
         if not stored.is_floating_point():
             return stored.clone()
@@ -54,7 +62,7 @@ class StackedTaskVectors:
         return flat.pin_memory() if self._pinned else flat
 
     def to(self, device: torch.device | str) -> "StackedTaskVectors":
-        """Move everything, but for offloaded stacks, to a device."""
+        """Move everything except offloaded stacks to a device."""
         for group in (self.base, self.fixed, {} if self.offload else self.stacks):
             group.update({name: tensor.to(device) for name, tensor in group.items()})
         return self
@@ -67,8 +75,8 @@ class StackedTaskVectors:
 
         Returns:
             All tensors of the base by name, in float32 even under autocast, which would round
-            weights to half precision. Gradients flow into `coefficients`; see `loss` for a way
-            that needs less memory.
+            weights to half precision. Gradients flow into `coefficients`; `loss` computes them
+            with less memory.
         """
         merged = {name: tensor.clone() for name, tensor in self.fixed.items()}
         with torch.autocast(coefficients.device.type, enabled=False):
@@ -81,18 +89,19 @@ class StackedTaskVectors:
     def loss(self, coefficients: Tensor, of: Loss, *, scale: float = 1.0) -> Tensor:
         """Return the loss of the merged network, differentiable in the coefficients.
 
-        Its gradient is computed at once: when backward reaches a merged tensor, its gradient is
-        multiplied with the stack and forgotten. Beside the stacks and `of`'s activations,
-        memory is the base, one merged network and the gradient of one tensor.
+        The gradient is computed at once: when backward reaches a merged tensor, its gradient is
+        multiplied with the stack and discarded. Besides the stacks and the activations of `of`,
+        memory holds the base, one merged network and the gradient of one tensor.
 
         Args:
             coefficients: [K, L], columns in the order of `names`.
-            of: Gives the loss of merged weights; called once.
-            scale: Factor of the loss during backward, for losses so small that their gradients
-                vanish in half precision.
+            of: Computes the loss from merged weights; called once.
+            scale: Factor of the loss during backward, for losses whose gradients would underflow
+                in half precision.
 
         Returns:
-            The loss. Its gradient is that of `of(merge(coefficients))`; it has no second one.
+            The loss. Its gradient is that of `of(merge(coefficients))`; there is no second
+            derivative.
         """
         weights = self.merge(coefficients.detach())
         gradient = torch.zeros_like(coefficients)
@@ -117,14 +126,14 @@ class StackedTaskVectors:
         return self.stacks[name].to(self.base[name].device, non_blocking=True)
 
     def share(self, parameters: Mapping[str, torch.nn.Parameter]) -> None:
-        """Let a network's parameters, equal to the base's tensors, lie in the same memory."""
+        """Point a network's parameters at the equal tensors of the base, to hold them once."""
         for name, parameter in parameters.items():
             if name in self.base:
                 parameter.data = self.base[name].view_as(parameter)
 
 
 class _WithGradient(torch.autograd.Function):
-    """A number whose gradient is known."""
+    """A number with a precomputed gradient."""
 
     @staticmethod
     def forward(ctx: Any, coefficients: Tensor, value: Tensor, gradient: Tensor) -> Tensor:

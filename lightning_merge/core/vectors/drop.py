@@ -12,15 +12,25 @@ def drop_at_random(
 ) -> Tensor:
     """Zero entries of a tile in place, each with some probability.
 
-    The random numbers depend on the seed, the task, the tensor's name (without the prefix of all
-    names) and the entry's position alone, not on the order of reading. Tied tensors share theirs.
+    The random numbers depend only on the seed, the task, the tensor's name (without the prefix
+    common to all names) and the entry's position, not on the order of reading. Tied tensors share
+    theirs.
 
     Args:
-        span: Where the tile lies.
+        span: Position of the tile.
         tile: [K, n].
-        vectors: The task vectors that the tile is of.
-        probability: Of dropping an entry: one for all, or of each, [n] on the CPU.
-        seed: Of the random numbers.
+        vectors: The task vectors that the tile belongs to.
+        probability: Probability of dropping an entry: one for all, or one per entry, [n] on the
+            CPU.
+        seed: Seed of the random numbers.
+
+    Example:
+        >>> import torch
+        >>> vectors = TaskVectors({"w": torch.zeros(1000)}, {"mnist": {"w": torch.ones(1000)}})
+        >>> span = Span("w", 0, 1000)
+        >>> kept = drop_at_random(span, vectors.read(span), vectors, probability=0.9, seed=0)
+        >>> 50 < kept.sum() < 150
+        tensor(True)
     """
     key = vectors.stored.key(span.name)
     for task, row in zip(vectors.tasks, tile, strict=True):

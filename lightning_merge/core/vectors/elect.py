@@ -10,14 +10,19 @@ Combine = Literal["mean", "sum"]
 
 
 def elect_signs(task_vectors: Tensor, zero_sign: float = 1.0) -> Tensor:
-    """Sign of the summed mass of every entry, +1 or -1.
+    """Return the sign of the summed task vectors at every entry, +1 or -1.
 
     Args:
         task_vectors: Stack [K, *shape], usually trimmed.
-        zero_sign: Sign of the entries whose mass is exactly zero.
+        zero_sign: Sign of the entries whose sum is exactly zero.
 
     Returns:
         Signs, [*shape].
+
+    Example:
+        >>> import torch
+        >>> elect_signs(torch.tensor([[2.0, -3.0, 1.0], [-1.0, 1.0, -1.0]]))
+        tensor([ 1., -1., 1.])
     """
     mass = sum_tasks(task_vectors)
     signs = mass.sign()
@@ -25,7 +30,7 @@ def elect_signs(task_vectors: Tensor, zero_sign: float = 1.0) -> Tensor:
 
 
 def disjoint_merge(task_vectors: Tensor, signs: Tensor, combine: Combine = "mean") -> Tensor:
-    """Mean or sum over the experts whose sign agrees with the elected one, zeros excluded.
+    """Return the mean or sum over the experts that agree with the elected sign, zeros excluded.
 
     Args:
         task_vectors: Stack [K, *shape]; it is overwritten.
@@ -34,6 +39,12 @@ def disjoint_merge(task_vectors: Tensor, signs: Tensor, combine: Combine = "mean
 
     Returns:
         The merged update, [*shape]; zero where no expert agrees.
+
+    Example:
+        >>> import torch
+        >>> stack = torch.tensor([[2.0, -3.0, 1.0], [-1.0, 1.0, 3.0]])
+        >>> disjoint_merge(stack, signs=elect_signs(stack))
+        tensor([ 2., -3., 2.])
     """
     agreeing = task_vectors.mul_(signs).relu_()  # arithmetic is several times faster than masks
     total = sum_tasks(agreeing).mul_(signs)
@@ -41,9 +52,15 @@ def disjoint_merge(task_vectors: Tensor, signs: Tensor, combine: Combine = "mean
 
 
 def majority_sign(vectors: TaskVectors) -> float:
-    """Return the sign that most entries of the summed task vectors have, +1 when balanced.
+    """Return the sign of most entries of the summed task vectors, +1 when balanced.
 
-    TIES gives it to the entries whose mass is exactly zero. Reads every tensor once.
+    TIES gives it to the entries whose sum is exactly zero. Reads every tensor once.
+
+    Example:
+        >>> import torch
+        >>> base, expert = {"w": torch.zeros(3)}, {"w": torch.tensor([-1.0, -2.0, 5.0])}
+        >>> majority_sign(TaskVectors(base, {"mnist": expert}))
+        -1.0
     """
 
     def balance(name: str) -> int:

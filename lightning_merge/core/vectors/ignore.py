@@ -1,4 +1,4 @@
-"""Tensors that a user leaves out of a merge, by names and patterns."""
+"""Tensors that a user leaves out of a merge, by name or pattern."""
 
 from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -14,25 +14,34 @@ from lightning_merge.core.vectors.scope import twins
 def taking_part(
     opened: Mapping[str, Checkpoint], patterns: Sequence[str], absent: Collection[str] = ()
 ) -> dict[str, Checkpoint]:
-    """Return views of base and experts without ignored tensors, in the base's spelling.
+    """Return views of base and experts without ignored tensors, under the base's names.
 
-    A tensor is ignored where a pattern covers its name in the base or in any expert. What the base
-    ties to a tensor that takes part stays in the base, so that it gets the merged values and no
-    old copy stands beside them; a warning says so. It does not, where an expert has other values
-    for the two.
+    A tensor is ignored if a pattern matches its name in the base or in any expert. If the base
+    ties an ignored tensor to one that takes part, it stays in the base, so that it gets the
+    merged values and no outdated copy remains; a warning says so. It is ignored after all if an
+    expert has different values for the two.
 
     Args:
-        opened: "base" and the experts, by any name; an expert's names may have another prefix
-            than the base's, see `align_names`.
-        patterns: Names, or patterns as of a shell.
-        absent: Names that patterns may mean, though they are in no checkpoint any more.
+        opened: "base" and the experts, by any name; the names of an expert's tensors may have
+            another prefix than the base's, see `align_names`.
+        patterns: Names, or shell-style patterns.
+        absent: Names that patterns may match although no checkpoint has them any more.
 
     Returns:
-        Views by the same names; what only the base or an expert has is there as well.
+        Views by the same names, including tensors that only the base or one expert has.
 
     Raises:
-        InputError: A pattern names no tensor, it cannot be told which tensors of an expert are
-            meant, or what is left is no weight without what is ignored, see `check_numbers`.
+        InputError: A pattern matches no tensor, the names of an expert are ambiguous, or what
+            remains is not a weight without the ignored tensors, see `check_numbers`.
+
+    Example:
+        >>> import torch
+        >>> from lightning_merge.core.checkpoints.checkpoint import as_checkpoint
+        >>> base = as_checkpoint({"body.weight": torch.zeros(2), "head.weight": torch.zeros(3)})
+        >>> mnist = as_checkpoint({"body.weight": torch.ones(2), "head.weight": torch.ones(9)})
+        >>> views = taking_part({"base": base, "mnist": mnist}, ["head.*"])
+        >>> list(views["mnist"])
+        ['body.weight']
     """
     stored = {what: _spelled(what, opened, patterns) for what in opened}
     names = {name for new in stored.values() for pair in new.items() for name in pair}
@@ -49,7 +58,7 @@ def taking_part(
     }
     if not kept["base"]:
         raise InputError(f"ignore={list(patterns)}: no tensor of the base is left to merge")
-    for what, view in views.items():  # while scales that are ignored can be seen
+    for what, view in views.items():  # while ignored scales are still visible
         check_numbers(view, kept[what], what)
     base = opened["base"]
     left_out = [name for name in base if name not in kept["base"]]
@@ -61,7 +70,7 @@ def taking_part(
     if not tied:
         return kept
     told = enumerate_names([f"{name} = {other}" for name, other in tied.items()], 5)
-    warn(f"ignore={list(patterns)}: tied in the base, and so merged together all the same: {told}")
+    warn(f"ignore={list(patterns)}: still merged, because tied in the base: {told}")
     order = {name: name for name in base if name in kept["base"] or name in tied}
     return {**kept, "base": base.renamed(order)}
 
@@ -69,7 +78,7 @@ def taking_part(
 def _spelled(
     what: str, opened: Mapping[str, Checkpoint], patterns: Sequence[str]
 ) -> dict[str, str]:
-    """Names as the base spells them, to the stored ones; those ignored have no say in it."""
+    """Map names as the base spells them to the stored ones; ignored names are not considered."""
     checkpoint = opened[what]
     ignored = {name for name in checkpoint if _is_covered(name, patterns)}
     wanted = [name for name in opened["base"] if not _is_covered(name, patterns)]
@@ -96,6 +105,6 @@ def _check(patterns: Sequence[str], names: Collection[str]) -> None:
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise InputError(
-                f"ignore: no tensor is called {pattern!r}; names begin with "
+                f"ignore: no tensor matches {pattern!r}; names begin with "
                 f"{enumerate_names(sorted({name.split('.')[0] for name in names}), 8)}"
             )

@@ -1,4 +1,4 @@
-"""StatsMergeLearner: from statistics of weights to merging coefficients."""
+"""Prediction of merging coefficients from statistics of weights (StatsMerging)."""
 
 from itertools import pairwise
 from typing import Literal
@@ -27,14 +27,19 @@ class StatsMergeLearner(nn.Module):
         kind: "mlp2" and "mlp4" see one (task, layer) at a time, "transformer2" all layers of a
             task; "free" is the control without statistics: one parameter per coefficient.
         level: One coefficient per task and layer, or one per task (statistics averaged).
-        normalize: "softmax" makes the coefficients of a layer sum to 1 (Eq. 10); "clamp" cuts
-            them off at 0 and 1 (AdaMerging, Yang et al. 2024); "none" leaves them as they are.
-        prior: Coefficient at the start; with softmax that is 1 / K, and none is to be given.
+        normalize: "softmax" makes the coefficients of a layer sum to 1 (Eq. 10); "clamp" clips
+            them to [0, 1] (AdaMerging, Yang et al. 2024); "none" leaves them as they are.
+        prior: Initial coefficient; leave it out with softmax, which starts at 1 / K.
         hidden: Width of the hidden layers.
 
     Raises:
-        InputError: A width that does not work, or a prior that is no number, has no effect or
-            leaves nothing to learn.
+        InputError: The width is too small or not divisible by the number of heads, or the prior
+            is not finite, has no effect or has a zero gradient.
+
+    Example:
+        >>> learner = StatsMergeLearner(torch.randn(2, 5, 4), prior=0.3)  # 2 tasks, 5 layers
+        >>> learner().shape, bool((learner() == 0.3).all())
+        (torch.Size([2, 5]), True)
     """
 
     features: Tensor
@@ -71,8 +76,8 @@ class StatsMergeLearner(nn.Module):
         return values.clamp(0, 1) if self.normalize == "clamp" else values
 
 
-class Free(nn.Module):
-    """Coefficients as parameters, blind to statistics."""
+class _Free(nn.Module):
+    """Coefficients as parameters, independent of statistics."""
 
     def __init__(self, tasks: int, layers: int) -> None:
         super().__init__()
@@ -87,19 +92,19 @@ def _check_prior(prior: float, normalize: Normalize) -> None:
     require_finite(prior=prior)
     if normalize == "softmax" and prior != PRIOR:
         raise InputError(
-            f"prior={prior} with normalize='softmax', which starts at 1 / K: leave prior out"
+            f"prior={prior} has no effect with normalize='softmax', starting at 1 / K: omit it"
         )
     if normalize == "clamp" and not 0 < prior < 1:
         raise InputError(
-            f"prior={prior} with normalize='clamp', where nothing is learned at 0, at 1 and "
-            "beyond: give one between"
+            f"prior={prior} has a zero gradient with normalize='clamp': give a number between 0 "
+            "and 1, both excluded"
         )
 
 
 def _network(kind: Kind, features: Tensor, hidden: int) -> nn.Module:
     tasks, layers, inputs = features.shape
     if kind == "free":
-        return Free(tasks, layers)
+        return _Free(tasks, layers)
     last = nn.Linear(hidden, 1)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)

@@ -1,4 +1,4 @@
-"""Which tensors take part in a merge, which ones are copied, and which are one and the same."""
+"""Scope of a merge: which tensors are merged, which are copied and which are tied."""
 
 from collections import defaultdict
 from collections.abc import Collection, Hashable, Iterable, Iterator
@@ -12,19 +12,24 @@ from lightning_merge.core.checkpoints.names import is_statistic
 from lightning_merge.core.dtypes import wide_dtype
 
 Kind = Literal["all", "changed"]
-_MANY = 2**12  # entries by which a constant is recognised
-_START = 4  # entries by which tensors of one shape are told apart
+_MANY = 2**12  # leading entries that decide whether a tensor is constant
+_START = 4  # leading entries that tell tensors of one shape apart
 
 
 class Scope(NamedTuple):
-    """The floating-point tensors of a base, by what the experts have made of them.
+    """The floating-point tensors of a base, divided by how the experts changed them.
 
     Attributes:
-        names: Those that count in sums, ranks and quantiles, in the base's order: no BatchNorm
-            statistics, and no masks of infinity.
-        kept: Those that every expert has as the base has them, bit for bit; statistics among them.
-        ties: Names of the other tied tensors to the first one's. Tied are tensors that an expert
-            has changed and that are equal in the base and in every expert.
+        names: Tensors that count in sums, ranks and quantiles, in the base's order: neither
+            BatchNorm statistics nor masks of infinity.
+        kept: Tensors that every expert has bit for bit as in the base, including statistics.
+        ties: Name of every other tied tensor to the name of the first. Tensors are tied if an
+            expert has changed them and they are equal in the base and in every expert.
+
+    Example:
+        >>> scope = Scope(names=("embedding",), kept=frozenset(), ties={"head": "embedding"})
+        >>> scope.ties["head"]
+        'embedding'
     """
 
     names: tuple[str, ...]
@@ -33,18 +38,30 @@ class Scope(NamedTuple):
 
 
 def is_merged(name: str, dtype: torch.dtype) -> bool:
-    """Whether a tensor may have a task vector: a floating-point one, no BatchNorm statistic."""
+    """Return whether a tensor may have a task vector: floating-point, not a BatchNorm statistic.
+
+    Example:
+        >>> is_merged("bn.weight", torch.float16), is_merged("bn.running_mean", torch.float32)
+        (True, False)
+    """
     return dtype.is_floating_point and not is_statistic(name)
 
 
 def find_scope(base: Checkpoint, experts: Collection[Checkpoint], kind: Kind = "all") -> Scope:
-    """Compare the experts with the base; of a tensor that differs little is read.
+    """Compare the experts with the base, reading only the beginning of tensors that differ.
 
     Args:
         base: Pretrained weights.
         experts: Weights of the same names and shapes.
-        kind: "all" tensors count, as in published code, or those that an expert has "changed", of
-            tied ones the first.
+        kind: "all" tensors count, as in published code, or only those that an expert has
+            "changed", and of tied ones only the first.
+
+    Example:
+        >>> from lightning_merge.core.checkpoints.checkpoint import as_checkpoint
+        >>> base = {"stem": torch.zeros(2), "head": torch.zeros(2)}
+        >>> expert = as_checkpoint({**base, "head": torch.ones(2)})
+        >>> find_scope(as_checkpoint(base), [expert], "changed")
+        Scope(names=('head',), kept=frozenset({'stem'}), ties={})
     """
     floating = [name for name in base if base.dtype(name).is_floating_point]
     kept = {name for name in floating if not any(differ(base, e, name) for e in experts)}
@@ -58,10 +75,17 @@ def find_scope(base: Checkpoint, experts: Collection[Checkpoint], kind: Kind = "
 
 
 def complete(base: Checkpoint, expert: Checkpoint) -> Checkpoint:
-    """Return a view of an expert where tensors that it lacks and the base ties have their twin.
+    """Return a view of an expert in which missing tensors that the base ties come from their twin.
 
-    Tied are tensors that share memory or storage in the base, or are equal there and not constant:
-    such a one is left out by writers that know the network, and stored twice by others.
+    Tensors are tied in the base if they share memory or storage, or if they are equal and not
+    constant. Writers that know the network store such a tensor once, others twice.
+
+    Example:
+        >>> from lightning_merge.core.checkpoints.checkpoint import as_checkpoint
+        >>> shared = torch.arange(3.0)
+        >>> base = as_checkpoint({"embedding": shared, "head": shared})
+        >>> complete(base, as_checkpoint({"embedding": torch.ones(3)}))["head"]
+        tensor([1., 1., 1.])
     """
     missing = [name for name in base if name not in expert]
     tied = twins(base, missing, [name for name in base if name in expert])
@@ -73,10 +97,18 @@ def complete(base: Checkpoint, expert: Checkpoint) -> Checkpoint:
 
 
 def twins(base: Checkpoint, names: Iterable[str], among: Iterable[str]) -> dict[str, str]:
-    """For some names of a base another one, among others, that holds the same tensor.
+    """Find, for some names of a base, another name among others that holds the same tensor.
 
     Returns:
-        Name to the other name, for those that have one; see `complete` for what is the same.
+        Name to the other name, for names that have a twin; `complete` says what counts as the
+        same tensor.
+
+    Example:
+        >>> from lightning_merge.core.checkpoints.checkpoint import as_checkpoint
+        >>> shared = torch.arange(3.0)
+        >>> base = as_checkpoint({"embedding": shared, "head": shared, "bias": torch.zeros(3)})
+        >>> twins(base, ["head", "bias"], among=["embedding"])
+        {'head': 'embedding'}
     """
     candidates = defaultdict(list)
     for name in among:
@@ -94,7 +126,7 @@ def twins(base: Checkpoint, names: Iterable[str], among: Iterable[str]) -> dict[
 
 
 def _ties(checkpoints: Collection[Checkpoint], names: Iterable[str]) -> dict[str, str]:
-    """Names of tensors that are equal to another one in every checkpoint, to the first of them."""
+    """Map names of tensors that equal an earlier one in every checkpoint to that one."""
     groups: dict[Hashable, list[str]] = defaultdict(list)
     for alike in _alike(checkpoints, names):
         for name in alike:
@@ -137,14 +169,14 @@ def _stored_together(checkpoint: Checkpoint, name: str, other: str) -> bool:
 
 
 def _start(checkpoint: Checkpoint, name: str) -> bytes:
-    """Return the first entries of a tensor, by which most are told apart."""
+    """Return the first entries of a tensor, which tell most tensors apart."""
     values = torch.empty(min(_START, checkpoint.numel(name)), dtype=checkpoint.dtype(name))
     checkpoint.read_into(name, 0, values)
     return values.view(torch.uint8).numpy().tobytes()
 
 
 def _is_constant(checkpoint: Checkpoint, name: str) -> bool:
-    """Whether a tensor begins with many times the same number, as norms do before training."""
+    """Return whether a tensor begins with copies of one number, like an untrained norm."""
     values = torch.empty(min(_MANY, checkpoint.numel(name)), dtype=torch.float64)
     checkpoint.read_into(name, 0, values)
     return bool((values == values[:1]).all())

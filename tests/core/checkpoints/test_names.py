@@ -133,5 +133,5 @@ def test_what_is_ignored_in_either_spelling_takes_no_part_anywhere(ignore, left)
 
 def test_patterns_that_cover_nothing():
     experts = {"a": tensors(under("module.", LAYERS))}
-    with pytest.raises(InputError, match=r"no tensor is called 'heads\.\*'"):
+    with pytest.raises(InputError, match=r"no tensor matches 'heads\.\*'"):
         take_part(tensors(LAYERS), experts, ["ids", "heads.*"])

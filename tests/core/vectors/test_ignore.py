@@ -68,7 +68,7 @@ def test_what_is_not_tied_is_left_out(base, expert, patterns, tmp_path):
 
 
 def test_a_pattern_that_names_nothing():
-    with pytest.raises(InputError, match=r"no tensor is called 'text.*'; names begin with a, b"):
+    with pytest.raises(InputError, match=r"no tensor matches 'text.*'; names begin with a, b"):
         taking_part({"base": save({"a": 1.0}), "x": save({"b": 1.0})}, ["text.*"])
 
 
