@@ -15,7 +15,7 @@ from PIL import Image
 from lightning_merge.cli.main import NOISE
 from lightning_merge.core.checkpoints.checkpoint import save_checkpoint
 from lightning_merge.data.datamodule import MergeDataModule
-from lightning_merge.models.heads import save_heads
+from lightning_merge.models.head_files import save_heads
 from lightning_merge.models.mini_vit import MiniViT
 from lightning_merge.modules.make_heads import make_heads
 from lightning_merge.modules.zoo import Zoo

@@ -1,77 +1,23 @@
-"""What all methods share: transforms, the streaming loop, and the registry of subclasses."""
+"""What all methods share: their classes, transforms, and the registry of subclasses."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lightning_merge.core.checkpoints.flat import check_fits
-from lightning_merge.core.checkpoints.safetensors_file import Layout
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.facts import Facts
-from lightning_merge.core.parallel import run_each
 from lightning_merge.core.subclasses import Kind, concrete
 from lightning_merge.core.vectors.scope import Kind as Scope
-from lightning_merge.core.vectors.scope import is_merged
 from lightning_merge.core.vectors.task_vectors import TaskVectors
-from lightning_merge.core.vectors.tiles import Span
 from lightning_merge.core.vectors.validate import check_experts
 from lightning_merge.methods.resources import Batches, Resources, identity
+from lightning_merge.methods.streaming import InMemory, Sink, Update, merge_each
 
 Weights = Mapping[str, Tensor]
-Update = Callable[[Span, Tensor], Tensor]
-"""From a span of a tensor and its task vectors [K, n] to the merged update [n].
-
-It may change the task vectors; the result is the caller's to change.
-"""
-
-
-class Sink(Protocol):
-    """Where merged tensors go, a run of entries at a time.
-
-    Attributes:
-        shared: Whether it takes what other processes write, as a file does.
-    """
-
-    shared: bool
-
-    def write(self, name: str, start: int, values: Tensor) -> None:
-        """Take the flattened tensor's entries from `start` on, [n], in any floating type."""
-
-    def written(self, name: str, runs: list[tuple[int, int]]) -> None:
-        """Be told which entries [start, stop) of a tensor were written, by any process."""
-
-
-class InMemory:
-    """A sink of tensors in memory.
-
-    Args:
-        layout: Type and shape by name.
-        device: Where to keep the tensors.
-
-    Attributes:
-        tensors: The result.
-    """
-
-    shared = False
-
-    def __init__(self, layout: Layout, device: torch.device | None = None) -> None:
-        self.tensors = {
-            name: torch.empty(shape, dtype=dtype, device=device)
-            for name, (dtype, shape) in layout.items()
-        }
-
-    def write(self, name: str, start: int, values: Tensor) -> None:
-        """See `Sink`."""
-        target = self.tensors[name].view(-1)[start : start + len(values)]
-        target.copy_(values)
-        check_fits(name, values, target)
-
-    def written(self, name: str, runs: list[tuple[int, int]]) -> None:
-        """See `Sink`."""
 
 
 class Origin(NamedTuple):
@@ -158,7 +104,7 @@ class Method(ABC):
 
     def described(self) -> str:
         """Return the method and its hyperparameters as they are written into files."""
-        values = {field.name: getattr(self, field.name) for field in ordered_fields(self)}
+        values = {field.name: getattr(self, field.name) for field in _ordered_fields(self)}
         plain = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         parts = (
             f"{k}={v.described() if isinstance(v, Method) else repr(v)}" for k, v in plain.items()
@@ -172,13 +118,13 @@ def brief(given: Any) -> str:
         return f"[{', '.join(map(brief, given))}]"
     if not isinstance(given, (Method, Transform)):
         return repr(given)
-    values = {field.name: getattr(given, field.name) for field in ordered_fields(given)}
+    values = {field.name: getattr(given, field.name) for field in _ordered_fields(given)}
     defaults = {f.name: _default(f) for f in fields(given)}  # type: ignore[arg-type]
     told = (f"{k}={brief(v)}" for k, v in values.items() if v != defaults[k] and v not in ([], ()))
     return f"{type(given).__name__}({', '.join(told)})"
 
 
-def ordered_fields(given: Any) -> list[Field[Any]]:
+def _ordered_fields(given: Any) -> list[Field[Any]]:
     """Return the fields of a method or transform in the order of its signature."""
     return sorted(fields(given), key=lambda field: bool(field.kw_only))
 
@@ -275,73 +221,6 @@ class MergeMethod(Method):
         """Plan and merge; to be replaced where the plan has merged tensors already."""
         update, ties = self.plan(vectors, resources), resources.ties(vectors)
         merge_each(vectors, update, sink, ties)
-
-
-def merge_each(
-    vectors: TaskVectors,
-    update: Update,
-    sink: Sink,
-    ties: Mapping[str, str],
-    merged: Mapping[str, Tensor] | None = None,
-) -> None:
-    """Merge every tensor of the base into a sink, several at a time if it takes that.
-
-    Args:
-        vectors: Task vectors.
-        update: What a method's plan has returned.
-        sink: Where the merged tensors go.
-        ties: Names of tensors to the names of those that they are merged to, see `Resources.ties`.
-        merged: Tensors that are merged already, by name; they are passed on.
-    """
-    ready, names = merged or {}, list(vectors.base)
-
-    def one(name: str) -> list[tuple[int, int]]:
-        first = ties.get(name, name)
-        if first not in ready:
-            return merge_one(vectors, first, update, sink, name)
-        sink.write(name, 0, ready[first].reshape(-1))
-        return [(0, vectors.numel(name))]
-
-    runs = run_each(one, names, vectors.jobs if sink.shared else 1, "merging tensors")
-    for name, written in zip(names, runs, strict=True):
-        sink.written(name, written)
-
-
-def merge_one(
-    vectors: TaskVectors, name: str, update: Update, sink: Sink, to: str | None = None
-) -> list[tuple[int, int]]:
-    """Write one tensor updated, averaged or copied as its kind asks; say which entries.
-
-    It is written to the given name, by default its own, and rounded by the sink.
-
-    Raises:
-        InputError: A value is not finite, or gets too large.
-    """
-    kind, to, stored = vectors.base.dtype(name), to or name, vectors.stored
-    if not is_merged(name, kind) and not stored.is_kept(name):
-        values = stored.stack(name).mean(0) if kind.is_floating_point else vectors.base[name]
-        sink.write(to, 0, values.reshape(-1))
-        return [(0, vectors.numel(name))]
-    runs = []
-    for span, merged, tile in vectors.tiles(name):
-        if not vectors.is_zero(name):
-            merged.add_(update(span, tile))
-            check_merged(name, merged)
-        sink.write(to, span.start, merged)
-        runs.append((span.start, span.stop))
-    return runs
-
-
-def check_merged(name: str, merged: Tensor) -> None:
-    """Check that what a method has computed is finite.
-
-    Raises:
-        InputError: It is not.
-    """
-    if not bool(merged.isfinite().all()):
-        raise InputError(
-            f"the merged {name} is too large for {merged.dtype}: choose a smaller scale"
-        )
 
 
 def registered(kind: type[Kind]) -> dict[str, type[Kind]]:

@@ -33,16 +33,8 @@ from lightning_merge.core.vectors.elect import Combine, disjoint_merge, elect_si
 from lightning_merge.core.vectors.task_vectors import TaskVectors
 from lightning_merge.core.vectors.tiles import Span
 from lightning_merge.core.vectors.trim import row_trim
-from lightning_merge.methods.base import (
-    InMemory,
-    MergeMethod,
-    Resources,
-    Sink,
-    Update,
-    Weights,
-    merge_each,
-    merge_one,
-)
+from lightning_merge.methods.base import MergeMethod, Resources, Update, Weights
+from lightning_merge.methods.streaming import InMemory, Sink, merge_each, merge_one
 from lightning_merge.methods.ties import TrimScope, trimming
 
 LayerInputs = Literal["merged", "base"]

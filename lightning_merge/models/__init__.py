@@ -5,6 +5,7 @@ from lightning_merge.models.encoder import Encoder
 from lightning_merge.models.from_open_clip import OpenClipEncoder
 from lightning_merge.models.from_timm import TimmEncoder
 from lightning_merge.models.from_transformers import TransformersEncoder
+from lightning_merge.models.head_files import load_heads, save_heads
 from lightning_merge.models.heads import (
     CosineHead,
     Head,
@@ -12,8 +13,6 @@ from lightning_merge.models.heads import (
     NormalizedLinearHead,
     class_mean_head,
     linear_probe_head,
-    load_heads,
-    save_heads,
 )
 from lightning_merge.models.mini_resnet import MiniResNet
 from lightning_merge.models.mini_vit import MiniViT

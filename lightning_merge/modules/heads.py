@@ -10,7 +10,8 @@ from lightning_merge.core.errors import InputError, warn
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.data.tasks import TaskSpec, task_spec
 from lightning_merge.models.encoder import Encoder
-from lightning_merge.models.heads import Head, load_heads
+from lightning_merge.models.head_files import load_heads
+from lightning_merge.models.heads import Head
 from lightning_merge.modules.task_files import TASK, task_file
 
 HeadFiles = str | dict[str, str]

@@ -12,7 +12,8 @@ from lightning_merge.core.errors import InputError
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.data.tasks import task_spec
 from lightning_merge.models.encoder import Encoder
-from lightning_merge.models.heads import Head, load_heads, save_heads
+from lightning_merge.models.head_files import load_heads, save_heads
+from lightning_merge.models.heads import Head
 from lightning_merge.modules.heads import by_task, fitting_heads, head_file
 from lightning_merge.modules.make_heads import make_heads
 from lightning_merge.modules.zoo import Zoo

@@ -18,7 +18,7 @@ from lightning_merge.methods.network import load_network
 from lightning_merge.methods.surgery import Surgery
 from lightning_merge.methods.wemoe import WEMoE
 from lightning_merge.models import MiniResNet, MiniViT
-from lightning_merge.models.heads import load_heads, save_heads
+from lightning_merge.models.head_files import load_heads, save_heads
 from lightning_merge.modules import Evaluate, StatsMerging
 from lightning_merge.modules.compare import compare
 from lightning_merge.modules.make_heads import make_heads

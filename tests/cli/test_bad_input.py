@@ -12,7 +12,8 @@ from tiny_zoo import ENCODER, TASKS, write_config
 
 from lightning_merge.cli.main import main
 from lightning_merge.core.checkpoints.checkpoint import open_checkpoint, save_checkpoint
-from lightning_merge.models.heads import CosineHead, save_heads
+from lightning_merge.models.head_files import save_heads
+from lightning_merge.models.heads import CosineHead
 from lightning_merge.models.mini_vit import MiniViT
 
 

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from lightning_merge.core.checkpoints import hub
 from lightning_merge.core.checkpoints.checkpoint import match_names, open_checkpoint, spelled_as
 from lightning_merge.models import OpenClipEncoder, TransformersEncoder
-from lightning_merge.models.heads import load_heads
+from lightning_merge.models.head_files import load_heads
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = {"dtd": ["banded", "dotted", "woven"], "svhn": [str(n) for n in range(10)]}

@@ -11,7 +11,7 @@ import yaml
 from tiny_zoo import CLASSES, ENCODER, TASKS, TRAINER, picture
 
 from lightning_merge.core.checkpoints.checkpoint import file_hash, open_checkpoint, save_checkpoint
-from lightning_merge.models.heads import load_heads
+from lightning_merge.models.head_files import load_heads
 from lightning_merge.models.mini_vit import MiniViT
 from lightning_merge.modules import make_heads
 from lightning_merge.modules.zoo import TextTower, Zoo

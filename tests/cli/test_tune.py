@@ -15,7 +15,8 @@ from lightning_merge.cli.main import main
 from lightning_merge.core.checkpoints.checkpoint import open_checkpoint, save_checkpoint
 from lightning_merge.core.networks.batch_norm import recalibrated
 from lightning_merge.methods import Average, LwPTV, MTies, TaskArithmetic, Ties
-from lightning_merge.models.heads import LinearHead, save_heads
+from lightning_merge.models.head_files import save_heads
+from lightning_merge.models.heads import LinearHead
 from lightning_merge.models.mini_resnet import MiniResNet
 from lightning_merge.models.mini_vit import MiniViT
 from lightning_merge.runs.merging import ZooMerger

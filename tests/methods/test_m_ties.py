@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from lightning_merge.core.errors import InputError
 from lightning_merge.methods import LwPTV, MTies, Resources, Ties, m_ties
-from lightning_merge.methods.base import merge_one
+from lightning_merge.methods.streaming import merge_one
 
 
 def all_inputs(resources, tasks):
@@ -247,7 +247,7 @@ def test_every_tensor_is_merged_once(layer_inputs, base, make_experts, resources
         return merge_one(vectors, name, *rest)
 
     monkeypatch.setattr(m_ties, "merge_one", counting)
-    monkeypatch.setattr("lightning_merge.methods.base.merge_one", counting)
+    monkeypatch.setattr("lightning_merge.methods.streaming.merge_one", counting)
     MTies(layer_inputs=layer_inputs)(base, make_experts(3), **resources)
     assert merged == dict.fromkeys(base, 1)
 

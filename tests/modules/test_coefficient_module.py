@@ -15,7 +15,7 @@ from lightning_merge.core.errors import InputError
 from lightning_merge.data import MergeDataModule
 from lightning_merge.methods import Dare, LearnedCoefficients, TaskArithmetic
 from lightning_merge.models import MiniResNet
-from lightning_merge.models.heads import load_heads, save_heads
+from lightning_merge.models.head_files import load_heads, save_heads
 from lightning_merge.modules import AdaMerging, StatsMerging
 from lightning_merge.modules.make_heads import make_heads
 from lightning_merge.modules.zoo import Zoo

@@ -12,7 +12,7 @@ from lightning_merge.core.cost import Cost
 from lightning_merge.core.errors import InputError, InputWarning
 from lightning_merge.evaluation.candidates import Candidate, bounds
 from lightning_merge.evaluation.results import Results
-from lightning_merge.models.heads import load_heads
+from lightning_merge.models.head_files import load_heads
 from lightning_merge.models.mini_vit import MiniViT
 from lightning_merge.modules import AdaMerging, Evaluate
 from lightning_merge.modules.compare import compare

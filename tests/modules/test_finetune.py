@@ -13,7 +13,7 @@ from lightning_merge.core.errors import InputError
 from lightning_merge.data.augment import Augment
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.models import MiniResNet
-from lightning_merge.models.heads import load_heads
+from lightning_merge.models.head_files import load_heads
 from lightning_merge.modules import FineTune
 
 

@@ -11,7 +11,7 @@ from lightning_merge.core.checkpoints.checkpoint import open_checkpoint, save_ch
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.vectors.task_vectors import TaskVectors
 from lightning_merge.methods import LwPTV
-from lightning_merge.models.heads import load_heads, save_heads
+from lightning_merge.models.head_files import load_heads, save_heads
 from lightning_merge.models.mini_vit import MiniViT
 from lightning_merge.modules import StatsMerging
 from lightning_merge.modules.memory import check_memory

@@ -13,7 +13,7 @@ from lightning_merge.core.checkpoints.checkpoint import open_checkpoint, save_ch
 from lightning_merge.data import MergeDataModule
 from lightning_merge.evaluation.candidates import Candidate
 from lightning_merge.evaluation.results import Results
-from lightning_merge.models.heads import load_heads, save_heads
+from lightning_merge.models.head_files import load_heads, save_heads
 from lightning_merge.models.mini_vit import MiniViT
 from lightning_merge.modules import AdaMerging, Evaluate, StatsMerging
 from lightning_merge.modules.compare import compare

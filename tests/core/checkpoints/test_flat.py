@@ -8,7 +8,7 @@ import torch
 from lightning_merge.core.checkpoints.flat import check_fits
 from lightning_merge.core.checkpoints.writer import CheckpointWriter
 from lightning_merge.core.errors import InputError
-from lightning_merge.methods.base import InMemory
+from lightning_merge.methods.streaming import InMemory
 
 NARROW = [
     (torch.float32, torch.float16, 7e4),
