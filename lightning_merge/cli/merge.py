@@ -11,7 +11,7 @@ import torch
 from lightning_merge.cli.companions import copy_companions, how_to_load
 from lightning_merge.core.checkpoints.activation import KEY, agreed
 from lightning_merge.core.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from lightning_merge.core.checkpoints.files import file_record
+from lightning_merge.core.checkpoints.digests import file_record
 from lightning_merge.core.checkpoints.hub import given_as
 from lightning_merge.core.checkpoints.writer import CheckpointWriter
 from lightning_merge.core.checks import require_in

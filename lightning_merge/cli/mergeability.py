@@ -13,7 +13,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from torch import Tensor
 
-from lightning_merge.core.checkpoints.files import file_fingerprint, write_text
+from lightning_merge.core.checkpoints.digests import file_fingerprint
+from lightning_merge.core.checkpoints.files import write_text
 from lightning_merge.core.checkpoints.hub import given_as
 from lightning_merge.core.device import run_device
 from lightning_merge.core.errors import InputError

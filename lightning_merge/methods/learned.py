@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from lightning_merge.core.checkpoints.files import file_hash
+from lightning_merge.core.checkpoints.digests import file_hash
 from lightning_merge.core.checkpoints.names import enumerate_names, match_names
 from lightning_merge.core.checks import require_choice
 from lightning_merge.core.errors import InputError

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from lightning_merge.core.checkpoints.files import file_hash
+from lightning_merge.core.checkpoints.digests import file_hash
 from lightning_merge.core.checks import require_choice, require_in
 from lightning_merge.data.dataset import Batch, TaskImages, loader
 from lightning_merge.models.encoder import Encoder

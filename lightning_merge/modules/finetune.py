@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from lightning_merge import __version__
 from lightning_merge.core.checkpoints.checkpoint import save_checkpoint
-from lightning_merge.core.checkpoints.files import file_hash
+from lightning_merge.core.checkpoints.digests import file_hash
 from lightning_merge.core.checks import require_choice, require_in
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.seeding import generator_for

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 
 from lightning_merge.core.checkpoints import hub
-from lightning_merge.core.checkpoints.files import file_hash
+from lightning_merge.core.checkpoints.digests import file_hash
 from lightning_merge.core.checkpoints.names import enumerate_names
 from lightning_merge.core.errors import InputError, warn
 from lightning_merge.data.datamodule import MergeDataModule

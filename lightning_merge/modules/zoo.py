@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from lightning_merge.core.checkpoints.checkpoint import match_names, open_checkpoint, spelled_as
-from lightning_merge.core.checkpoints.files import file_record
+from lightning_merge.core.checkpoints.digests import file_record
 from lightning_merge.core.errors import InputError, warn
 from lightning_merge.core.vectors.suspicions import suspicions
 from lightning_merge.core.vectors.task_vectors import TaskVectors

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning_merge import __version__
-from lightning_merge.core.checkpoints.files import file_hash, read_text, write_text
+from lightning_merge.core.checkpoints.digests import file_hash
+from lightning_merge.core.checkpoints.files import read_text, write_text
 from lightning_merge.core.checkpoints.names import enumerate_names
 from lightning_merge.data.datamodule import MergeDataModule
 

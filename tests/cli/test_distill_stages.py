@@ -12,7 +12,7 @@ import yaml
 from tiny_zoo import ENCODER, TASKS, TRAINER
 
 from lightning_merge.core.checkpoints.checkpoint import open_checkpoint, save_checkpoint
-from lightning_merge.core.checkpoints.files import file_hash
+from lightning_merge.core.checkpoints.digests import file_hash
 from lightning_merge.models import MiniResNet
 from lightning_merge.modules import Distill
 

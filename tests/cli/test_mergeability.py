@@ -9,7 +9,7 @@ from tiny_zoo import ENCODER, TASKS
 
 from lightning_merge.cli.mergeability import FILES
 from lightning_merge.core.checkpoints.checkpoint import open_checkpoint, save_checkpoint
-from lightning_merge.core.checkpoints.files import file_fingerprint
+from lightning_merge.core.checkpoints.digests import file_fingerprint
 from lightning_merge.core.networks.mergeability import mergeability
 from lightning_merge.models.mini_resnet import MiniResNet
 from lightning_merge.models.mini_vit import MiniViT

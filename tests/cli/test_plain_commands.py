@@ -12,7 +12,7 @@ import torch
 from tiny_zoo import ENCODER, TASKS
 
 from lightning_merge.core.checkpoints.checkpoint import open_checkpoint
-from lightning_merge.core.checkpoints.files import file_fingerprint
+from lightning_merge.core.checkpoints.digests import file_fingerprint
 from lightning_merge.core.checkpoints.writer import CheckpointWriter
 from lightning_merge.data.drawn import DRAWN_TASKS
 from lightning_merge.data.tasks import TASKS as KNOWN_TASKS

@@ -10,7 +10,7 @@ from tiny_zoo import CLASSES, ENCODER, TASKS
 from torch import nn
 
 from lightning_merge.core.checkpoints.checkpoint import open_checkpoint, save_checkpoint
-from lightning_merge.core.checkpoints.files import file_hash
+from lightning_merge.core.checkpoints.digests import file_hash
 from lightning_merge.core.errors import InputError
 from lightning_merge.data.augment import Augment
 from lightning_merge.data.datamodule import MergeDataModule

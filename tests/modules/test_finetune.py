@@ -8,7 +8,7 @@ from tiny_zoo import TASKS
 
 from lightning_merge import __version__
 from lightning_merge.core.checkpoints.checkpoint import open_checkpoint
-from lightning_merge.core.checkpoints.files import file_hash
+from lightning_merge.core.checkpoints.digests import file_hash
 from lightning_merge.core.errors import InputError
 from lightning_merge.data.augment import Augment
 from lightning_merge.data.datamodule import MergeDataModule

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lightning_merge.core.checkpoints import hub
 from lightning_merge.core.checkpoints.clip_names import translated
-from lightning_merge.core.checkpoints.files import atomic_write, claim, file_hash
+from lightning_merge.core.checkpoints.digests import file_hash
+from lightning_merge.core.checkpoints.files import atomic_write, claim
 from lightning_merge.core.checkpoints.forms import check_numbers, factors_message, has_factors
 from lightning_merge.core.checkpoints.lazy import Checkpoint, as_checkpoint
 from lightning_merge.core.checkpoints.names import enumerate_names, match_names

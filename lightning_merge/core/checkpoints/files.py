@@ -1,22 +1,15 @@
-"""Files that are either whole or absent, and what identifies their content."""
+"""Files that are either complete or absent."""
 
 import errno
 import fcntl
-import hashlib
-import json
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache
 from pathlib import Path
-from typing import Literal
 
-from lightning_merge.core.checkpoints import hub
 from lightning_merge.core.errors import InputError
-
-_HEAD, _BLOCK, _BLOCKS = 1 << 20, 1 << 14, 64  # what a fingerprint looks at
 
 
 @contextmanager
@@ -200,147 +193,3 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def snapshot(folder: Path) -> Path:
-    """Return the folder of files that a folder of the Hub's cache stands for; any other as it is.
-
-    Raises:
-        InputError: The cache has none of it, or several to choose from.
-    """
-    if folder.name.startswith("models--") and not (folder / "config.json").exists():
-        folder = folder / "snapshots"
-    if folder.name != "snapshots":
-        return folder
-    snapshots = sorted(f for f in folder.iterdir() if f.is_dir()) if folder.is_dir() else []
-    if len(snapshots) != 1:
-        choices = ", ".join(f.name for f in snapshots[:5])
-        raise InputError(
-            f"{folder} holds several snapshots: {choices}. Give the path of one"
-            if snapshots
-            else f"{folder} holds no snapshot: the download was not finished; run it again"
-        )
-    return snapshots[0]
-
-
-def file_hash(path: str | Path) -> str:
-    """SHA-256 of a file in hexadecimal, as `sha256sum` prints it.
-
-    For a folder it is the hash over the sorted names and hashes of its files, and for an index of
-    shards over those of the shards and its own; for a repository of the Hub over those of its
-    files that are used here. A file is read once per process as long as its size and time of
-    change stay.
-
-    Raises:
-        InputError: `path` is missing or unreadable.
-    """
-    return _hash(path, _content_hash)
-
-
-def file_fingerprint(path: str | Path) -> str:
-    """SHA-256, in hexadecimal, of a file's size and of a sample of its content.
-
-    The first MiB, which has the names and shapes of a checkpoint, and 65 blocks of 16 KiB from
-    there to the end: 2 MiB are read, however large the file is. It tells which file a result
-    came from. It does not show that two files are equal; where work is skipped because a file
-    is the same, or where someone might forge it, take `file_hash`.
-
-    For a folder, or an index of shards, it is the hash over names and fingerprints, see
-    `file_hash`.
-
-    Raises:
-        InputError: `path` is missing or unreadable.
-    """
-    return _hash(path, _sample_hash)
-
-
-def file_record(path: str | Path, kind: Literal["sha256", "sample"]) -> str:
-    """Return what a result says of a file that it was made from, as `sha256:9f86...`.
-
-    Args:
-        path: The file or folder.
-        kind: "sha256" for the `file_hash`, "sample" for the `file_fingerprint`.
-
-    Raises:
-        InputError: `path` is missing or unreadable.
-    """
-    return f"{kind}:{_DIGESTS[kind](path)}"
-
-
-def is_recorded(path: str | Path, record: str) -> bool:
-    """Whether a file is the one of a record, of either kind.
-
-    Earlier versions recorded the digest alone; such a record may be of either kind as well.
-
-    Raises:
-        InputError: `path` is missing or unreadable.
-    """
-    kind, colon, digest = record.rpartition(":")
-    kinds = [kind] if colon else list(_DIGESTS)
-    return any(_DIGESTS[k](path) == digest for k in kinds if k in _DIGESTS)
-
-
-_DIGESTS: dict[str, Callable[[str | Path], str]] = {
-    "sha256": file_hash,
-    "sample": file_fingerprint,
-}
-
-
-def _hash(given: str | Path, hash_file: Callable[[Path, int, int, int], str]) -> str:
-    path = hub.local(given)
-    try:
-        if path.is_dir():
-            folder = snapshot(path)
-            files = hub.files(given) or [f for f in folder.iterdir() if f.is_file()]
-            files = [f for f in files if not f.name.startswith(".")]
-            inner = {shard for file in files for shard in _shards(file) if "/" in shard}
-            names = sorted({file.name for file in files} | inner)
-            return _joined({name: _hash_of(folder / name, hash_file) for name in names})
-        shards = sorted({path.name, *_shards(path)})
-        if len(shards) > 1:
-            return _joined({name: _hash_of(path.parent / name, hash_file) for name in shards})
-        return _hash_of(path, hash_file)
-    except OSError as fault:
-        raise InputError(f"{path} cannot be read: {fault.strerror or fault}") from fault
-
-
-def _hash_of(path: Path, hash_file: Callable[[Path, int, int, int], str]) -> str:
-    status = path.stat()
-    return hash_file(path.resolve(), status.st_ino, status.st_mtime_ns, status.st_size)
-
-
-def _joined(hashes: dict[str, str]) -> str:
-    lines = "".join(f"{digest}  {name}\n" for name, digest in hashes.items())
-    return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def _shards(index: Path) -> set[str]:
-    """Return the files that an index of shards names; none of any other file."""
-    if not index.name.endswith(".index.json"):
-        return set()
-    try:
-        named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        return {name for name in named if (index.parent / name).is_file()}
-    except (ValueError, AttributeError, KeyError, TypeError):
-        return set()  # whoever reads it tells what is wrong
-
-
-@lru_cache(maxsize=1024)
-def _content_hash(path: Path, inode: int, changed: int, size: int) -> str:
-    digest = hashlib.sha256()
-    block = memoryview(bytearray(1 << 20))
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(block):
-            digest.update(block[:count])
-    return digest.hexdigest()
-
-
-def _sample_hash(path: Path, inode: int, changed: int, size: int) -> str:
-    digest = hashlib.sha256(f"{size}\n".encode())
-    with path.open("rb", buffering=0) as file:
-        digest.update(file.read(_HEAD))
-        room = max(0, size - _HEAD - _BLOCK)
-        for index in range(_BLOCKS + 1):
-            file.seek(_HEAD + room * index // _BLOCKS)
-            digest.update(file.read(_BLOCK))
-    return digest.hexdigest()

@@ -108,6 +108,27 @@ def local(path: str | Path) -> Path:
     return Path(path) if found is None else _fetched(found)
 
 
+def snapshot(folder: Path) -> Path:
+    """Return the folder of files that a folder of the Hub's cache stands for; any other as it is.
+
+    Raises:
+        InputError: The cache has none of it, or several to choose from.
+    """
+    if folder.name.startswith("models--") and not (folder / "config.json").exists():
+        folder = folder / "snapshots"
+    if folder.name != "snapshots":
+        return folder
+    snapshots = sorted(f for f in folder.iterdir() if f.is_dir()) if folder.is_dir() else []
+    if len(snapshots) != 1:
+        choices = ", ".join(f.name for f in snapshots[:5])
+        raise InputError(
+            f"{folder} holds several snapshots: {choices}. Give the path of one"
+            if snapshots
+            else f"{folder} holds no snapshot: the download was not finished; run it again"
+        )
+    return snapshots[0]
+
+
 def weights(path: str | Path) -> Path:
     """Return the file of weights, or their index, of a repository; of any other path itself.
 

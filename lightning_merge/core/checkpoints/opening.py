@@ -4,7 +4,7 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from lightning_merge.core.checkpoints.files import snapshot
+from lightning_merge.core.checkpoints import hub
 from lightning_merge.core.checkpoints.foreign import START, describe, describe_folder
 from lightning_merge.core.checkpoints.lazy import Checkpoint
 from lightning_merge.core.checkpoints.names import enumerate_names
@@ -28,7 +28,7 @@ def checkpoint_in(folder: Path) -> Path:
     Raises:
         InputError: It has none, or several.
     """
-    folder = snapshot(folder)
+    folder = hub.snapshot(folder)
     for pattern in _PATTERNS:
         files = sorted(file for file in folder.glob(pattern) if not file.name.startswith("."))
         files = [file for file in files if not _TRAINING.fullmatch(file.name)]

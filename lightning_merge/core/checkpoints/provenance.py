@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lightning_merge.core.checkpoints.checkpoint import open_checkpoint
-from lightning_merge.core.checkpoints.files import is_recorded
+from lightning_merge.core.checkpoints.digests import is_recorded
 from lightning_merge.core.errors import InputError
 
 

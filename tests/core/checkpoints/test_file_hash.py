@@ -5,7 +5,8 @@ import pytest
 from lightning_merge.core.checkpoints.checkpoint import (
     file_hash,
 )
-from lightning_merge.core.checkpoints.files import atomic_write, file_fingerprint
+from lightning_merge.core.checkpoints.digests import file_fingerprint
+from lightning_merge.core.checkpoints.files import atomic_write
 from lightning_merge.core.errors import InputError
 
 

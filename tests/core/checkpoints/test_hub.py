@@ -18,7 +18,7 @@ from lightning_merge.cli.main import main
 from lightning_merge.core.checkpoints import hub
 from lightning_merge.core.checkpoints.activation import activation_of
 from lightning_merge.core.checkpoints.checkpoint import open_checkpoint
-from lightning_merge.core.checkpoints.files import file_fingerprint, file_hash
+from lightning_merge.core.checkpoints.digests import file_fingerprint, file_hash
 from lightning_merge.core.checkpoints.hub import Repository, repository
 from lightning_merge.core.errors import InputError
 from lightning_merge.models import MiniViT, OpenClipEncoder, TimmEncoder, TransformersEncoder

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lightning_merge.core.checkpoints.checkpoint import open_checkpoint, save_checkpoint, select
-from lightning_merge.core.checkpoints.files import file_fingerprint, file_hash
+from lightning_merge.core.checkpoints.digests import file_fingerprint, file_hash
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.vectors.ignore import taking_part
 

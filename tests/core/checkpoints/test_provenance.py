@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import lightning_merge as lm
-from lightning_merge.core.checkpoints.files import (
+from lightning_merge.core.checkpoints.digests import (
     file_fingerprint,
     file_hash,
     file_record,

@@ -6,12 +6,8 @@ import sys
 
 import pytest
 
-from lightning_merge.core.checkpoints.files import (
-    file_fingerprint,
-    file_hash,
-    read_text,
-    write_text,
-)
+from lightning_merge.core.checkpoints.digests import file_fingerprint, file_hash
+from lightning_merge.core.checkpoints.files import read_text, write_text
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.seeding import generator_for
 
