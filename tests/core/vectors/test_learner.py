@@ -121,9 +121,18 @@ def test_the_features_are_not_in_checkpoints(features):
         ({"hidden": 0}, "hidden=0"),
         ({"kind": "transformer2", "hidden": 6}, "hidden=6"),
         ({"prior": math.nan}, "prior=nan"),
-        ({"prior": 0.1, "normalize": "softmax"}, "prior=0.1 with normalize='softmax'"),
-        ({"prior": 0.0, "normalize": "clamp"}, "prior=0.0 with normalize='clamp'"),
-        ({"prior": 1.0, "normalize": "clamp"}, "prior=1.0 with normalize='clamp'"),
+        (
+            {"prior": 0.1, "normalize": "softmax"},
+            "prior=0.1 has no effect with normalize='softmax'",
+        ),
+        (
+            {"prior": 0.0, "normalize": "clamp"},
+            "prior=0.0 has a zero gradient with normalize='clamp'",
+        ),
+        (
+            {"prior": 1.0, "normalize": "clamp"},
+            "prior=1.0 has a zero gradient with normalize='clamp'",
+        ),
     ],
 )
 def test_a_bad_option_is_named(features, options, names):
