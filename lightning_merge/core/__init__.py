@@ -1,6 +1,6 @@
-"""Pure tensor functions in three rooms: `checkpoints` <- `vectors` <- `networks`.
+"""Pure tensor functions in three layers: `checkpoints` <- `vectors` <- `networks`.
 
-Beside them stands what every room uses: errors, number types, random numbers, and the process with
-its threads, its memory and its progress. Nothing here knows Lightning. The package imports none of
-its modules by itself, so that `lightning_merge.core.errors` stays free of torch.
+The modules beside them serve every layer: errors, number types, random numbers, processes,
+memory and progress. Nothing here depends on Lightning. The package imports none of its modules,
+so `lightning_merge.core.errors` can be imported without torch.
 """

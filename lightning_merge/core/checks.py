@@ -1,4 +1,4 @@
-"""Checks of arguments: one clear error that names argument, value and what is wanted."""
+"""Argument checks that raise one clear error naming the argument, its value and what is allowed."""
 
 import math
 from collections.abc import Collection
@@ -8,15 +8,21 @@ from lightning_merge.core.errors import InputError
 
 
 def require_in(interval: str, prefix: str = "", /, **arguments: float) -> None:
-    """Check that every argument is a number of an interval; NaN is in none.
+    """Check that every argument is a number within an interval; NaN never is.
 
     Args:
-        interval: As in mathematics, such as "[0, 1)" or "(0, inf)".
-        prefix: What stands in front of the arguments' names in messages, such as "data.".
+        interval: In mathematical notation, such as "[0, 1)" or "(0, inf)".
+        prefix: Put before the argument names in messages, such as "data.".
         arguments: Values by name.
 
     Raises:
-        InputError: Names the argument, its value and the interval.
+        InputError: A value is outside the interval or is not a number.
+
+    Example:
+        >>> require_in("[0, 1)", density=0.2)
+        >>> require_in("[0, 1)", density=1.0)
+        Traceback (most recent call last):
+        lightning_merge.core.errors.InputError: density=1.0 must be in [0, 1)
     """
     low, high = map(float, interval[1:-1].split(", "))
     above, below = interval[0] == "(", interval[-1] == ")"
@@ -29,10 +35,19 @@ def require_in(interval: str, prefix: str = "", /, **arguments: float) -> None:
 
 
 def require_finite(prefix: str = "", /, **arguments: float) -> None:
-    """Check that every argument is an ordinary number.
+    """Check that every argument is a finite number.
+
+    Args:
+        prefix: Put before the argument names in messages.
+        arguments: Values by name.
 
     Raises:
-        InputError: Names the argument and its value.
+        InputError: A value is infinite, NaN or not a number.
+
+    Example:
+        >>> require_finite(scale=float("nan"))
+        Traceback (most recent call last):
+        lightning_merge.core.errors.InputError: scale=nan must be a finite number, for example 1.0
     """
     for name, value in arguments.items():
         if not _is_number(value) or not math.isfinite(value):
@@ -42,8 +57,18 @@ def require_finite(prefix: str = "", /, **arguments: float) -> None:
 def require_choice(choices: Collection[str], prefix: str = "", /, **arguments: str) -> None:
     """Check that every argument is one of the choices.
 
+    Args:
+        choices: The allowed values.
+        prefix: Put before the argument names in messages.
+        arguments: Values by name.
+
     Raises:
-        InputError: Names the argument, its value and the choices.
+        InputError: A value is not among the choices; the message lists them.
+
+    Example:
+        >>> require_choice(["mean", "sum"], reduction="max")
+        Traceback (most recent call last):
+        lightning_merge.core.errors.InputError: reduction='max': choose one of mean, sum
     """
     for name, value in arguments.items():
         if value not in choices:

@@ -6,13 +6,18 @@ from lightning_merge.core.errors import InputError
 
 
 def run_device(name: str | None = None) -> torch.device:
-    """Return a device that tensors can be made on.
+    """Return a device on which tensors can be created.
 
     Args:
-        name: As torch has it, such as "cpu" or "cuda:1"; without it a CUDA GPU, where there is one.
+        name: As in torch, such as "cpu" or "cuda:1"; by default a CUDA GPU if there is one, else
+            the CPU.
 
     Raises:
-        InputError: It is unknown, or not there.
+        InputError: The device is unknown or unavailable.
+
+    Example:
+        >>> run_device("cpu")
+        device(type='cpu')
     """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -20,6 +25,6 @@ def run_device(name: str | None = None) -> torch.device:
         torch.zeros(1).to(name).cpu()
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as fault:
         raise InputError(
-            f"device={name!r}: {str(fault).splitlines()[0]}; give cpu, or cuda where there is a GPU"
+            f"device={name!r}: {str(fault).splitlines()[0]}; use cpu, or cuda if there is a GPU"
         ) from fault
     return torch.device(name)

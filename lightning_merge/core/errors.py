@@ -1,26 +1,47 @@
-"""What a user is told: the one exception for input to mend, and the one warning to know of."""
+"""What the user is told: one exception for bad input and one warning for doubtful input."""
 
 import warnings
 
 
 class InputError(ValueError):
-    """Bad input: the message names the argument, its value and the remedy.
+    """Bad input; the message names the argument, its value and the remedy.
 
-    The command line prints the message alone and exits with code 2.
+    The command line prints only the message and exits with code 2.
+
+    Example:
+        >>> try:
+        ...     raise InputError("scale=-1 must be at least 0")
+        ... except ValueError as error:
+        ...     print(error)
+        scale=-1 must be at least 0
     """
 
 
 class InputWarning(UserWarning):
-    """Input that is taken, but perhaps not as it was meant; the message says how it is taken.
+    """Input that is accepted but perhaps not as intended; the message says how it is read.
 
-    The command line prints the message alone, each one once.
+    The command line prints only the message, and each one once.
+
+    Example:
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     warn("seed=1.0 is read as 1")
+        >>> caught[0].category.__name__
+        'InputWarning'
     """
 
 
 def warn(message: str) -> None:
-    """Tell of input that is taken, but perhaps not as it was meant.
+    """Warn about input that is accepted but perhaps not as intended.
 
     Args:
-        message: Names the argument, its value, how it is taken and what to do otherwise.
+        message: Names the argument, its value, how it is read and what to do otherwise.
+
+    Example:
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     warn("tasks=[] selects no task: list at least one")
+        >>> print(caught[0].message)
+        tasks=[] selects no task: list at least one
     """
     warnings.warn(message, InputWarning, stacklevel=2)

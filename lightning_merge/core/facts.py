@@ -1,13 +1,17 @@
-"""What is known of a method before it runs, as data; commands, tables and documents read it."""
+"""Facts about a method, known before it runs; commands, tables and documents read them."""
 
 from dataclasses import dataclass
 from enum import Flag
 
 
 class Needs(Flag):
-    """What a method takes beside weights; the larger the value, the more it asks for.
+    """What a method needs besides weights; a larger value asks for more.
 
-    Whoever needs images or heads runs the network.
+    A method that needs images or heads runs the network.
+
+    Example:
+        >>> Needs.NETWORK in Needs.IMAGES, Needs.HEADS in Needs.IMAGES
+        (True, False)
     """
 
     NOTHING = 0
@@ -18,7 +22,12 @@ class Needs(Flag):
     LABELS = IMAGES | 16
 
     def words(self) -> str:
-        """Name them, as in "a network and unlabelled images of every task"."""
+        """Describe the needs, as in "a network and unlabelled images of every task".
+
+        Example:
+            >>> (Needs.IMAGES_OF_EVERY_TASK | Needs.HEADS).words()
+            'a network, unlabelled images of every task and heads'
+        """
         kind = "labelled" if Needs.LABELS in self else "unlabelled"
         whose = " of every task" if Needs.IMAGES_OF_EVERY_TASK in self else ""
         named = {
@@ -32,22 +41,26 @@ class Needs(Flag):
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What is known of a method, a transform or a module that learns coefficients.
+    """Facts about a method, a transform or a module that learns coefficients.
 
     Attributes:
-        reference: Who published it, and when.
-        arxiv: Its number on arXiv, where it is there.
-        needs: What it takes beside weights.
-        readings: How often it reads all task vectors when no transform stands in front.
-        on_top: Whether its needs and readings come on top of those of a method, which it wraps or
-            stands in front of.
-        merges_in_plan: Whether its plan merges on the way, so that no reading comes after; what
-            wraps it reads once more.
-        told_task: Whether its network is told which task an image is of, beside its head.
-        whole: Whether it sees whole tensors, as matrices, instead of tiles.
-        recalibrates: Whether BatchNorm statistics of its result can be measured anew.
-        work: What takes long beside the readings, for K experts.
-        memory: What it holds beside tiles.
+        reference: Authors and year of the publication.
+        arxiv: Its arXiv number, if it has one.
+        needs: What it needs besides weights.
+        readings: How often it reads all task vectors without a transform in front.
+        on_top: Whether its needs and readings add to those of a method that it wraps or precedes.
+        merges_in_plan: Whether its plan already merges, so that no reading follows; a wrapper reads
+            once more.
+        told_task: Whether its network is told the task of an image, besides choosing the head.
+        whole: Whether it processes whole tensors, as matrices, instead of tiles.
+        recalibrates: Whether the BatchNorm statistics of its result can be re-estimated.
+        work: What takes long besides the readings, for K experts.
+        memory: What it holds besides tiles.
+
+    Example:
+        >>> facts = Facts(reference="Ilharco et al., 2023", arxiv="2212.04089", readings=2)
+        >>> facts.words()
+        'needs nothing but weights; costs 2 readings; Ilharco et al., 2023, arXiv:2212.04089'
     """
 
     reference: str = ""
@@ -63,16 +76,16 @@ class Facts:
     memory: str = ""
 
     def cited(self) -> str:
-        """Return the reference with its number on arXiv."""
+        """Return the reference with its arXiv number."""
         return self.reference + (f", arXiv:{self.arxiv}" if self.arxiv else "")
 
     def costs(self) -> str:
-        """Return what it takes, as in "2 readings, 1 pass of the network"."""
+        """Return the cost, as in "2 readings, 1 pass of the network"."""
         reading = f"{'more ' * self.on_top}reading{'s' * (self.readings != 1)}"
         readings = f"{self.readings} {reading}" if self.readings else ""
         memory = f"memory of {self.memory}" if self.memory else ""
         return ", ".join(filter(None, [readings, self.work, memory])) or "nothing"
 
     def words(self) -> str:
-        """All in one line, to be read."""
+        """Return needs, costs and reference in one line."""
         return f"needs {self.needs.words()}; costs {self.costs()}; {self.cited()}"

@@ -1,8 +1,8 @@
-"""Work on many tensors at once, with results that do not depend on how many.
+"""Work on many tensors at once, with results that do not depend on the number of processes.
 
-The workers are processes: merging consists of calls so short that threads would mostly wait for
-each other at Python's interpreter lock. They are forked, so that nothing has to be sent to them,
-and share open files with their parent, but no memory that is written to.
+The workers are processes because merging consists of calls so short that threads would mostly
+wait for each other at Python's interpreter lock. They are forked, so nothing has to be sent to
+them; they share open files with their parent, but no memory that is written to.
 """
 
 import multiprocessing
@@ -32,20 +32,24 @@ def run_each(
 ) -> list[Result]:
     """Call a function on every item, in several processes, without gradients.
 
-    Torch computes on one thread in each: tiles that fit the cache gain nothing from more, and
-    every sum is taken in one order, whatever the number of jobs.
+    Torch uses one thread in each process: tiles that fit the cache gain nothing from more, and
+    every sum is taken in the same order whatever the number of jobs.
 
     Args:
-        function: Called once per item, in any process. What it changes in memory is lost.
-        items: What to call it on; whoever is free takes the next one.
-        jobs: Number of processes, this one included; a worker's own calls use no others.
-        what: What the calls do, to show how far they are.
+        function: Called once per item, in any process. Changes that it makes in memory are lost.
+        items: Its arguments; each free process takes the next one.
+        jobs: Number of processes, including this one; a worker's own calls start no others.
+        what: What the calls do, for the progress bar.
 
     Returns:
         The results in the order of the items.
 
     Raises:
-        Exception: The first one that a call has raised; the other workers are ended.
+        Exception: The first one that a call raised; the other workers are ended.
+
+    Example:
+        >>> run_each(lambda size: torch.ones(size).sum().item(), [3, 1, 2], jobs=2)
+        [3.0, 1.0, 2.0]
     """
     todo = list(items)
     jobs = 1 if _in_worker else min(jobs, len(todo))
@@ -57,21 +61,21 @@ def run_each(
 
         def work(advance: Callable[[int], object] = lambda _: None) -> dict[int, Result]:
             results: dict[int, Result] = {}
-            told = 0
+            shown = 0
             while True:
-                if _in_worker and os.getppid() != parent:  # it was killed
+                if _in_worker and os.getppid() != parent:  # the parent was killed
                     os._exit(1)
                 with position.get_lock():
                     index, position.value = position.value, position.value + 1
                 begun = min(index, len(todo))
-                advance(begun - told)
-                told = begun
+                advance(begun - shown)
+                shown = begun
                 if index >= len(todo):
                     return results
                 try:
                     results[index] = function(todo[index])
                 except BaseException:
-                    position.value = len(todo)  # nobody begins another one
+                    position.value = len(todo)  # no process takes another one
                     raise
 
         with _workers(context, work, jobs - 1) as connections:
@@ -84,7 +88,7 @@ def run_each(
 
 @contextmanager
 def _workers(context: Any, work: Callable[[], Any], number: int) -> Iterator[list[Connection]]:
-    """Fork processes that send what `work` gives; end them when the block is left."""
+    """Fork processes that send the result of `work`; end them when the block is left."""
     pipes = [context.Pipe(duplex=False) for _ in range(number)]
     workers = [context.Process(target=_worker, args=(work, sender)) for _, sender in pipes]
     try:
@@ -109,9 +113,9 @@ def _worker(work: Callable[[], Any], sender: Connection) -> None:
         answer: Any = (work(), None)
     except Exception as fault:
         answer = (None, fault)
-    except KeyboardInterrupt:  # which the parent has got as well
+    except KeyboardInterrupt:  # the parent receives it as well
         os._exit(1)
-    sender.send_bytes(pickle.dumps(answer))  # `send` would have tensors stay in this process
+    sender.send_bytes(pickle.dumps(answer))  # `send` would leave tensors in this process
 
 
 def _received(connection: Connection) -> Any:
@@ -119,7 +123,7 @@ def _received(connection: Connection) -> Any:
         results, fault = pickle.loads(connection.recv_bytes())
     except EOFError:
         raise InputError(
-            "jobs: a worker was killed, maybe for want of memory: use fewer jobs"
+            "jobs: a worker was killed, perhaps because memory ran out: use fewer jobs"
         ) from None
     if fault is not None:
         raise fault

@@ -1,4 +1,4 @@
-"""What the processes of one run do once, and what they agree upon."""
+"""Coordination of the processes of one run: work done once, and agreement on errors."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,19 +13,28 @@ from lightning_merge.core.errors import InputError
 Result = TypeVar("Result")
 
 PATIENCE = timedelta(days=30)
-"""How long processes wait for one that trains or merges; the default would be 30 minutes."""
+"""How long processes wait for one that trains or merges; torch's default is 30 minutes."""
 
 
 class AgreedError(InputError):
-    """Bad input that every process of the run has been told of: one of them tells the user."""
+    """Bad input that every process of the run knows about, so that only one has to tell the user.
+
+    Example:
+        >>> isinstance(AgreedError("tasks: mnist is given twice"), InputError)
+        True
+    """
 
 
 class Ranks(NamedTuple):
-    """The processes of one run; one that is alone needs no process group.
+    """The processes of one run; a single process needs no process group.
 
     Attributes:
         rank: Number of this process.
-        size: Number of all processes.
+        size: Number of processes.
+
+    Example:
+        >>> Ranks().once(lambda: "done"), Ranks().gather(7)
+        ('done', [7])
     """
 
     rank: int = 0
@@ -33,17 +42,17 @@ class Ranks(NamedTuple):
 
     @classmethod
     def of(cls, trainer: Any) -> "Ranks":
-        """Return the processes that a Lightning trainer runs on; alone without a trainer."""
+        """Return the processes of a Lightning trainer; a single one if there is no trainer."""
         if trainer is None or trainer.world_size == 1:
             return cls()
         return cls(trainer.global_rank, trainer.world_size)
 
     def once(self, work: Callable[[], Result]) -> Result:
-        """Let process zero work while the others wait, and return its result to all.
+        """Run `work` in process zero while the others wait, and return its result in all of them.
 
         Raises:
             AgreedError: Process zero found bad input.
-            SystemExit: In the others, where process zero failed in any other way.
+            SystemExit: In the other processes, if process zero failed in another way.
         """
         if self.size == 1:
             return work()
@@ -64,7 +73,7 @@ class Ranks(NamedTuple):
         return result
 
     def gather(self, value: Result) -> list[Result]:
-        """Return the values of all processes, in their order, to each of them."""
+        """Return the values of all processes, in order, in each of them."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -73,12 +82,12 @@ class Ranks(NamedTuple):
 
     @contextmanager
     def agreed(self) -> Iterator[None]:
-        """End all processes where one finds bad input in the block, which all of them run.
+        """Make all processes fail if one finds bad input in the block, which all of them run.
 
         Blocks may be nested.
 
         Raises:
-            AgreedError: With the message of the first process that found some.
+            AgreedError: With the message of the first process that found bad input.
         """
         if self.size == 1:
             yield
@@ -90,10 +99,10 @@ class Ranks(NamedTuple):
             raise
         except InputError as error:
             fault = error
-        found = self.gather(None if fault is None else str(fault))
-        for rank, message in enumerate(found):
+        messages = self.gather(None if fault is None else str(fault))
+        for rank, message in enumerate(messages):
             if message is not None:
-                where = "" if all(found) else f"process {rank} of {self.size}: "
+                where = "" if all(messages) else f"process {rank} of {self.size}: "
                 raise AgreedError(where + message) from fault
 
 
@@ -101,11 +110,11 @@ ALONE = Ranks()
 
 
 def _patient() -> Any:
-    """Return the group of all processes whose collectives wait as long as the work may take."""
+    """Return a group of all processes whose collectives wait as long as the work may take."""
     return _group_beside(distributed.group.WORLD)
 
 
 @lru_cache(maxsize=1)
 def _group_beside(world: Any) -> Any:
-    """Make it when it is first needed, which all processes do at the same point."""
+    """Create the group when it is first needed, which is at the same point in all processes."""
     return distributed.new_group(backend="gloo", timeout=PATIENCE)

@@ -1,4 +1,4 @@
-"""The registry of every kind of class that users choose by name: its subclasses."""
+"""Registries of classes that users choose by name: the subclasses of a base class."""
 
 import inspect
 import pkgutil
@@ -9,15 +9,22 @@ Kind = TypeVar("Kind")
 
 
 def concrete(kind: type[Kind], package: str | None = None) -> dict[str, type[Kind]]:
-    """Find subclasses of a class, those of subclasses included, that are not abstract.
+    """Return all direct and indirect subclasses of a class that are not abstract.
 
     Args:
-        kind: What they derive from.
-        package: All its modules are imported first. Classes that a user has defined and imported
-            are found as well.
+        kind: The base class.
+        package: Import all modules of this package first. Classes that a user has defined and
+            imported are found as well.
 
     Returns:
         The classes by name, sorted.
+
+    Example:
+        >>> class Animal: ...
+        >>> class Dog(Animal): ...
+        >>> class Cat(Animal): ...
+        >>> list(concrete(Animal))
+        ['Cat', 'Dog']
     """
     if package is not None:
         for module in pkgutil.iter_modules(import_module(package).__path__, f"{package}."):
