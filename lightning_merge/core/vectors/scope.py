@@ -131,7 +131,7 @@ def _ties(checkpoints: Collection[Checkpoint], names: Iterable[str]) -> dict[str
     for alike in _alike(checkpoints, names):
         for name in alike:
             start = tuple(_start(checkpoint, name) for checkpoint in checkpoints)
-            groups[start].append(name)
+            groups[alike[0], start].append(name)
     ties: dict[str, str] = {}
     for group in groups.values():
         firsts: list[str] = []

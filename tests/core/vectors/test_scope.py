@@ -13,6 +13,7 @@ from lightning_merge.core.checkpoints.checkpoint import (
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.vectors.scope import complete, find_scope, twins
 from lightning_merge.core.vectors.validate import check_experts
+from lightning_merge.methods import TaskArithmetic
 
 SIZE = 300_000  # more than is compared at a time
 
@@ -90,6 +91,15 @@ def test_one_entry_unties(where, position):
     base, expert = with_copy(weights(0)), with_copy(weights(1))
     {"base": base, "expert": expert}[where]["head.weight"].view(-1)[position] += 1
     assert scope(base, expert).ties == {}
+
+
+def test_a_longer_tensor_that_begins_alike_is_not_tied():
+    shapes = {"a": 32, "b": 32, "c": 64, "d": 64}
+    base = {name: torch.ones(size) for name, size in shapes.items()}
+    expert = {name: tensor + 1 for name, tensor in base.items()}
+    assert scope(base, expert).ties == {"b": "a", "d": "c"}
+    merged = TaskArithmetic(0.5)(base, {"one": expert})
+    assert all(torch.equal(merged[n], torch.full((size,), 1.5)) for n, size in shapes.items())
 
 
 def test_norms_that_are_equal_before_training_alone_are_not_tied():
