@@ -11,7 +11,15 @@ from lightning_merge.modules.coefficients import CoefficientModule
 
 
 class CheckedCallback(Callback):
-    """A callback of `fit` that checks the run it is in before training begins."""
+    """A callback of `fit` that checks the run it is in before training begins.
+
+    Example:
+        >>> class OneDevice(CheckedCallback):
+        ...     def check(self, trainer, module):
+        ...         if trainer.num_devices > 1:
+        ...             raise ValueError(f"trainer.devices={trainer.num_devices}: give 1")
+        >>> OneDevice().setup(Trainer(devices=1, accelerator="cpu", logger=False), None, "fit")
+    """
 
     @abstractmethod
     def check(self, trainer: Trainer, module: Any) -> None:
@@ -29,7 +37,15 @@ class CheckedCallback(Callback):
 
 
 class CoefficientCallback(CheckedCallback):
-    """A callback for modules that learn coefficients, with their base and experts."""
+    """A callback for modules that learn coefficients, with their base and experts.
+
+    Example:
+        >>> from lightning_merge.models import MiniViT
+        >>> from lightning_merge.modules import AdaMerging, FineTune
+        >>> from lightning_merge.modules.zoo import Zoo
+        >>> zoo = Zoo("base.safetensors", "{task}.safetensors", "heads.safetensors")
+        >>> CoefficientCallback().check(Trainer(logger=False), AdaMerging(MiniViT(), zoo))
+    """
 
     def check(self, trainer: Trainer, module: Any) -> None:
         """Check that there will be experts, and coefficients to learn.

@@ -12,7 +12,11 @@ from lightning_merge.modules.coefficients import CoefficientModule
 
 
 class CoefficientMap(CoefficientCallback):
-    """Draw the heat map [task x layer] of the coefficients when fit ends."""
+    """Draw the heat map [task x layer] of the coefficients when fit ends.
+
+    Example:
+        >>> trainer = Trainer(callbacks=[CoefficientMap()], logger=False)
+    """
 
     @torch.no_grad()
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:

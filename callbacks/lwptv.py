@@ -24,6 +24,11 @@ class LwPTVMerge(MergeCallback):
         prune: LwPTV with its hyperparameters.
         name: Row of the table and name of the file.
         grid: Hyperparameter of the method -> values to choose from on the held-out images.
+
+    Example:
+        >>> from lightning_merge.methods import Ties
+        >>> LwPTVMerge(Ties(), LwPTV(prune_ratio=0.5)).method.transforms
+        (LwPTV(prune_ratio=0.5, ...),)
     """
 
     def __init__(

@@ -19,6 +19,10 @@ class MTiesMerge(MergeCallback):
         method: M-TIES with its hyperparameters.
         name: Row of the table and name of the file.
         grid: Hyperparameter -> values to choose from on the held-out images.
+
+    Example:
+        >>> [*MTiesMerge(grid={"scale": [0.5, 1.0]}).grid_methods()]
+        ['scale=0.5', 'scale=1.0']
     """
 
     def __init__(

@@ -44,6 +44,12 @@ class MergeCallback(CoefficientCallback):
         InputError: The grid names something that the method does not have, a value of it is out
             of bounds, or (when fit begins) the run has no experts, the method cannot take its
             architecture, or the name is taken.
+
+    Example:
+        >>> from lightning_merge.methods import Ties
+        >>> callback = MergeCallback(Ties(), grid={"scale": [0.5, 1.0], "density": [0.2]})
+        >>> [*callback.grid_methods()]
+        ['scale=0.5 density=0.2', 'scale=1.0 density=0.2']
     """
 
     def __init__(

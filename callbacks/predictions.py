@@ -20,6 +20,9 @@ class WritePredictions(Callback):
     The file is named from the task's folder on; nothing stands there where images have no files.
     Several processes hand what they predicted to the first one, which writes it in the order
     that one process would.
+
+    Example:
+        >>> trainer = Trainer(callbacks=[WritePredictions()], logger=False)
     """
 
     def on_predict_start(self, trainer: Trainer, pl_module: Any) -> None:

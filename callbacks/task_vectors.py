@@ -22,6 +22,10 @@ class TransformTaskVectors(CoefficientCallback):
     Args:
         transform: Of the task vectors.
         final_scale: What the learned coefficients of every layer are multiplied by at the end.
+
+    Example:
+        >>> TransformTaskVectors(TrimAndElect(density=0.2)).described()
+        "TrimAndElect(density=0.2, trim='global') x 1.0"
     """
 
     def __init__(self, transform: Transform, final_scale: float = 1.0) -> None:
@@ -49,6 +53,10 @@ class PruneTaskVectors(TransformTaskVectors):
     Args:
         prune: LwPTV with its hyperparameters.
         rescale: Multiply by eta; False is the paper's ablation.
+
+    Example:
+        >>> PruneTaskVectors(LwPTV(prune_ratio=0.5)).final_scale
+        0.5
     """
 
     def __init__(self, prune: LwPTV | None = None, rescale: bool = True) -> None:
@@ -61,6 +69,10 @@ class TrimTaskVectors(TransformTaskVectors):
 
     Args:
         trim: Trimming and election of signs with their hyperparameters.
+
+    Example:
+        >>> TrimTaskVectors().transform
+        TrimAndElect(density=0.2...)
     """
 
     def __init__(self, trim: TrimAndElect | None = None) -> None:

@@ -25,6 +25,15 @@ class Entry:
         name: Row of the table and name of the files.
         points: The method at every point of its grid, by what distinguishes the point; the
             method alone under an empty text without a grid.
+
+    Example:
+        >>> from lightning_merge.methods import Ties
+        >>> from lightning_merge.models import MiniViT
+        >>> from lightning_merge.modules import AdaMerging
+        >>> from lightning_merge.modules.zoo import Zoo
+        >>> zoo = Zoo("base.safetensors", "{task}.safetensors", "heads.safetensors")
+        >>> Entry(AdaMerging(MiniViT(), zoo), "ties", {"": Ties()}).variants  # no BatchNorm
+        {'': False}
     """
 
     def __init__(self, module: CoefficientModule, name: str, points: Mapping[str, Method]) -> None:

@@ -129,7 +129,15 @@ class RunFolder:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or the folder of a sharded checkpoint, if it is there."""
+    """Remove a file, or the folder of a sharded checkpoint, if it is there.
+
+    Example:
+        >>> folder = Path("shards")
+        >>> folder.mkdir()
+        >>> remove(folder)
+        >>> folder.exists()
+        False
+    """
     if path.is_dir():
         shutil.rmtree(path)
     else:

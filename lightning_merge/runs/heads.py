@@ -30,6 +30,12 @@ class ZooHeads:
 
     Args:
         zoo: Names their file, or files, and how those that are missing are made.
+
+    Example:
+        >>> ZooHeads(Zoo("base.safetensors", "{task}.safetensors", "head_{task}.pt")).are_given()
+        True
+        >>> ZooHeads(Zoo("base.safetensors", "{task}.safetensors", "made.safetensors")).are_given()
+        False
     """
 
     def __init__(self, zoo: Zoo) -> None:

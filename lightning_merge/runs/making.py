@@ -26,6 +26,18 @@ class ZooMaker:
         encoder: Architecture of the zoo.
         config: Of "encoder" (class_path and init_args, handed to the recipes) and "zoo".
         tasks: Those that have experts.
+
+    Example:
+        >>> from lightning_merge.models import MiniViT
+        >>> zoo = Zoo("base.safetensors", "{task}.safetensors", "heads.safetensors")
+        >>> config = {"encoder": {"class_path": "MiniViT"}}
+        >>> maker = ZooMaker(zoo, MiniViT(), config, ["mnist", "dtd"])
+        >>> [stage.what for stage in maker.stages]
+        ['base', 'expert of mnist', 'expert of dtd']
+        >>> maker.check()
+        Traceback (most recent call last):
+            ...
+        lightning_merge.core.errors.InputError: the base is missing: ...
     """
 
     def __init__(self, zoo: Zoo, encoder: Encoder, config: Config, tasks: Sequence[str]) -> None:

@@ -35,6 +35,10 @@ class Target(NamedTuple):
         file: Its path; replaced if it exists.
         recalibrate: Give BatchNorm the statistics of held-out images.
         about: Metadata of its own.
+
+    Example:
+        >>> Target(Path("merged.safetensors")).recalibrate
+        False
     """
 
     file: Path
@@ -51,6 +55,24 @@ class ZooMerger:
         base: Weights of the base under the encoder's names.
         experts: Those of the experts.
         held_out: The images that methods may see.
+
+    Example:
+        >>> from lightning_merge.methods import TaskArithmetic
+        >>> from lightning_merge.models import MiniViT
+        >>> encoder, data = MiniViT(), MergeDataModule(tasks=["mnist", "dtd"])
+        >>> base = encoder.backbone.state_dict()
+        >>> experts = {task: {n: t + 1 for n, t in base.items()} for task in data.tasks}
+        >>> for name, weights in {"base": base, **experts}.items():
+        ...     _ = save_checkpoint(weights, f"{name}.safetensors")
+        >>> zoo = Zoo("base.safetensors", "{task}.safetensors", "heads.safetensors")
+        >>> held_out = HeldOut(encoder, data, heads={})
+        >>> merger = ZooMerger(zoo, encoder, base, experts, held_out)
+        >>> cost, = merger.write(TaskArithmetic(0.25), [Target(Path("merged.safetensors"))])
+        >>> merged = open_checkpoint("merged.safetensors")
+        >>> merged.metadata["hyperparameters"]
+        'TaskArithmetic(scale=0.25, transforms=())'
+        >>> all(torch.allclose(merged[name], base[name] + 0.5) for name in base)
+        True
     """
 
     def __init__(

@@ -48,6 +48,12 @@ def describe_options(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         config: Of one command, as `plain` returns it.
+
+    Example:
+        >>> config = {"model": {"lr": 0.1}, "data": {"num_workers": 4}}
+        >>> described = describe_options(config)
+        >>> described["model.lr"], "data.num_workers" in described
+        (0.1, False)
     """
     options = dict(_leaves(config))
     callbacks = options.pop(CALLBACKS, None)
@@ -64,6 +70,12 @@ def describe_images(data: MergeDataModule) -> dict[str, Any]:
 
     Args:
         data: Loaded, the test split included where there is one.
+
+    Example:
+        >>> data = MergeDataModule(tasks=["drawn_hues", "drawn_stripes"], source="drawn")
+        >>> data.load()
+        >>> sorted(describe_images(data))[:2]
+        ['classes of drawn_hues', 'classes of drawn_stripes']
     """
     found: dict[str, Any] = {}
     for task in data.tasks:
@@ -74,31 +86,57 @@ def describe_images(data: MergeDataModule) -> dict[str, Any]:
 
 
 def describe_files(files: Iterable[str]) -> dict[str, str]:
-    """Return the hashes of files by their names."""
+    """Return the hashes of files by their names.
+
+    Example:
+        >>> _ = Path("notes.txt").write_text("abc")
+        >>> describe_files(["notes.txt"])
+        {'file notes.txt': 'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad'}
+    """
     return {f"file {file}": file_hash(file) for file in files}
 
 
 def learning(record: Record) -> dict[str, Any]:
-    """Return what the checkpoint of a run depends on: all but its end, and what is done with it."""
+    """Return what the checkpoint of a run depends on: all but its end, and what is done with it.
+
+    Example:
+        >>> learning({"model.lr": 0.1, "trainer.max_epochs": 3, "test images of mnist": "c0ffee"})
+        {'model.lr': 0.1}
+    """
     apart = () if record.get(TRANSDUCTIVE) else (TEST_IMAGES,)
     without = (CALLBACKS, "model.init_args.storage", *END)
     return {k: v for k, v in record.items() if k not in without and not k.startswith(apart)}
 
 
 def other_end(old: Record, new: Record) -> str:
-    """Name what says where learning ends and differs; nothing if it ends alike."""
+    """Name what says where learning ends and differs; nothing if it ends alike.
+
+    Example:
+        >>> other_end({"trainer.max_epochs": 3}, {"trainer.max_epochs": 5, "model.lr": 0.1})
+        'trainer.max_epochs (3 before, 5 now)'
+    """
     return differences(*({k: v for k, v in r.items() if k in END} for r in (old, new)))
 
 
 def network(record: Record) -> dict[str, Any]:
-    """Return what a learned network is and was learned from, however it was trained."""
+    """Return what a learned network is and was learned from, however it was trained.
+
+    Example:
+        >>> network({"model.lr": 0.1, "trainer.max_epochs": 3})
+        {'model.lr': 0.1}
+    """
     kinds = ["model.", "data.", "file ", "images of ", "classes of "]
     kinds += [TEST_IMAGES] if record.get(TRANSDUCTIVE) else []
     return {name: value for name, value in record.items() if name.startswith(tuple(kinds))}
 
 
 def differences(old: Record, new: Record) -> str:
-    """Name what differs, with both values where they are short."""
+    """Name what differs, with both values where they are short.
+
+    Example:
+        >>> differences({"seed_everything": 0}, {"seed_everything": 1})
+        'seed_everything (0 before, 1 now)'
+    """
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     return enumerate_names([_change(name, old.get(name), new.get(name)) for name in names], 5)
 
@@ -110,17 +148,33 @@ def _change(name: str, before: Any, now: Any) -> str:
 
 
 def read(path: Path) -> Record:
-    """Return what an earlier run depended on; an empty record where there is none."""
+    """Return what an earlier run depended on; an empty record where there is none.
+
+    Example:
+        >>> read(Path("run.json"))
+        {}
+    """
     return _loaded(read_text(path)) if path.exists() else {}
 
 
 def write(record: Record, path: Path) -> None:
-    """Write the record of a run."""
+    """Write the record of a run.
+
+    Example:
+        >>> write({"seed_everything": 0}, Path("run.json"))
+        >>> read(Path("run.json"))
+        {'seed_everything': 0}
+    """
     write_text(path, json.dumps(record, indent=1) + "\n")
 
 
 def stored(record: Record) -> dict[str, Any]:
-    """Return the record as `read` would."""
+    """Return the record as `read` would.
+
+    Example:
+        >>> stored({"tasks": ("mnist", "dtd"), "unused": None})
+        {'tasks': ['mnist', 'dtd']}
+    """
     return _loaded(json.dumps(record, default=str))
 
 
@@ -156,6 +210,11 @@ def code_of(*things: Any) -> dict[str, str]:
     """Return the hashes of the files that hold the classes of some objects and are a user's own.
 
     What belongs to this package is told by its version.
+
+    Example:
+        >>> from lightning_merge.methods import Ties
+        >>> code_of(Ties())  # of this package
+        {}
     """
     modules = [_code_of_module(type(thing).__module__) for thing in things]
     return {name: mark for found in modules for name, mark in found.items()}

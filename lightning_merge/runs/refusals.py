@@ -22,6 +22,14 @@ def refusals(option: str = "trainer") -> Iterator[None]:
 
     Raises:
         InputError: It has refused some, or lacks a package for them.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> with refusals():
+        ...     _ = Trainer(accelerator="abacus", logger=False)
+        Traceback (most recent call last):
+            ...
+        lightning_merge.core.errors.InputError: trainer: ...
     """
     try:
         yield
@@ -40,6 +48,12 @@ def check_seed(seed: int | bool) -> None:
 
     Raises:
         InputError: It is out of range.
+
+    Example:
+        >>> check_seed(-1)
+        Traceback (most recent call last):
+            ...
+        lightning_merge.core.errors.InputError: seed_everything=-1 must lie between 0 and 4294967295
     """
     if not 0 <= seed < 2**32:
         raise InputError(f"seed_everything={seed} must lie between 0 and {2**32 - 1}")
@@ -55,6 +69,10 @@ def check_unseen(name: str, method: Method, unseen: Sequence[str]) -> None:
 
     Raises:
         InputError: It was learned on one of them.
+
+    Example:
+        >>> from lightning_merge.methods import Ties
+        >>> check_unseen("ties", Ties(), unseen=["dtd"])  # learned on nothing
     """
     if known := sorted(set(method.origin().tasks) & set(unseen)):
         raise InputError(

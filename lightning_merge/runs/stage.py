@@ -29,6 +29,11 @@ class Stage:
         file: Its path; without a recipe perhaps a name of the Hub.
         recipe: Path of the config, if there is one.
         option: Name of the option that holds the recipe, for messages.
+
+    Example:
+        >>> stage = Stage("base", "zoo.base", "base.safetensors", None, "zoo.base_recipe")
+        >>> stage.exists(), stage.is_made({})
+        (False, False)
     """
 
     def __init__(self, what: str, place: str, file: str, recipe: str | None, option: str) -> None:

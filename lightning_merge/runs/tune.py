@@ -61,6 +61,16 @@ class Tune:
     Raises:
         InputError: The space does not fit the method, a number is out of range, the name is that
             of a reference, or Lightning refuses the accelerator.
+
+    Example:
+        >>> from lightning_merge.methods import TaskArithmetic
+        >>> from lightning_merge.models import MiniViT
+        >>> zoo = Zoo("base.safetensors", "{task}.safetensors", "heads.safetensors")
+        >>> data = MergeDataModule(tasks=["mnist", "dtd"])
+        >>> space = {"scale": {"low": 0.1, "high": 1.0}}
+        >>> tune = Tune(MiniViT(), zoo, data, TaskArithmetic(), space, folder="run")
+        >>> str(tune.file)
+        'run/merged/taskarithmetic_tuned.safetensors'
     """
 
     def __init__(
@@ -225,6 +235,15 @@ def table(trials: Sequence[Trial], tasks: Sequence[str]) -> str:
     Args:
         trials: At least one, in the order of the search.
         tasks: Columns.
+
+    Example:
+        >>> score = Score(0.75, {"mnist": 0.9, "dtd": 0.6}, seconds=1.5)
+        >>> print(table([Trial({"scale": 0.3}, score)], ["mnist", "dtd"]), end="")
+        | trial | scale | average | mnist | dtd | seconds |
+        | --: | --: | --: | --: | --: | --: |
+        | 1 | 0.3 | 75.0 | 90.0 | 60.0 | 1.50 |
+        <BLANKLINE>
+        Accuracy on held-out images in percent; no test image took part.
     """
     header = ["trial", *trials[0].point, "average", *tasks, "seconds"]
     ranked = sorted(enumerate(trials, 1), key=lambda pair: -_average(pair[1]))
