@@ -13,6 +13,12 @@ class Average(MergeMethod):
     """Mean of the experts' weights, (1/K) sum_k theta_k. Needs nothing but weights.
 
     Reference: Wortsman et al. 2022, "Model soups".
+
+    Example:
+        >>> import torch
+        >>> experts = {"a": {"w": torch.tensor([2.0, 0, 1])}, "b": {"w": torch.tensor([4.0, 2, 1])}}
+        >>> Average()({"w": torch.zeros(3)}, experts)["w"]
+        tensor([3., 1., 1.])
     """
 
     facts: ClassVar[Facts] = Facts(reference="Wortsman et al. 2022", arxiv="2203.05482", readings=1)

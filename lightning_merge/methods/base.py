@@ -27,6 +27,13 @@ class Origin(NamedTuple):
         tasks: Those that it has learned from.
         transductive: Whether from their unlabelled test images.
         note: What a reader of its numbers must know.
+
+    Example:
+        >>> from lightning_merge.methods import Ties
+        >>> Ties().origin() == Origin()
+        True
+        >>> Origin(("cars", "digits"), transductive=True).tasks
+        ('cars', 'digits')
     """
 
     tasks: tuple[str, ...] = ()
@@ -38,6 +45,14 @@ class Transform(ABC):
     """Maps task vectors to task vectors, in front of any method's combination.
 
     Subclasses are frozen dataclasses whose fields are the hyperparameters.
+
+    Example:
+        >>> class Halve(Transform):
+        ...     def __call__(self, vectors):
+        ...         return vectors.map(lambda span, tile: tile / 2)
+        >>> vectors = TaskVectors({"w": torch.zeros(2)}, {"cars": {"w": torch.tensor([1.0, 4.0])}})
+        >>> Halve()(vectors)["w"]
+        tensor([[0.5000, 2.0000]])
     """
 
     facts: ClassVar[Facts] = Facts(readings=0, on_top=True)
@@ -56,6 +71,12 @@ class Method(ABC):
 
     Attributes:
         facts: What is known of every instance; see `requirements` for one of them.
+
+    Example:
+        >>> from lightning_merge.methods import ModelStock, WiSEFT
+        >>> method = ModelStock(transforms=[WiSEFT(0.8)])
+        >>> method.described(), method.requirements().readings
+        ('ModelStock(transforms=(WiSEFT(alpha=0.8),))', 2)
     """
 
     transforms: Sequence[Transform] = ()
@@ -113,7 +134,13 @@ class Method(ABC):
 
 
 def brief(given: Any) -> str:
-    """Return a method or transform with what differs from its defaults, to be read."""
+    """Return a method or transform with what differs from its defaults, to be read.
+
+    Example:
+        >>> from lightning_merge.methods import LwPTV, Ties
+        >>> brief(Ties(density=0.5, scale=1.0, transforms=[LwPTV()]))
+        'Ties(density=0.5, transforms=[LwPTV()])'
+    """
     if isinstance(given, Sequence) and not isinstance(given, str):
         return f"[{', '.join(map(brief, given))}]"
     if not isinstance(given, (Method, Transform)):
@@ -145,6 +172,17 @@ class MergeMethod(Method):
     Where a model is given that uses one tensor under several names, or one is equal to another in
     the base and all experts, all of them get what the first one is merged to; an expert may then
     lack the others.
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class Largest(MergeMethod):
+        ...     scale: float = 1.0
+        ...
+        ...     def plan(self, vectors, resources):
+        ...         return lambda span, tile: tile.amax(0) * self.scale
+        >>> experts = {"a": {"w": torch.tensor([1.0, 0.0])}, "b": {"w": torch.tensor([0.0, 3.0])}}
+        >>> Largest(scale=2.0)({"w": torch.zeros(2)}, experts)["w"]
+        tensor([2., 6.])
     """
 
     @abstractmethod
@@ -228,5 +266,9 @@ def registered(kind: type[Kind]) -> dict[str, type[Kind]]:
 
     Every module of this package is imported first; classes that a user has defined and
     imported are found as well.
+
+    Example:
+        >>> "Ties" in registered(MergeMethod), "LwPTV" in registered(Transform)
+        (True, True)
     """
     return concrete(kind, __package__)

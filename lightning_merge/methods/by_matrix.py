@@ -17,6 +17,18 @@ class ByMatrix(MergeMethod):
 
     Subclasses are dataclasses with these fields, whose facts say that they see whole tensors, and
     say in `merged` what is made of a matrix.
+
+    Example:
+        >>> import torch
+        >>> class Summed(ByMatrix):
+        ...     scale, convolutions = 1.0, "matrix"
+        ...
+        ...     def merged(self, matrices):
+        ...         return matrices.sum(0)
+        >>> expert = {"weight": torch.ones(1, 2), "bias": torch.ones(1)}
+        >>> base = {"weight": torch.zeros(1, 2), "bias": torch.zeros(1)}
+        >>> Summed()(base, {"a": expert, "b": expert})
+        {'weight': tensor([[2., 2.]]), 'bias': tensor([1.])}
     """
 
     scale: float

@@ -31,6 +31,14 @@ class CoefficientFile:
         scale: What the learner's coefficients were multiplied by at the end.
         transductive: Whether they were learned from unlabelled test images.
         note: What a reader of their numbers must know.
+
+    Example:
+        >>> import torch
+        >>> values, tasks, layers = torch.tensor([[0.3, 0.5]]), ["cars"], ["w", "b"]
+        >>> learned = CoefficientFile(values, tasks, layers, {}, {}, 1.0, False, "")
+        >>> learned.write(Path("coefficients.safetensors"), {"seed": "0"})
+        >>> CoefficientFile.read("coefficients.safetensors").layers
+        ['w', 'b']
     """
 
     values: Tensor

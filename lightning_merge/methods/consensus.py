@@ -37,6 +37,11 @@ class Consensus(MergeMethod):
     Raises:
         InputError: A value is out of its bounds, or a task has no lambda; or there are several
             experts, but fewer than have to agree.
+
+    Example:
+        >>> experts = {"a": {"w": torch.tensor([1.0, 1.0])}, "b": {"w": torch.tensor([1.0, 0.0])}}
+        >>> Consensus(scale=1.0)({"w": torch.zeros(2)}, experts)["w"]
+        tensor([2., 0.])
     """
 
     agree: int = 2
@@ -85,6 +90,12 @@ def tall_masks(task_vectors: Tensor, multi_task: Tensor, thresholds: Tensor) -> 
         task_vectors: Stack [K, n].
         multi_task: The merged task vector tau, [n].
         thresholds: Lambda of every task, [K].
+
+    Example:
+        >>> vectors = torch.tensor([[1.0, 1.0], [1.0, 0.0]])
+        >>> tall_masks(vectors, vectors.sum(0), torch.tensor([0.4, 0.4]))
+        tensor([[ True,  True],
+                [ True, False]])
     """
     foreign = (multi_task - task_vectors).abs_().mul_(thresholds[:, None].to(task_vectors))
     return task_vectors.abs() > foreign

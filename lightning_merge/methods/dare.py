@@ -29,6 +29,13 @@ class Dare(Transform):
 
     Raises:
         InputError: `drop` is outside [0, 1).
+
+    Example:
+        >>> import torch
+        >>> from lightning_merge.methods import TaskArithmetic
+        >>> experts = {"cars": {"w": torch.ones(8)}}
+        >>> TaskArithmetic(1.0, transforms=[Dare(drop=0.5)])({"w": torch.zeros(8)}, experts)["w"]
+        tensor([2., 0., 0., 2., 2., 2., 0., 2.])
     """
 
     drop: float = 0.9

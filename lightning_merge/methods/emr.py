@@ -46,6 +46,14 @@ class MaskedNetwork(TaskNetwork):
         masks: One bit per entry, packed, [K, d / 8].
         rescalers: Lambda [K].
         statistics: BatchNorm statistics by task, flattened, [K, s].
+
+    Example:
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> a, b = {"weight": torch.tensor([[2.0, 0]])}, {"weight": torch.tensor([[0, 3.0]])}
+        >>> network = EMR()({"weight": torch.zeros(1, 2)}, {"a": a, "b": b}, model=model)
+        >>> images, head = torch.ones(1, 2), nn.Identity()
+        >>> [network.logits(task, images, head).item() for task in ("a", "b", "unseen")]
+        [2.0, 3.0, 5.0]
     """
 
     unified: Tensor
@@ -84,8 +92,8 @@ class MaskedNetwork(TaskNetwork):
         else:
             update, statistics = self.unified.clone(), self.statistics.mean(0)
         base = self.network.state_dict()
-        merged = {name: part.add_(base[name]) for name, part in split(update, self.shapes).items()}
-        tensors = merged | split(statistics, self.measured)
+        merged = {name: part.add_(base[name]) for name, part in _split(update, self.shapes).items()}
+        tensors = merged | _split(statistics, self.measured)
         return {name: tensor.to(base[name].dtype) for name, tensor in tensors.items()}
 
     def _last_weights(self, task: str) -> dict[str, Tensor]:
@@ -108,7 +116,7 @@ class MaskedNetwork(TaskNetwork):
         """Take every task's statistics from what is measured with its weights."""
         for task, row in zip(self.tasks, self.statistics, strict=True):
             weights = recalibrate({**self.network.state_dict(), **self.weights(task)}, task)
-            for name, target in split(row, self.measured).items():
+            for name, target in _split(row, self.measured).items():
                 target.copy_(weights[name])
 
     def logits(self, task: str, images: Tensor, head: nn.Module) -> Tensor:
@@ -134,12 +142,21 @@ class EMR(NetworkMethod):
     Reference: Huang et al. 2024, "EMR-Merging", Algorithm 1.
 
     Args:
-        rescale: lambda_k of sums over all "entries", as in the paper, or of sums over "tensors"
-            of their mean magnitudes, in which a bias counts as much as a matrix, as in the
-            published code.
+        rescale: What the sums of lambda_k add: magnitudes of all "entries", as in the paper, or
+            mean magnitudes of "tensors", as in the published code, so that a bias counts as much
+            as a matrix.
 
     Raises:
         InputError: `rescale` is unknown.
+
+    Example:
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> a, b = {"weight": torch.tensor([[1.0, 2]])}, {"weight": torch.tensor([[3.0, -1]])}
+        >>> network = EMR()({"weight": torch.zeros(1, 2)}, {"a": a, "b": b}, model=model)
+        >>> network.unified, network.rescalers  # 3 / 5 and 4 / 3
+        (tensor([3., 2.]), tensor([0.6000, 1.3333], dtype=torch.float64))
+        >>> network.weights("b")["weight"]
+        tensor([[4., 0.]])
     """
 
     rescale: Rescale = "entries"
@@ -169,7 +186,7 @@ class EMR(NetworkMethod):
         stored = match_names(model.state_dict(), vectors.base)
         wanted, kept = self._unify(network, vectors, stored)
         network.rescalers.copy_(torch.where(kept > 0, wanted / kept, 1.0))
-        for name, target in split(network.statistics, network.measured).items():
+        for name, target in _split(network.statistics, network.measured).items():
             target.copy_(stacked(vectors, stored[name]))
         if network.measured:
             network.recalibrate(recalibrate)
@@ -205,13 +222,18 @@ def unify(task_vectors: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         The unified task vector [n], and where each expert has its sign, bool [K, n].
+
+    Example:
+        >>> unify(torch.tensor([[1.0, 2.0], [3.0, -1.0]]))
+        (tensor([3., 2.]), tensor([[ True,  True],
+                [ True, False]]))
     """
     signs = elect_signs(task_vectors, zero_sign=0.0)
     agreeing = (task_vectors * signs).relu_()
     return agreeing.amax(0) * signs, agreeing > 0
 
 
-def split(flat: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+def _split(flat: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
     """Return views of a vector [..., d] as tensors [..., *shape] by name."""
     parts = flat.split([shape.numel() for shape in shapes.values()], -1)
     return {
@@ -221,20 +243,37 @@ def split(flat: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
 
 
 def pack(masks: Tensor) -> Tensor:
-    """Pack booleans [K, d] into bytes [K, d / 8], the first into the lowest bit."""
+    """Pack booleans [K, d] into bytes [K, d / 8], the first into the lowest bit.
+
+    Example:
+        >>> pack(torch.tensor([[True, False, True]]))
+        tensor([[5]], dtype=torch.uint8)
+    """
     padded = nn.functional.pad(masks.to(torch.uint8), (0, -masks.shape[1] % 8))
     places = torch.arange(8, dtype=torch.uint8, device=masks.device)
     return (padded.unflatten(1, (-1, 8)) << places).sum(-1, dtype=torch.uint8)
 
 
 def write_bits(packed: Tensor, start: int, masks: Tensor) -> None:
-    """Set those bits of packed zeros [K, b], from a start on, that are true in booleans [K, n]."""
+    """Set those bits of packed zeros [K, b], from a start on, that are true in booleans [K, n].
+
+    Example:
+        >>> packed = torch.zeros(1, 1, dtype=torch.uint8)
+        >>> write_bits(packed, 1, torch.tensor([[True, True]]))
+        >>> packed
+        tensor([[6]], dtype=torch.uint8)
+    """
     byte, before = divmod(start, 8)
     bits = pack(nn.functional.pad(masks, (before, 0))).to(packed.device)
     packed[:, byte : byte + bits.shape[1]] |= bits
 
 
 def unpack(mask: Tensor, count: int) -> Tensor:
-    """Return the first `count` booleans of packed bytes [b]."""
+    """Return the first `count` booleans of packed bytes [b].
+
+    Example:
+        >>> unpack(torch.tensor([5], dtype=torch.uint8), 3)
+        tensor([ True, False,  True])
+    """
     places = torch.arange(8, dtype=torch.uint8, device=mask.device)
     return ((mask.unsqueeze(-1) >> places) & 1).flatten()[:count].bool()

@@ -31,6 +31,11 @@ class EnsembleNetwork(TaskNetwork):
         project: From what it returns to features.
         members: Number of networks, K.
         outputs: What is averaged.
+
+    Example:
+        >>> network = EnsembleNetwork(nn.Linear(2, 1), lambda output: output, 3, "logits")
+        >>> network.inference_cost, network.extra_parameters
+        (3.0, 6)
     """
 
     def __init__(
@@ -66,6 +71,13 @@ class Ensemble(NetworkMethod):
 
     Raises:
         InputError: `outputs` is unknown.
+
+    Example:
+        >>> a, b = {"weight": torch.tensor([[1.0]])}, {"weight": torch.tensor([[3.0]])}
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> network = Ensemble()({"weight": torch.zeros(1, 1)}, {"a": a, "b": b}, model=model)
+        >>> network.logits("a", torch.tensor([[10.0]]), nn.Identity())
+        tensor([[20.]])
     """
 
     outputs: Outputs = "logits"

@@ -49,6 +49,16 @@ class Fisher(MergeMethod):
 
     Raises:
         InputError: A value is out of its bounds, or an expert's information is not finite.
+
+    Example:
+        >>> from torch import nn
+        >>> model, heads = nn.Linear(2, 2, bias=False), {"a": nn.Identity(), "b": nn.Identity()}
+        >>> base = {"weight": torch.zeros(2, 2)}
+        >>> experts = {"a": {"weight": torch.ones(2, 2)}, "b": {"weight": torch.full((2, 2), 3.0)}}
+        >>> images = {"a": torch.tensor([[1.0, 0.0]]), "b": torch.tensor([[0.0, 1.0]])}
+        >>> Fisher()(base, experts, model=model, batches=images, heads=heads)["weight"]
+        tensor([[1.0000, 3.0000],
+                [1.0000, 3.0000]])
     """
 
     labels: Labels = "expected"

@@ -32,6 +32,12 @@ class IsoC(ByMatrix):
 
     Raises:
         InputError: The scale is not finite, or `convolutions` unknown.
+
+    Example:
+        >>> experts = {"a": {"w": torch.diag(torch.tensor([3.0, 0]))}}
+        >>> experts["b"] = {"w": torch.diag(torch.tensor([0, 1.0]))}
+        >>> IsoC()({"w": torch.zeros(2, 2)}, experts)["w"].diagonal()
+        tensor([2., 2.])
     """
 
     scale: float = 1.0
@@ -72,6 +78,13 @@ class IsoCTS(ByMatrix):
 
     Raises:
         InputError: A value is out of its bounds.
+
+    Example:
+        >>> experts = {"a": {"w": torch.diag(torch.tensor([4.0, 1]))}}
+        >>> experts["b"] = {"w": torch.diag(torch.tensor([0, 2.0]))}
+        >>> merged = IsoCTS(common=0.0)({"w": torch.zeros(2, 2)}, experts)["w"]
+        >>> merged.diagonal()  # the mean of 4 and 2
+        tensor([3., 3.])
     """
 
     scale: float = 1.0

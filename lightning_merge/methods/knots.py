@@ -46,6 +46,12 @@ class KnOTS(MergeMethod):
 
     Raises:
         InputError: A value is out of its bounds.
+
+    Example:
+        >>> experts = {"a": {"w": torch.tensor([[2.0, 0], [0, 0]])}}
+        >>> experts["b"] = {"w": torch.tensor([[4.0, 0], [0, 1]])}
+        >>> KnOTS(density=1.0, scale=1.0)({"w": torch.zeros(2, 2)}, experts)["w"].diagonal()
+        tensor([3., 1.])
     """
 
     density: float = 0.2

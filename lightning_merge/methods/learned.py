@@ -53,6 +53,14 @@ class LearnedCoefficients(MergeMethod):
         InputError: `by` is unknown or the file missing; when merging: the file is unreadable or
             lacks what is asked for, or by "depth" the base is not in the network's order, or has
             the very layers of the file in other places.
+
+    Example:
+        >>> values = torch.tensor([[0.5], [2.0]])
+        >>> learned = CoefficientFile(values, ["a", "b"], ["w"], {}, {}, 1.0, False, "")
+        >>> learned.write(Path("learned.safetensors"), {})
+        >>> experts = {"a": {"w": torch.tensor([2.0, 4.0])}, "b": {"w": torch.tensor([1.0, 0.0])}}
+        >>> LearnedCoefficients("learned.safetensors")({"w": torch.zeros(2)}, experts)["w"]
+        tensor([3., 2.])
     """
 
     file: str
@@ -173,6 +181,10 @@ def same_depth(layers: int, source: int) -> list[int]:
     """For each of some layers the nearest of `source` layers at the same relative depth.
 
     Layer l of L corresponds to l (M - 1) / (L - 1) of M, halves rounded up; one layer alone to 0.
+
+    Example:
+        >>> same_depth(3, 5)
+        [0, 2, 4]
     """
     last = max(1, layers - 1)
     return [(2 * layer * (source - 1) + last) // (2 * last) for layer in range(layers)]

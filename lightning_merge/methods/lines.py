@@ -56,6 +56,12 @@ class LiNeS(MergeMethod):
 
     Raises:
         InputError: A factor is not finite, or the method makes a network instead of weights.
+
+    Example:
+        >>> base = {"blocks.0.w": torch.zeros(1), "blocks.1.w": torch.zeros(1)}
+        >>> expert = {"blocks.0.w": torch.tensor([1.0]), "blocks.1.w": torch.tensor([2.0])}
+        >>> LiNeS(alpha=0.5, beta=1.0)(base, {"cars": expert})
+        {'blocks.0.w': tensor([0.5000]), 'blocks.1.w': tensor([3.])}
     """
 
     method: MergeMethod = field(default_factory=_sum)
@@ -142,6 +148,10 @@ def block_depths(names: Sequence[str]) -> dict[str, float]:
 
     Returns:
         B / (B - 1) for tensors of block b of B, in the order of `names`; no other names.
+
+    Example:
+        >>> block_depths(["stem.weight", "blocks.0.weight", "blocks.1.weight", "blocks.2.weight"])
+        {'blocks.0.weight': 0.0, 'blocks.1.weight': 0.5, 'blocks.2.weight': 1.0}
     """
     numbers: dict[str, set[int]] = defaultdict(set)
     for name in names:

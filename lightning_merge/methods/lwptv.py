@@ -41,6 +41,14 @@ class LwPTV(Transform):
 
     Raises:
         InputError: `prune_ratio` is negative, or the score or granularity unknown.
+
+    Example:
+        >>> from lightning_merge.methods import TaskArithmetic
+        >>> base = {name: torch.zeros(1) for name in "xyz"}
+        >>> a = {"x": torch.tensor([1.0]), "y": torch.tensor([1.0]), "z": torch.tensor([1.0])}
+        >>> b = {"x": torch.tensor([1.0]), "y": torch.tensor([2.0]), "z": torch.tensor([5.0])}
+        >>> TaskArithmetic(1.0, transforms=[LwPTV(0.5)])(base, {"a": a, "b": b})
+        {'x': tensor([0.]), 'y': tensor([0.]), 'z': tensor([6.])}
     """
 
     prune_ratio: float = 0.7

@@ -45,6 +45,16 @@ class MDare(RankedByMLoss):
 
     Raises:
         InputError: A value is out of its bounds.
+
+    Example:
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(1, 2, bias=False), nn.ReLU())
+        >>> experts = {"a": {"0.weight": torch.tensor([[1.0], [4.0]])}}
+        >>> experts["b"] = {"0.weight": torch.tensor([[1.0], [-2.0]])}
+        >>> method = MDare(keep=1.0, spread=1.0, scale=1.0)  # row 0 keeps everything, row 1 nothing
+        >>> method({"0.weight": torch.zeros(2, 1)}, experts, model=model, batches=torch.ones(1, 1))
+        {'0.weight': tensor([[2.],
+                [0.]])}
     """
 
     keep: float = 0.8

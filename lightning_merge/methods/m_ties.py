@@ -49,6 +49,15 @@ class MTiesAnalysis:
         merged: Merged weights by name.
         losses: Node M-Loss of every ranked layer, [out].
         keep_ratios: Fraction of its inputs that every node kept, [out].
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(1, 2, bias=False), nn.ReLU())
+        >>> experts = {"a": {"0.weight": torch.tensor([[1.0], [4.0]])}}
+        >>> experts["b"] = {"0.weight": torch.tensor([[1.0], [-2.0]])}
+        >>> resources = Resources(model, torch.ones(1, 1))
+        >>> analysis = MTies().analyse({"0.weight": torch.zeros(2, 1)}, experts, resources)
+        >>> analysis.losses["0.weight"]  # the second is |relu(4 / 2 - 2 / 2) - relu(4) / 2|
+        tensor([0., 1.])
     """
 
     merged: dict[str, Tensor]
@@ -60,6 +69,15 @@ class RankedByMLoss(MergeMethod):
     """What M-TIES and M-DARE share: keep ratios of nodes from one pass over the network.
 
     Subclasses are dataclasses with these fields and say in `updating` what is made of the ratios.
+
+    Example:
+        >>> from lightning_merge.methods import MDare
+        >>> model = nn.Sequential(nn.Linear(1, 2, bias=False), nn.ReLU())
+        >>> experts = {"a": {"0.weight": torch.tensor([[1.0], [4.0]])}}
+        >>> experts["b"] = {"0.weight": torch.tensor([[1.0], [-2.0]])}
+        >>> method, resources = MDare(keep=0.9, spread=0.4), Resources(model, torch.ones(1, 1))
+        >>> method.analyse({"0.weight": torch.zeros(2, 1)}, experts, resources).keep_ratios
+        {'0.weight': tensor([0.9000, 0.5000], dtype=torch.float64)}
     """
 
     name: ClassVar[str]
@@ -200,6 +218,15 @@ class MTies(RankedByMLoss):
 
     Raises:
         InputError: A value is out of its bounds.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(1, 2, bias=False), nn.ReLU())
+        >>> experts = {"a": {"0.weight": torch.tensor([[1.0], [4.0]])}}
+        >>> experts["b"] = {"0.weight": torch.tensor([[3.0], [-2.0]])}
+        >>> method = MTies(keep=1.0, spread=1.0)  # row 0 keeps everything, row 1 nothing
+        >>> method({"0.weight": torch.zeros(2, 1)}, experts, model=model, batches=torch.ones(1, 1))
+        {'0.weight': tensor([[2.],
+                [0.]])}
     """
 
     keep: float = 0.2

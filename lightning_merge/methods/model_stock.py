@@ -27,6 +27,13 @@ class ModelStock(MergeMethod):
     nearly orthogonal, so that it stays close to the base.
 
     Reference: Jang et al. 2024, "Model Stock", equation 7. Its layers are tensors, as here.
+
+    Example:
+        >>> base = {"parallel": torch.zeros(1), "orthogonal": torch.zeros(2)}
+        >>> a = {"parallel": torch.tensor([2.0]), "orthogonal": torch.tensor([1.0, 0.0])}
+        >>> b = {"parallel": torch.tensor([4.0]), "orthogonal": torch.tensor([0.0, 1.0])}
+        >>> ModelStock()(base, {"a": a, "b": b})
+        {'parallel': tensor([3.]), 'orthogonal': tensor([0., 0.])}
     """
 
     facts: ClassVar[Facts] = Facts(reference="Jang et al. 2024", arxiv="2403.19522", readings=2)

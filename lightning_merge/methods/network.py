@@ -31,14 +31,28 @@ ENCODED = 64
 
 
 class Recalibrate(Protocol):
-    """Gives weights the BatchNorm statistics of a task's images, or of all tasks' together."""
+    """Gives weights the BatchNorm statistics of a task's images, or of all tasks' together.
+
+    Example:
+        >>> class Reset:
+        ...     def __call__(self, weights, task=None):
+        ...         return {n: t * 0 if n.endswith("mean") else t for n, t in weights.items()}
+        >>> reset: Recalibrate = Reset()
+        >>> reset({"bn.running_mean": torch.tensor([3.0]), "fc.weight": torch.tensor([2.0])})
+        {'bn.running_mean': tensor([0.]), 'fc.weight': tensor([2.])}
+    """
 
     def __call__(self, weights: Weights, task: str | None = None) -> Weights:
         """Return the weights with other statistics; names are the model's own."""
 
 
 def keep_statistics(weights: Weights, task: str | None = None) -> Weights:
-    """Leave the statistics alone."""
+    """Leave the statistics alone.
+
+    Example:
+        >>> keep_statistics({"bn.running_mean": torch.tensor([3.0])}, "cars")
+        {'bn.running_mean': tensor([3.])}
+    """
     return weights
 
 
@@ -55,6 +69,18 @@ class TaskNetwork(nn.Module, ABC):
 
     Attributes:
         inference_cost: Passes of the model that an image takes.
+
+    Example:
+        >>> class Plain(TaskNetwork):
+        ...     def __init__(self, model, project=identity):
+        ...         super().__init__(model, project)
+        ...         self.network = frozen(model)
+        ...
+        ...     def logits(self, task, images, head):
+        ...         return head(self.project(self.network(images)))
+        >>> network = Plain(nn.Linear(2, 3))
+        >>> network.inference_cost, network.extra_parameters
+        (1.0, 0)
     """
 
     inference_cost: float = 1.0
@@ -94,6 +120,13 @@ class NetworkMethod(Method):
 
     Unlike a `MergeMethod`, it returns a module: its weights depend on the task or the input, or
     are several sets. So it needs the model, and it does not stream.
+
+    Example:
+        >>> from lightning_merge.methods import Ensemble
+        >>> model, weights = nn.Linear(1, 1, bias=False), {"weight": torch.ones(1, 1)}
+        >>> network = Ensemble()(weights, {"a": weights, "b": weights}, model=model)
+        >>> network.inference_cost, network.logits("a", torch.tensor([[5.0]]), nn.Identity())
+        (2.0, tensor([[5.]]))
     """
 
     facts: ClassVar[Facts] = Facts(needs=Needs.NETWORK)
@@ -163,7 +196,12 @@ class NetworkMethod(Method):
 
 
 def own_names(model: nn.Module, weights: Weights) -> dict[str, Tensor]:
-    """Return the weights under the names of the model's state dict, and no others."""
+    """Return the weights under the names of the model's state dict, and no others.
+
+    Example:
+        >>> own_names(nn.Linear(1, 1, bias=False), {"encoder.fc.weight": torch.ones(1, 1)})
+        {'weight': tensor([[1.]])}
+    """
     stored = match_names(model.state_dict(), weights)
     return {own: weights[name] for own, name in stored.items()}
 
@@ -173,6 +211,12 @@ def stacked(vectors: TaskVectors, name: str) -> Tensor:
 
     Raises:
         InputError: It has a NaN or infinite value.
+
+    Example:
+        >>> experts = {"a": {"w": torch.tensor([1.0])}, "b": {"w": torch.tensor([2.0])}}
+        >>> stacked(TaskVectors({"w": torch.zeros(1)}, experts), "w")
+        tensor([[1.],
+                [2.]])
     """
     if vectors.base.dtype(name).is_floating_point:
         return vectors.weights(name)
@@ -180,18 +224,35 @@ def stacked(vectors: TaskVectors, name: str) -> Tensor:
 
 
 def frozen(model: nn.Module) -> nn.Module:
-    """Return a copy of a network that always evaluates and is not trained."""
+    """Return a copy of a network that always evaluates and is not trained.
+
+    Example:
+        >>> copy = frozen(nn.Linear(1, 1))
+        >>> copy.training, copy.weight.requires_grad
+        (False, False)
+    """
     return deepcopy(model).eval().requires_grad_(False)
 
 
 @torch.no_grad()
 def encode(network: nn.Module, project: Callable[[Any], Tensor], images: Tensor) -> Tensor:
-    """Return the features [n, dim] of images [n, ...], in float32."""
+    """Return the features [n, dim] of images [n, ...], in float32.
+
+    Example:
+        >>> encode(nn.ReLU(), identity, torch.tensor([[-1.0, 2.0]]))
+        tensor([[0., 2.]])
+    """
     return torch.cat([project(network(part)).float() for part in images.split(ENCODED)])
 
 
 def minibatches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield indices of min(size, count) samples for ever, every sample once per round."""
+    """Yield indices of min(size, count) samples for ever, every sample once per round.
+
+    Example:
+        >>> batches = minibatches(4, 2, torch.Generator().manual_seed(0))
+        >>> sorted(next(batches).tolist() + next(batches).tolist())
+        [0, 1, 2, 3]
+    """
     waiting = torch.empty(0, dtype=torch.long)
     while True:
         if len(waiting) < min(size, count):
@@ -201,14 +262,29 @@ def minibatches(count: int, size: int, generator: torch.Generator) -> Iterator[T
 
 
 def save_network(network: TaskNetwork, path: Path, *, metadata: Mapping[str, str]) -> Path:
-    """Write all that `load_network` needs beside the model's architecture."""
+    """Write all that `load_network` needs beside the model's architecture.
+
+    Example:
+        >>> from lightning_merge.methods import Ensemble
+        >>> model, weights = nn.Linear(1, 1, bias=False), {"weight": torch.ones(1, 1)}
+        >>> network = Ensemble()(weights, {"a": weights, "b": weights}, model=model)
+        >>> file = save_network(network, Path("network.safetensors"), metadata={"seed": "0"})
+        >>> open_checkpoint(file).metadata["network"]
+        'EnsembleNetwork'
+    """
     made = {"network": type(network).__name__, "options": json.dumps(network.options)}
     state = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
     return save_checkpoint(state, path, metadata={**metadata, **made})
 
 
 def holds_network(path: str | Path) -> bool:
-    """Whether a file is one of `save_network`, and not of weights."""
+    """Whether a file is one of `save_network`, and not of weights.
+
+    Example:
+        >>> file = save_checkpoint({"weight": torch.ones(1, 1)}, "weights.safetensors", metadata={})
+        >>> holds_network(file)
+        False
+    """
     return "network" in open_checkpoint(path).metadata
 
 
@@ -224,6 +300,14 @@ def load_network(
 
     Raises:
         InputError: The file cannot be read, or is of something else.
+
+    Example:
+        >>> from lightning_merge.methods import Ensemble
+        >>> model, weights = nn.Linear(1, 1, bias=False), {"weight": torch.ones(1, 1)}
+        >>> network = Ensemble()(weights, {"a": weights, "b": weights}, model=model)
+        >>> file = save_network(network, Path("network.safetensors"), metadata={})
+        >>> load_network(file, model).logits("a", torch.tensor([[5.0]]), nn.Identity())
+        tensor([[5.]])
     """
     stored = open_checkpoint(path)
     kinds = registered(TaskNetwork)  # type: ignore[type-abstract]
@@ -234,12 +318,12 @@ def load_network(
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as fault:
         raise InputError(
             f"{path} does not hold a network of {type(model).__name__} ({fault}): give a file "
-            f"that {', '.join(makers())} has written for this architecture"
+            f"that {', '.join(_makers())} has written for this architecture"
         ) from fault
     return network.eval()
 
 
-def makers() -> list[str]:
+def _makers() -> list[str]:
     """Return the names of all network methods."""
     return [*registered(NetworkMethod)]  # type: ignore[type-abstract]
 
@@ -249,6 +333,12 @@ def check_learning(steps: int, learning_rate: float, batch_size: int) -> None:
 
     Raises:
         InputError: Names the argument and its value.
+
+    Example:
+        >>> check_learning(steps=100, learning_rate=0.0, batch_size=16)
+        Traceback (most recent call last):
+            ...
+        lightning_merge.core.errors.InputError: learning_rate=0.0 must be above 0
     """
     require_in("[0, inf)", steps=steps)
     require_in("[1, inf)", batch_size=batch_size)
@@ -260,6 +350,15 @@ def check_learned(learned: nn.Module, learning_rate: float) -> None:
 
     Raises:
         InputError: A parameter is not finite.
+
+    Example:
+        >>> layer = nn.Linear(1, 1)
+        >>> _ = nn.init.constant_(layer.weight, float("nan"))
+        >>> check_learned(layer, learning_rate=10.0)
+        Traceback (most recent call last):
+            ...
+        lightning_merge.core.errors.InputError: learning_rate=10.0: what was learned is NaN or
+        infinite; lower it
     """
     if not all(bool(parameter.isfinite().all()) for parameter in learned.parameters()):
         raise InputError(

@@ -13,12 +13,24 @@ Made = TypeVar("Made", bound=Method)
 
 
 def with_transforms(method: Made, transforms: Sequence[Transform]) -> Made:
-    """Return the method with more transforms, in front of its own."""
+    """Return the method with more transforms, in front of its own.
+
+    Example:
+        >>> from lightning_merge.methods import Average, WiSEFT
+        >>> with_transforms(Average(), [WiSEFT(0.5)])
+        Average(transforms=(WiSEFT(alpha=0.5),))
+    """
     return replace(method, transforms=(*transforms, *method.transforms))  # type: ignore[type-var]
 
 
 def parts(method: Any) -> Iterator[Any]:
-    """Yield what a method holds: its transforms, the method within it, and theirs."""
+    """Yield what a method holds: its transforms, the method within it, and theirs.
+
+    Example:
+        >>> from lightning_merge.methods import Average, Dare, LiNeS, WiSEFT
+        >>> list(parts(LiNeS(Average(transforms=[Dare()]), transforms=[WiSEFT()])))
+        [WiSEFT(alpha=0.5), Average(transforms=[Dare(drop=0.9, seed=0)]), Dare(drop=0.9, seed=0)]
+    """
     inner = getattr(method, "method", None)
     held = [*getattr(method, "transforms", ()), *([inner] if isinstance(inner, Method) else [])]
     for part in held:
@@ -30,6 +42,11 @@ def hyperparameters(method: Any) -> set[str]:
     """Return the hyperparameters of a method and of its parts, such as `LwPTV.prune_ratio`.
 
     Two parts of one kind cannot be told apart and are left out.
+
+    Example:
+        >>> from lightning_merge.methods import TaskArithmetic, WiSEFT
+        >>> sorted(hyperparameters(TaskArithmetic(transforms=[WiSEFT()])))
+        ['WiSEFT.alpha', 'scale', 'transforms']
     """
     kinds = Counter(type(part).__name__ for part in parts(method))
     alone = [part for part in parts(method) if kinds[type(part).__name__] == 1]
@@ -43,6 +60,12 @@ def with_values(method: Part, values: Mapping[str, Any]) -> Part:
     Args:
         method: Has the others.
         values: By name, see `hyperparameters`.
+
+    Example:
+        >>> from lightning_merge.methods import TaskArithmetic, WiSEFT
+        >>> method = TaskArithmetic(transforms=[WiSEFT()])
+        >>> with_values(method, {"scale": 0.2, "WiSEFT.alpha": 0.9})
+        TaskArithmetic(transforms=(WiSEFT(alpha=0.9),), scale=0.2)
     """
 
     def of(kind: str) -> dict[str, Any]:
@@ -56,7 +79,13 @@ def with_values(method: Part, values: Mapping[str, Any]) -> Part:
 
 
 def seeded(method: Part, seed: int) -> Part:
-    """Return the method or transform with a run's seed added to its own and its parts'."""
+    """Return the method or transform with a run's seed added to its own and its parts'.
+
+    Example:
+        >>> from lightning_merge.methods import Dare
+        >>> seeded(Dare(seed=1), 41).seed
+        42
+    """
     own = {"seed": method.seed + seed} if hasattr(method, "seed") else {}
     held = _holding(method, lambda part: seeded(part, seed))
     return replace(held, **own)  # type: ignore[type-var]

@@ -27,6 +27,13 @@ class MagnitudePruning(Transform):
 
     Raises:
         InputError: `prune_ratio` is outside [0, 1].
+
+    Example:
+        >>> import torch
+        >>> cars = {"w": torch.tensor([1.0, -4.0, 2.0, 3.0])}
+        >>> vectors = TaskVectors({"w": torch.zeros(4)}, {"cars": cars})
+        >>> MagnitudePruning(prune_ratio=0.5)(vectors)["w"]
+        tensor([[ 0., -4.,  0.,  3.]])
     """
 
     prune_ratio: float = 0.7
@@ -64,6 +71,12 @@ class RandomPruning(Transform):
 
     Raises:
         InputError: `prune_ratio` is outside [0, 1].
+
+    Example:
+        >>> import torch
+        >>> vectors = TaskVectors({"w": torch.zeros(8)}, {"cars": {"w": torch.ones(8)}})
+        >>> RandomPruning(prune_ratio=0.5)(vectors)["w"]
+        tensor([[1., 0., 0., 1., 1., 1., 0., 1.]])
     """
 
     prune_ratio: float = 0.7
@@ -99,6 +112,14 @@ class AbsolutePruning(Transform):
 
     Raises:
         InputError: `prune_ratio` is outside [0, 1].
+
+    Example:
+        >>> import torch
+        >>> base = {"x": torch.zeros(1), "y": torch.zeros(1), "z": torch.zeros(1)}
+        >>> cars = {"x": torch.tensor([1.0]), "y": torch.tensor([-2.0]), "z": torch.tensor([3.0])}
+        >>> vectors = AbsolutePruning(prune_ratio=0.4)(TaskVectors(base, {"cars": cars}))
+        >>> [vectors[name].item() for name in "xyz"]
+        [0.0, 0.0, 3.0]
     """
 
     prune_ratio: float = 0.7

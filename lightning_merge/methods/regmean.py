@@ -58,6 +58,14 @@ class RegMean(MergeMethod):
 
     Raises:
         InputError: A value is out of its bounds.
+
+    Example:
+        >>> import torch
+        >>> model, base = nn.Linear(2, 1, bias=False), {"weight": torch.zeros(1, 2)}
+        >>> a, b = {"weight": torch.tensor([[1.0, 9.0]])}, {"weight": torch.tensor([[9.0, 3.0]])}
+        >>> inputs = {"a": torch.tensor([[1.0, 0.0]]), "b": torch.tensor([[0.0, 1.0]])}
+        >>> RegMean()(base, {"a": a, "b": b}, model=model, batches=inputs)["weight"]
+        tensor([[1., 3.]])
     """
 
     reduce: float = 0.95
@@ -147,7 +155,15 @@ def _groups(networks: ExpertNetworks, names: Sequence[str]) -> Iterator[list[str
 
 
 def regressed(networks: ExpertNetworks, layers: Layers) -> list[str]:
-    """Names of the tensors that may be weights of the layers asked for."""
+    """Names of the tensors that may be weights of the layers asked for.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(1, 1), nn.LayerNorm(1))
+        >>> weights = model.state_dict()
+        >>> networks = ExpertNetworks(model, TaskVectors(weights, {"cars": weights}))
+        >>> regressed(networks, "linear_modules")
+        ['0.weight']
+    """
     if layers == "all":
         return networks.merged
     linear = {
@@ -163,6 +179,13 @@ def require_found(layers: Collection[str]) -> None:
 
     Raises:
         InputError: There is none.
+
+    Example:
+        >>> require_found([])
+        Traceback (most recent call last):
+            ...
+        lightning_merge.core.errors.InputError: model: it applies no linear layer or convolution
+        that could be merged by regression; choose another method, or layers='all'
     """
     if not layers:
         raise InputError(
@@ -172,7 +195,15 @@ def require_found(layers: Collection[str]) -> None:
 
 
 def updates(solved: Mapping[str, Tensor]) -> Update:
-    """Return the function that gives solved updates [numel], and the average of other tensors."""
+    """Return the function that gives solved updates [numel], and the average of other tensors.
+
+    Example:
+        >>> import torch
+        >>> update = updates({"solved": torch.tensor([7.0, 8.0])})
+        >>> vectors = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+        >>> update(Span("solved", 0, 2), vectors), update(Span("other", 0, 2), vectors)
+        (tensor([7., 8.]), tensor([2., 3.]))
+    """
 
     def update(span: Span, tile: Tensor) -> Tensor:
         if span.name in solved:

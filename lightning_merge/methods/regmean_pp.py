@@ -53,6 +53,17 @@ class RegMeanPlusPlus(MergeMethod):
 
     Raises:
         InputError: A value is out of its bounds.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(nn.Linear(2, 1, bias=False), nn.Linear(1, 1, bias=False))
+        >>> base = {"0.weight": torch.zeros(1, 2), "1.weight": torch.zeros(1, 1)}
+        >>> a = {"0.weight": torch.tensor([[1.0, 9.0]]), "1.weight": torch.tensor([[2.0]])}
+        >>> b = {"0.weight": torch.tensor([[9.0, 3.0]]), "1.weight": torch.tensor([[4.0]])}
+        >>> inputs = {"a": torch.tensor([[1.0, 0.0]]), "b": torch.tensor([[0.0, 1.0]])}
+        >>> merged = RegMeanPlusPlus()(base, {"a": a, "b": b}, model=model, batches=inputs)
+        >>> merged["0.weight"], merged["1.weight"]  # (1 * 2 + 9 * 4) / (1 + 9)
+        (tensor([[1., 3.]]), tensor([[3.8000]]))
     """
 
     reduce: float = 0.95

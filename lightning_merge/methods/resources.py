@@ -17,7 +17,12 @@ Batches = Tensor | Iterable[Tensor]
 
 
 def identity(output: Any) -> Tensor:
-    """Take what the model returns for features."""
+    """Take what the model returns for features.
+
+    Example:
+        >>> identity(torch.tensor([1.0, 2.0]))
+        tensor([1., 2.])
+    """
     return output
 
 
@@ -33,6 +38,18 @@ class Resources(NamedTuple):
         project: From what the model returns to features [n, dim].
         scope: Which tensors count in sums, ranks and quantiles: "all", as in published code, or
             those that an expert has "changed", so that it does not matter what else files hold.
+
+    Example:
+        >>> batches = {"cars": [torch.ones(1, 1), torch.zeros(1, 1)]}
+        >>> resources = Resources(nn.Linear(1, 1), batches)
+        >>> resources.task_inputs("RegMean", ["cars"])
+        {'cars': tensor([[1.],
+                [0.]])}
+        >>> resources.head("Fisher", "cars")
+        Traceback (most recent call last):
+            ...
+        lightning_merge.core.errors.InputError: heads: Fisher needs the head of 'cars'; pass
+        heads={task: head}
     """
 
     model: nn.Module | None = None

@@ -26,6 +26,21 @@ class Sink(Protocol):
 
     Attributes:
         shared: Whether it takes what other processes write, as a file does.
+
+    Example:
+        >>> class Printer:
+        ...     shared = False
+        ...
+        ...     def write(self, name, start, values):
+        ...         print(name, start, values)
+        ...
+        ...     def written(self, name, runs):
+        ...         print(name, runs)
+        >>> from lightning_merge.methods import Average, Resources
+        >>> experts = {"cars": {"w": torch.tensor([1.0, 2.0])}}
+        >>> Average().merge_to(Printer(), {"w": torch.zeros(2)}, experts, Resources())
+        w 0 tensor([1., 2.])
+        w [(0, 2)]
     """
 
     shared: bool
@@ -46,6 +61,13 @@ class InMemory:
 
     Attributes:
         tensors: The result.
+
+    Example:
+        >>> sink = InMemory({"w": (torch.float32, (3,))})
+        >>> sink.write("w", 0, torch.tensor([1.0, 2.0]))
+        >>> sink.write("w", 2, torch.tensor([3.0]))
+        >>> sink.tensors["w"]
+        tensor([1., 2., 3.])
     """
 
     shared = False
@@ -81,6 +103,13 @@ def merge_each(
         sink: Where the merged tensors go.
         ties: Names of tensors to the names of those that they are merged to, see `Resources.ties`.
         merged: Tensors that are merged already, by name; they are passed on.
+
+    Example:
+        >>> vectors = TaskVectors({"w": torch.ones(2)}, {"cars": {"w": torch.tensor([2.0, 4.0])}})
+        >>> sink = InMemory(vectors.stored.layout())
+        >>> merge_each(vectors, lambda span, tile: tile[0] / 2, sink, ties={})
+        >>> sink.tensors["w"]
+        tensor([1.5000, 2.5000])
     """
     ready, names = merged or {}, list(vectors.base)
 
@@ -105,6 +134,14 @@ def merge_one(
 
     Raises:
         InputError: A value is not finite, or gets too large.
+
+    Example:
+        >>> vectors = TaskVectors({"w": torch.ones(2)}, {"cars": {"w": torch.tensor([2.0, 4.0])}})
+        >>> sink = InMemory(vectors.stored.layout())
+        >>> merge_one(vectors, "w", lambda span, tile: tile[0] / 2, sink)
+        [(0, 2)]
+        >>> sink.tensors["w"]
+        tensor([1.5000, 2.5000])
     """
     kind, to, stored = vectors.base.dtype(name), to or name, vectors.stored
     if not is_merged(name, kind) and not stored.is_kept(name):

@@ -35,6 +35,12 @@ class Correction(nn.Module):
     Args:
         dim: Width of the features z.
         rank: Width between D and U.
+
+    Example:
+        >>> correction = Correction(dim=2, rank=1)
+        >>> correction.reset(torch.Generator().manual_seed(0))
+        >>> correction(torch.tensor([[1.0, 2.0]])).tolist()  # the identity before learning
+        [[1.0, 2.0]]
     """
 
     def __init__(self, dim: int, rank: int) -> None:
@@ -65,6 +71,12 @@ class CorrectedNetwork(TaskNetwork):
         tasks: Names of the tasks.
         dim: Width of the features.
         rank: Of the corrections.
+
+    Example:
+        >>> model, tasks = nn.Linear(4, 4), ["a", "b"]
+        >>> network = CorrectedNetwork(model, lambda output: output, tasks, dim=4, rank=1)
+        >>> network.extra_parameters  # 2 tasks, 4 down and 4 up
+        16
     """
 
     def __init__(
@@ -114,6 +126,15 @@ class Surgery(NetworkMethod):
     Raises:
         InputError: A value is out of its bounds, the method makes a network, or (when it is
             called) what was learned is not finite.
+
+    Example:
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> a, b = {"weight": torch.tensor([[1.0]])}, {"weight": torch.tensor([[3.0]])}
+        >>> base, one = {"weight": torch.zeros(1, 1)}, torch.ones(1, 1)
+        >>> method = Surgery(TaskArithmetic(0.5), rank=2, steps=100, learning_rate=0.02)
+        >>> network = method(base, {"a": a, "b": b}, model=model, batches={"a": one, "b": one})
+        >>> [round(network.logits(task, one, nn.Identity()).item(), 1) for task in "ab"]
+        [1.0, 3.0]
     """
 
     method: MergeMethod = field(default_factory=TaskArithmetic)

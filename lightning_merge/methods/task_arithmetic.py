@@ -20,6 +20,13 @@ class TaskArithmetic(MergeMethod):
 
     Raises:
         InputError: The scale is not finite.
+
+    Example:
+        >>> import torch
+        >>> base = {"w": torch.tensor([1.0, 1.0])}
+        >>> experts = {"a": {"w": torch.tensor([3.0, 1.0])}, "b": {"w": torch.tensor([1.0, 2.0])}}
+        >>> TaskArithmetic(scale=0.5)(base, experts)["w"]
+        tensor([2.0000, 1.5000])
     """
 
     scale: float = 0.3

@@ -36,6 +36,13 @@ class Ties(MergeMethod):
 
     Raises:
         InputError: A value is out of its bounds.
+
+    Example:
+        >>> import torch
+        >>> experts = {"a": {"w": torch.tensor([4.0, 3.0, 0.1, 0.2])}}
+        >>> experts["b"] = {"w": torch.tensor([2.0, -5.0, 0.3, 0.1])}
+        >>> Ties(density=0.4)({"w": torch.zeros(4)}, experts)["w"]
+        tensor([ 3., -5.,  0.,  0.])
     """
 
     density: float = 0.2
@@ -53,7 +60,7 @@ class Ties(MergeMethod):
     def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
         """Find the global thresholds; the majority sign only when some mass is zero."""
         trim = trimming(vectors, self.density, self.trim)
-        elect = electing(vectors, trim)
+        elect = _electing(vectors, trim)
 
         def update(span: Span, tile: Tensor) -> Tensor:
             trimmed = trim(span, tile)
@@ -75,6 +82,13 @@ class TrimAndElect(Transform):
 
     Raises:
         InputError: A value is out of its bounds.
+
+    Example:
+        >>> import torch
+        >>> experts = {"a": {"w": torch.tensor([4.0, 3.0, 0.1, 0.2])}}
+        >>> experts["b"] = {"w": torch.tensor([2.0, -5.0, 0.3, 0.1])}
+        >>> TrimAndElect(density=0.4)(TaskVectors({"w": torch.zeros(4)}, experts))["w"].sum(0)
+        tensor([ 6., -5.,  0.,  0.])
     """
 
     density: float = 0.2
@@ -90,7 +104,7 @@ class TrimAndElect(Transform):
     def __call__(self, vectors: TaskVectors) -> TaskVectors:
         """Return the trimmed task vectors without the entries of the other sign."""
         trim = trimming(vectors, self.density, self.trim)
-        elect = electing(vectors, trim)
+        elect = _electing(vectors, trim)
 
         def keep(span: Span, tile: Tensor) -> Tensor:
             trimmed = trim(span, tile)
@@ -100,7 +114,7 @@ class TrimAndElect(Transform):
         return vectors.map(keep)
 
 
-def electing(vectors: TaskVectors, trim: TileMap) -> Callable[[Tensor], Tensor]:
+def _electing(vectors: TaskVectors, trim: TileMap) -> Callable[[Tensor], Tensor]:
     """Return the map from a trimmed tile [K, n] to the elected signs [n].
 
     The majority sign of all trimmed vectors is looked for when some mass cancels exactly.
@@ -118,5 +132,13 @@ def electing(vectors: TaskVectors, trim: TileMap) -> Callable[[Tensor], Tensor]:
 
 
 def trimming(vectors: TaskVectors, density: float, scope: TrimScope) -> TileMap:
-    """Return the trim of one scope: a global one reads all task vectors to find its thresholds."""
+    """Return the trim of one scope: a global one reads all task vectors to find its thresholds.
+
+    Example:
+        >>> import torch
+        >>> cars = {"w": torch.tensor([1.0, -3.0, 2.0])}
+        >>> vectors = TaskVectors({"w": torch.zeros(3)}, {"cars": cars})
+        >>> vectors.map(trimming(vectors, 0.4, "global"))["w"]
+        tensor([[ 0., -3.,  2.]])
+    """
     return (global_trim if scope == "global" else tensor_trim)(vectors, density)

@@ -34,6 +34,12 @@ class TSVM(ByMatrix):
 
     Raises:
         InputError: The scale is not finite, or `convolutions` unknown.
+
+    Example:
+        >>> experts = {"a": {"w": torch.diag(torch.tensor([3.0, 0.5]))}}
+        >>> experts["b"] = {"w": torch.diag(torch.tensor([0.5, 2.0]))}
+        >>> TSVM()({"w": torch.zeros(2, 2)}, experts)["w"].diagonal()  # a triplet from each
+        tensor([3., 2.])
     """
 
     scale: float = 1.0
@@ -59,6 +65,11 @@ def whitened_sum(matrices: Tensor) -> Tensor:
 
     Returns:
         [m, n] in float64.
+
+    Example:
+        >>> matrices = [torch.diag(torch.tensor([3.0, 0.5])), torch.diag(torch.tensor([0.5, 2.0]))]
+        >>> whitened_sum(torch.stack(matrices)).diagonal()
+        tensor([3., 2.], dtype=torch.float64)
     """
     rank = max(1, min(matrices.shape[1:]) // len(matrices))
     left, values, right = zip(*(singular_triplets(m, rank) for m in matrices), strict=True)

@@ -46,6 +46,13 @@ class RoutedMLP(nn.Module):
         width: Of the tokens.
         experts: Number of task vectors, K.
         batch_dim: Dimension of the input that counts samples.
+
+    Example:
+        >>> mlp = RoutedMLP(nn.Linear(1, 1, bias=False), width=1, experts=2)
+        >>> mlp.reset(0.25, torch.Generator().manual_seed(0))
+        >>> _ = mlp.mlp.weight.data.fill_(1.0), mlp.vectors.copy_(torch.tensor([[2.0], [4.0]]))
+        >>> round(mlp(torch.tensor([[[1.0]]])).item(), 2)  # about 1 + 0.25 * (2 + 4)
+        2.5
     """
 
     vectors: Tensor
@@ -109,6 +116,14 @@ class RoutedNetwork(TaskNetwork):
         experts: Number of task vectors, K.
         blocks: Name of each MLP to the width and the number of an image's tokens.
         batch_dim: Dimension of the MLPs' inputs that counts images.
+
+    Example:
+        >>> from collections import OrderedDict
+        >>> mlp = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+        >>> model = nn.Sequential(nn.Sequential(OrderedDict(mlp=mlp)))
+        >>> network = RoutedNetwork(model, lambda output: output, 3, {"0.mlp": (2, 5)}, batch_dim=0)
+        >>> [(name, tuple(mlp.vectors.shape)) for name, mlp in network.routed()]
+        [('0.mlp', (3, 12))]
     """
 
     def __init__(
@@ -181,6 +196,17 @@ class WEMoE(NetworkMethod):
     Raises:
         InputError: A value is out of its bounds, the model has no such MLP, or what was learned is
             not finite.
+
+    Example:
+        >>> from collections import OrderedDict
+        >>> mlp = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
+        >>> model = nn.Sequential(nn.Sequential(OrderedDict(mlp=mlp)))
+        >>> base = {name: torch.ones(1, 1) for name in model.state_dict()}
+        >>> a = {name: torch.full((1, 1), 3.0) for name in base}
+        >>> resources = {"batches": {"a": torch.ones(1, 1, 1)}, "heads": {"a": nn.Identity()}}
+        >>> network = WEMoE(prior=0.5, steps=0)(base, {"a": a}, model=model, **resources)
+        >>> network.logits("a", torch.ones(1, 1, 1), nn.Identity()).round(decimals=1)  # 2 * 2
+        tensor([[[4.]]])
     """
 
     scale: float = 0.3
@@ -204,7 +230,7 @@ class WEMoE(NetworkMethod):
 
     def check(self, model: nn.Module) -> None:
         """Check that there are MLPs to route."""
-        if not mlp_names(model):
+        if not _mlp_names(model):
             raise InputError(
                 f"model={type(model).__name__}: WEMoE routes MLPs of Transformer blocks, such as "
                 "blocks.0.mlp, and it has none; choose another method"
@@ -265,7 +291,7 @@ class WEMoE(NetworkMethod):
         check_learned(gates, self.learning_rate)
 
 
-def mlp_names(model: nn.Module) -> list[str]:
+def _mlp_names(model: nn.Module) -> list[str]:
     """Return the MLPs of numbered blocks: modules `N.mlp` that have two linear layers or more."""
     return [
         name
@@ -290,6 +316,13 @@ def find_mlps(model: nn.Module, image: Tensor) -> tuple[dict[str, tuple[int, int
     Raises:
         InputError: No MLP is called, one is called several times, or images cannot be told apart
             in what goes into one.
+
+    Example:
+        >>> from collections import OrderedDict
+        >>> mlp = nn.Sequential(nn.Linear(2, 4), nn.GELU(), nn.Linear(4, 2))
+        >>> model = nn.Sequential(nn.Sequential(OrderedDict(mlp=mlp)))
+        >>> find_mlps(model, torch.ones(1, 5, 2))
+        ({'0.mlp': (2, 5)}, 0)
     """
     network = frozen(model)
     one, two = (_inputs(network, images) for images in (image, torch.cat([image, image])))
@@ -319,7 +352,7 @@ def _inputs(network: nn.Module, images: Tensor) -> dict[str, list[torch.Size]]:
         shape = args[0].shape if len(args) == 1 and not kwargs else torch.Size()
         shapes.setdefault(name, []).append(shape)
 
-    with hooked(network, {name: partial(note, name) for name in mlp_names(network)}):
+    with hooked(network, {name: partial(note, name) for name in _mlp_names(network)}):
         network(images)
     return shapes
 

@@ -23,6 +23,13 @@ class WiSEFT(Transform):
 
     Raises:
         InputError: `alpha` is not finite.
+
+    Example:
+        >>> import torch
+        >>> from lightning_merge.methods import Average
+        >>> experts = {"cars": {"w": torch.tensor([3.0, 1.0])}}
+        >>> Average(transforms=[WiSEFT(alpha=0.5)])({"w": torch.tensor([1.0, 1.0])}, experts)["w"]
+        tensor([2., 1.])
     """
 
     alpha: float = 0.5
