@@ -93,8 +93,8 @@ def test_nothing_is_written_where_nothing_can_be_merged(merge):
         {"q.lora_A": torch.full((2,), k), "q.lora_B": torch.full((2,), k)} for k in (0.0, 1.0)
     ]
     for given, message in (
-        ([statistics] * 3, "nothing but statistics of BatchNorm"),
-        ([weights(0), statistics, weights(1)], "expert 'a' holds nothing but statistics"),
+        ([statistics] * 3, "holds only BatchNorm statistics"),
+        ([weights(0), statistics, weights(1)], "expert 'a' holds only BatchNorm statistics"),
         (codes, "not merged but changed: codes"),
         ([adapters[0], adapters[1], adapters[1]], "merge_and_unload"),
     ):

@@ -11,11 +11,11 @@ from lightning_merge.core.dtypes import wide_dtype
 from lightning_merge.core.vectors.task_vectors import TaskVectors
 from lightning_merge.core.vectors.tiles import Span
 
-_SMALL = 2**15  # entries per expert that are simply read and partitioned
-_BINS = 2**21  # of all histograms together: 16 MiB
-_WAITING = 2**21  # entries in memory, before they become a histogram: 8 MiB
+_SMALL = 2**15  # entries per expert that are read whole and partitioned
+_BINS = 2**21  # in all histograms together: 16 MiB
+_WAITING = 2**21  # entries in memory before they are counted in a histogram: 8 MiB
 BLOCK = 256
-"""Entries that are sampled together."""
+"""Number of consecutive entries that are sampled together."""
 _SAMPLE = (2**13, 2**18)  # entries per expert, at least and at most
 
 
@@ -25,6 +25,11 @@ class Order(NamedTuple):
     Attributes:
         value: The magnitude, [K].
         less: How many magnitudes are smaller, int64 [K]; rank - 1 unless several are equal.
+
+    Example:
+        >>> base, expert = {"w": torch.zeros(4)}, {"w": torch.tensor([3.0, -1.0, 1.0, 2.0])}
+        >>> kth_smallest_magnitude(TaskVectors(base, {"mnist": expert}), ["w"], rank=2)
+        Order(value=tensor([1.]), less=tensor([0]))
     """
 
     value: Tensor
@@ -32,11 +37,15 @@ class Order(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """What is known of entries before they are searched.
+    """Some entries that are known before the search begins.
 
     Attributes:
         total: Number of entries of each expert.
-        blocks: Some of them as `sampled_blocks` takes them, [K, BLOCK] each.
+        blocks: Blocks at the positions of `sampled_blocks`, [K, BLOCK] each.
+
+    Example:
+        >>> Sample(total=10**6, blocks=[torch.zeros(2, BLOCK)]).blocks[0].shape
+        torch.Size([2, 256])
     """
 
     total: int
@@ -46,20 +55,26 @@ class Sample(NamedTuple):
 def kth_smallest_magnitude(
     vectors: TaskVectors, names: Sequence[str], rank: int, sample: Sample | None = None
 ) -> Order:
-    """Return the rank-th smallest |entry| of every expert over the named tensors together.
+    """Return the rank-th smallest |entry| of every expert over all named tensors.
 
-    Read as integers, the bits of magnitudes are ordered as the magnitudes are. A sample gives a
-    narrow range of bits; one pass counts what lies below it and keeps what lies in it or, if
-    that is much, its histogram. Where the range proves wrong, or a bin holds several values,
-    another pass follows. So the result is exact, the memory bounded, and the data are usually
+    Read as integers, the bits of magnitudes have the order of the magnitudes. A sample gives a
+    narrow range of bits. One pass counts the entries below the range and keeps those inside it
+    or, if there are too many, their histogram. Another pass follows if the range proves wrong or
+    a bin holds several values. The result is exact, memory is bounded, and the data are usually
     read once.
 
     Args:
         vectors: Task vectors, read in tiles.
         names: Tensors that are ranked together.
         rank: 1 for the smallest, up to the number of entries.
-        sample: Given where maps need a whole tensor, or change the number of its entries; read
-            from the tensors by default.
+        sample: Needed where maps work on whole tensors or change the number of their entries;
+            read from the tensors by default.
+
+    Example:
+        >>> base, expert = {"w": torch.zeros(4)}, {"w": torch.tensor([3.0, -4.0, 1.0, 2.0])}
+        >>> vectors = TaskVectors(base, {"mnist": expert})
+        >>> kth_smallest_magnitude(vectors, vectors.names, rank=4).value
+        tensor([4.])
     """
     dtype = torch.float32
     for name in names:
@@ -76,7 +91,12 @@ def kth_smallest_magnitude(
 
 
 def sampled_blocks(sizes: Mapping[str, int]) -> dict[str, range]:
-    """Where blocks of `BLOCK` entries, evenly spaced over tensors of these sizes, begin."""
+    """Return where blocks of `BLOCK` entries, evenly spaced over tensors of these sizes, begin.
+
+    Example:
+        >>> sampled_blocks({"weight": 5000})  # 0, 256, ..., 4608
+        {'weight': range(0, 4745, 256)}
+    """
     total = sum(sizes.values())
     wanted = min(max(total // 128, _SAMPLE[0]), _SAMPLE[1])
     step = max(BLOCK, total * BLOCK // wanted)
@@ -88,7 +108,7 @@ def sampled_blocks(sizes: Mapping[str, int]) -> dict[str, range]:
 
 
 def _read_blocks(vectors: TaskVectors, names: Sequence[str]) -> list[Tensor]:
-    """Return some entries of every expert, as `sampled_blocks` takes them, [K, BLOCK] each."""
+    """Return entries of every expert at the positions of `sampled_blocks`, [K, BLOCK] each."""
     starts = sampled_blocks({name: vectors.numel(name) for name in names})
     return [
         vectors.read(Span(name, start, start + BLOCK))
@@ -100,8 +120,13 @@ def _read_blocks(vectors: TaskVectors, names: Sequence[str]) -> list[Tensor]:
 def kth_smallest(vectors: TaskVectors, names: Sequence[str], rank: int) -> Tensor:
     """Return the rank-th smallest entry of every expert, signs included, [K].
 
-    The positive parts are ordered as the entries are; where theirs is zero, the negative parts,
-    counted from the other end, say which entry it is. Arguments as of `kth_smallest_magnitude`.
+    The positive parts have the order of the entries. Where the rank-th positive part is zero, the
+    negative parts are ranked from the other end. Args as for `kth_smallest_magnitude`.
+
+    Example:
+        >>> base, expert = {"w": torch.zeros(4)}, {"w": torch.tensor([3.0, -4.0, 1.0, 2.0])}
+        >>> kth_smallest(TaskVectors(base, {"mnist": expert}), ["w"], rank=1)
+        tensor([-4.])
     """
     positive = kth_smallest_magnitude(vectors.map(_positive_part), names, rank).value
     if bool((positive > 0).all()):
@@ -114,7 +139,12 @@ def kth_smallest(vectors: TaskVectors, names: Sequence[str], rank: int) -> Tenso
 def largest(vectors: TaskVectors, names: Sequence[str]) -> Tensor:
     """Return the largest signed entry of every expert over the named tensors, [K] in float64.
 
-    Reads every tensor once; at least one has to have entries.
+    Reads every tensor once. At least one tensor must not be empty.
+
+    Example:
+        >>> base, expert = {"w": torch.zeros(3)}, {"w": torch.tensor([3.0, -4.0, 1.0])}
+        >>> largest(TaskVectors(base, {"mnist": expert}), ["w"])
+        tensor([3.], dtype=torch.float64)
     """
 
     def of_tensor(name: str) -> Tensor:
@@ -133,7 +163,7 @@ def _negative_part(span: Span, tile: Tensor) -> Tensor:
 
 
 def _groups(vectors: TaskVectors, names: Sequence[str]) -> list[list[str]]:
-    """Return the names in as many groups as there are jobs, of about as many entries each."""
+    """Divide the names into as many groups as there are jobs, of similar numbers of entries."""
     groups: list[list[str]] = [[] for _ in range(vectors.jobs)]
     sizes = [0] * vectors.jobs
     for name in sorted(names, key=vectors.numel, reverse=True):
@@ -144,7 +174,7 @@ def _groups(vectors: TaskVectors, names: Sequence[str]) -> list[list[str]]:
 
 
 class _Search:
-    """Per expert, a range of bits [low, high) that narrows to the one value searched for."""
+    """Per expert, a range of bits [low, high) that narrows to the value searched for."""
 
     def __init__(
         self,
@@ -176,7 +206,7 @@ class _Search:
         return tile.to(self.dtype).abs_().cpu().numpy().view(self.integer)
 
     def guess(self, blocks: Sequence[Tensor]) -> None:
-        """Start from the ranks that evenly spaced blocks [K, n] make likely, if they are many."""
+        """Start from the ranges that evenly spaced blocks [K, n] suggest, if there are enough."""
         if len(blocks) < 16:
             return
         bits = np.stack([self._bits(block) for block in blocks], axis=1)
@@ -184,14 +214,16 @@ class _Search:
         for k, row in enumerate(bits):  # [blocks, n]
             ordered = np.sort(row, axis=None)
             middle = ordered[int(share * (len(ordered) - 1))]
-            below = (row < middle).mean(1)  # neighbours differ by chance, distant ones by kind
+            below = (row < middle).mean(
+                1
+            )  # neighbours differ by chance, distant blocks in distribution
             error = np.sqrt(np.square(np.diff(below)).mean() / 2 / len(below))
             margin = 4 * error + 16 / len(ordered)
             ends = np.clip([share - margin, share + margin], 0, 1) * (len(ordered) - 1)
             self.low[k], self.high[k] = (int(v) for v in ordered[ends.astype(int)] + [0, 1])
 
     def _narrow(self) -> None:
-        """One pass over the data, after which every range is one bin, or known to be wrong."""
+        """Make one pass, after which every range is one bin or is known to be wrong."""
         width = max(high - low for low, high in zip(self.low, self.high, strict=True))
         self.shift = max(0, (width - 1).bit_length() - (self.bins.bit_length() - 1))
         self.width = ((width - 1) >> self.shift) + 1
@@ -205,7 +237,7 @@ class _Search:
             self._settle(k, int(tally.below[k]), np.concatenate(tally.inside[k]), filled)
 
     def _count(self, names: list[str]) -> "_Tally":
-        """Look at the entries of some tensors; the order of tensors changes nothing."""
+        """Count the entries of some tensors; the order of tensors does not matter."""
         low, high = (np.array(ends, self.integer)[:, None] for ends in (self.low, self.high))
         tally = _Tally(low, self.shift, self.width)
         for name in names:
@@ -216,7 +248,7 @@ class _Search:
         return tally
 
     def _settle(self, k: int, below: int, inside: np.ndarray, filled: np.ndarray | None) -> None:
-        """Narrow the range of one expert by its entries inside, or their histogram's sums."""
+        """Narrow one expert's range by its entries inside, or by their histogram's running sums."""
         low, high, target = self.low[k], self.high[k], self.rank - below
         if target <= 0:
             self.low[k], self.high[k] = 0, low
@@ -234,9 +266,9 @@ class _Search:
 
 
 class _Tally:
-    """What one pass has seen so far: entries below the ranges, and those inside them.
+    """Entries that one pass has seen: the number below the ranges, and those inside them.
 
-    The latter are kept as they are, and counted in a histogram when they get too many.
+    The latter are kept as they are until there are too many, then counted in a histogram.
     """
 
     def __init__(self, low: np.ndarray, shift: int, width: int) -> None:
@@ -247,7 +279,7 @@ class _Tally:
         self.counts: np.ndarray | None = None
 
     def take(self, under: np.ndarray, bits: np.ndarray, between: np.ndarray) -> None:
-        """Take a tile of bits, given which are under and which inside the ranges, [K, n] each."""
+        """Add a tile of bits, given which are below and which inside the ranges, [K, n] each."""
         self.below += [np.count_nonzero(row) for row in under]
         sizes = [np.count_nonzero(row) for row in between]
         for part, entries in zip(
@@ -269,7 +301,7 @@ class _Tally:
         self.waiting = 0
 
     def add(self, other: "_Tally") -> None:
-        """Take what another pass over other tensors has seen."""
+        """Add the entries that another pass has seen in other tensors."""
         self.below += other.below
         for part, entries in zip(self.inside, other.inside, strict=True):
             part += entries

@@ -1,4 +1,4 @@
-"""Statistics of weights: what StatsMerging's learner sees of every task and layer."""
+"""Statistics of weights: the inputs of StatsMerging's learner, for every task and layer."""
 
 from collections.abc import Iterable, Sequence
 from typing import Literal, get_args
@@ -16,7 +16,12 @@ Of = Literal["experts", "task_vectors"]
 
 
 def feature_names(rank: int = 3, features: Sequence[Feature] = FEATURES) -> list[str]:
-    """Names of the columns of `weight_statistics`, in order."""
+    """Return the names of the columns of `weight_statistics`, in order.
+
+    Example:
+        >>> feature_names(rank=2)
+        ['mean', 'variance', 'norm', 'sigma_1', 'sigma_2']
+    """
     return [
         name
         for feature in features
@@ -29,18 +34,22 @@ def feature_names(rank: int = 3, features: Sequence[Feature] = FEATURES) -> list
 def weight_statistics(
     stacked: Tensor, rank: int = 3, features: Sequence[Feature] = FEATURES
 ) -> Tensor:
-    """Mean, (population) variance, L2 norm and largest singular values of weights.
+    """Return mean, (population) variance, L2 norm and largest singular values of weights.
 
     Every tensor is a matrix [out, rest]; vectors and scalars are one row, so that their
     first singular value is their norm and the others are 0 (StatsMerging, section 3).
 
     Args:
         stacked: One layer of K experts, [K, *shape].
-        rank: Number r of singular values, zeros where a matrix has fewer.
-        features: Which statistics, in the order of the columns.
+        rank: Number r of singular values, padded with zeros.
+        features: Statistics to compute, in the order of the columns.
 
     Returns:
-        [K, F] in float32, columns as `feature_names` says; F = 3 + r for all features.
+        [K, F] in float32, columns as in `feature_names`; F = 3 + r for all features.
+
+    Example:
+        >>> weight_statistics(torch.eye(2)[None], rank=3)
+        tensor([[0.5000, 0.2500, 1.4142, 1.0000, 1.0000, 0.0000]])
     """
     flat = flatten_tasks(stacked if stacked.numel() else stacked.new_zeros(len(stacked))).double()
     compute = {
@@ -60,13 +69,17 @@ def _matrices(stacked: Tensor) -> Tensor:
 def top_singular_values(matrices: Tensor, rank: int) -> Tensor:
     """Return the largest singular values, descending, [..., rank], in float64.
 
-    They are the roots of the eigenvalues of the Gram matrix on the smaller side, of which half
-    is computed: several times cheaper than an SVD and, in float64, exact to float32 for the
-    largest ones.
+    They are the square roots of the eigenvalues of the smaller Gram matrix, of which only half is
+    computed: several times cheaper than an SVD and, in float64, exact to float32 for the largest
+    ones.
 
     Args:
         matrices: [..., m, n].
-        rank: How many; zeros where min(m, n) is smaller.
+        rank: Number of values, padded with zeros where min(m, n) is smaller.
+
+    Example:
+        >>> top_singular_values(torch.diag(torch.tensor([3.0, 4.0])), rank=1)
+        tensor([4.], dtype=torch.float64)
     """
     matrices = matrices.double()
     if matrices.shape[-2] > matrices.shape[-1]:
@@ -92,23 +105,40 @@ def _lower_gram(matrices: Tensor) -> Tensor:
 def layer_statistics(
     stacks: Iterable[Tensor], rank: int = 3, features: Sequence[Feature] = FEATURES
 ) -> Tensor:
-    """`weight_statistics` of every layer, [K, L, F], from stacks [K, *shape] read one by one."""
+    """Return `weight_statistics` of every layer, [K, L, F], reading stacks [K, *shape] one by one.
+
+    Example:
+        >>> stacks = [torch.ones(2, 3, 3), torch.zeros(2, 5)]  # 2 experts, 2 layers
+        >>> layer_statistics(stacks, features=["mean", "norm"])[0]
+        tensor([[1., 3.], [0., 0.]])
+    """
     return torch.stack([weight_statistics(stack, rank, features) for stack in stacks], dim=1)
 
 
 def standard_statistics(
     vectors: TaskVectors, of: Of, rank: int = 3, features: Sequence[Feature] = FEATURES
 ) -> Tensor:
-    """`layer_statistics` of experts' weights or task vectors, standardised, [K, L, F]."""
+    """Return standardised `layer_statistics` of the experts' weights or task vectors, [K, L, F].
+
+    Example:
+        >>> experts = {"mnist": {"w": torch.ones(2)}, "cars": {"w": 3 * torch.ones(2)}}
+        >>> vectors = TaskVectors({"w": torch.zeros(2)}, experts)
+        >>> standard_statistics(vectors, "task_vectors", features=["mean"]).flatten()
+        tensor([-1., 1.])
+    """
     read = vectors.weights if of == "experts" else vectors.__getitem__
     stacks = map(read, tracked(vectors.names, "statistics of weights"))
     return standardize(layer_statistics(stacks, rank, features))
 
 
 def standardize(features: Tensor) -> Tensor:
-    """Zero mean and unit variance of every feature over (task, layer), [K, L, F].
+    """Return features with zero mean and unit variance over (task, layer), [K, L, F].
 
-    A feature that is the same everywhere becomes 0.
+    A constant feature becomes 0.
+
+    Example:
+        >>> standardize(torch.tensor([[[1.0, 7.0]], [[3.0, 7.0]]])).squeeze(1)
+        tensor([[-1., 0.], [ 1., 0.]])
     """
     wide = features.double()
     centred = wide - wide.mean((0, 1))

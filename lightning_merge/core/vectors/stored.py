@@ -1,4 +1,4 @@
-"""A base and its experts as they are stored: which tensors count, their types, their entries."""
+"""A base and its experts as stored: the tensors that count, their types and their entries."""
 
 import math
 from collections.abc import Mapping
@@ -17,19 +17,25 @@ from lightning_merge.core.vectors.tiles import Span
 
 
 class StoredExperts:
-    """The base theta_0 and K experts theta_k, read when they are asked for.
+    """The base theta_0 and K experts theta_k, read on demand.
 
     Args:
         base: Pretrained weights by name.
-        experts: Task to fine-tuned weights; `check_experts` has accepted them.
-        scope: Which tensors count in sums, ranks and quantiles: "all" that can have task vectors,
-            or those that an expert has "changed", of tied ones the first.
+        experts: Task to fine-tuned weights that `check_experts` has accepted.
+        scope: Tensors that count in sums, ranks and quantiles: "all" that can have task vectors,
+            or only those that an expert has "changed", and of tied ones only the first.
 
     Attributes:
         tasks: The experts' names.
         names: The tensors that count, in the base's order.
-        ties: Names of other tied tensors to the first one's, see `find_scope`.
-        device: Where entries are read to: the base's where it is in memory.
+        ties: Name of every other tied tensor to the first name, see `find_scope`.
+        device: Device that entries are read to: the base's if the base is in memory.
+
+    Example:
+        >>> base = {"w": torch.zeros(2), "steps": torch.tensor(7)}
+        >>> stored = StoredExperts(base, {"mnist": {**base, "w": torch.ones(2)}})
+        >>> stored.names, stored.stack("w").tolist(), stored.dtype("steps")
+        (('w',), [[1.0, 1.0]], torch.int64)
     """
 
     def __init__(
@@ -47,27 +53,27 @@ class StoredExperts:
         self.device = next(iter(base.values())).device if in_memory else torch.device("cpu")
 
     def key(self, name: str) -> str:
-        """Return the key of a tensor's random numbers: its name without the prefix of all.
+        """Return the key of a tensor's random numbers: its name without the prefix common to all.
 
-        So a network and a part of it draw the same ones where only that part was changed.
+        So a network and a part of it draw the same numbers if only that part has changed.
         """
         return name.removeprefix(self._prefix)
 
     def is_kept(self, name: str) -> bool:
-        """Whether every expert has a floating-point tensor as the base has it, bit for bit."""
+        """Return whether every expert has a floating-point tensor bit for bit as in the base."""
         return name in self._kept
 
     def computed(self) -> list[str]:
-        """Return the tensors that follow from the experts', tied ones and statistics included."""
+        """Return the tensors that depend on the experts, including tied ones and statistics."""
         floating = (name for name in self.base if self.base.dtype(name).is_floating_point)
         return [name for name in floating if not self.is_kept(name)]
 
     def dtype(self, name: str) -> torch.dtype:
         """Return the type of a merged tensor.
 
-        It is the one that base and experts are stored in; where their floating types differ, the
-        one that holds them all, so that nothing that an expert has learned is rounded away, see
-        `common_dtype`. What is only copied keeps the base's.
+        It is the type in which base and experts are stored. If their floating types differ, it is
+        the one that holds them all, so that nothing an expert has learned is rounded away, see
+        `common_dtype`. A tensor that is only copied keeps the base's type.
         """
         dtype = self.base.dtype(name)
         if not dtype.is_floating_point or self.is_kept(name):
@@ -75,11 +81,11 @@ class StoredExperts:
         return common_dtype([dtype, *(expert.dtype(name) for expert in self.experts.values())])
 
     def layout(self) -> Layout:
-        """Type and shape of every merged tensor by name."""
+        """Return type and shape of every merged tensor by name."""
         return {name: (self.dtype(name), self.base.shape(name)) for name in self.base}
 
     def stack(self, name: str) -> Tensor:
-        """Return the experts' tensors of that name, statistics included, [K, *shape].
+        """Return all experts' tensors of that name, including statistics, [K, *shape].
 
         Raises:
             InputError: The base's or an expert's tensor has a NaN or infinite value.
@@ -91,13 +97,13 @@ class StoredExperts:
         return tile.view(len(self.tasks), *self.base.shape(name))
 
     def read(self, span: Span) -> tuple[Tensor, Tensor]:
-        """Return the base's entries [n] and the experts' [K, n], unchecked, in the type of sums."""
+        """Return the base's entries [n] and the experts' [K, n], unchecked, in the sums' type."""
         base, tile = self.buffers(span)
         self.read_into(span, base, tile)
         return base, tile
 
     def buffers(self, span: Span) -> tuple[Tensor, Tensor]:
-        """Memory for the base's entries [n] and the experts' [K, n], in the type of sums."""
+        """Return memory for the base's entries [n] and the experts' [K, n], in the sums' type."""
         dtype, size = wide_dtype(self.base.dtype(span.name)), span.stop - span.start
         empty = partial(torch.empty, dtype=dtype, device=self.device)
         return empty(size), empty(len(self.tasks), size)

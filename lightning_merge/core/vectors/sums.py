@@ -1,4 +1,4 @@
-"""Sums over all entries of a tensor that come out the same however it is read."""
+"""Sums over all entries of a tensor that do not depend on how it is read."""
 
 from collections.abc import Callable, Iterator
 
@@ -22,11 +22,16 @@ def sum_over_tensor(
     Args:
         vectors: Task vectors.
         name: The tensor.
-        function: From a span and its task vectors [K, n], which it may change, to what is summed.
-        whole: Whether the function wants the tensor in one piece.
+        function: From a span and its task vectors [K, n], which it may change, to a summand.
+        whole: Pass the tensor to the function in one piece.
 
     Returns:
-        What the function returns, summed; zero, a scalar, for an empty tensor.
+        The sum of what the function returns; a scalar zero for an empty tensor.
+
+    Example:
+        >>> vectors = TaskVectors({"w": torch.zeros(3)}, {"mnist": {"w": torch.ones(3)}})
+        >>> sum_over_tensor(vectors, "w", lambda span, tile: tile.square().sum(1), whole=False)
+        tensor([3.], dtype=torch.float64)
     """
     total = torch.zeros((), dtype=torch.float64)
     for span in vectors.spans(name) if whole else _blocks(vectors, name):

@@ -1,4 +1,4 @@
-"""Experts that can be merged, but hardly were meant."""
+"""Experts that can be merged but are probably not the intended ones."""
 
 from collections.abc import Iterator
 from itertools import combinations
@@ -11,17 +11,22 @@ from lightning_merge.core.vectors.task_vectors import TaskVectors
 from lightning_merge.core.vectors.tiles import Span
 
 UNRELATED = 0.25
-"""Cosine between the matrices of base and expert below which networks are hardly related.
+"""Cosine between the matrices of base and expert below which they are probably unrelated.
 
-That of fine-tuned experts is above 0.9, that of networks trained from different starts near 0.
+Fine-tuned experts have cosines above 0.9, networks trained from different starts near 0.
 """
-_SAMPLE = 2**12  # entries of every tensor
+_SAMPLE = 2**12  # leading entries of every tensor
 
 
 def suspicions(vectors: TaskVectors) -> Iterator[str]:
-    """Say which experts are the base, the same as another, or of an unrelated network.
+    """Report experts that equal the base or each other, or belong to an unrelated network.
 
-    It looks at the first entries of every tensor, and more only where these are the same.
+    Only the first entries of every tensor are read, and more where these are equal.
+
+    Example:
+        >>> base, expert = {"w": torch.ones(2, 2)}, {"w": torch.tensor([[1.0, 0.9], [1.1, 1.0]])}
+        >>> list(suspicions(TaskVectors(base, {"mnist": expert, "cars": base})))
+        ["expert 'cars' has the weights of the base: its task vector is zero"]
     """
     experts = vectors.stored.experts
     if len(vectors) and not vectors.stored.computed():
@@ -41,7 +46,7 @@ def suspicions(vectors: TaskVectors) -> Iterator[str]:
             own, theirs = base.double(), (base + tile).double()
             pairs = (theirs @ own, theirs.square().sum(1), own.square().sum().expand(len(tile)))
             products += torch.stack(pairs).cpu()
-    cosines = (products[0] / (products[1] * products[2]).sqrt()).tolist()  # NaN of no matrices
+    cosines = (products[0] / (products[1] * products[2]).sqrt()).tolist()  # NaN without matrices
     for k, (task, cosine) in enumerate(zip(vectors.tasks, cosines, strict=True)):
         if not moved[k] and _equal(vectors, vectors.base, experts[task]):
             yield _is_base(task)

@@ -1,4 +1,4 @@
-"""Task vectors of several experts, stacked and computed a tile at a time."""
+"""Task vectors of several experts, stacked and computed tile by tile."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
@@ -16,19 +16,36 @@ TileMap = Callable[[Span, Tensor], Tensor]
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """Return the tensor in the precision of all sums."""
+    """Return the tensor in the precision used for sums: float32, or float64 if it has that.
+
+    Example:
+        >>> import torch
+        >>> wide(torch.ones(2, dtype=torch.bfloat16)).dtype
+        torch.float32
+    """
     return tensor.to(wide_dtype(tensor.dtype))
 
 
 def flatten_tasks(stacked: Tensor) -> Tensor:
-    """View a stack [K, *shape] as [K, numel], scalars and empty tensors included."""
+    """View a stack [K, *shape] as [K, numel], including scalars and empty tensors.
+
+    Example:
+        >>> import torch
+        >>> flatten_tasks(torch.zeros(2, 3, 4)).shape
+        torch.Size([2, 12])
+    """
     return stacked.reshape(len(stacked), stacked[0].numel())
 
 
 def sum_tasks(stacked: Tensor) -> Tensor:
-    """Sum of a stack [K, ...] over the experts, one after the other, [...].
+    """Return the sum of a stack [K, ...] over the experts, added one after the other, [...].
 
     Unlike `Tensor.sum` it gives the same bits however the entries are divided into tiles.
+
+    Example:
+        >>> import torch
+        >>> sum_tasks(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+        tensor([4., 6.])
     """
     total = stacked[0].clone()
     for row in stacked[1:]:
@@ -37,26 +54,35 @@ def sum_tasks(stacked: Tensor) -> Tensor:
 
 
 class TaskVectors:
-    """Task vectors tau_k = theta_k - theta_0 of K experts, computed when they are asked for.
+    """Task vectors tau_k = theta_k - theta_0 of K experts, computed on demand.
 
-    `read(span)` gives a tile [K, n] of one tensor's task vectors in float32 (float64 for tensors
+    `read(span)` returns a tile [K, n] of one tensor's task vectors in float32 (float64 for tensors
     stored so), `vectors[name]` the whole stack [K, *shape]. Nothing is cached, so the memory in
-    use is that of what was asked for, whatever the size of the mappings.
+    use is that of the result, whatever the size of the mappings.
 
     Args:
         base: Pretrained weights by name.
-        experts: Task to fine-tuned weights by name; `check_experts` has accepted them.
+        experts: Task to fine-tuned weights by name that `check_experts` has accepted.
         jobs: Number of processes that work on tensors at once, see `run_each`.
-        scope: Which tensors count in sums, ranks and quantiles: "all" that can have task vectors,
-            or those that an expert has "changed", of tied ones the first.
+        scope: Tensors that count in sums, ranks and quantiles: "all" that can have task vectors,
+            or only those that an expert has "changed", and of tied ones only the first.
 
     Attributes:
-        stored: Base and experts as they are stored.
-        base: The base of them.
+        stored: Base and experts as stored.
+        base: The base as stored.
         tasks: The experts' names.
         names: The tensors that count, in the base's order.
-        ties: Names of other tied tensors to the first one's, see `find_scope`.
-        device: Where tiles are.
+        ties: Name of every other tied tensor to the first name, see `find_scope`.
+        device: Device of the tiles.
+
+    Example:
+        >>> import torch
+        >>> base, mnist = {"w": torch.ones(2)}, {"w": torch.tensor([1.5, 0.0])}
+        >>> vectors = TaskVectors(base, {"mnist": mnist})
+        >>> vectors["w"]
+        tensor([[ 0.5000, -1.0000]])
+        >>> vectors.map(lambda span, tile: tile.relu_())["w"]
+        tensor([[0.5000, 0.0000]])
     """
 
     def __init__(
@@ -93,7 +119,7 @@ class TaskVectors:
         return self.base.numel(name)
 
     def is_zero(self, name: str) -> bool:
-        """Whether the named tensor's task vectors are known to be zero."""
+        """Return whether the named tensor's task vectors are known to be zero."""
         return name in self._zero or self.stored.is_kept(name)
 
     def spans(self, name: str) -> Iterable[Span]:
@@ -112,10 +138,10 @@ class TaskVectors:
         return self._tile(span, *self.stored.buffers(span))
 
     def tiles(self, name: str) -> Iterator[tuple[Span, Tensor, Tensor]]:
-        """Every span of a tensor with the base's entries [n] and the task vectors' [K, n].
+        """Yield every span of a tensor with the base's entries [n] and the task vectors' [K, n].
 
-        Their memory is used again for the next span, so that the system need not find new pages
-        for each; the caller may change them.
+        Their memory is reused for the next span, which saves allocations; the caller may change
+        it.
 
         Raises:
             InputError: The base's or an expert's entries have a NaN or infinite value.
@@ -129,9 +155,9 @@ class TaskVectors:
             yield span, base, tile
 
     def weights(self, name: str) -> Tensor:
-        """Return the weights of the experts that the task vectors stand for, [K, *shape].
+        """Return the experts' weights after every map, [K, *shape].
 
-        They are theta_0 + tau_k after every map; statistics are those stored.
+        They are theta_0 + tau_k; statistics are returned as stored.
 
         Raises:
             InputError: The base's or an expert's tensor has a NaN or infinite value.
@@ -143,17 +169,17 @@ class TaskVectors:
     def expert(self, name: str, index: int) -> Tensor:
         """Return the weights of one expert, [*shape]: a row of `weights`.
 
-        Where no map needs to see the experts together, the others are not read.
+        The other experts are not read unless a map needs to see them together.
         """
         merged = is_merged(name, self.base.dtype(name))
         if not merged or self._is_plain(name):
             weight = wide(self.stored.experts[self.tasks[index]][name])
             if bool(weight.isfinite().all()):
                 return weight
-        return self.weights(name)[index]  # names what is not finite
+        return self.weights(name)[index]  # raises, naming the expert
 
     def of_expert(self, name: str, index: int) -> Tensor:
-        """Return the task vector of one expert, [*shape]; it reads no others if it can."""
+        """Return the task vector of one expert, [*shape], without reading others if possible."""
         if not self._is_plain(name):
             return self[name][index]
         base = wide(self.base[name])
@@ -168,7 +194,7 @@ class TaskVectors:
     def whole(self) -> "TaskVectors":
         """Return a lazy view in which every tensor is one tile, for work on whole tensors.
 
-        Memory in use is then that of the largest tensor of all experts.
+        Memory in use is then that of the largest tensor, for all experts.
         """
         view = copy(self)
         view._whole = True
@@ -177,23 +203,23 @@ class TaskVectors:
     def zeroed(self, names: Iterable[str]) -> "TaskVectors":
         """Return a lazy view in which the named tensors' task vectors are zero.
 
-        The experts' tensors are then not read, and later maps, which must take zeros to zeros,
-        are not called on them.
+        The experts' tensors are then not read, and later maps are not called on them; those maps
+        must take zeros to zeros.
         """
         view = copy(self)
         view._zero = self._zero | frozenset(names)
         return view
 
     def each(self, items: Iterable[Item], function: Callable[[Item], Result]) -> list[Result]:
-        """Call a function on names, or groups of them, see `run_each`; results in their order."""
+        """Return the results of a function on names or groups of them, in order, see `run_each`."""
         return run_each(function, items, self.jobs, "reading tensors")
 
     def _is_plain(self, name: str) -> bool:
-        """Whether a tensor's task vectors are the differences of what is stored."""
+        """Return whether a tensor's task vectors are the differences of the stored weights."""
         return not self._maps and not self.is_zero(name)
 
     def _tile(self, span: Span, base: Tensor, tile: Tensor) -> Tensor:
-        """Read into the given memory, and return the mapped task vectors."""
+        """Read into the given memory and return the mapped task vectors."""
         span = span._replace(name=self.ties.get(span.name, span.name))
         if self.is_zero(span.name):
             self.base.read_into(span.name, span.start, base)

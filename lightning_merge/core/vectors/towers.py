@@ -1,4 +1,4 @@
-"""Experts that are a part of a whole CLIP: they are merged with it, the rest is the base's."""
+"""Experts that hold only part of a CLIP: that part is merged, the rest comes from the base."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -20,9 +20,14 @@ class Aligned(NamedTuple):
 
     Attributes:
         base: The tensors that take part.
-        experts: By task; what one leaves out and others have is the base's.
-        passed: Names of the base's tensors that no expert has. The projection of open_clip's
-            vision tower, which transformers have outside, is none of them.
+        experts: By task; tensors that an expert lacks but others have come from the base.
+        passed: Names of the base's tensors that no expert has, except the projection of
+            open_clip's vision tower, which transformers stores outside the tower.
+
+    Example:
+        >>> weights = {"w": torch.zeros(2)}
+        >>> align(weights, {"mnist": weights}).passed
+        []
     """
 
     base: Checkpoint
@@ -33,15 +38,20 @@ class Aligned(NamedTuple):
 def align(base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]]) -> Aligned:
     """Bring experts of a CLIP under the names of their base, and find what only the base has.
 
-    Fine-tuned vision towers are published alone, or without the text transformer; that they
-    leave out a whole part of the network means that it was not trained. A part is what has a
-    name of its own at the first level (`vision_model`, `visual_projection`; `visual`,
-    `transformer`). What an expert holds in part, and experts of any other network, stay as they
-    are for `check_experts` to judge.
+    Fine-tuned vision towers are published alone or without the text transformer. If an expert
+    lacks a whole part of the network, that part was not trained. A part is a name at the first
+    level (`vision_model`, `visual_projection`; `visual`, `transformer`). Parts that an expert holds
+    incompletely, and experts of any other network, stay as they are for `check_experts` to judge.
 
     Args:
         base: Name -> tensor.
         experts: Task -> name -> tensor, under the names of either library and any prefix.
+
+    Example:
+        >>> tower = {"visual.ln_pre.weight": torch.zeros(4), "visual.proj": torch.eye(4)}
+        >>> whole = {**tower, "token_embedding.weight": torch.zeros(5, 4)}
+        >>> align(whole, {"mnist": tower}).passed
+        ['token_embedding.weight']
     """
     whole = as_checkpoint(base)
     held = {task: _held(whole, as_checkpoint(expert)) for task, expert in experts.items()}
@@ -85,10 +95,10 @@ def _held(base: Checkpoint, expert: Checkpoint) -> tuple[Checkpoint, set[str]]:
 
 
 def _parts(base: Checkpoint, prefix: str, root: str, *, translated: bool) -> dict[str, list[str]]:
-    """Return the names of a base by the part that they are in; the vision tower's is its prefix.
+    """Return the names of a base by part; the key of the vision tower is its prefix.
 
-    Between libraries, parts are those of both: the projection is outside the tower in
-    transformers, and the text's embeddings outside its transformer in open_clip.
+    Between libraries, the parts are those of both: transformers stores the projection outside the
+    tower, and open_clip the text embeddings outside its transformer.
     """
     parts = defaultdict(list)
     for name in base:
@@ -96,14 +106,14 @@ def _parts(base: Checkpoint, prefix: str, root: str, *, translated: bool) -> dic
         part = ".".join(levels[: 2 if translated and levels[0] == "text_model" else 1])
         if levels[-1] == _POSITIONS or (translated and name == f"{prefix}proj"):
             part = name
-        elif name.startswith(prefix):  # of a tower alone, all
+        elif name.startswith(prefix):  # a lone tower is one part
             part = prefix
         parts[part].append(name)
     return parts
 
 
 def _root(names: Mapping[str, str], prefix: str, root: str) -> str | None:
-    """Return the expert's level for the base's root; None for a tower without that level."""
+    """Return the expert's prefix for the base's root; None for a tower without that level."""
     name, stored = next(iter(names.items()))
     own = stored.removesuffix(name.removeprefix(prefix))
     level = prefix.removeprefix(root)
@@ -111,7 +121,7 @@ def _root(names: Mapping[str, str], prefix: str, root: str) -> str | None:
 
 
 def _is_positions(checkpoint: Checkpoint, name: str) -> bool:
-    """Whether a tensor says nothing but how many positions there are."""
+    """Return whether a tensor only counts positions, 0, 1, 2, ..."""
     if name.rpartition(".")[2] != _POSITIONS or checkpoint.dtype(name).is_floating_point:
         return False
     values = checkpoint[name].flatten()
@@ -119,7 +129,12 @@ def _is_positions(checkpoint: Checkpoint, name: str) -> bool:
 
 
 def summary(names: Iterable[str]) -> str:
-    """Names of tensors, in few words: first levels, and how many are below each."""
+    """Summarise names of tensors: first levels, with the number of names below each.
+
+    Example:
+        >>> summary(["transformer.0.weight", "transformer.0.bias", "logit_scale"])
+        'transformer.* (2), logit_scale'
+    """
     below = defaultdict(list)
     for name in names:
         below[name.split(".")[0]].append(name)

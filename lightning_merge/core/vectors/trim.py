@@ -18,8 +18,12 @@ def keep_largest(values: Tensor, counts: Tensor) -> Tensor:
 
     Args:
         values: [..., n].
-        counts: How many entries to keep, int64, broadcastable to [...]. Among equal
+        counts: Number of entries to keep, int64, broadcastable to [...]. Among equal
             magnitudes the first ones are kept, so exactly that many stay.
+
+    Example:
+        >>> keep_largest(torch.tensor([[1.0, -3.0, 2.0], [5.0, 4.0, 6.0]]), torch.tensor([2, 1]))
+        tensor([[ 0., -3., 2.], [ 0., 0., 6.]])
     """
     counts = counts.to(values.device).expand(values.shape[:-1])[..., None]
     most = int(counts.max()) if counts.numel() else 0
@@ -54,27 +58,36 @@ def trim_rows(task_vector: Tensor, keep_ratios: Tensor) -> Tensor:
         keep_ratios: Fraction kept per row, [out], in [0, 1]; [K, out] for one per expert.
 
     Raises:
-        InputError: A ratio is no fraction.
+        InputError: A ratio is outside [0, 1].
+
+    Example:
+        >>> trim_rows(torch.tensor([[1.0, -2.0], [3.0, 4.0]]), torch.tensor([0.5, 1.0]))
+        tensor([[ 0., -2.], [ 3., 4.]])
     """
     if not bool(((keep_ratios >= 0) & (keep_ratios <= 1)).all()):
-        raise InputError("keep_ratios has values outside [0, 1]: they are fractions of a row")
+        raise InputError("keep_ratios has values outside [0, 1]: give fractions of a row")
     counts = (keep_ratios.double() * task_vector.shape[-1]).floor().long()
     return keep_largest(task_vector, counts)
 
 
 class Cut(NamedTuple):
-    """What a trim keeps of one tensor, per expert.
+    """Magnitudes that a trim keeps of one tensor, per expert.
 
     Attributes:
         thresholds: The smallest magnitude that stays, K numbers.
         ends: Entries that equal the threshold stay before this position; None for all of them.
+
+    Example:
+        >>> cut = Cut(thresholds=[2.0], ends=[2])  # of equal magnitudes, those before position 2
+        >>> cut(torch.tensor([[1.0, 2.0, -2.0, 3.0]]), start=0)
+        tensor([[0., 2., 0., 3.]])
     """
 
     thresholds: list[float]
     ends: list[int] | None = None
 
     def __call__(self, tile: Tensor, start: int) -> Tensor:
-        """Trim a tile [K, n] in place whose first entry is at position `start`."""
+        """Trim in place a tile [K, n] whose first entry is at position `start`."""
         for k, (row, threshold) in enumerate(zip(tile, self.thresholds, strict=True)):
             if self.ends is not None and (first := self.ends[k] - start) < len(row):
                 tail = row[max(first, 0) :]
@@ -84,23 +97,35 @@ class Cut(NamedTuple):
 
 
 def _just_below(threshold: float, dtype: torch.dtype) -> float:
-    """Return the number under a threshold: hardshrink keeps what is larger than its bound."""
+    """Return the number below a threshold: hardshrink keeps values larger than its bound."""
     number = torch.tensor(threshold, dtype=dtype)
     return float(torch.nextafter(number, torch.zeros_like(number)))
 
 
 def global_trim(vectors: TaskVectors, density: float) -> TileMap:
-    """Return the map that trims every expert at its own `magnitude_thresholds`."""
+    """Return the map that trims every expert at its own `magnitude_thresholds`.
+
+    Example:
+        >>> base, expert = {"w": torch.zeros(4)}, {"w": torch.tensor([1.0, -4.0, 2.0, 3.0])}
+        >>> vectors = TaskVectors(base, {"mnist": expert})
+        >>> vectors.map(global_trim(vectors, density=0.25))["w"]
+        tensor([[ 0., -4., 0., 3.]])
+    """
     cut = Cut(magnitude_thresholds(vectors, density).tolist())
     return lambda span, tile: cut(tile, span.start)
 
 
 def magnitude_thresholds(vectors: TaskVectors, density: float) -> Tensor:
-    """Smallest magnitude that TIES keeps, over all parameters of each expert, [K].
+    """Return the smallest magnitude that TIES keeps, over all parameters of each expert, [K].
 
     It is the (d - floor(d * density))-th smallest of the d magnitudes, zeros included, as
     in the code published with TIES (Yadav et al. 2023): floor(d * density) + 1 entries reach
     it. Density 0 keeps nothing (an infinite threshold), density 1 everything (zero).
+
+    Example:
+        >>> base, expert = {"w": torch.zeros(4)}, {"w": torch.tensor([1.0, -4.0, 2.0, 3.0])}
+        >>> magnitude_thresholds(TaskVectors(base, {"mnist": expert}), density=0.25)
+        tensor([3.])
     """
     total = sum(vectors.numel(name) for name in vectors.names)
     rank = total - int(total * density)
@@ -112,7 +137,14 @@ def magnitude_thresholds(vectors: TaskVectors, density: float) -> Tensor:
 def tensor_trim(vectors: TaskVectors, density: float) -> TileMap:
     """Return the map that keeps the floor(numel * density) largest magnitudes of every tensor.
 
-    Among equal magnitudes the first ones are kept, so exactly that many stay (but for zeros).
+    Among equal magnitudes the first ones are kept, so exactly that many stay, fewer only if zeros
+    are among them.
+
+    Example:
+        >>> base, expert = {"w": torch.zeros(4)}, {"w": torch.tensor([1.0, -4.0, 4.0, 3.0])}
+        >>> vectors = TaskVectors(base, {"mnist": expert})
+        >>> vectors.map(tensor_trim(vectors, density=0.25))["w"]
+        tensor([[ 0., -4., 0., 0.]])
     """
     cuts: Callable[[str], Cut] = cache(lambda name: _tensor_cut(vectors, name, density))
     return lambda span, tile: cuts(span.name)(tile, span.start)
@@ -131,7 +163,7 @@ def _tensor_cut(vectors: TaskVectors, name: str, density: float) -> Cut:
 
 
 def _ends(vectors: TaskVectors, name: str, thresholds: list[float], excess: list[int]) -> list[int]:
-    """Positions from which entries equal to the threshold are dropped, `excess` of them."""
+    """Return the positions from which `excess` entries equal to the threshold are dropped."""
     ends, left = [vectors.numel(name)] * len(vectors), list(excess)
     for span in reversed([*vectors.spans(name)]):
         if not any(left):
@@ -144,7 +176,15 @@ def _ends(vectors: TaskVectors, name: str, thresholds: list[float], excess: list
 
 
 def row_trim(vectors: TaskVectors, keep_ratios: dict[str, Tensor], other: TileMap) -> TileMap:
-    """Return the map that trims rows [out, rest] by ratios [out], and does `other` elsewhere."""
+    """Return the map that trims rows [out, rest] by ratios [out], and applies `other` elsewhere.
+
+    Example:
+        >>> base = {"fc": torch.zeros(2, 2)}
+        >>> vectors = TaskVectors(base, {"mnist": {"fc": torch.tensor([[1.0, 2.0], [3.0, 4.0]])}})
+        >>> trim = row_trim(vectors, {"fc": torch.tensor([0.5, 1.0])}, global_trim(vectors, 0.2))
+        >>> vectors.map(trim)["fc"]
+        tensor([[[0., 2.], [3., 4.]]])
+    """
 
     def trim(span: Span, tile: Tensor) -> Tensor:
         if span.name not in keep_ratios:

@@ -1,4 +1,4 @@
-"""Whether base and experts can be merged, told before anything is computed."""
+"""Checks that base and experts can be merged, before anything is computed."""
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
@@ -22,8 +22,8 @@ _SHOWN = 5  # problems spelled out per model and kind
 _SHOWN_MODELS = 10
 
 
-class Problem(NamedTuple):
-    """What is wrong with a tensor, and the tensor."""
+class _Problem(NamedTuple):
+    """A tensor that cannot be merged, and why."""
 
     kind: str
     name: str
@@ -37,27 +37,35 @@ def check_experts(
     minimum: int = 2,
     finite: bool = True,
 ) -> dict[str, Checkpoint]:
-    """Check that the experts are fine-tuned copies of the base, and report all that is not so.
+    """Check that the experts are fine-tuned copies of the base, and report all differences.
 
     Names must agree, shapes be equal and dtypes of one kind (float16 beside float32 is fine,
-    integers beside floats are not), values finite unless base and all experts have the same, and
-    tensors that are tied in one model have equal values in the others. What is not merged but
-    copied from the base must be the same in every expert: integers, bools and complex numbers,
-    counts of batches apart. Adapters and scaled numbers are no weights, see `forms`. Names are
-    compared as they are: `taking_part` and `select` remove prefixes.
+    integers beside floats are not). Values must be finite unless base and all experts have the same
+    ones, and tensors that are tied in one model must have equal values in the others. Tensors that
+    are copied rather than merged must be the same in every expert: integers, bools and complex
+    numbers, except counts of batches. Adapters and quantised numbers are not weights, see `forms`.
+    Names are compared as they are: `taking_part` and `select` remove prefixes.
 
     Args:
         base: Name -> tensor of the pretrained network.
         experts: Task -> name -> tensor.
-        minimum: The least number of experts.
+        minimum: Smallest number of experts.
         finite: Whether to read every tensor, one at a time, and look for NaN and infinity.
 
     Returns:
-        The experts as checkpoints. What the base ties and an expert lacks is there, see `complete`.
+        The experts as checkpoints, completed with tensors that the base ties, see `complete`.
 
     Raises:
         InputError: All problems, by expert and name of the tensor; the first ones of each
             expert are spelled out, all are counted.
+
+    Example:
+        >>> base = {"w": torch.zeros(2)}
+        >>> check_experts(base, {"mnist": base, "cars": {"w": torch.zeros(3)}})
+        Traceback (most recent call last):
+        lightning_merge.core.errors.InputError: experts do not fit the base: 1 problem
+          expert 'cars': 1 of another shape
+        ...
     """
     _check_kinds(base, experts)
     _check_count(base, experts, minimum)
@@ -67,7 +75,7 @@ def check_experts(
     for what, model in models.items():
         _check_form(what, model)
     check_factors(reference, candidates)
-    problems: dict[str, list[Problem]] = {"base": []}
+    problems: dict[str, list[_Problem]] = {"base": []}
     problems |= {what: [*_mismatches(reference, models[what])] for what in [*models][1:]}
     for what, found in _not_finite(models).items() if finite else ():
         problems[what] += found
@@ -79,7 +87,7 @@ def check_experts(
 
 
 def _check_kinds(base: object, experts: object) -> None:
-    """Check that both are mappings, of tensors and of such mappings."""
+    """Check that the base maps names to tensors, and the experts tasks to such mappings."""
     if not isinstance(experts, Mapping):
         raise InputError(
             f"experts is a {type(experts).__name__}: give a mapping {{task: weights}}, for example "
@@ -96,8 +104,8 @@ def _check_kinds(base: object, experts: object) -> None:
         for name, value in weights.items():
             if not isinstance(value, Tensor):
                 raise InputError(
-                    f"{what}: {name!r} is a {type(value).__name__}, no tensor: give a mapping from "
-                    "names to tensors, such as a network's state_dict()"
+                    f"{what}: {name!r} is a {type(value).__name__}, not a tensor: give a mapping "
+                    "from names to tensors, such as a network's state_dict()"
                 )
 
 
@@ -114,7 +122,7 @@ def _check_count(
         )
     unnamed = [task for task in experts if not isinstance(task, str) or not task.strip()]
     if unnamed:
-        raise InputError(f"experts: {unnamed[0]!r} is no name for an expert: name it by its task")
+        raise InputError(f"experts: {unnamed[0]!r} is not a name: name each expert by its task")
 
 
 def _check_form(what: str, model: Checkpoint) -> None:
@@ -122,35 +130,35 @@ def _check_form(what: str, model: Checkpoint) -> None:
     shown = enumerate_names(list(model), 3)
     if model and all(map(is_statistic, model)):
         raise InputError(
-            f"{what} holds nothing but statistics of BatchNorm ({shown}), so that there is "
-            "nothing to merge: give the checkpoint of the whole network"
+            f"{what} holds only BatchNorm statistics ({shown}), so there is nothing to merge: "
+            "give the checkpoint of the whole network"
         )
     if what == "base" and not any(is_merged(name, model.dtype(name)) for name in model):
         raise InputError(
-            f"base holds no floating-point weights ({shown}), so that there is nothing to merge: "
+            f"base holds no floating-point weights ({shown}), so there is nothing to merge: "
             "give the checkpoint of the whole network"
         )
     check_numbers(model, model, what)
 
 
-def _mismatches(base: Checkpoint, expert: Checkpoint) -> Iterator[Problem]:
-    """Each way in which an expert's tensors are not the base's."""
+def _mismatches(base: Checkpoint, expert: Checkpoint) -> Iterator[_Problem]:
+    """Yield each way in which an expert's tensors differ from the base's."""
     for name in base:
         if name not in expert:
-            yield Problem(MISSING, name)
+            yield _Problem(MISSING, name)
             continue
         shape, wanted = expert.shape(name), base.shape(name)
         if shape != wanted:
             text = f": {list(shape)}, in the base {list(wanted)}"
-            yield Problem("of another shape", name, text)
+            yield _Problem("of another shape", name, text)
         dtype, wanted_dtype = expert.dtype(name), base.dtype(name)
         if _kind(dtype) != _kind(wanted_dtype):
-            yield Problem("of another dtype", name, f": {dtype}, in the base {wanted_dtype}")
+            yield _Problem("of another dtype", name, f": {dtype}, in the base {wanted_dtype}")
         elif shape == wanted and _is_copied(name, dtype) and differ(base, expert, name):
-            yield Problem(CHANGED, name, f": {dtype}")
+            yield _Problem(CHANGED, name, f": {dtype}")
     for name in expert:
         if name not in base:
-            yield Problem(SURPLUS, name)
+            yield _Problem(SURPLUS, name)
     yield from _broken_ties(base, expert, "tied in the base but not here")
     yield from _broken_ties(expert, base, "tied here but not in the base")
 
@@ -159,12 +167,12 @@ def _is_copied(name: str, dtype: torch.dtype) -> bool:
     return not dtype.is_floating_point and not is_statistic(name)
 
 
-def _broken_ties(tied: Checkpoint, other: Checkpoint, kind: str) -> Iterator[Problem]:
-    """Names that share one tensor in `tied` and have different values in `other`."""
+def _broken_ties(tied: Checkpoint, other: Checkpoint, kind: str) -> Iterator[_Problem]:
+    """Yield names that share one tensor in `tied` and have different values in `other`."""
     for first, *rest in tied.ties():
         for name in rest:
             if first in other and name in other and not _equal(other[first], other[name]):
-                yield Problem(kind, first, f" = {name}")
+                yield _Problem(kind, first, f" = {name}")
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
@@ -178,8 +186,8 @@ def _kind(dtype: torch.dtype) -> str:
     return "complex" if dtype.is_complex else "bool" if dtype == torch.bool else "integer"
 
 
-def _not_finite(models: Mapping[str, Checkpoint]) -> dict[str, list[Problem]]:
-    """NaN and infinity by model, but for tensors that are the same in all, such as masks."""
+def _not_finite(models: Mapping[str, Checkpoint]) -> dict[str, list[_Problem]]:
+    """Return NaN and infinity by model, except in tensors that are the same in all (masks)."""
     found = {what: _counts(model) for what, model in models.items()}
     base, *experts = models.values()
     for name in list(found["base"]):
@@ -187,13 +195,13 @@ def _not_finite(models: Mapping[str, Checkpoint]) -> dict[str, list[Problem]]:
             for counts in found.values():
                 counts.pop(name, None)
     return {
-        what: [Problem("NaN or infinite", name, f": {text}") for name, text in counts.items()]
+        what: [_Problem("NaN or infinite", name, f": {text}") for name, text in counts.items()]
         for what, counts in found.items()
     }
 
 
 def _counts(tensors: Checkpoint) -> dict[str, str]:
-    """How many values of a tensor are not finite, for each that has some."""
+    """Return the number of values that are not finite, for each tensor that has some."""
     found = {}
     for name in tensors:
         if tensors.dtype(name).is_floating_point or tensors.dtype(name).is_complex:
@@ -204,7 +212,10 @@ def _counts(tensors: Checkpoint) -> dict[str, str]:
 
 
 def _count_not_finite(tensor: Tensor) -> int:
-    """Return the sum, one fast pass, is finite unless a value is not (or, rarely, it overflows)."""
+    """Return the number of values that are not finite.
+
+    Their sum, one fast pass, is finite if they all are, unless it overflows.
+    """
     if tensor.dtype.itemsize == 1:
         tensor = tensor.float()
     wide = torch.float64 if tensor.dtype == torch.float64 else torch.float32
@@ -212,13 +223,13 @@ def _count_not_finite(tensor: Tensor) -> int:
     return 0 if torch.isfinite(total) else int((~torch.isfinite(tensor)).sum())
 
 
-def _report(problems: Mapping[str, list[Problem]], names: Collection[str], size: int) -> str:
-    """Every model with a count by kind; the first examples of each, so that it stays readable.
+def _report(problems: Mapping[str, list[_Problem]], names: Collection[str], size: int) -> str:
+    """List every model with a count by kind, and the first examples of each kind.
 
     Args:
         problems: By model.
-        names: Of all tensors.
-        size: How many tensors the base has.
+        names: Names of all tensors.
+        size: Number of tensors in the base.
     """
     total = sum(len(found) for found in problems.values())
     lines = [f"experts do not fit the base: {total} problem{'s' if total > 1 else ''}"]
@@ -234,12 +245,12 @@ def _report(problems: Mapping[str, list[Problem]], names: Collection[str], size:
     kinds = {kind: {p.name: None for p in every if p.kind == kind} for kind in _IGNORABLE}
     if kinds[CHANGED]:
         lines.append(
-            "Integers, bools and complex numbers are not merged: dequantise weights first; of "
-            "counters and indices, the base's can be kept by --ignore"
+            "Integers, bools and complex numbers are not merged: dequantise weights first; "
+            "keep the base's counters and indices with --ignore"
         )
     lines.append("Give experts that were fine-tuned from this base")
     left = [*dict.fromkeys(name for found in kinds.values() for name in found)]
     if left and 2 * len(kinds[MISSING] | kinds[SURPLUS]) <= size:
         option = ignore_option(left, [name for name in names if name not in left])
-        lines[-1] += f", or have merge leave tensors out: {option}"
+        lines[-1] += f", or leave tensors out of the merge: {option}"
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Experts that can be merged, but hardly were meant."""
+"""Experts that can be merged but are probably not the intended ones."""
 
 import pytest
 import torch

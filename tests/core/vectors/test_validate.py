@@ -38,7 +38,7 @@ def test_good_experts_pass(dtype, tmp_path):
         (network(), [network()], "experts is a list: give a mapping {task: weights}"),
         (nn.Linear(2, 2), {"a": network()}, "base is a Linear"),
         (network(), {"a": nn.Linear(2, 2)}, "expert 'a' is a Linear"),
-        ({"a": network()}, network(), "base: 'a' is a dict, no tensor"),
+        ({"a": network()}, network(), "base: 'a' is a dict, not a tensor"),
         (network(), {"a": {"head.weight": [1.0]}}, "expert 'a': 'head.weight' is a list"),
     ],
     ids=["list", "module", "expert module", "swapped", "numbers"],
@@ -110,8 +110,8 @@ def test_ties():
     [
         ({}, "experts: none given, but at least 2"),
         ({"a": network()}, "experts: 'a' given, but at least 2"),
-        ({"a": network(), "": network()}, "'' is no name"),
-        ({"a": network(), None: network()}, "None is no name"),
+        ({"a": network(), "": network()}, "'' is not a name"),
+        ({"a": network(), None: network()}, "None is not a name"),
     ],
 )
 def test_number_and_names(experts, wanted):
@@ -198,6 +198,6 @@ def test_a_file_of_statistics_is_no_network(stored, tmp_path):
         (whole, norm, "'a'"),
     ):
         text = message(base, {"a": expert}, minimum=1)
-        assert f"{culprit} holds nothing but statistics of BatchNorm (0." in text
+        assert f"{culprit} holds only BatchNorm statistics (0." in text
     integers = {"index": torch.arange(3), "0.running_mean": torch.ones(2)}
     assert "no floating-point weights" in message(integers, {"a": integers}, minimum=1)
