@@ -152,7 +152,7 @@ def test_what_is_copied_from_the_base_must_be_the_same(dtype, stored, tmp_path):
         assert "expert 'b': 1 not merged but changed" in text
         assert f"not merged but changed: codes: {dtype}" in text
         assert "dequantise" in text
-        assert text.endswith("leave tensors out: --ignore '[codes]'")
+        assert text.endswith("leave tensors out of the merge: --ignore '[codes]'")
 
 
 def test_integers_of_two_types_are_compared_by_value():
