@@ -28,7 +28,7 @@ def run() -> int:
         return 0 if command else 2
     if command not in COMMANDS and not command.startswith("-"):
         commands = ", ".join(COMMANDS)
-        print(f"error: {command!r} is no command; choose one of {commands}", file=sys.stderr)
+        print(f"error: unknown command {command!r}; choose one of {commands}", file=sys.stderr)
         return 2
     if command in RUNS and words in (["-h"], ["--help"]):
         from lightning_merge.cli.command_help import parser_of

@@ -115,7 +115,7 @@ def test_console_script_starts_anew_in_utf8_and_names_itself(wheel, tmp_path, na
         own = name.startswith("lightning-merge")
         said = said.replace("PROGRAM", "lightning-merge" if own else "python -m lightning_merge")
         assert done.stdout.startswith(f"0\n1\n{said}")
-    assert "'nosuch' is no command" in done.stderr
+    assert "unknown command 'nosuch'" in done.stderr
 
 
 def test_checkout_works_without_installation():

@@ -47,7 +47,8 @@ class Parser(ArgumentParser):
         """
         if unknown := re.match(r"unrecognized arguments: --(\S+?)(?:[= ]|$)", message):
             known = [option.removeprefix("--") for option in self._option_string_actions]
-            message = f"there is no option --{unknown[1]}{_near(unknown[1], known)}"
+            near = _near(unknown[1], known, "--")
+            message = f"unknown option --{unknown[1]}{near}"
         raise UsageError(message) from ex
 
 
@@ -63,10 +64,11 @@ def explained(message: str) -> str:
         The message itself where none of it is known.
     """
     place = ".".join(re.findall(r'^\s*(?:- )?Parser key "([\w.]+)":', message, re.MULTILINE))
-    if unknown := re.search(r"there is no option --(.*)", message):
-        return f"there is no option --{place}{'.' if place else ''}{unknown[1]}"
+    if unknown := re.search(r"unknown option --(.*)", message):
+        inside = f"--{place}." if place else "--"
+        return f"unknown option {inside}{unknown[1].replace('--', inside)}"
     if unknown := re.search(r"Option '(\w+)' is not accepted", message):
-        return f"{place} has no option {unknown[1]!r}{_near(unknown[1], _options_of(place))}"
+        return f"{place}: unknown option {unknown[1]!r}{_near(unknown[1], _options_of(place))}"
     if unknown := re.search(r"import path string: (\w+)|given class_path '[\w.]*?(\w+)':", message):
         return _unknown_class(place, unknown[1] or unknown[2])
     if missing := re.search(r"arguments are required: (.*)", message):
@@ -80,10 +82,10 @@ def explained(message: str) -> str:
     return message
 
 
-def _near(name: str, known: Iterable[str]) -> str:
+def _near(name: str, known: Iterable[str], prefix: str = "") -> str:
     """Return the question whether another name was meant, if one is like it."""
-    found = difflib.get_close_matches(name, [*known], 1, 0.6)
-    return f": did you mean {found[0]}?" if found else ""
+    near = difflib.get_close_matches(name, [*known], 1, 0.6)
+    return f"; did you mean {prefix}{near[0]}?" if near else ""
 
 
 def _type(expected: str) -> str:
@@ -126,13 +128,15 @@ def _unknown_class(place: str, name: str) -> str:
             "model=...) in Python"
         )
     known = [own for own, kind in _classes(place).items() if _is_for_users(kind)]
-    near = _near(name, known)
-    there = f"{'' if near else '.'} There are {', '.join(known)}" if known else ""
-    return f"{place}: {name!r} is no {what} that is known{near}{there}"
+    near = _near(name, known) or ";" * bool(known)
+    available = f" Available: {', '.join(known)}" if known else ""
+    return f"{place}: unknown {what} {name!r}{near}{available}"
 
 
 def _is_for_users(kind: type[Any]) -> bool:
-    """Whether a class is of this package or a user's own, and none that Lightning brings."""
+    """Whether a class is of this package or a user's own, public, and not abstract."""
+    if any(getattr(value, "__isabstractmethod__", False) for value in vars(kind).values()):
+        return False
     brought = kind.__module__.startswith(("lightning.", "jsonargparse."))
     return not brought and not kind.__name__.startswith("_")
 
