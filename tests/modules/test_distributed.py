@@ -1,7 +1,4 @@
-"""Several processes of one run: what they compute is what one would, and one of them writes.
-
-Processes are forked from the test, as torchrun would start them: the libraries are loaded once.
-"""
+"""Several processes of one run: what they compute is what one would, and one of them writes."""
 
 import csv
 import json
@@ -14,44 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from forks import as_torchrun, forked
-from lightning.pytorch.strategies import FSDPStrategy
-from tiny_zoo import ENCODER, TASKS, TRAINER
-from torch.distributed.fsdp import FullyShardedDataParallel
+from processes import CPUShards, on
+from tiny_zoo import ENCODER, TASKS
 
 from lightning_merge.cli.main import main
 from lightning_merge.core.checkpoints.checkpoint import open_checkpoint
-from lightning_merge.core.errors import InputError
 from lightning_merge.data import Augment, MergeDataModule
 from lightning_merge.models import MiniViT
-from lightning_merge.modules import AdaMerging, Evaluate, FineTune, StatsMerging
+from lightning_merge.modules import AdaMerging, FineTune, StatsMerging
 from lightning_merge.runs import heads
-
-
-@pytest.fixture
-def together(tmp_path):
-    """Let processes work together: together(size, work) -> what each work(rank) has returned."""
-    return lambda size, work: forked(size, as_torchrun(work, size), tmp_path)
-
-
-@pytest.fixture
-def command(together):
-    """Run a command in several processes: command(2, "fit", ...) -> their exit codes."""
-
-    def run(size, *arguments, at_rank=None):
-        def work(rank):
-            own = (at_rank or {}).get(rank, [])
-            return main([*map(str, arguments), *map(str, own)])
-
-        return together(size, work)
-
-    return run
-
-
-def on(size):
-    return ["--trainer.strategy", "ddp", "--trainer.devices", size]
-
 
 # Evaluation
 
@@ -177,13 +145,6 @@ def test_a_task_with_fewer_images_than_processes_is_seen_by_all(learn, own_root)
         torch.testing.assert_close(values, one, rtol=1e-4, atol=1e-5)
 
 
-class CPUShards(FSDPStrategy):
-    """FSDP without a GPU, which Lightning does not offer."""
-
-    def _setup_model(self, model):
-        return FullyShardedDataParallel(model, device_id=torch.device("cpu"), **self.kwargs)
-
-
 @pytest.fixture
 def tune(together, trainer, files, root, tmp_path):
     """Fine-tune on several processes; returns the weights of the file and what they measured."""
@@ -235,27 +196,6 @@ def test_a_sharded_expert_is_trained_the_same_and_written_whole(tune):
         torch.testing.assert_close(sharded[name], weight, rtol=1e-5, atol=1e-6)
 
 
-@pytest.fixture
-def expert_config(files, root, tmp_path):
-    """Write the config of a FineTune run."""
-    path = tmp_path / "expert.yaml"
-    options = {
-        "encoder": {"class_path": "lightning_merge.models.MiniViT", "init_args": ENCODER},
-        "output": str(tmp_path / "expert.safetensors"),
-        "base": files.base,
-        "heads": files.heads,
-        "augment": {"erase": 0.3},
-        "overwrite": True,
-    }
-    config = {
-        "model": {"class_path": "lightning_merge.modules.FineTune", "init_args": options},
-        "data": {"root": str(root), "tasks": ["shapes"], "fit_on": "train", "batch_size": 6},
-        "trainer": {**TRAINER, "max_epochs": 4},
-    }
-    path.write_text(yaml.safe_dump(config))
-    return path
-
-
 @pytest.mark.parametrize("size", [1, 2])
 def test_training_that_was_killed_goes_on_to_the_same_weights(
     command, together, expert_config, tmp_path, size
@@ -303,98 +243,6 @@ def test_what_a_zoo_lacks_is_made_by_one_process(together, config, own_files, ro
     assert together(2, fit) == [(0, 3), (0, 0)]  # heads are kept task by task
     assert open_checkpoint(own_files.expert["shapes"]).metadata["fingerprint"]
     assert together(2, fit) == [(0, 0), (0, 0)]
-
-
-# Bad input
-
-
-def end_with(capfd, message):
-    """Whether the processes have said one thing, once."""
-    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
-    assert len(errors) == 1, errors
-    assert message in errors[0]
-    return True
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda file: file.unlink(), "holds other images of reds for this process"),
-        (lambda file: file.write_bytes(b"no image"), "process 1 of 2: "),
-    ],
-)
-def test_bad_input_of_one_process_ends_all_with_one_message(
-    command, config, own_root, spoil, message, capfd
-):
-    spoil(next(own_root.glob("reds/test/bright/*")))
-    codes = command(2, "fit", "--config", config(), *on(2), at_rank={1: ["--data.root", own_root]})
-    assert codes == [2, 2]
-    assert end_with(capfd, message)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (
-            {"model__init_args__zoo__base": "nowhere.safetensors"},
-            "nowhere.safetensors does not exist",
-        ),
-        ({"data__tasks": ["reds"]}, "two tasks"),
-        ({"model__init_args__learning_rate": 1e30}, "is not finite"),
-        ({"trainer__callbacks": CANDIDATES[1:2] * 2}, "'m_ties' of MTiesMerge is taken"),
-    ],
-)
-def test_bad_input_is_told_once(command, config, changes, message, capfd):
-    assert command(2, "fit", "--config", config(**changes), *on(2)) == [2, 2]
-    assert end_with(capfd, message)
-
-
-def test_processes_that_would_each_run_alone_are_refused(command, config, capfd, tmp_path):
-    assert command(2, "fit", "--config", config()) == [2, 2]
-    assert "give --trainer.strategy ddp --trainer.devices 2" in capfd.readouterr().err
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("kind", [StatsMerging, Evaluate])
-def test_a_sharded_network_is_refused_where_a_whole_one_is_needed(
-    kind, encoder, zoo, files, trainer
-):
-    module = (
-        StatsMerging(encoder, zoo)
-        if kind is StatsMerging
-        else Evaluate(encoder, files.heads, files.base)
-    )
-    with pytest.raises(InputError, match=f"CPUShards: {kind.__name__} needs the whole network"):
-        module.check(trainer(devices=2, strategy=CPUShards()), list(TASKS), "fit")
-
-
-@pytest.mark.parametrize(
-    ("strategy", "message"), [("fsdp", "requires a GPU"), ("ddp_spawn", "use ddp")]
-)
-def test_strategies_that_cannot_work_are_refused(run, config, strategy, message):
-    done = run("fit", "--config", config(), "--trainer.strategy", strategy, "--trainer.devices=2")
-    assert done.code == 2
-    assert done.err.splitlines()[-1].startswith("error: trainer")
-    assert message in done.err
-
-
-def test_machines_without_their_processes_are_refused(run, config):
-    done = run("fit", "--config", config(), *on(2), "--trainer.num_nodes=2")
-    assert done.code == 2
-    assert "trainer.num_nodes=2, but this is one process" in done.err
-
-
-def test_a_recipe_of_many_devices_is_refused_by_a_stage(
-    run, config, own_files, root, expert_config
-):
-    text = expert_config.read_text().replace("devices: 1", "devices: 8")
-    expert_config.write_text(text)
-    Path(own_files.expert["shapes"]).unlink()
-    changes = {"model__init_args__zoo__expert_recipe": str(expert_config)}
-    done = run("fit", "--config", config(own_files, root, **changes))
-    assert done.code == 2
-    assert "trainer.devices=8" in done.err
-    assert own_files.expert["shapes"] in done.err
 
 
 # As users start them
