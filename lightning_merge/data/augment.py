@@ -1,4 +1,4 @@
-"""Random changes of a batch, each image its own, on the batch's device."""
+"""Random augmentation of every image of a batch, on the batch's device."""
 
 from dataclasses import dataclass
 
@@ -14,12 +14,18 @@ from lightning_merge.core.ranks import ALONE, Ranks
 class Draws:
     """Uniform random numbers in [0, 1) for every image of a step.
 
-    They are sampled on the CPU for the images of all processes, of which each takes its own: two
-    processes change their images as one process would that had them all.
+    Every process samples the numbers for the images of all processes on the CPU and takes its
+    share. So the images of several processes are changed as a single process would change them.
 
     Args:
-        generator: Of the step; torch's own without.
-        ranks: The processes that share the step.
+        generator: Generator of the step; torch's default one if None.
+        ranks: Processes that share the step.
+
+    Example:
+        >>> alone = Draws(torch.Generator().manual_seed(0))(torch.zeros(2, 3, 8, 8))
+        >>> second = Draws(torch.Generator().manual_seed(0), Ranks(1, 2))(torch.zeros(1, 3, 8, 8))
+        >>> bool(second == alone[1])
+        True
     """
 
     generator: torch.Generator | None = None
@@ -37,21 +43,26 @@ UNSEEDED = Draws()
 
 @dataclass(frozen=True)
 class Augment:
-    """Shift, scale, turn, mirror, recolour and erase, sampled anew for every image.
+    """Random shift, scaling, rotation, mirroring, recolouring and erasing of every image.
 
-    torchvision's transforms draw once per call, so a batch would share its draw or cost one
-    Python call per image; here one grid_sample serves the batch.
+    A torchvision transform samples once per call, so a batch would share one sample or cost one
+    Python call per image. Here one grid_sample serves the batch.
 
     Args:
         shift: Largest shift, as a share of the side, in [0, 1].
         scale: Largest relative change of size, in [0, 1).
         rotate: Largest angle, in degrees, at least 0.
         color: Largest relative change of brightness, contrast and saturation, in [0, 1].
-        invert: Probability of the negative of an image.
-        erase: Probability of a grey rectangle of up to half the side.
+        invert: Probability of inverting an image, in [0, 1].
+        erase: Probability of a grey rectangle of up to half the side, in [0, 1].
 
     Raises:
         InputError: A value is out of range.
+
+    Example:
+        >>> negative = Augment(shift=0, scale=0, rotate=0, color=0, invert=1)
+        >>> negative(torch.full((1, 3, 1, 1), 250, dtype=torch.uint8), mirror=False).flatten()
+        tensor([5, 5, 5], dtype=torch.uint8)
     """
 
     shift: float = 0.1
@@ -71,12 +82,12 @@ class Augment:
         """Return changed copies.
 
         Args:
-            images: uint8 [n, 3, s, s].
-            mirror: Also mirror half of the images.
+            images: Pixels, uint8 [n, 3, s, s].
+            mirror: Also mirror an image with probability 1/2.
             draws: Random numbers.
 
         Returns:
-            uint8 [n, 3, s, s].
+            Pixels, uint8 [n, 3, s, s].
         """
         x = images.float() / 255
         if mirror or self.shift or self.scale or self.rotate:

@@ -1,8 +1,8 @@
-"""Class names of public data sets, and the words that our prompts have for some of them.
+"""Class names of public data sets, and the words that our prompts use for some of them.
 
-The names are in the order of labels, which torchvision, FusionBench and the heads that go with
-"Editing models with task arithmetic" share: alphabetical, but for cars, which have the devkit's,
-and for what is numbered.
+The names are in the order of the labels, which torchvision, FusionBench and the heads of "Editing
+models with task arithmetic" share: the devkit's order for cars, by number for numbered classes,
+and alphabetical for all others.
 """
 
 

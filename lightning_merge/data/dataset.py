@@ -20,10 +20,16 @@ class Batch(NamedTuple):
     """Images of one task.
 
     Attributes:
-        images: uint8 [n, 3, s, s] from a loader, float once normalised on the device.
-        labels: int64 [n].
-        index: int64 [n], position within the part, so that pseudo labels can be looked up;
-            the part is the whole one where only some of its positions are fitted on.
+        images: Pixels [n, 3, s, s]: uint8 from a loader, float once normalised on the device.
+        labels: Classes, int64 [n].
+        index: Positions in the part, int64 [n], to look up pseudo labels; they count within the
+            whole part even if only some of its images are fitted on.
+
+    Example:
+        >>> batch = Batch(torch.zeros(2, 3, 8, 8), torch.tensor([1, 0]), torch.tensor([4, 7]))
+        >>> pseudo_labels = torch.zeros(10, dtype=torch.long)
+        >>> batch._replace(labels=pseudo_labels[batch.index]).labels
+        tensor([0, 0])
     """
 
     images: Tensor
@@ -32,18 +38,27 @@ class Batch(NamedTuple):
 
 
 class TaskImages(Dataset[Batch]):
-    """Chosen examples of a task; a position gives a batch of one, several give theirs.
+    """Selected examples of a task; indexing with one position or several returns a batch.
 
     Args:
         examples: One split of a task.
-        rows: int64 indices into it.
-        preprocess: Of the encoder; its uint8 part runs here, once per image when cached.
+        rows: Indices into the split, int64 [n].
+        preprocess: The encoder's; its uint8 part runs here, once per image if cached.
         cache: Keep decoded images in memory.
-        name: For the progress shown.
+        name: Label of the progress bar.
 
     Attributes:
-        labels: int64 [n].
+        labels: Classes, int64 [n].
         num_bytes: Bytes that all decoded images take.
+
+    Example:
+        >>> import numpy as np
+        >>> from lightning_merge.data.examples import array_examples
+        >>> pets = array_examples(["cat", "dog"], [0, 1, 1], np.zeros((3, 8, 8), np.uint8))
+        >>> preprocess = Preprocess(size=4, mean=(0.5,) * 3, std=(0.5,) * 3)
+        >>> images = TaskImages(pets, torch.tensor([2, 0]), preprocess, cache=True)
+        >>> images[[0, 1]].labels, images.num_bytes
+        (tensor([1, 0]), 96)
     """
 
     def __init__(
@@ -80,24 +95,24 @@ class TaskImages(Dataset[Batch]):
         return Batch(images, self.labels[index], index)
 
     def batches(self, size: int, what: str) -> Iterator[Batch]:
-        """Yield all images in order, and show how many are done.
+        """Yield all images in order and show the progress.
 
         Args:
-            size: Images of a batch; the last has the rest.
-            what: Is done to them, see `tracked`.
+            size: Images per batch; the last batch may be smaller.
+            what: What is done to the images, see `tracked`.
         """
         for start in tracked(range(0, len(self), size), what):
             yield self.__getitems__([*range(start, min(start + size, len(self)))])
 
     def file(self, position: int) -> str:
-        """Return the file of an image from the task's folder on, "" where it has none."""
+        """Return the file of an image relative to the task's folder, "" if it has none."""
         return self.examples.file(int(self.rows[position]))
 
     def prepare(self, positions: Iterable[int] | None = None) -> None:
-        """Decode what is kept in memory, so that a broken image shows before long work.
+        """Decode the images that are kept in memory, so that a broken one is found early.
 
         Args:
-            positions: Of the images to decode; all without.
+            positions: Positions of the images to decode; all if None.
 
         Raises:
             InputError: An image cannot be decoded; the message names it.
@@ -123,7 +138,15 @@ class Unlabelled(Dataset[Batch]):
     """The same images at the same positions, with -1 for every label.
 
     Args:
-        images: Whose labels nobody is to see; what they keep in memory serves both.
+        images: Images whose labels to hide; decoded images are shared, not copied.
+
+    Example:
+        >>> import numpy as np
+        >>> from lightning_merge.data.examples import array_examples
+        >>> pets = array_examples(["cat", "dog"], [0, 1], np.zeros((2, 8, 8), np.uint8))
+        >>> preprocess = Preprocess(size=4, mean=(0.5,) * 3, std=(0.5,) * 3)
+        >>> Unlabelled(TaskImages(pets, torch.arange(2), preprocess, cache=True))[1].labels
+        tensor([-1])
     """
 
     def __init__(self, images: TaskImages) -> None:
@@ -143,15 +166,21 @@ class Unlabelled(Dataset[Batch]):
 
 
 class SeededOrder(Sampler[int]):
-    """A new order of some positions every round, from a seed, a name, the epoch and the round.
+    """A shuffle of some positions that depends only on seed, name, epoch and round.
 
-    Lightning calls `set_epoch`, so a resumed run sees its images in the order it would have
-    seen them without the break, whatever else drew random numbers.
+    Each iteration is a new round. Lightning calls `set_epoch`, so a resumed run sees its images
+    in the order of an uninterrupted one, whatever else sampled random numbers.
 
     Args:
-        positions: int64 [n], what is put in order.
-        seed: Of the run.
-        name: Of the task.
+        positions: Positions to shuffle, int64 [n].
+        seed: Seed of the run.
+        name: Name of the task.
+
+    Example:
+        >>> one, other = (SeededOrder(torch.arange(100), 0, "pets") for _ in range(2))
+        >>> first, second = list(one), list(one)
+        >>> first == second, first == list(other), sorted(first) == list(range(100))
+        (False, True, True)
     """
 
     def __init__(self, positions: Tensor, seed: int, name: str) -> None:
@@ -159,7 +188,7 @@ class SeededOrder(Sampler[int]):
         self.epoch = self.round = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Start an epoch, unless it is the one that runs; rounds within it are counted."""
+        """Start an epoch at round 0, unless it is the current one."""
         if epoch != self.epoch:
             self.epoch, self.round = epoch, 0
 
@@ -174,20 +203,23 @@ class SeededOrder(Sampler[int]):
 
 
 class Shares(DistributedSampler[list[int]]):
-    """Batches of one process: batch j of an order belongs to process j modulo their number.
+    """Batches of one of N processes: batch j of an order goes to process j modulo N.
 
-    So N processes that take a batch each see, step by step, what one process would see with
-    batches N times as large; and a pass over all batches has the very batches of a single
-    process, whose results it repeats to the bit. It is a DistributedSampler in name, because
-    Lightning would replace any other by one that repeats images.
+    So a step of N processes sees what one process would see with batches N times as large, and a
+    pass over all batches has exactly the batches of a single process, so its results are equal to
+    the bit. The class derives from DistributedSampler only because Lightning would replace any
+    other sampler by one that repeats images.
 
     Args:
-        order: Of all positions.
+        order: All positions, in their order.
         batch_size: Positions per batch.
         ranks: The processes.
-        drop_last: Leave out what does not fill a batch of every process. Otherwise every
-            position occurs once, and processes whose batches have run out get an empty one, so
-            that all take as many steps.
+        drop_last: Drop the batches that do not go round. Otherwise every position occurs once, and
+            processes without a batch left get an empty one, so that all take as many steps.
+
+    Example:
+        >>> [list(Shares(range(5), 2, Ranks(rank, 2), drop_last=False)) for rank in range(2)]
+        [[[0, 1], [4]], [[2, 3], []]]
     """
 
     def __init__(
@@ -216,20 +248,20 @@ class Shares(DistributedSampler[list[int]]):
             yield next(own, [])
 
     def set_epoch(self, epoch: int) -> None:
-        """Start an epoch of the order, unless it is the one that runs."""
+        """Start an epoch of the order, unless it is the current one."""
         if isinstance(self.order, SeededOrder):
             self.order.set_epoch(epoch)
 
     def go_on(self, position: Position) -> None:
-        """Leave out what was taken of an epoch, round by round, when iteration begins."""
+        """Skip, in the next iteration, the batches of the epoch that were already taken."""
         self.set_epoch(position.epoch)
         rounds, self._taken = divmod(position.taken, max(1, len(self)))
         if isinstance(self.order, SeededOrder):
             self.order.round = rounds
 
 
-def already_collated(batch: Any) -> Any:
-    """Return what TaskImages gives for a list of positions."""
+def _already_collated(batch: Any) -> Any:
+    """Return the batch that TaskImages made for a list of positions."""
     return batch
 
 
@@ -246,13 +278,22 @@ def loader(
     """Return a loader of Batch tuples; images kept in memory need no worker processes.
 
     Args:
-        images: What to load.
+        images: Images to load.
         batch_size: Images per batch.
         num_workers: Processes that decode images which are not kept in memory.
-        order: Of the positions; theirs without.
-        drop_last: Leave out what is not a full batch for every process.
-        ranks: The processes that share the images, see `Shares`.
+        order: Order of the positions; ascending if None.
+        drop_last: Drop what is not a full batch for every process.
+        ranks: Processes that share the images, see `Shares`.
         position: Where to start.
+
+    Example:
+        >>> import numpy as np
+        >>> from lightning_merge.data.examples import array_examples
+        >>> pets = array_examples(["cat", "dog"], [0, 1, 1], np.zeros((3, 8, 8), np.uint8))
+        >>> preprocess = Preprocess(size=4, mean=(0.5,) * 3, std=(0.5,) * 3)
+        >>> images = TaskImages(pets, torch.arange(3), preprocess, cache=True)
+        >>> [batch.labels.tolist() for batch in loader(images, 2, num_workers=0)]
+        [[0, 1], [1]]
     """
     workers = 0 if images.cache else num_workers
     shares = Shares(order or range(len(images)), batch_size, ranks, drop_last=drop_last)
@@ -262,7 +303,7 @@ def loader(
         batch_size=None,  # an item of the sampler is a batch
         sampler=shares,
         num_workers=workers,
-        collate_fn=already_collated,
+        collate_fn=_already_collated,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
     )

@@ -1,4 +1,4 @@
-"""An encoded image as upright RGB of 8 bits, or one line that says why it cannot be that."""
+"""Decoding of images to upright 8-bit RGB, with an error of one line if that is impossible."""
 
 import io
 from collections.abc import Mapping
@@ -25,25 +25,31 @@ _UPRIGHT = {
 
 
 def decode(data: bytes, where: str) -> Image.Image:
-    """Return an encoded image as RGB of 8 bits, turned as its EXIF orientation says.
+    """Decode an image to 8-bit RGB, turned as its EXIF orientation says.
 
-    * Grey of 16 bits (PNG, TIFF, JPEG 2000) and PGM of any maximum: a value v of a range that
-      ends at `top` becomes 255 v / top, to the nearest integer, halves up. `top` is what the file
-      says: PGM's maximum, the bits of a TIFF, else 65535.
-    * Colours of 16 bits: the upper 8, as Pillow does.
-    * Transparency is dropped and the colour below it kept, as torchvision and open_clip do.
-    * Bilevel images, palettes, CMYK (of JPEG as Adobe writes it, inverted), YCbCr and LAB: Pillow's
-      conversion, without a colour profile.
-    * Of several frames or pages: the first.
+    * 16-bit grey (PNG, TIFF, JPEG 2000) and PGM of any maximum: a value v of a range that ends at
+      `top` becomes 255 v / top, rounded to the nearest integer, halves up. `top` is PGM's maximum,
+      follows from the bits of a TIFF, and is 65535 otherwise.
+    * 16-bit colours: the upper 8 bits, as in Pillow.
+    * Transparency is dropped and the colour below it kept, as in torchvision and open_clip.
+    * Bilevel images, palettes, CMYK (inverted in JPEGs, as Adobe writes them), YCbCr and LAB:
+      Pillow's conversion, without a colour profile.
+    * Several frames or pages: the first.
 
     Args:
-        data: The file.
+        data: The encoded image.
         where: What to call it in messages.
 
     Raises:
-        InputError: The bytes are no whole image, or one whose values have no stated range:
-            floats, signed or 32-bit integers, and 16 bits of which the upper two are unused,
-            where nobody can tell a dark image from one of 14, 12 or 10 bits.
+        InputError: The bytes are not a whole image, or the range of its values is unknown: floats,
+            signed or 32-bit integers, and 16 bits whose upper two are unused, because a dark image
+            cannot be told from one of 14, 12 or 10 bits.
+
+    Example:
+        >>> file = io.BytesIO()
+        >>> Image.new("L", (2, 1), color=7).save(file, "PNG")
+        >>> decode(file.getvalue(), "grey.png").getpixel((0, 0))
+        (7, 7, 7)
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -63,9 +69,13 @@ def decode(data: bytes, where: str) -> Image.Image:
 
 
 def looks_whole(data: bytes) -> bool:
-    """Whether the bytes begin and end as a JPEG, PNG or WebP file does; costs nothing.
+    """Whether the bytes begin and end like a JPEG, PNG or WebP file; nothing is decoded.
 
-    A truncated file lacks its end marker, or the length that its header announces.
+    A truncated file lacks its end marker, or is shorter than its header says.
+
+    Example:
+        >>> looks_whole(bytes.fromhex("ffd8ffe0ffd9")), looks_whole(bytes.fromhex("ffd8ffe0"))
+        (True, False)
     """
     if data.startswith(b"\xff\xd8\xff"):
         return data.endswith(b"\xff\xd9")
@@ -76,7 +86,7 @@ def looks_whole(data: bytes) -> bool:
 
 
 def _eight_bits(image: Image.Image, where: str) -> Image.Image:
-    """Return an image as it is, or one of more than 8 bits that Pillow would clip, scaled."""
+    """Scale an image of more than 8 bits, which Pillow would clip; return any other as it is."""
     tags: Mapping[int, Any] = getattr(image, "tag_v2", {})  # of a TIFF
     bits, kinds = max(tags.get(_BITS, (16,))), tags.get(_KIND, ())
     if bits == 16 and (tags.get(_PLANES), tags.get(_COMPRESSION, 1)) == (2, 1):
@@ -89,8 +99,8 @@ def _eight_bits(image: Image.Image, where: str) -> Image.Image:
         return image
     top, values = 2**bits - 1, np.asarray(image).astype(np.uint32)
     if image.format != "PPM" and bits == 16 and 0 < values.max() <= top // 4:
-        raise _refused(where, f"16 bits a pixel but no value above {values.max()}: it may be dark "
-                       "or have another range")  # fmt: skip
+        raise _refused(where, f"16 bits per pixel but no value above {values.max()}: it may be "
+                       "dark or have another range")  # fmt: skip
     if tags.get(_PHOTOMETRIC) == 0:  # white is zero, which Pillow minds in 8 bits only
         values = top - values
     return Image.fromarray(((values * 510 + top) // (2 * top)).astype(np.uint8))
@@ -98,12 +108,12 @@ def _eight_bits(image: Image.Image, where: str) -> Image.Image:
 
 def _refused(where: str, what: str) -> InputError:
     return InputError(
-        f"{where} has {what}. Convert it to 8 bits, with the range that you mean, or remove it"
+        f"{where} has {what}; convert it to 8 bits with the range that you mean, or remove it"
     )
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """Return what sets an image upright by its EXIF data; broken ones say nothing."""
+    """Return what sets an image upright by its EXIF data; broken data are ignored."""
     if image.format == "TIFF" or not image.info.keys() & _CARRY_EXIF:  # Pillow has turned a TIFF
         return None
     try:

@@ -1,4 +1,4 @@
-"""How the images of every task are divided into parts, proved disjoint, and recorded."""
+"""Division of every task's images into parts that are proved disjoint and recorded."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,16 +18,29 @@ TRANSDUCTIVE = "transductive"
 
 
 def split_of(part: str) -> str:
-    """Return the source's split that a part belongs to."""
+    """Return the source's split that a part belongs to.
+
+    Example:
+        >>> split_of("validation"), split_of("test")
+        ('train', 'test')
+    """
     return "test" if part in ("test", TRANSDUCTIVE) else "train"
 
 
 class Division:
-    """The parts of tasks of one source; arguments as `MergeDataModule` documents them.
+    """Parts of the tasks of one source; `MergeDataModule` documents the arguments.
 
     Attributes:
         classes: Task -> names of its classes.
-        record: Task -> what splits.json says of it.
+        record: Task -> its entry in splits.json.
+
+    Example:
+        >>> from lightning_merge.data.embedded import EmbeddedTasks
+        >>> options = {"coefficient_fraction": 1.0, "duplicates": "error", "split_seed": 0}
+        >>> division = Division(EmbeddedTasks(""), validation_fraction=0.25, **options)
+        >>> division.load("drawn_hues", test=False)
+        >>> division.record["drawn_hues"]["validation"]["images"]
+        440
     """
 
     def __init__(
@@ -49,7 +62,7 @@ class Division:
         self._rows: dict[tuple[str, str], Tensor] = {}
 
     def load(self, task: str, *, test: bool | None) -> None:
-        """Find and divide the images of a task; see `MergeDataModule.load`."""
+        """Find the images of a task and divide them; see `MergeDataModule.load`."""
         wanted = bool(test)
         if test is None or self.duplicates == "drop":
             wanted = wanted or self.source.offers(task, "test")
@@ -62,21 +75,21 @@ class Division:
         return (task, part) in self._rows
 
     def part(self, task: str, part: str) -> tuple[Examples, Tensor]:
-        """Return the split that a part is of, and the part's rows in it, int64 [n]."""
+        """Return the split that a part belongs to, and the part's rows in it, int64 [n]."""
         return self._examples[task, split_of(part)], self._rows[task, part]
 
     def hashes(self, task: str, part: str) -> list[str]:
         """Return a digest of each image of a part."""
-        found = self._hashes[task, split_of(part)]
-        return [found[row] for row in self._rows[task, part].tolist()]
+        hashes = self._hashes[task, split_of(part)]
+        return [hashes[row] for row in self._rows[task, part].tolist()]
 
     def _read(self, task: str, split: str) -> bool:
-        """Find and hash one split; return whether that was to be done."""
+        """Find and hash one split, unless done before; return whether it was done now."""
         if (task, split) in self._hashes:
             return False
         examples = classes.checked(task, split, self.source.load(task, split))
         if not len(examples):
-            raise InputError(f"task {task!r}: {split} has no images; fill it")
+            raise InputError(f"task {task!r}: {split} has no images; add some")
         if split == "test":
             examples = classes.in_order_of(self._examples[task, "train"].classes, task, examples)
         self._examples[task, split] = examples
@@ -105,17 +118,17 @@ class Division:
         return splits.draw_share(rows, self.coefficient_fraction, self.split_seed + 1)
 
     def _note(self, task: str, rows: dict[str, Tensor]) -> None:
-        """Check the parts of a task and note them for splits.json."""
+        """Check the parts of a task and record them for splits.json."""
         train = self._examples[task, "train"]
         for part in ("train", "validation"):
             if not len(rows[part]):
                 raise InputError(
-                    f"task {task!r}: of {len(train)} images in {len(train.classes)} classes none "
-                    f"is left for {part} with data.validation_fraction="
-                    f"{self.validation_fraction}; give more images per class or another fraction"
+                    f"data.validation_fraction={self.validation_fraction} leaves none of the "
+                    f"{len(train)} images in {len(train.classes)} classes of task {task!r} for "
+                    f"{part}; give more images per class or another fraction"
                 )
-        found = {part: self.hashes(task, part) for part in rows}
-        splits.check_disjoint(task, {p: h for p, h in found.items() if p != "coefficients"})
+        hashes = {part: self.hashes(task, part) for part in rows}
+        splits.check_disjoint(task, {p: h for p, h in hashes.items() if p != "coefficients"})
         self.classes[task] = train.classes
         self.record[task] = {
             "classes": list(train.classes),
@@ -124,7 +137,7 @@ class Division:
             "coefficient_rows": rows["coefficients"].tolist(),
             **{
                 part: {"images": len(h), "digest": splits.digest(h, self._labels(task, part))}
-                for part, h in found.items()
+                for part, h in hashes.items()
             },
         }
 
@@ -139,9 +152,9 @@ class Division:
 
         Args:
             path: The file.
-            tasks: What it is about.
-            unseen: Those that are evaluated only.
-            transductive: Those that are fitted on test images.
+            tasks: Tasks to describe.
+            unseen: Tasks that are evaluated only.
+            transductive: Tasks that are fitted on test images.
         """
         tasks = list(tasks)
         names = [self.source.name_of(task) for task in tasks]
@@ -151,12 +164,12 @@ class Division:
             "validation_fraction": self.validation_fraction,
             "coefficient_fraction": self.coefficient_fraction,
         }
-        found = {task: dict(self.record[task]) for task in tasks}
+        entries = {task: dict(self.record[task]) for task in tasks}
         if own := [task for task in tasks if self.source.own_split(task)]:
             settings["own_split"] = own
         if unseen := list(unseen):
             settings["unseen"] = unseen
         for task in transductive:
             settings["transductive"] = True
-            found[task]["transductive_rows"] = self._rows[task, TRANSDUCTIVE].tolist()
-        splits.write(path, settings, found)
+            entries[task]["transductive_rows"] = self._rows[task, TRANSDUCTIVE].tolist()
+        splits.write(path, settings, entries)

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_merge.core.errors import InputError
+from lightning_merge.data.canvas import Array, Canvas, hsv, stroke_distance
 
 __all__ = ["DRAWN_TASKS", "PRETRAINING_CLASSES", "DrawnTask", "draw", "draw_pretraining"]
 
-Array = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
 SPLITS = {"train": 1760, "test": 400}  # images per task unless `count` says otherwise
@@ -28,77 +28,10 @@ DIGITS = "digits8x8"
 DIGITS_SPLITS = {"train": 1297, "test": 500}  # all of scikit-learn's images
 
 
-class Canvas:
-    """`count` empty square pictures with their own random numbers.
-
-    Args:
-        rng: Source of every random choice.
-        count: Number of pictures n.
-        size: Side of a picture in pixels s.
-
-    Attributes:
-        x: Horizontal coordinate of every pixel centre, [1, s, s] in (-1, 1), to the right.
-        y: Vertical coordinate, [1, s, s] in (-1, 1), downwards.
-    """
-
-    def __init__(self, rng: np.random.RandomState, count: int, size: int) -> None:
-        self.rng, self.count, self.size = rng, count, size
-        centres = (np.arange(size) + 0.5) * 2 / size - 1
-        self.y, self.x = (axis[None] for axis in np.meshgrid(centres, centres, indexing="ij"))
-
-    def uniform(self, low: float, high: float, *shape: int) -> Array:
-        """Uniform numbers [n, *shape]; without a shape [n, 1, 1], to act on whole pictures."""
-        return self.rng.uniform(low, high, (self.count, *(shape or (1, 1))))
-
-    def frame(
-        self, *, turn: float, scale: tuple[float, float], shift: float
-    ) -> tuple[Array, Array]:
-        """Coordinates x, y [n, s, s] of randomly turned (radians), scaled and shifted figures."""
-        angle, factor = self.uniform(-turn, turn), self.uniform(*scale)
-        x, y = self.x - self.uniform(-shift, shift), self.y - self.uniform(-shift, shift)
-        cos, sin = np.cos(angle) / factor, np.sin(angle) / factor
-        return cos * x + sin * y, cos * y - sin * x
-
-    def cover(self, distance: Array) -> Array:
-        """Share of each pixel inside a figure, from the signed distance [n, s, s] to its edge."""
-        return np.clip(0.5 - distance * self.size / 3, 0, 1)
-
-    def paint(self, mask: Array, *, dark_ink: float = 0.5, noise: float = 0.08) -> Array:
-        """Lay ink of one random colour on paper of another: [n, s, s] to [n, 3, s, s].
-
-        Ink and paper differ in brightness; the ink is the darker with probability `dark_ink`.
-        """
-        dark = hsv(self.uniform(0, 1, 1), self.uniform(0.2, 1, 1), self.uniform(0.1, 0.4, 1))
-        light = hsv(self.uniform(0, 1, 1), self.uniform(0, 0.6, 1), self.uniform(0.7, 1, 1))
-        swap = self.uniform(0, 1, 1, 1) < dark_ink
-        ink, paper = np.where(swap, dark, light), np.where(swap, light, dark)
-        picture = paper[..., None] + mask[:, None] * (ink - paper)[..., None]
-        return self.grain(picture, noise)
-
-    def grain(self, picture: Array, noise: float) -> Array:
-        """Add uniform noise of amplitude `noise` to every value of [n, 3, s, s]."""
-        return picture + self.rng.uniform(-noise, noise, picture.shape)
-
-
-def hsv(hue: Array, saturation: Array, value: Array) -> Array:
-    """Colours [n, 3, m] in [0, 1] from hue (in turns), saturation and value, each [n, m]."""
-    sector = (np.array([5.0, 3.0, 1.0])[None, :, None] + 6 * hue[:, None]) % 6
-    ramp = np.clip(np.minimum(sector, 4 - sector), 0, 1)
-    return value[:, None] * (1 - saturation[:, None] * ramp)
-
-
-def stroke_distance(x: Array, y: Array, start: Array, end: Array) -> Array:
-    """Distance [n, s, s] of every pixel to the line from `start` to `end`, each [n or 1, 2]."""
-    (x0, y0), (x1, y1) = (point.T[..., None, None] for point in (start, end))
-    dx, dy = x1 - x0, y1 - y0
-    along = np.clip(((x - x0) * dx + (y - y0) * dy) / (dx**2 + dy**2 + 1e-9), 0, 1)
-    return np.hypot(x - x0 - along * dx, y - y0 - along * dy)
-
-
-def by_class(
+def _by_class(
     labels: Labels, figures: tuple[Callable[[Array, Array], Array], ...], x: Array, y: Array
 ) -> Array:
-    """Apply the function of its class to the coordinates x, y [n, s, s] of every picture."""
+    """Map the coordinates x, y [n, s, s] of every picture by the function of its class."""
     result = np.empty_like(x)
     for label, figure in enumerate(figures):
         rows = labels == label
@@ -106,8 +39,8 @@ def by_class(
     return result
 
 
-def polygon(x: Array, y: Array, sides: int) -> Array:
-    """Signed distance to a regular polygon with one corner up at distance 1."""
+def _polygon(x: Array, y: Array, sides: int) -> Array:
+    """Return the signed distance to a regular polygon with one corner up at distance 1."""
     half = np.pi / sides
     angle = (np.arctan2(x, -y) % (2 * half)) - half
     return np.hypot(x, y) * np.cos(angle) - np.cos(half)
@@ -116,7 +49,7 @@ def polygon(x: Array, y: Array, sides: int) -> Array:
 SHAPES = {
     "disc": lambda x, y: np.hypot(x, y) - 0.8,
     "square": lambda x, y: np.maximum(abs(x), abs(y)) - 0.75,
-    "triangle": lambda x, y: polygon(x, y, 3),
+    "triangle": lambda x, y: _polygon(x, y, 3),
     "diamond": lambda x, y: 1.5 * abs(x) + 0.8 * abs(y) - 0.8,
     "ring": lambda x, y: abs(np.hypot(x, y) - 0.7) - 0.2,
     "cross": lambda x, y: np.minimum(
@@ -151,14 +84,14 @@ STROKES = np.array(
 LIT = ("012345", "12", "01346", "01236", "1256", "02356", "023456", "012", "0123456", "012356")
 
 
-def draw_shapes(canvas: Canvas, labels: Labels) -> Array:
-    """One filled figure of any colour, place, size and slight turn."""
+def _draw_shapes(canvas: Canvas, labels: Labels) -> Array:
+    """Draw one filled figure of any colour, place and size, slightly turned."""
     x, y = canvas.frame(turn=0.4, scale=(0.55, 0.85), shift=0.25)
-    return canvas.paint(canvas.cover(0.6 * by_class(labels, tuple(SHAPES.values()), x, y)))
+    return canvas.paint(canvas.cover(0.6 * _by_class(labels, tuple(SHAPES.values()), x, y)))
 
 
-def draw_stripes(canvas: Canvas, labels: Labels) -> Array:
-    """Parallel stripes whose direction is the class, crossed by fainter ones of any direction."""
+def _draw_stripes(canvas: Canvas, labels: Labels) -> Array:
+    """Draw parallel stripes in the direction of the class, and fainter ones in any direction."""
     own = (labels[:, None, None] + canvas.uniform(-0.2, 0.2)) * np.pi / len(ANGLES)
     waves = []
     for angle in (own, canvas.uniform(0, np.pi)):
@@ -167,8 +100,8 @@ def draw_stripes(canvas: Canvas, labels: Labels) -> Array:
     return canvas.paint(0.5 + 0.34 * waves[0] + 0.16 * waves[1])
 
 
-def draw_segments(canvas: Canvas, labels: Labels) -> Array:
-    """Return a slanted seven-segment digit in one colour; unlit strokes are faint."""
+def _draw_segments(canvas: Canvas, labels: Labels) -> Array:
+    """Draw a slanted seven-segment digit in one colour; unlit strokes are faint."""
     x, y = canvas.frame(turn=0.15, scale=(0.6, 0.85), shift=0.2)
     x = x + canvas.uniform(0, 0.25) * y
     lit = np.array([[str(i) in digit for i in range(7)] for digit in LIT])[labels]
@@ -180,8 +113,8 @@ def draw_segments(canvas: Canvas, labels: Labels) -> Array:
     return canvas.paint(mask)
 
 
-def draw_hues(canvas: Canvas, labels: Labels) -> Array:
-    """Return a mosaic of 4 x 4 tiles, about half of them in the hue of the class."""
+def _draw_hues(canvas: Canvas, labels: Labels) -> Array:
+    """Draw a mosaic of 4 x 4 tiles, about half of them in the hue of the class."""
     centres = np.array([0.0, 0.08, 0.16, 0.35, 0.5, 0.63, 0.77, 0.9])[labels][:, None]
     own = canvas.uniform(0, 1, 16) < 0.5
     hue = np.where(own, centres + canvas.uniform(-0.03, 0.03, 16), canvas.uniform(0, 1, 16))
@@ -190,8 +123,8 @@ def draw_hues(canvas: Canvas, labels: Labels) -> Array:
     return canvas.grain(tiles[:, :, (4 * row + column).astype(int)], 0.12)
 
 
-def draw_counts(canvas: Canvas, labels: Labels) -> Array:
-    """One to six separate blobs."""
+def _draw_counts(canvas: Canvas, labels: Labels) -> Array:
+    """Draw one to six separate blobs."""
     cells = canvas.uniform(0, 1, 9).argsort(axis=1)
     mask = np.zeros((canvas.count, canvas.size, canvas.size))
     for i in range(6):
@@ -203,14 +136,14 @@ def draw_counts(canvas: Canvas, labels: Labels) -> Array:
     return canvas.paint(mask, dark_ink=0)
 
 
-def draw_textures(canvas: Canvas, labels: Labels) -> Array:
-    """Return a regular texture that fills the picture, at any scale."""
+def _draw_textures(canvas: Canvas, labels: Labels) -> Array:
+    """Draw a regular texture that fills the picture, at any scale."""
     x, y = canvas.frame(turn=0.4, scale=(0.08, 0.15), shift=0.3)
-    return canvas.paint(np.clip(0.5 + 2 * by_class(labels, tuple(TEXTURES.values()), x, y), 0, 1))
+    return canvas.paint(np.clip(0.5 + 2 * _by_class(labels, tuple(TEXTURES.values()), x, y), 0, 1))
 
 
-def draw_arrows(canvas: Canvas, labels: Labels) -> Array:
-    """Return a round board with an arrow in one of eight directions."""
+def _draw_arrows(canvas: Canvas, labels: Labels) -> Array:
+    """Draw a round board with an arrow in one of eight directions."""
     board = canvas.cover(np.hypot(canvas.x, canvas.y) - canvas.uniform(0.85, 1.0))
     x, y = canvas.frame(turn=0.2, scale=(0.45, 0.7), shift=0.25)
     angle = labels[:, None, None] * np.pi / 4
@@ -223,12 +156,16 @@ def draw_arrows(canvas: Canvas, labels: Labels) -> Array:
 
 @dataclass(frozen=True)
 class DrawnTask:
-    """What one embedded task is.
+    """One embedded task.
 
     Attributes:
         classes: Name of every class, in the order of the labels.
         description: One line for `list` and the README.
-        painter: Draws [n, 3, s, s] in [0, 1] for labels [n]; None where the images are real.
+        painter: Draws [n, 3, s, s] in [0, 1] for labels [n]; None if the images are real.
+
+    Example:
+        >>> DRAWN_TASKS["drawn_counts"].classes
+        ('1', '2', '3', '4', '5', '6')
     """
 
     classes: tuple[str, ...]
@@ -240,13 +177,13 @@ NUMBERS = tuple("0123456789")
 DRAWN_TASKS: Mapping[str, DrawnTask] = MappingProxyType(
     {
         DIGITS: DrawnTask(NUMBERS, "real handwritten digits, 8x8, of scikit-learn", None),
-        "drawn_arrows": DrawnTask(WINDS, "direction of an arrow on a board", draw_arrows),
-        "drawn_counts": DrawnTask(tuple("123456"), "number of blobs", draw_counts),
-        "drawn_hues": DrawnTask(HUES, "commonest hue of a mosaic", draw_hues),
-        "drawn_segments": DrawnTask(NUMBERS, "digit of a seven-segment display", draw_segments),
-        "drawn_shapes": DrawnTask(tuple(SHAPES), "form of one filled figure", draw_shapes),
-        "drawn_stripes": DrawnTask(ANGLES, "direction of stripes in degrees", draw_stripes),
-        "drawn_textures": DrawnTask(tuple(TEXTURES), "kind of a regular texture", draw_textures),
+        "drawn_arrows": DrawnTask(WINDS, "direction of an arrow on a board", _draw_arrows),
+        "drawn_counts": DrawnTask(tuple("123456"), "number of blobs", _draw_counts),
+        "drawn_hues": DrawnTask(HUES, "commonest hue of a mosaic", _draw_hues),
+        "drawn_segments": DrawnTask(NUMBERS, "digit of a seven-segment display", _draw_segments),
+        "drawn_shapes": DrawnTask(tuple(SHAPES), "form of one filled figure", _draw_shapes),
+        "drawn_stripes": DrawnTask(ANGLES, "direction of stripes in degrees", _draw_stripes),
+        "drawn_textures": DrawnTask(tuple(TEXTURES), "kind of a regular texture", _draw_textures),
     }
 )
 
@@ -254,10 +191,10 @@ DRAWN_TASKS: Mapping[str, DrawnTask] = MappingProxyType(
 def draw(
     task: str, split: str, *, size: int = 32, seed: int = 0, count: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Make the images of one split of an embedded task.
+    """Draw the images of one split of an embedded task.
 
-    Train and test never share an image, whatever their seeds: the real digits are divided once
-    and for all, and the drawn images of the two splits come from different random streams.
+    Train and test never share an image, whatever their seeds: the division of the real digits is
+    fixed, and the drawn images of the two splits come from different random streams.
 
     Args:
         task: A name of DRAWN_TASKS.
@@ -271,13 +208,18 @@ def draw(
         Images, uint8 [n, 3, size, size], and labels, int64 [n].
 
     Raises:
-        InputError: An unknown task or split, a size below 16, a seed out of range, no images or
-            more than there are.
+        InputError: The task or split is unknown, the size is below 16, the seed is out of range,
+            or the count is below 1 or above the number of digits.
+
+    Example:
+        >>> images, labels = draw("drawn_arrows", "test", size=16, count=8)
+        >>> images.shape, sorted(labels.tolist())
+        (torch.Size([8, 3, 16, 16]), [0, 1, 2, 3, 4, 5, 6, 7])
     """
     if task not in DRAWN_TASKS:
-        raise InputError(f"task: no embedded task {task!r}; choose from {', '.join(DRAWN_TASKS)}")
+        raise InputError(f"task={task!r} is not embedded; choose one of {', '.join(DRAWN_TASKS)}")
     if split not in SPLITS:
-        raise InputError(f"split: {split!r} is neither 'train' nor 'test'")
+        raise InputError(f"split={split!r}: choose one of {', '.join(SPLITS)}")
     painter = DRAWN_TASKS[task].painter
     if count is None:
         count = SPLITS[split] if painter else min(SPLITS[split], DIGITS_SPLITS[split])
@@ -293,7 +235,7 @@ CHUNK = 1200  # pictures drawn at a time, in float64
 
 
 def draw_pretraining(count: int, *, size: int = 32, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Make generic images to pretrain a base on; their classes are those of no embedded task.
+    """Draw generic images to pretrain a base on; no embedded task shares a class with them.
 
     The first half of the 48 classes are fixed scribbles of four strokes, the second half fixed
     arrangements of five blots of colour, all turned, scaled, shifted, recoloured and noisy.
@@ -307,7 +249,12 @@ def draw_pretraining(count: int, *, size: int = 32, seed: int = 0) -> tuple[Tens
         Images, uint8 [n, 3, size, size], and labels, int64 [n].
 
     Raises:
-        InputError: A count below 1, a size below 16 or a seed out of range.
+        InputError: The count is below 1, the size is below 16 or the seed is out of range.
+
+    Example:
+        >>> images, labels = draw_pretraining(96, size=16)
+        >>> images.shape, labels.unique().numel()
+        (torch.Size([96, 3, 16, 16]), 48)
     """
     rng = _rng("pretraining", seed, count, size)
     labels = rng.permutation(np.arange(count) % PRETRAINING_CLASSES)
@@ -351,7 +298,9 @@ def _digits(rng: np.random.RandomState, split: str, count: int, size: int) -> tu
     order = np.random.RandomState(0).permutation(len(labels))
     pool = order[: DIGITS_SPLITS["test"]] if split == "test" else order[DIGITS_SPLITS["test"] :]
     if count > len(pool):
-        raise InputError(f"count: {count} images asked, {DIGITS} has {len(pool)} for {split}")
+        raise InputError(
+            f"count={count}: {DIGITS} has {len(pool)} images for {split}; ask for fewer"
+        )
     chosen = rng.permutation(pool)[:count]
     grey = torch.from_numpy(images[chosen].reshape(-1, 1, 8, 8) / 16)
     large = F.interpolate(grey, size=(size, size), mode="bilinear", align_corners=False)
@@ -360,11 +309,11 @@ def _digits(rng: np.random.RandomState, split: str, count: int, size: int) -> tu
 
 def _rng(stream: str, seed: int, count: int, size: int) -> np.random.RandomState:
     if count < 1:
-        raise InputError(f"count: {count} images; ask for at least 1")
+        raise InputError(f"count={count}: ask for at least 1 image")
     if size < 16:
-        raise InputError(f"size: {size} pixels are too few to draw on; ask for at least 16")
+        raise InputError(f"size={size} is too small to draw on; give at least 16 pixels")
     if not 0 <= seed < 2**32:
-        raise InputError(f"seed: {seed} is not between 0 and 2**32 - 1")
+        raise InputError(f"seed={seed} must be at least 0 and below 2**32")
     return np.random.RandomState([zlib.crc32(stream.encode()), seed])
 
 

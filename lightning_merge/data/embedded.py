@@ -1,4 +1,4 @@
-"""The package's own tasks (drawn.py) as a source: no file, no download."""
+"""The package's own tasks (drawn.py) as a source, without files or downloads."""
 
 from lightning_merge.core.errors import InputError
 from lightning_merge.data.drawn import (
@@ -17,7 +17,12 @@ PRETRAINING_IMAGES = 14400
 class EmbeddedTasks(Source):
     """The eight embedded tasks, and the task `drawn_pretraining` to train a base on.
 
-    Root says nothing here. The pretraining task is loaded by name only and has no test split.
+    Root is ignored. The pretraining task is loaded only by its name and has no test split.
+
+    Example:
+        >>> hues = EmbeddedTasks("").load("drawn_hues", "test")
+        >>> len(hues), hues.image(0).size, hues.classes[:3]
+        (400, (32, 32), ('red', 'orange', 'yellow'))
     """
 
     name = "drawn"
@@ -28,11 +33,11 @@ class EmbeddedTasks(Source):
         return list(DRAWN_TASKS)
 
     def offers(self, task: str, split: str) -> bool:
-        """Whether the task is more than for pretraining, or the split is train."""
+        """Whether the task has the split; the one for pretraining has only train."""
         return task != PRETRAINING or split == "train"
 
     def load(self, task: str, split: str) -> Examples:
-        """Draw the images of one split, 32 pixels a side."""
+        """Draw the images of one split, 32 pixels wide and high."""
         if task == PRETRAINING and split == "train":
             images, labels = draw_pretraining(PRETRAINING_IMAGES)
             classes = tuple(map(str, range(PRETRAINING_CLASSES)))
@@ -41,7 +46,7 @@ class EmbeddedTasks(Source):
             classes = DRAWN_TASKS[task].classes
         else:
             raise InputError(
-                f"task {task!r} is not drawn for {split}; choose of {', '.join(DRAWN_TASKS)}"
-                f" or, to pretrain, {PRETRAINING}"
+                f"task {task!r} is not drawn for {split}; choose one of {', '.join(DRAWN_TASKS)},"
+                f" or {PRETRAINING} to pretrain"
             )
         return array_examples(classes, labels, images.permute(0, 2, 3, 1).contiguous().numpy())

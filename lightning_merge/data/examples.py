@@ -1,4 +1,4 @@
-"""The images of one split before preprocessing, and how they are read."""
+"""The images of one split before preprocessing, and the functions that read them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,16 +23,22 @@ def _no_file(i: int) -> str:
 class Examples:
     """One split of one task, before preprocessing.
 
-    The functions are module-level ones with their data bound, so that worker processes that
-    are not forked get them too.
+    The functions should be module-level ones with their data bound (`functools.partial`), because
+    worker processes that are not forked receive them pickled.
 
     Args:
         classes: Class names in the order of the labels.
-        labels: int64 [n].
-        image: Index -> RGB image; raises InputError where the file is no image.
-        content: Index -> the bytes that identify an image, for duplicates between splits;
-            raises InputError where they are evidently no whole image.
-        file: Index -> the image's file, from the task's folder on; "" where it has none.
+        labels: Classes, int64 [n].
+        image: Index -> RGB image; raises InputError if the file is not an image.
+        content: Index -> the bytes that identify an image, to find duplicates between splits;
+            raises InputError if they are evidently not a whole image.
+        file: Index -> the image's file relative to the task's folder; "" if it has none.
+
+    Example:
+        >>> black = Image.new("RGB", (8, 8))
+        >>> images = Examples(("cat", "dog"), torch.tensor([1]), lambda i: black, lambda i: b"0")
+        >>> len(images), images.classes[images.labels[0]]
+        (1, 'dog')
     """
 
     classes: tuple[str, ...]
@@ -48,7 +54,20 @@ class Examples:
 def file_examples(
     classes: Sequence[str], labels: Sequence[int] | Tensor, files: list[Path], folder: Path
 ) -> Examples:
-    """Return examples that are image files, one path per label, in the task's folder."""
+    """Return examples that are read from image files.
+
+    Args:
+        classes: Class names in the order of the labels.
+        labels: One number per image.
+        files: One path per image.
+        folder: The task's folder, which has all files below it.
+
+    Example:
+        >>> Image.new("RGB", (8, 4)).save("0.png")
+        >>> pets = file_examples(["cat"], [0], [Path("0.png")], Path("."))
+        >>> pets.image(0).size, pets.file(0)
+        ((8, 4), '0.png')
+    """
     encoded = encoded_examples(
         classes, labels, partial(_read_file, files), partial(_name_of_file, files)
     )
@@ -61,13 +80,19 @@ def encoded_examples(
     read: Callable[[int], bytes],
     where: Callable[[int], str],
 ) -> Examples:
-    """Return examples that are encoded images.
+    """Return examples that are decoded from bytes.
 
     Args:
         classes: Class names in the order of the labels.
         labels: One number per image.
         read: Index -> the encoded image.
         where: Index -> what to call the image in messages.
+
+    Example:
+        >>> pets = encoded_examples(["cat"], [0], lambda i: b"GIF8", lambda i: f"image {i} of pets")
+        >>> pets.image(0)
+        Traceback (most recent call last):
+        lightning_merge.core.errors.InputError: image 0 of pets is not a readable image ...
     """
     return Examples(
         tuple(classes),
@@ -80,13 +105,25 @@ def encoded_examples(
 def array_examples(
     classes: Sequence[str], labels: Sequence[int] | Tensor, pixels: NDArray[np.uint8]
 ) -> Examples:
-    """Return examples that are pixels, grey [n, h, w] or RGB [n, h, w, 3], of uint8.
+    """Return examples that are pixels.
+
+    Args:
+        classes: Class names in the order of the labels.
+        labels: One number per image.
+        pixels: Grey [n, h, w] or RGB [n, h, w, 3], uint8.
 
     Raises:
-        InputError: They are of another type, which does not say which value is white.
+        InputError: The pixels are not uint8, so the value of white is unknown.
+
+    Example:
+        >>> pets = array_examples(["cat", "dog"], [1, 0], np.zeros((2, 8, 4), np.uint8))
+        >>> pets.labels, pets.image(0).mode, pets.image(0).size
+        (tensor([1, 0]), 'RGB', (4, 8))
     """
     if pixels.dtype != np.uint8:
-        raise InputError(f"images of {pixels.dtype}: convert them to uint8, of which 255 is white")
+        raise InputError(
+            f"images of dtype {pixels.dtype}: convert them to uint8, where 255 is white"
+        )
     return Examples(
         tuple(classes),
         torch.as_tensor(labels, dtype=torch.long),

@@ -317,7 +317,9 @@ def test_a_root_without_tasks(tmp_path):
 
 def test_a_task_too_small_to_divide(make, make_task):
     make_task("single", train=1)
-    with pytest.raises(InputError, match="'single': of 2 images in 2 classes none is left for val"):
+    with pytest.raises(
+        InputError, match="none of the 2 images in 2 classes of task 'single' for val"
+    ):
         make(("single",))
 
 
