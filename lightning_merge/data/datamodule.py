@@ -1,4 +1,4 @@
-"""One data module for any list of tasks, with splits that keep reported numbers honest."""
+"""The data module of any list of tasks, with splits that keep reported numbers honest."""
 
 from collections.abc import Collection, Sequence
 from itertools import chain
@@ -28,63 +28,68 @@ from lightning_merge.models.preprocess import Preprocess
 
 
 class MergeDataModule(LightningDataModule):
-    """Aggregate tasks: train, validation, coefficient and test images of each.
+    """Train, validation, coefficient and test images of several tasks.
 
-    The test split is the source's own. The train split is divided once, stratified and seeded
-    by `split_seed`: `validation_fraction` of it is held out from the training of experts and
-    serves to choose coefficients and hyperparameters; the rest trains experts. The division
-    of a task depends on its own train split and the seed, not on the other tasks.
+    The test split is the source's own. The train split is divided once, stratified and seeded by
+    `split_seed`: `validation_fraction` of it is held out to choose coefficients and
+    hyperparameters; the rest trains experts. The division of a task depends only on its own train
+    split and the seed, not on the other tasks.
 
     Several processes of one trainer share the batches of every loader, see `Shares`: a step of
-    `fit` on N of them is one of N times the batch size on one, and evaluation looks at every
-    image once. Each keeps its own decoded images in memory.
+    `fit` on N processes equals one of a single process with N times the batch size, and
+    evaluation sees every image once. Every process keeps its own decoded images in memory.
 
-    Works without a Trainer: set `preprocess`, call `load` and ask for `images`.
+    Without a Trainer, set `preprocess`, call `load` and ask for `images`.
 
     A module whose attribute `transductive` is true is fitted on test images instead of held-out
-    ones, as published protocols are. Their labels are -1 then, and splits.json says so.
+    ones, as in published protocols. Their labels are then -1, and splits.json says so.
 
     Args:
-        root: Folder or file of the source; "" where the source needs none.
+        root: Folder or file of the source; "" for a source that needs none.
         tasks: Names of the tasks, two or more for merging; every task of the source if empty.
-        unseen: Those of the tasks that are evaluated only: no image of theirs is fitted on.
+        unseen: Tasks that are only evaluated; no image of theirs is fitted on.
         source: Layout of root: folders, torchvision, huggingface, drawn or pool; or task -> its
-            own, of which `tasks` takes some or all.
-        roots: Task -> a root of its own, where `source` is a mapping.
+            layout, for at least the tasks in `tasks`.
+        roots: Task -> its own root, if `source` is a mapping.
         splits: Folder of published lists of images (Training_01.txt and Testing_01.txt of SUN397;
-            eurosat-train.txt, -val, -test; resisc45-train.txt, -val, -test), by which torchvision's
-            undivided data sets are divided. Validation images belong to train, of which we
-            hold out our own. Without lists we divide them, which every table marks.
-        fit_on: What `fit` sees: "train" (experts) or "coefficients" (merging).
-        validation_fraction: Share of the train split held out, in (0, 1).
-        coefficient_fraction: Share of the held-out images (of the test images, where the module
-            is transductive) that coefficients are fitted on, "1%", "5%" or any other percentage,
-            "all", or a number in (0, 1].
-        duplicates: Where a copy of a test image is in the train split: "error", or "drop" it
-            from train. Copies are found by their bytes; an image encoded anew is another one.
-        batch_size: Images per task, step and process of fit; of all tasks together, about, with
-            sampling "proportional".
-        sampling: "equal" draws as many images of every task; "proportional" to its size.
+            eurosat-train.txt, -val, -test; resisc45-train.txt, -val, -test) that divide
+            torchvision's undivided data sets. Listed validation images count as train, of which we
+            hold out our own. Without lists we divide the data sets, and every table marks it.
+        fit_on: Images that `fit` sees: "train" (experts) or "coefficients" (merging).
+        validation_fraction: Share of the train split to hold out, in (0, 1).
+        coefficient_fraction: Share of the held-out images (test images for a transductive module)
+            that coefficients are fitted on: a percentage ("5%"), "all", or a number in (0, 1].
+        duplicates: What to do with copies of test images in the train split: raise an "error" or
+            "drop" them. Copies have the same bytes; a re-encoded image is not recognised.
+        batch_size: Images per task, step and process of `fit`; with proportional sampling, about
+            as many of all tasks together.
+        sampling: "equal" draws as many images of every task, "proportional" follows their sizes.
         eval_batch_size: Images per step and process of evaluation.
-        unlabelled_images: Images, sampled evenly over seen tasks from the held-out ones, for
-            methods that need unlabelled batches such as M-TIES.
-        split_seed: Seed of the division; part of what a number means, so keep it.
+        unlabelled_images: Held-out images, evenly of all seen tasks, for methods such as M-TIES.
+        split_seed: Seed of the division; results depend on it.
         num_workers: Loader processes for images that are not kept in memory.
-        cache_gib: Decoded images are kept in memory up to this size, by every process.
+        cache_gib: Memory in GiB for decoded images, per process.
 
     Attributes:
-        seen: The tasks without the unseen ones.
-        transductive: Whether `fit` draws test images, which the trainer's module says.
+        seen: Tasks without the unseen ones.
+        transductive: Whether `fit` draws test images; the trainer's module decides.
 
     Raises:
         InputError: A value is out of range, or `fit_on` asks for test images.
+
+    Example:
+        >>> names = ["drawn_hues", "drawn_shapes"]
+        >>> data = MergeDataModule(source="drawn", tasks=names, unseen=["drawn_shapes"])
+        >>> data.load(test=False)
+        >>> data.seen, data.record["drawn_hues"]["validation"]["images"]
+        (('drawn_hues',), 352)
     """
 
     dividing: ClassVar[tuple[str, ...]] = (
         *("root", "source", "roots", "splits", "validation_fraction", "duplicates", "split_seed"),
         *("num_workers", "cache_gib"),
     )
-    """Options by which another module finds the same tasks, divided alike."""
+    """Options that another module needs to find the same tasks and divide them alike."""
 
     def __init__(
         self,
@@ -143,7 +148,7 @@ class MergeDataModule(LightningDataModule):
 
     @property
     def preprocess(self) -> Preprocess | None:
-        """Preprocessing of the encoder that gets the images; another one decodes them anew."""
+        """Preprocessing of the encoder; a different one makes images be decoded again."""
         return self._preprocess
 
     @preprocess.setter
@@ -154,14 +159,14 @@ class MergeDataModule(LightningDataModule):
 
     @property
     def own_split(self) -> tuple[str, ...]:
-        """The tasks that are published undivided, and were divided by us: see `data.splits`."""
+        """Tasks that are published undivided and that we divided, see `data.splits`."""
         return tuple(task for task in self.tasks if self.source.own_split(task))
 
     def only(self, tasks: Collection[str]) -> None:
-        """Leave out all tasks but these, before any image is looked for.
+        """Leave out all other tasks, before any image is searched for.
 
         Args:
-            tasks: Names; those that are none of `seen` do not count.
+            tasks: Names of tasks; names that are not in `seen` are ignored.
 
         Raises:
             InputError: No task is left.
@@ -169,8 +174,8 @@ class MergeDataModule(LightningDataModule):
         kept = tuple(task for task in self.seen if task in tasks)
         if not kept:
             raise InputError(
-                f"data.tasks={list(self.tasks)}: none is among {', '.join(tasks)}; give the "
-                "experts the names of their tasks"
+                f"data.tasks={list(self.tasks)} names none of {', '.join(tasks)}; name the "
+                "experts after their tasks"
             )
         self.tasks, self.seen, self.unseen = kept, kept, ()
 
@@ -180,11 +185,10 @@ class MergeDataModule(LightningDataModule):
         """Find the images of every task and divide them; every file is read once.
 
         Args:
-            test: Also look at the test split; None: where the source means to have one (a
-                pool to pretrain on has none).
+            test: Whether to read the test split; None: if the source is expected to have one.
 
         Raises:
-            InputError: A task has no data, a file is evidently no whole image, or an image is
+            InputError: A task has no data, a file is evidently not a whole image, or an image is
                 on both sides of a split.
         """
         for task in self.tasks:
@@ -198,22 +202,21 @@ class MergeDataModule(LightningDataModule):
     def write_splits(self, path: Path) -> None:
         """Write splits.json: seed, sizes, content digests and held-out rows of every task.
 
-        Rows count within the source's train split, whose order is part of its layout;
-        `transductive_rows`, which are fitted on instead of `coefficient_rows`, within its test
-        split.
+        Rows are positions in the source's train split, whose order is part of its layout;
+        `transductive_rows`, which replace `coefficient_rows`, are positions in the test split.
         """
         transductive = self.seen if self.transductive else ()
         self.division.write(path, self.tasks, self.unseen, transductive)
 
     def images(self, task: str, part: str) -> TaskImages:
-        """Return the images of one part of a task, each decoded when it is first asked for.
+        """Return the images of one part of a task, each decoded when it is first used.
 
         Args:
             task: One of `tasks`.
             part: "train", "validation", "coefficients" or "test".
 
         Raises:
-            InputError: There is no such task or part.
+            InputError: The task or the part is unknown.
         """
         require_choice(self.tasks, "data.", tasks=task)
         require_choice(PARTS, "data.", part=part)
@@ -228,7 +231,7 @@ class MergeDataModule(LightningDataModule):
 
     def _make_images(self, task: str, part: str) -> TaskImages:
         if self.preprocess is None:
-            raise InputError("data.preprocess is not set: give the encoder's before its images")
+            raise InputError("data.preprocess is not set; assign the encoder's preprocessing first")
         if not self.division.has(task, part):
             self.load(test=split_of(part) == "test")
         images = TaskImages(
@@ -239,19 +242,19 @@ class MergeDataModule(LightningDataModule):
         return images
 
     def unlabelled(self, seed: int = 0) -> Tensor:
-        """Return the images of `unlabelled_by_task` together, uint8 [n, 3, s, s]."""
+        """Return the images of `unlabelled_by_task` in one tensor, uint8 [n, 3, s, s]."""
         return torch.cat([*self.unlabelled_by_task(seed).values()])
 
     def unlabelled_by_task(self, seed: int = 0) -> dict[str, Tensor]:
         """Return `unlabelled_images` held-out images, sampled evenly over the seen tasks.
 
-        Which images of a task are sampled depends on the task, the seed and their number.
+        The sample of a task depends on the task, the seed and the number of its images.
 
         Args:
-            seed: Of the sample; other runs of the same splits may see other images.
+            seed: Seed of the sample; other runs of the same splits may see other images.
 
         Returns:
-            Task -> uint8 [n, 3, s, s]; fewer than asked for where there are not as many.
+            Task -> uint8 [n, 3, s, s], or all images if a task has too few.
         """
         pools = {task: self.images(task, "validation") for task in self.seen}
         counts = splits.balanced_counts(self.unlabelled_images, map(len, pools.values()))
@@ -271,14 +274,14 @@ class MergeDataModule(LightningDataModule):
         return Ranks.of(self.trainer)
 
     def setup(self, stage: str) -> None:
-        """Divide the tasks' images and decode, of those the stage needs, all that fit in memory.
+        """Divide the tasks' images, and decode those that the stage needs and that fit in memory.
 
-        The preprocessing is that of the trainer's module. A broken image, one on both sides of
-        a split, or one that not all processes see, is found here, before long work. What an
-        earlier fit was restricted to is forgotten.
+        The preprocessing is that of the trainer's module. Images that are broken, on both sides
+        of a split, or different in some process are found here, before long work. Restrictions of
+        an earlier fit are forgotten.
 
         Raises:
-            InputError: See above, or a transductive module and `fit_on` "train".
+            InputError: See above, or the module is transductive and `fit_on` is "train".
         """
         module = self.trainer.lightning_module if self.trainer is not None else None
         self.preprocess = getattr(module, "preprocess", None) or self.preprocess
@@ -291,8 +294,8 @@ class MergeDataModule(LightningDataModule):
         with self.ranks.agreed():
             if self.transductive and self.fit_on == "train":
                 raise InputError(
-                    "data.fit_on='train', but the model is transductive: it is fitted on test "
-                    "images; leave data.fit_on out, or set model.transductive: false"
+                    "data.fit_on='train', but the model is transductive and fits on test images; "
+                    "leave data.fit_on out, or set model.transductive: false"
                 )
             self.load(test="test" in parts or None)
             for task in self.seen if stage == "fit" else ():
@@ -304,16 +307,16 @@ class MergeDataModule(LightningDataModule):
             self._compare_splits()
 
     def _compare_splits(self) -> None:
-        """Raise InputError where this process found other images than the first one did."""
+        """Raise InputError if this process found other images than the first one."""
         own = {
-            task: [found["digest"] for found in record.values() if isinstance(found, dict)]
+            task: [part["digest"] for part in record.values() if isinstance(part, dict)]
             for task, record in self.record.items()
         }
         first = self.ranks.gather(own)[0]
         if differing := [task for task in self.tasks if own[task] != first[task]]:
             raise InputError(
                 f"data.root={self.source.root!r} holds other images of {enumerate_names(differing)}"
-                " for this process than for the first one; let all see the same files"
+                " for this process than for the first one; give all the same files"
             )
 
     @property
@@ -328,16 +331,15 @@ class MergeDataModule(LightningDataModule):
     def restrict(self, task: str, positions: Tensor) -> None:
         """Let `fit` draw only some of a task's images, until the next `fit` begins.
 
-        A module calls it in `on_fit_start`, alike in all processes, before loaders are made.
-        `Batch.index` goes on counting within all of the task's images.
+        A module calls this in `on_fit_start`, equally in all processes, before loaders are made.
+        `Batch.index` still counts within all images of the task.
 
         Args:
             task: One of `seen`.
-            positions: int64 [n], positions in `images(task, fit_on)`, in any order.
+            positions: Positions in `images(task, fit_on)`, in any order, int64 [n].
 
         Raises:
-            InputError: The task is not fitted on, or no image of it is left, or there is none
-                at a position.
+            InputError: The task is not fitted on, no image is left, or a position is out of range.
         """
         require_choice(self.seen, "data.", seen=task)
         size, chosen = len(self._fit_images(task).images), positions.cpu().unique()
@@ -347,7 +349,9 @@ class MergeDataModule(LightningDataModule):
                 "name the task in data.unseen"
             )
         if chosen[0] < 0 or chosen[-1] >= size:
-            raise InputError(f"task {task!r}: positions must lie in [0, {size}), as its images do")
+            raise InputError(
+                f"task {task!r}: positions must be in [0, {size}), as it has {size} images"
+            )
         self._chosen[task] = chosen
 
     def train_dataloader(self) -> CombinedLoader:
@@ -369,8 +373,8 @@ class MergeDataModule(LightningDataModule):
     def shares(self, task: str, part: str) -> DataLoader[Batch]:
         """Return this process's batches of a pass over a part of a task.
 
-        Together the processes look at every image once, in the batches that one process would
-        have; where these do not go round, some get an empty batch.
+        Together the processes see every image once, in the batches of a single process; if these
+        do not go round, some processes get an empty batch.
         """
         images = self.images(task, part)
         return loader(images, self.eval_batch_size, num_workers=self.num_workers, ranks=self.ranks)
@@ -378,8 +382,8 @@ class MergeDataModule(LightningDataModule):
     def val_dataloader(self) -> list[DataLoader[Batch]]:
         """Return one loader per task over the held-out images.
 
-        There is none while coefficients are fitted: they are fitted on these very images, or
-        (transductive) chosen by them afterwards.
+        None while coefficients are fitted: they see these images, or (transductive) are chosen by
+        them afterwards.
         """
         fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         if fitting and self.fit_on == "coefficients":
@@ -391,5 +395,5 @@ class MergeDataModule(LightningDataModule):
         return self.evaluation_loaders("test")
 
     def predict_dataloader(self) -> list[DataLoader[Batch]]:
-        """Return the test loaders; predictions use no label."""
+        """Return the test loaders; predictions ignore the labels."""
         return self.evaluation_loaders("test")

@@ -1,4 +1,4 @@
-"""Loaders of the images that are fitted on: one per task, shuffled, in step with each other."""
+"""Loaders of the images to fit on: one per task, shuffled, in step with each other."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -12,11 +12,21 @@ from lightning_merge.data.resume import START, Position
 
 
 class FitImages(NamedTuple):
-    """What one task gives to fit.
+    """Images of one task to fit on.
 
     Attributes:
         images: A part of the task.
-        positions: int64 [n], those of its images that are fitted on.
+        positions: Positions of the images to fit on, int64 [n].
+
+    Example:
+        >>> import numpy as np, torch
+        >>> from lightning_merge.data.examples import array_examples
+        >>> from lightning_merge.models.preprocess import Preprocess
+        >>> pets = array_examples(["cat", "dog"], [0, 1, 1], np.zeros((3, 8, 8), np.uint8))
+        >>> preprocess = Preprocess(size=4, mean=(0.5,) * 3, std=(0.5,) * 3)
+        >>> images = TaskImages(pets, torch.arange(3), preprocess, cache=True)
+        >>> FitImages(images, images.labels.nonzero().flatten()).positions  # the dogs
+        tensor([1, 2])
     """
 
     images: TaskImages | Unlabelled
@@ -33,18 +43,31 @@ def fit_loaders(
     ranks: Ranks,
     position: Position = START,
 ) -> CombinedLoader:
-    """Return one loader per task; an epoch ends with the longest, the others start over.
+    """Return one loader per task; an epoch ends with the longest, and the others start over.
 
     Args:
         tasks: Name -> its images.
-        batch_size: Images per task, step and process; of all tasks together, about, where
-            proportional.
-        proportional: Draw more images of larger tasks, not as many of each.
-        seed: Of the order of the images.
+        batch_size: Images per task, step and process; if proportional, about as many of all tasks
+            together.
+        proportional: Draw images in proportion to the tasks' sizes instead of equally many.
+        seed: Seed of the order of the images.
         num_workers: See `loader`.
-        ranks: The processes that divide the images of an epoch; those of a task with fewer
-            images than processes go to all.
+        ranks: Processes that divide the images of an epoch; all of them see the images of a task
+            with fewer images than processes.
         position: Where to start.
+
+    Example:
+        >>> import numpy as np, torch
+        >>> from lightning_merge.data.examples import array_examples
+        >>> from lightning_merge.models.preprocess import Preprocess
+        >>> pets = array_examples(["cat", "dog"], [0, 1, 1, 0], np.zeros((4, 8, 8), np.uint8))
+        >>> preprocess = Preprocess(size=4, mean=(0.5,) * 3, std=(0.5,) * 3)
+        >>> images = TaskImages(pets, torch.arange(4), preprocess, cache=True)
+        >>> one = FitImages(images, torch.tensor([1]))
+        >>> tasks = {"all": FitImages(images, torch.arange(4)), "one": one}
+        >>> loaders = fit_loaders(tasks, 2, proportional=False, seed=0, num_workers=0, ranks=ALONE)
+        >>> [{task: len(part.index) for task, part in batch.items()} for batch, *_ in loaders]
+        [{'all': 2, 'one': 1}, {'all': 2, 'one': 1}]
     """
     counts = {task: len(own.positions) for task, own in tasks.items()}
     sizes = sizes_of_steps(counts, batch_size, proportional, ranks)
@@ -64,11 +87,15 @@ def fit_loaders(
 
 
 class Size(NamedTuple):
-    """What a process takes of a task for a step.
+    """Images of a task that one process takes for a step.
 
     Attributes:
-        size: Images.
-        ranks: The processes that divide the task's images.
+        size: Number of images.
+        ranks: Processes that divide the task's images.
+
+    Example:
+        >>> Size(3, ALONE).ranks.size
+        1
     """
 
     size: int
@@ -78,13 +105,18 @@ class Size(NamedTuple):
 def sizes_of_steps(
     counts: Mapping[str, int], batch_size: int, proportional: bool, ranks: Ranks
 ) -> dict[str, Size]:
-    """Return what a process takes of every task for a step; arguments as in `fit_loaders`.
+    """Return how many images of every task a process takes for a step; see `fit_loaders`.
 
     Args:
-        counts: Images of each task.
-        batch_size: Images per task, or of all tasks together, about.
-        proportional: Take more of larger tasks.
+        counts: Number of images of each task.
+        batch_size: Images per task, or of all tasks together if proportional.
+        proportional: Take more images of larger tasks.
         ranks: The processes.
+
+    Example:
+        >>> sizes = sizes_of_steps({"large": 90, "small": 10}, 20, True, Ranks(0, 2))
+        >>> {task: own.size for task, own in sizes.items()}
+        {'large': 18, 'small': 2}
     """
     total, sizes = sum(counts.values()), {}
     for task, count in counts.items():

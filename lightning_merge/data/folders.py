@@ -15,7 +15,17 @@ LITTER = frozenset({"thumbs.db", "desktop.ini"})  # left by Windows in folders o
 
 
 class ImageFolders(Source):
-    """Tasks as folders of images, one folder per class; classes in alphabetical order."""
+    """Tasks as folders of images, one folder per class; classes in alphabetical order.
+
+    Example:
+        >>> from PIL import Image
+        >>> for animal in ("dog", "cat"):
+        ...     Path(f"pets/train/{animal}").mkdir(parents=True)
+        ...     Image.new("RGB", (8, 8)).save(f"pets/train/{animal}/0.png")
+        >>> source = ImageFolders(".")
+        >>> source.tasks(), source.load("pets", "train").classes
+        (['pets'], ('cat', 'dog'))
+    """
 
     name = "folders"
     layout = "<task>/{train,test}/<class>/<image>"
@@ -26,7 +36,7 @@ class ImageFolders(Source):
         return sorted({composed(p.name) for p in folders})
 
     def offers(self, task: str, split: str) -> bool:
-        """Whether the split's folder is there, or nothing of the task."""
+        """Whether the task has a folder for the split, or no folder at all."""
         folder = self.place(task)
         return (folder / split).is_dir() or not folder.is_dir()
 
@@ -36,22 +46,22 @@ class ImageFolders(Source):
         folder = place / split
         if not folder.is_dir():
             here = enumerate_names(self.tasks(), 12) or "none"
-            raise self.missing(task, f"{folder} is not a folder (tasks that are there: {here})")
+            raise self.missing(task, f"{folder} is not a folder (tasks found: {here})")
         classes = sorted(
             (p for p in folder.iterdir() if p.is_dir() and not _is_litter(p)), key=_name
         )
         if not classes:
-            raise InputError(f"task {task!r}: {folder} has no class folders; give one per class")
-        found = [_images(task, directory) for directory in classes]
-        for directory, files in zip(classes, found, strict=True):
+            raise InputError(f"task {task!r}: {folder} has no class folders; make one per class")
+        images = [_images(task, directory) for directory in classes]
+        for directory, files in zip(classes, images, strict=True):
             if split == "train" and not files:
                 raise InputError(
                     f"task {task!r}: class folder {directory} is empty; fill or remove it"
                 )
         return file_examples(
             classes=[p.name for p in classes],
-            labels=[label for label, files in enumerate(found) for _ in files],
-            files=[file for files in found for file in files],
+            labels=[label for label, files in enumerate(images) for _ in files],
+            files=[file for files in images for file in files],
             folder=place,
         )
 
@@ -68,7 +78,7 @@ def _images(task: str, directory: Path) -> list[Path]:
 
 
 def _name(path: Path) -> tuple[str, str]:
-    """Return what puts names in the same order on every system."""
+    """Return a key that sorts names in the same order on every system."""
     return composed(path.name), path.name
 
 

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face Hub, from its cache, the Hub itself, or files saved by a user."""
+"""Data sets of the Hugging Face Hub, from the Hub, its cache, or files that a user saved."""
 
 from functools import partial
 from pathlib import Path
@@ -8,17 +8,24 @@ from lightning_merge.core.checkpoints.hub import no_longer_than_needed
 from lightning_merge.core.checkpoints.names import composed
 from lightning_merge.core.errors import InputError
 from lightning_merge.data.examples import Examples, encoded_examples
+from lightning_merge.data.layouts import HubLayout
 from lightning_merge.data.source import Source
-from lightning_merge.data.tasks import HubLayout, task_spec
+from lightning_merge.data.tasks import task_spec
 
 
 class HubData(Source):
     """Tasks as Hugging Face data sets.
 
     `<root>/<task>` may be what `save_to_disk` wrote (a DatasetDict, or one Dataset per split) or
-    a folder of parquet files whose names start with the split. Else the repository of the
-    task table is loaded, with root as the cache ("" is the library's own), and fetched when
-    it is not there. Splits are the repository's.
+    a folder of parquet files whose names start with the split. Otherwise the repository in the
+    task table is loaded, from the cache at root ("" is the library's own) or from the Hub.
+    Splits are the repository's.
+
+    Example:
+        >>> Path("pets").mkdir()
+        >>> Path("pets/train-00000.parquet").touch()
+        >>> HubData(".").tasks()
+        ['pets']
     """
 
     name = "huggingface"
@@ -26,12 +33,12 @@ class HubData(Source):
 
     def tasks(self) -> list[str]:
         """Return the saved data sets below root."""
-        found = (p for p in self.folder().iterdir() if p.is_dir())
-        saved = (p for p in found if _saved(p, "train") or _parquet(p, "train"))
+        folders = (p for p in self.folder().iterdir() if p.is_dir())
+        saved = (p for p in folders if _saved(p, "train") or _parquet(p, "train"))
         return sorted({composed(p.name) for p in saved})
 
     def load(self, task: str, split: str) -> Examples:
-        """Return one split; images stay encoded."""
+        """Return one split; images are decoded when they are read."""
         library, layout = _library(), task_spec(task).hub
         wanted = layout.train if split == "train" else layout.test
         dataset = self._open(library, task, layout, wanted)
@@ -66,7 +73,7 @@ class HubData(Source):
             if folder.is_dir():
                 raise self.missing(task, f"{folder} has no split {split!r}")
         if not layout.path:
-            raise self.missing(task, "the task table has no repository for it")
+            raise self.missing(task, "the task table names no repository")
         try:
             with no_longer_than_needed():
                 return library.load_dataset(

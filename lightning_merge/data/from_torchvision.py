@@ -1,4 +1,4 @@
-"""Data sets as torchvision's classes find them on disk; nothing is downloaded."""
+"""Data sets that torchvision's classes find on disk; nothing is downloaded."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,10 +11,11 @@ from torch import Tensor
 
 from lightning_merge.core.errors import InputError, warn
 from lightning_merge.data.examples import Examples, array_examples, file_examples
+from lightning_merge.data.layouts import TorchvisionLayout, Undivided
 from lightning_merge.data.published import find_lists, listed_rows
 from lightning_merge.data.source import Source
 from lightning_merge.data.splits import complement, stratified_indices
-from lightning_merge.data.tasks import TASKS, TaskSpec, TorchvisionLayout, Undivided, task_spec
+from lightning_merge.data.tasks import TASKS, TaskSpec, task_spec
 
 OWN_SPLIT_SEED = 0  # of data sets without test images of their own; never to be changed
 
@@ -22,19 +23,23 @@ OWN_SPLIT_SEED = 0  # of data sets without test images of their own; never to be
 class TorchvisionData(Source):
     """Tasks of the table in torchvision's layout, below root or root/<task>.
 
-    SUN397, EuroSAT and RESISC45 come without a division into train and test. They are divided
-    as lists of images say that others have published; images in no list are left out. Without
-    lists they get a division of this package: `test_share` of every class is test, sampled once
-    with a fixed seed from the sorted paths. Numbers on it are not comparable with those on the
-    partitions of papers, whose experts have trained on some of these test images; tables mark
-    them. Another set of files is divided anew.
+    SUN397, EuroSAT and RESISC45 come without a division into train and test. Published lists of
+    images divide them, and images in no list are left out. Without lists this package divides
+    them: `test_share` of every class is test, sampled with a fixed seed from the sorted paths, so
+    another set of files is divided differently. Results on this division are not comparable with
+    those of papers, whose experts have trained on some of these test images; tables mark them.
 
     Args:
         root: Folder that holds the data sets.
-        splits: Folder of the lists; none without.
+        splits: Folder of the lists, if there are any.
 
     Raises:
-        InputError: There is no list of any task in `splits`.
+        InputError: `splits` holds no list of any task.
+
+    Example:
+        >>> source = TorchvisionData("nowhere")
+        >>> source.own_split("sun397"), source.own_split("mnist")
+        (True, False)
     """
 
     name = "torchvision"
@@ -49,12 +54,12 @@ class TorchvisionData(Source):
         names = [name for each in undivided for part in each.lists.values() for name in part]
         if self.splits is not None and not any((self.splits / name).is_file() for name in names):
             raise InputError(
-                f"data.splits={splits!r} is not a folder with one of {', '.join(names)}; give the "
+                f"data.splits={splits!r} does not hold any of {', '.join(names)}; give the "
                 "folder of published lists, or leave it out"
             )
 
     def tasks(self) -> list[str]:
-        """Return the tasks of the table whose train images are here."""
+        """Return the tasks of the table whose train images are below root."""
         self.folder()
         return [name for name in TASKS if self._present(name)]
 
@@ -66,7 +71,7 @@ class TorchvisionData(Source):
         return True
 
     def own_split(self, task: str) -> bool:
-        """Whether a data set comes undivided, and no lists divide it."""
+        """Whether a data set comes undivided and no published list divides it."""
         layout = task_spec(task).torchvision
         undivided = None if layout is None else layout.undivided
         return undivided is not None and not self._lists(task, undivided)
@@ -75,7 +80,7 @@ class TorchvisionData(Source):
         return {} if self.splits is None else find_lists(task, undivided.lists, self.splits)
 
     def load(self, task: str, split: str) -> Examples:
-        """Return one split of a data set; images stay encoded where the data set has files."""
+        """Return one split of a data set; image files are decoded when they are read."""
         spec = task_spec(task)
         parts, folder, undivided = self._open(spec, split)
         if undivided is None:
@@ -94,8 +99,8 @@ class TorchvisionData(Source):
         if self.splits is not None:
             names = ", ".join((*undivided.train_lists, *undivided.test_lists))
             warn(
-                f"task {task!r}: data.splits={str(self.splits)!r} has none of {names}; this "
-                "package divides it, as tables note"
+                f"task {task!r}: data.splits={str(self.splits)!r} holds none of {names}; this "
+                "package divides the task itself, as tables note"
             )
         rows = stratified_indices(labels, undivided.test_share, OWN_SPLIT_SEED)
         return rows if split == "test" else complement(rows, len(labels))
@@ -108,13 +113,13 @@ class TorchvisionData(Source):
                 spec.name, f"torchvision reads only {', '.join(TASKS)}; use data.source=folders"
             )
         arguments = layout.train if split == "train" or layout.undivided else layout.test
-        found = [self._open_one(spec, layout, root, given) for given in arguments]
-        return [part for part, _ in found], found[0][1], layout.undivided
+        opened = [self._open_one(spec, layout, root, given) for given in arguments]
+        return [part for part, _ in opened], opened[0][1], layout.undivided
 
     def _open_one(
         self, spec: TaskSpec, layout: TorchvisionLayout, root: Path, arguments: Mapping[str, Any]
     ) -> tuple[Any, Path]:
-        """Return a data set of torchvision's, and the folder that it was found in."""
+        """Return one of torchvision's data sets and the folder where it was found."""
         from torchvision import datasets
 
         faults = []
@@ -131,14 +136,17 @@ def _examples(spec: TaskSpec, parts: Sequence[Any], folder: Path) -> Examples:
     labels = torch.cat([_labels(part) for part in parts])
     classes = _classes(spec, parts[0])
     if int(labels.max()) >= len(classes):
-        raise InputError(f"task {spec.name!r}: label {int(labels.max())} of {len(classes)} classes")
+        raise InputError(
+            f"task {spec.name!r}: label {int(labels.max())} is out of range for {len(classes)} "
+            "classes; get the data set again"
+        )
     if hasattr(parts[0], "data"):
         return array_examples(classes, labels, np.concatenate([_pixels(part) for part in parts]))
     return file_examples(classes, labels, [file for p in parts for file in _files(p)], folder)
 
 
 def _classes(spec: TaskSpec, dataset: Any) -> list[str]:
-    """Return the data set's class names, or numbers where the spec's words have the names."""
+    """Return the data set's class names, or numbers if the spec's words name the classes."""
     names = getattr(dataset, "classes", None)
     if names and not spec.words:
         return [name.partition(" - ")[0] for name in names]

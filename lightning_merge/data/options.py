@@ -12,11 +12,19 @@ from lightning_merge.core.errors import InputError
 def checked_names(tasks: Sequence[str], root: str) -> tuple[str, ...]:
     """Return the names of tasks in NFC; they name folders, modules and columns.
 
+    Args:
+        tasks: Names of tasks.
+        root: Where they come from, for messages.
+
     Raises:
-        InputError: There are none, one is given twice, or one cannot be a name.
+        InputError: No name is given, one is given twice, or one is not allowed.
+
+    Example:
+        >>> checked_names(["cars", "pets"], "data")
+        ('cars', 'pets')
     """
     if isinstance(tasks, str):
-        raise InputError(f"data.tasks={tasks!r} is one text; give a list: [{tasks}]")
+        raise InputError(f"data.tasks={tasks!r} is a string; give a list: [{tasks}]")
     if not tasks:
         raise InputError(f"data.root={root!r} holds no tasks; name them in data.tasks")
     tasks = tuple(map(composed, tasks))
@@ -26,7 +34,7 @@ def checked_names(tasks: Sequence[str], root: str) -> tuple[str, ...]:
         control = any(unicodedata.category(c) in ("Cc", "Cs") for c in task)
         if not task or set(task) & set("/\\.") or control or hasattr(nn.ModuleDict(), task):
             raise InputError(
-                f"data.tasks: {task!r} cannot name a task: it is empty, has one of / \\ . or "
+                f"data.tasks: {task!r} cannot name a task: it is empty, contains / \\ . or "
                 "control characters, is not UTF-8, or is an attribute of torch.nn.ModuleDict; "
                 "rename its folder"
             )
@@ -36,16 +44,24 @@ def checked_names(tasks: Sequence[str], root: str) -> tuple[str, ...]:
 def checked_unseen(unseen: Sequence[str], tasks: Sequence[str]) -> tuple[str, ...]:
     """Return the names of the tasks that are evaluated only, in the order of all tasks.
 
+    Args:
+        unseen: Names of some tasks.
+        tasks: Names of all tasks.
+
     Raises:
-        InputError: One is no task, or no task is left.
+        InputError: A name is not a task, or no task is left to fit on.
+
+    Example:
+        >>> checked_unseen(["pets", "cars"], ("cars", "mnist", "pets"))
+        ('cars', 'pets')
     """
     if isinstance(unseen, str):
-        raise InputError(f"data.unseen={unseen!r} is one text; give a list: [{unseen}]")
+        raise InputError(f"data.unseen={unseen!r} is a string; give a list: [{unseen}]")
     unseen = tuple(map(composed, unseen))
     if unknown := sorted(set(unseen) - set(tasks)):
         raise InputError(
             f"data.unseen names {enumerate_names(unknown)}, not among data.tasks="
-            f"{list(tasks)}; name the tasks to hold out, and all tasks in data.tasks"
+            f"{list(tasks)}; name the unseen tasks there, too"
         )
     if set(unseen) == set(tasks):
         raise InputError(
@@ -57,8 +73,15 @@ def checked_unseen(unseen: Sequence[str], tasks: Sequence[str]) -> tuple[str, ..
 def fraction(value: float | str) -> float:
     """Return a share given as a number, a percentage or "all".
 
+    Args:
+        value: Share, such as 0.05, "5%" or "all".
+
     Raises:
-        InputError: The value is none of these, or out of (0, 1].
+        InputError: The value is something else, or not in (0, 1].
+
+    Example:
+        >>> fraction("5%"), fraction("all"), fraction(0.5)
+        (0.05, 1.0, 0.5)
     """
     text = {"all": "100%"}.get(str(value), str(value))
     try:
@@ -67,7 +90,7 @@ def fraction(value: float | str) -> float:
         number = 0.0
     if not 0 < number <= 1:
         raise InputError(
-            f"data.coefficient_fraction={value!r}: use a percentage such as '1%' or '5%', 'all', "
+            f"data.coefficient_fraction={value!r}: give a percentage such as '1%' or '5%', 'all', "
             "or a number in (0, 1]"
         )
     return number

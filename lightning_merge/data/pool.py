@@ -13,14 +13,30 @@ from lightning_merge.data.source import Source
 
 
 class ImagePool(Source):
-    """A pool to pretrain on; each source of the pool is a task with a train split only.
+    """A pool of images to pretrain on; each of its sources is a task that has only train images.
 
     The file holds `images` uint8 [bytes] (encoded images end to end), `offsets` int64 [n + 1],
     `labels` int16 [n] (numbered within the source) and `source` uint8 [n], an index into the
     comma-separated names of the metadata's `sources`.
 
+    Args:
+        root: The file.
+
     Raises:
-        InputError: Root is no such file.
+        InputError: Root is not a pool.
+
+    Example:
+        >>> from io import BytesIO
+        >>> from PIL import Image
+        >>> from safetensors.torch import save_file
+        >>> file = BytesIO()
+        >>> Image.new("RGB", (8, 4)).save(file, "PNG")
+        >>> images = torch.tensor([*file.getvalue()], dtype=torch.uint8)
+        >>> one = {"labels": torch.tensor([2]).short(), "source": torch.zeros(1, dtype=torch.uint8)}
+        >>> one |= {"images": images, "offsets": torch.tensor([0, len(images)])}
+        >>> save_file(one, "pool.safetensors", metadata={"sources": "birds"})
+        >>> ImagePool("pool.safetensors").load("birds", "train").image(0).size
+        (8, 4)
     """
 
     name = "pool"
@@ -34,8 +50,8 @@ class ImagePool(Source):
         lacking = {"images", "offsets", "labels", "source"} - set(pool)
         if lacking or "sources" not in pool.metadata:
             raise InputError(
-                f"data.root={root!r} is no pool of images: it lacks "
-                f"{', '.join(sorted(lacking)) or 'the names of its sources'}"
+                f"data.root={root!r} is not a pool of images: it lacks "
+                f"{', '.join(sorted(lacking)) or 'the names of its sources'}; give another file"
             )
         self.names = pool.metadata["sources"].split(",")
         self.images, self.offsets = pool["images"], pool["offsets"]
@@ -52,12 +68,15 @@ class ImagePool(Source):
     def load(self, task: str, split: str) -> Examples:
         """Return the images of one source of the pool."""
         if task not in self.names:
-            raise InputError(f"task {task!r} is not in the pool {self.root}; it has {self.names}")
+            raise InputError(
+                f"task {task!r} is not in the pool {self.root}; choose one of "
+                f"{', '.join(self.names)}"
+            )
         if split != "train":
-            raise InputError(f"the pool {self.root} has no {split} split, only train")
+            raise InputError(f"task {task!r}: the pool {self.root} has only train, not {split}")
         rows = torch.nonzero(self.origin == self.names.index(task)).flatten()
         if not len(rows):
-            raise InputError(f"task {task!r}: the pool {self.root} names it but has no image of it")
+            raise InputError(f"task {task!r} has no image in the pool {self.root}; leave it out")
         labels = self.labels[rows]
         return encoded_examples(
             classes=[str(c) for c in range(int(labels.max()) + 1)],

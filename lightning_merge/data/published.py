@@ -1,4 +1,4 @@
-"""Divisions that others have published: text files that name the images of each split."""
+"""Published divisions: text files that name the images of each split."""
 
 import os
 from collections import defaultdict
@@ -16,25 +16,31 @@ from lightning_merge.core.errors import InputError, warn
 def find_lists(
     task: str, named: Mapping[str, Sequence[str]], folder: Path
 ) -> dict[str, list[Path]]:
-    """Return the lists of each split that are in a folder; nothing where it has none.
+    """Return the lists of each split in a folder; an empty mapping if the task has none.
 
     Args:
         task: Name of the task, for messages.
-        named: Split -> names of its lists, of which the first is needed.
-        folder: Where they lie.
+        named: Split -> names of its lists; the first is required.
+        folder: Folder of the lists.
 
     Raises:
-        InputError: One of those that are needed is missing.
+        InputError: A required list is missing.
+
+    Example:
+        >>> Path("train.txt").touch()
+        >>> lists = find_lists("pets", {"train": ["train.txt", "val.txt"]}, Path())
+        >>> [path.name for path in lists["train"]]
+        ['train.txt']
     """
-    found = {s: [folder / n for n in names if (folder / n).is_file()] for s, names in named.items()}
-    if not any(found.values()):
+    lists = {s: [folder / n for n in names if (folder / n).is_file()] for s, names in named.items()}
+    if not any(lists.values()):
         return {}
-    if lacking := [names[0] for s, names in named.items() if folder / names[0] not in found[s]]:
+    if lacking := [names[0] for s, names in named.items() if folder / names[0] not in lists[s]]:
         raise InputError(
             f"data.splits={str(folder)!r} has a list of {task!r}, but no "
-            f"{' and no '.join(lacking)}; add it, or remove the others of the task"
+            f"{' and no '.join(lacking)}; add it, or remove the task's other lists"
         )
-    return found
+    return lists
 
 
 def listed_rows(
@@ -42,9 +48,9 @@ def listed_rows(
 ) -> dict[str, Tensor]:
     """Find the images that lists name.
 
-    A line is the name of a file, with any of the folders above it: `/a/abbey/sun_1.jpg`,
-    `AnnualCrop/AnnualCrop_1.jpg` and `AnnualCrop_1.jpg` are known. Images in no list are left
-    out, and counted in a warning.
+    A line is the name of a file, with or without the folders above it: `/a/abbey/sun_1.jpg`,
+    `AnnualCrop/AnnualCrop_1.jpg` and `AnnualCrop_1.jpg` all occur. Images in no list are left out,
+    and a warning says how many.
 
     Args:
         task: Name of the task, for messages.
@@ -55,34 +61,40 @@ def listed_rows(
         Split -> the rows of its images in `files`, ascending, int64 [n].
 
     Raises:
-        InputError: A list is unreadable or empty, or names what is not there, is there twice, or
-            is in another split.
+        InputError: A list is unreadable or empty, or names an image that is missing, ambiguous or
+            in another split.
+
+    Example:
+        >>> _ = Path("train.txt").write_text("cat/2.png"), Path("test.txt").write_text("1.png")
+        >>> files = [Path("pets/cat/1.png"), Path("pets/cat/2.png")]
+        >>> listed_rows("pets", files, {"train": [Path("train.txt")], "test": [Path("test.txt")]})
+        {'train': tensor([1]), 'test': tensor([0])}
     """
     top = os.path.commonpath([file.parent for file in files])
     places = _Places([file.relative_to(top).parts for file in files])
-    found: dict[str, set[int]] = {}
+    listed: dict[str, set[int]] = {}
     for split, parts in lists.items():
-        found[split] = {row for part in parts for row in _rows_of(task, part, places)}
-    if both := set.intersection(*found.values()):
+        listed[split] = {row for part in parts for row in _rows_of(task, part, places)}
+    if both := set.intersection(*listed.values()):
         names = [files[row].name for row in sorted(both)]
         raise InputError(
-            f"task {task!r}: the lists of {' and '.join(found)} in data.splits both name "
+            f"task {task!r}: the lists of {' and '.join(listed)} in data.splits both name "
             f"{len(both)} images: {enumerate_names(names, 3)}; give lists that divide them"
         )
-    if left := len(files) - sum(map(len, found.values())):
+    if left := len(files) - sum(map(len, listed.values())):
         names = [part.name for parts in lists.values() for part in parts]
         warn(
             f"task {task!r}: {left} of {len(files)} images are left out, as none of "
             f"{', '.join(names)} in data.splits names them"
         )
-    return {split: torch.tensor(sorted(rows)) for split, rows in found.items()}
+    return {split: torch.tensor(sorted(rows)) for split, rows in listed.items()}
 
 
 class _Places:
-    """Paths of files, to be found by their last parts.
+    """Index of files by the last parts of their paths.
 
     Args:
-        paths: Of each file, from the folder on that has them all.
+        paths: Path of each file, relative to the folder that has them all.
     """
 
     def __init__(self, paths: Sequence[tuple[str, ...]]) -> None:
@@ -92,7 +104,7 @@ class _Places:
             self._by_name[path[-1]].append(row)
 
     def rows(self, line: str) -> list[int]:
-        """Return the rows of the files that a line may mean."""
+        """Return the rows of the files that match a line."""
         parts = PurePosixPath(line.replace("\\", "/").lstrip("/")).parts
         return [row for row in self._by_name.get(parts[-1], ()) if _agree(parts, self.paths[row])]
 
@@ -111,14 +123,14 @@ def _rows_of(task: str, file: Path, places: _Places) -> list[int]:
     rows = {line: places.rows(line) for line in lines}
     if not lines:
         raise InputError(f"task {task!r}: {file} names no image; give the published list")
-    if absent := [line for line, found in rows.items() if not found]:
+    if absent := [line for line, matches in rows.items() if not matches]:
         raise InputError(
-            f"task {task!r}: {len(absent)} of {len(rows)} images that {file} names are not there: "
+            f"task {task!r}: {len(absent)} of {len(rows)} images that {file} names are missing: "
             f"{enumerate_names(absent, 3)}; give the list of this data set, and all of its images"
         )
-    if several := [line for line, found in rows.items() if len(found) > 1]:
+    if several := [line for line, matches in rows.items() if len(matches) > 1]:
         raise InputError(
-            f"task {task!r}: {len(several)} names in {file} may mean several images: "
+            f"task {task!r}: {len(several)} names in {file} match several images: "
             f"{enumerate_names(several, 3)}; write their folders in front"
         )
-    return [found[0] for found in rows.values()]
+    return [matches[0] for matches in rows.values()]

@@ -1,4 +1,4 @@
-"""How a run goes on from a checkpoint with the very batches that it would have had without."""
+"""Resuming a run from a checkpoint with the batches of an uninterrupted one."""
 
 import warnings
 from typing import Any, NamedTuple
@@ -7,11 +7,15 @@ from lightning.pytorch import Trainer
 
 
 class Position(NamedTuple):
-    """Where fit stands when its loaders are made.
+    """Progress of `fit` when its loaders are made.
 
     Attributes:
-        epoch: The epoch that comes next, or goes on.
-        taken: Batches of it that have been trained on.
+        epoch: Epoch to begin or to continue.
+        taken: Batches of this epoch that have been trained on.
+
+    Example:
+        >>> Position(epoch=2, taken=5).taken, Position.of(None)
+        (5, Position(epoch=0, taken=0))
     """
 
     epoch: int = 0
@@ -19,7 +23,7 @@ class Position(NamedTuple):
 
     @classmethod
     def of(cls, trainer: Trainer | None) -> "Position":
-        """Return that of a trainer; the start without one."""
+        """Return the position of a trainer; the start without one."""
         if trainer is None:
             return cls()
         loop: Any = trainer.fit_loop
@@ -33,25 +37,42 @@ START = Position()
 
 
 def count_epochs(trainer: Trainer) -> None:
-    """Have a trainer go on from an epoch's end with the next epoch.
+    """Have a trainer resume from the end of an epoch with the next epoch.
 
-    With `max_steps` Lightning (2.6) believes every checkpoint to be from within an epoch, and takes
-    a step more of the one that has ended. Nor does it know that loaders start at a `Position`.
+    With `max_steps`, Lightning (2.6) takes every checkpoint to be from within an epoch and makes
+    another step of one that has ended. It also warns, as it cannot know that loaders start at a
+    `Position`.
+
+    Args:
+        trainer: Changed in place.
+
+    Example:
+        >>> trainer = Trainer(max_steps=3, accelerator="cpu", logger=False)
+        >>> count_epochs(trainer)
+        >>> trainer.fit_loop._iteration_based_training()
+        False
     """
     warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the")
     trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
 
 
 def leave_open(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """Mark an epoch that was cut short in a checkpoint as one that goes on.
+    """Mark an epoch that was cut short as unfinished in a checkpoint.
 
-    `max_steps`, `max_time` or a callback have ended it. Lightning takes it for finished, and a run
-    with a later end would begin another one. Batches that wait for others, to make a step together,
-    count as not taken, since their gradients are lost.
+    Lightning takes an epoch that `max_steps`, `max_time` or a callback ended for finished, so a
+    run that is resumed with a later end would begin another one. Batches whose gradients were
+    still accumulating count as not taken, since their gradients are lost.
 
     Args:
-        trainer: Makes the checkpoint.
+        trainer: Trainer that makes the checkpoint.
         checkpoint: Changed in place.
+
+    Example:
+        >>> trainer = Trainer(accelerator="cpu", logger=False)
+        >>> checkpoint = {}
+        >>> leave_open(trainer, checkpoint)  # no batch was taken, so nothing changes
+        >>> checkpoint
+        {}
     """
     loop = trainer.fit_loop.epoch_loop
     taken = loop.batch_progress.current.ready

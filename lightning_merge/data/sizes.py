@@ -1,4 +1,4 @@
-"""How many images and batches a run has, as the division tells without decoding any."""
+"""Numbers of images and batches of a run, counted without decoding any image."""
 
 from math import ceil
 
@@ -15,8 +15,14 @@ def count_images(data: MergeDataModule, stage: str) -> dict[str, int]:
     """Return the number of images of every task.
 
     Args:
-        data: Loaded.
+        data: Data module that has been loaded.
         stage: "train" (what `fit` draws from), "val", "test" or "predict".
+
+    Example:
+        >>> data = MergeDataModule(tasks=["drawn_hues"], source="drawn", validation_fraction=0.25)
+        >>> data.load(test=False)
+        >>> count_images(data, "val")
+        {'drawn_hues': 440}
     """
     if stage == "train":
         part, tasks = TRANSDUCTIVE if data.transductive else data.fit_on, data.seen
@@ -26,12 +32,18 @@ def count_images(data: MergeDataModule, stage: str) -> dict[str, int]:
 
 
 def count_batches(data: MergeDataModule, stage: str, processes: int = 1) -> dict[str, int]:
-    """Return the number of batches that a process has of every task, in an epoch or in a pass.
+    """Return the number of batches of every task that a process has in an epoch or a pass.
 
     Args:
-        data: Loaded.
+        data: Data module that has been loaded.
         stage: See `count_images`.
-        processes: Of the run.
+        processes: Number of processes of the run.
+
+    Example:
+        >>> data = MergeDataModule(tasks=["drawn_hues"], source="drawn", eval_batch_size=50)
+        >>> data.load(test=False)
+        >>> count_batches(data, "val", processes=2)  # 352 images
+        {'drawn_hues': 4}
     """
     images = count_images(data, stage)
     if stage != "train":

@@ -15,15 +15,27 @@ __all__ = ["Examples", "Source", "open_source", "source_names"]
 
 
 class Source(ABC):
-    """A place that holds tasks; subclasses know one layout.
+    """A place that holds tasks; each subclass knows one layout.
 
     Args:
         root: Folder or file that holds the tasks.
 
     Attributes:
-        name: What `data.source` calls it.
+        name: Name of the layout in `data.source`.
         layout: Where below data.root a task's images are expected, for messages.
         takes_splits: Whether `data.splits` is a second argument.
+
+    Example:
+        >>> import numpy as np
+        >>> from lightning_merge.data.examples import array_examples
+        >>> class Blank(Source):
+        ...     name, layout = "blank", "nothing"
+        ...     def tasks(self):
+        ...         return ["blank"]
+        ...     def load(self, task, split):
+        ...         return array_examples(["white"], [0], np.full((1, 8, 8), 255, np.uint8))
+        >>> open_source("blank", root="").load("blank", "test").image(0).getpixel((0, 0))
+        (255, 255, 255)
     """
 
     name: ClassVar[str]
@@ -35,33 +47,33 @@ class Source(ABC):
 
     @abstractmethod
     def tasks(self) -> list[str]:
-        """Return the names of the tasks that are here."""
+        """Return the names of the tasks that the source has."""
 
     @abstractmethod
     def load(self, task: str, split: str) -> Examples:
         """Return the examples of `split` ("train" or "test") of a task.
 
         Raises:
-            InputError: The task or split is not here; the message says how to get it.
+            InputError: The task or split is missing; the message says how to get it.
         """
 
     def offers(self, task: str, split: str) -> bool:
-        """Whether a task is meant to have a split; `load` says whether it really has."""
+        """Whether a task is expected to have a split; only `load` finds out whether it has."""
         return True
 
     def own_split(self, task: str) -> bool:
-        """Whether a published data set is divided into train and test as nobody has published."""
+        """Whether this package, not a publication, divides a data set into train and test."""
         return False
 
     def name_of(self, task: str) -> str:
-        """Return what `data.source` calls the place of one task."""
+        """Return the name in `data.source` of the layout of one task."""
         return self.name
 
     def folder(self) -> Path:
-        """Return root, which has to be a folder.
+        """Return root, which must be a folder.
 
         Raises:
-            InputError: It is not.
+            InputError: Root is not a folder.
         """
         root = Path(self.root)
         if not self.root or not root.is_dir():
@@ -71,34 +83,38 @@ class Source(ABC):
         return root
 
     def place(self, task: str) -> Path:
-        """Return the path of a task below root, in whatever Unicode form the disk has its name.
+        """Return the path of a task below root, in the Unicode form that its name has on disk.
 
         Raises:
             InputError: Root is not a folder, or has the name in two forms.
         """
         folder = self.folder()
-        found = [path for path in folder.iterdir() if composed(path.name) == composed(task)]
-        if len(found) > 1:
-            names = " and ".join(sorted(ascii(path.name) for path in found))
+        paths = [path for path in folder.iterdir() if composed(path.name) == composed(task)]
+        if len(paths) > 1:
+            names = " and ".join(sorted(ascii(path.name) for path in paths))
             raise InputError(
                 f"data.root={self.root!r} has task {task!r} in two Unicode forms, {names}; put "
                 "both into one folder"
             )
-        return found[0] if found else folder / task
+        return paths[0] if paths else folder / task
 
-    def missing(self, task: str, found: str) -> InputError:
-        """Return the error for a task without data, which says how to get it."""
+    def missing(self, task: str, reason: str) -> InputError:
+        """Return the error for a task without data; its message says how to get them."""
         return InputError(
-            f"task {task!r} has no data: {found}. data.source={self.name!r} expects "
+            f"task {task!r} has no data: {reason}. data.source={self.name!r} expects "
             f"{self.layout} below data.root={self.root!r}. {task_spec(task).obtain}"
         )
 
 
 class SourceOfEach(Source):
-    """Tasks each of which has a source of its own.
+    """Tasks that each have their own source.
 
     Args:
         sources: Task -> its source.
+
+    Example:
+        >>> open_source({"cars": "folders", "drawn_hues": "drawn"}, "data").tasks()
+        ['cars', 'drawn_hues']
     """
 
     def __init__(self, sources: Mapping[str, Source]) -> None:
@@ -115,11 +131,11 @@ class SourceOfEach(Source):
         return self._of(task).load(task, split)
 
     def offers(self, task: str, split: str) -> bool:
-        """Whether the task's source is meant to have a split."""
+        """Whether the task's source is expected to have a split."""
         return self._of(task).offers(task, split)
 
     def own_split(self, task: str) -> bool:
-        """Whether the task's source divides it by itself."""
+        """Whether the task's source divides the task without a published division."""
         return self._of(task).own_split(task)
 
     def name_of(self, task: str) -> str:
@@ -129,19 +145,24 @@ class SourceOfEach(Source):
     def _of(self, task: str) -> Source:
         if task not in self.sources:
             raise InputError(
-                f"task {task!r} has no source: data.source names those of "
+                f"task {task!r} has no source: data.source names only those of "
                 f"{enumerate_names(self.sources, 12)}; add it there, or leave it out of data.tasks"
             )
         return self.sources[task]
 
 
 def source_names() -> list[str]:
-    """Return the names that `data.source` accepts."""
+    """Return the names that `data.source` accepts.
+
+    Example:
+        >>> "folders" in source_names()
+        True
+    """
     return sorted(_kinds())
 
 
 def _kinds() -> dict[str, type[Source]]:
-    """Return the sources of this package, and those that a user has imported, by their names."""
+    """Return the sources of this package and those that a user imported, by name."""
     classes = concrete(Source, __package__).values()  # type: ignore[type-abstract]
     return {cls.name: cls for cls in classes if cls is not SourceOfEach}
 
@@ -155,14 +176,18 @@ def open_source(
     """Return the source called `name` at `root`, or one that has a source for each task.
 
     Args:
-        name: Of the source; or task -> name.
+        name: Name of the source, or task -> name.
         root: Folder or file.
-        roots: Task -> its own root, where `name` is a mapping.
+        roots: Task -> its own root, if `name` is a mapping.
         splits: Folder of published lists, for sources that take them.
 
     Raises:
-        InputError: There is no source of that name, `roots` has a task that `name` has not, or
-            no source takes lists.
+        InputError: The name is unknown, `roots` has a task that `name` lacks, or the source takes
+            no lists.
+
+    Example:
+        >>> open_source("drawn", root="").tasks()[:2]
+        ['digits8x8', 'drawn_arrows']
     """
     roots = roots or {}
     if unknown := set(roots) - set(() if isinstance(name, str) else name):
@@ -186,7 +211,7 @@ def open_source(
 def _open_each(
     names: Mapping[str, str], root: str, roots: Mapping[str, str], splits: str | None
 ) -> dict[str, Source]:
-    """Return task -> its source; tasks of one name and root share theirs."""
+    """Return task -> its source; tasks with the same name and root share one."""
     places = {composed(task): (name, roots.get(task, root)) for task, name in names.items()}
     opened = {place: _open(*place, splits) for place in dict.fromkeys(places.values())}
     return {task: opened[place] for task, place in places.items()}
@@ -195,6 +220,8 @@ def _open_each(
 def _open(name: str, root: str, splits: str | None) -> Source:
     kinds = _kinds()
     if name not in kinds:
-        raise InputError(f"data.source={name!r} is not known; choose one of {sorted(kinds)}")
+        raise InputError(
+            f"data.source={name!r} is unknown; choose one of {', '.join(sorted(kinds))}"
+        )
     cls = kinds[name]
     return cls(root, splits) if cls.takes_splits else cls(root)  # type: ignore[call-arg]

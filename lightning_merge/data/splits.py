@@ -1,4 +1,4 @@
-"""Seeded splits, and the proof that no image is on both sides of one."""
+"""Seeded splits, and the check that no image is on both sides of one."""
 
 import hashlib
 import json
@@ -16,15 +16,20 @@ from lightning_merge.data.examples import Examples
 
 
 def stratified_indices(labels: Tensor, fraction: float, seed: int) -> Tensor:
-    """Choose about `fraction` of each class: of two or more images neither none nor all.
+    """Choose about `fraction` of each class; of two images or more, at least one and not all.
 
     Args:
-        labels: int64 [n].
+        labels: Classes, int64 [n].
         fraction: Share of every class to choose, in (0, 1).
-        seed: Of the permutation.
+        seed: Seed of the permutation.
 
     Returns:
-        Sorted int64 indices of the chosen examples.
+        Sorted indices of the chosen examples, int64.
+
+    Example:
+        >>> labels = torch.tensor([0] * 10 + [1] * 2)
+        >>> labels[stratified_indices(labels, 0.3, seed=0)]
+        tensor([0, 0, 0, 1])
     """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(labels), generator=generator)
@@ -39,7 +44,12 @@ def stratified_indices(labels: Tensor, fraction: float, seed: int) -> Tensor:
 
 
 def complement(indices: Tensor, size: int) -> Tensor:
-    """Return the sorted indices below `size` that are not in `indices`."""
+    """Return the sorted indices below `size` that are not in `indices`.
+
+    Example:
+        >>> complement(torch.tensor([1, 3]), size=5)
+        tensor([0, 2, 4])
+    """
     rest = torch.ones(size, dtype=torch.bool)
     rest[indices] = False
     return rest.nonzero().flatten()
@@ -52,20 +62,25 @@ def divide(
     seed: int,
     leave_out: Collection[str] = (),
 ) -> tuple[Tensor, Tensor]:
-    """Divide a train split into images to train on and held-out ones.
+    """Divide a train split into images to train on and held-out images.
 
-    The division depends on this split and the seed alone. An image of which a copy would be
-    on the other side is trained on.
+    The division depends only on this split and the seed. All copies of an image are trained on if
+    they would be on both sides.
 
     Args:
-        labels: int64 [n].
+        labels: Classes, int64 [n].
         hashes: One digest per image.
         fraction: Share of every class to hold out.
-        seed: Of the division.
+        seed: Seed of the division.
         leave_out: Digests of images that go to neither side.
 
     Returns:
-        Sorted int64 rows to train on, and rows held out.
+        Sorted rows to train on and sorted held-out rows, int64.
+
+    Example:
+        >>> train, held_out = divide(torch.zeros(5).long(), ["a", "b", "c", "d", "e"], 0.4, seed=0)
+        >>> len(train), len(held_out)
+        (3, 2)
     """
     held_out = stratified_indices(labels, fraction, seed)
     trained = {hashes[row] for row in complement(held_out, len(labels)).tolist()}
@@ -77,10 +92,21 @@ def divide(
 
 
 def draw_share(rows: Tensor, fraction: float, seed: int) -> Tensor:
-    """Choose `fraction` of the rows at random, at least one; a smaller share is part of a larger.
+    """Choose `fraction` of the rows at random, at least one; shares of one seed are nested.
+
+    Args:
+        rows: Rows, ascending, int64 [n].
+        fraction: Share to choose, in (0, 1].
+        seed: Seed of the choice.
 
     Returns:
         The chosen rows in ascending order.
+
+    Example:
+        >>> rows = torch.arange(100)
+        >>> small, large = draw_share(rows, 0.05, seed=0), draw_share(rows, 0.5, seed=0)
+        >>> len(small), bool(torch.isin(small, large).all())
+        (5, True)
     """
     generator = torch.Generator().manual_seed(seed)
     count = max(1, round(fraction * len(rows)))
@@ -88,7 +114,12 @@ def draw_share(rows: Tensor, fraction: float, seed: int) -> Tensor:
 
 
 def balanced_counts(total: int, sizes: Iterable[int]) -> list[int]:
-    """Spread `total` draws over pools of the given sizes as evenly as they allow."""
+    """Spread `total` draws over pools of the given sizes as evenly as possible.
+
+    Example:
+        >>> balanced_counts(10, [2, 100, 100])
+        [2, 4, 4]
+    """
     sizes = list(sizes)
     counts = [0] * len(sizes)
     left = min(total, sum(sizes))
@@ -107,28 +138,49 @@ def content_hashes(examples: Examples, what: str) -> list[str]:
 
     Args:
         examples: The images.
-        what: Their name, for the progress shown.
+        what: Their name, for the progress bar.
 
     Raises:
         InputError: An image is evidently broken.
+
+    Example:
+        >>> import numpy as np
+        >>> from lightning_merge.data.examples import array_examples
+        >>> copies = array_examples(["cat"], [0, 0], np.zeros((2, 8, 8), np.uint8))
+        >>> first, second = content_hashes(copies, "cats")
+        >>> first == second
+        True
     """
     rows = tracked(range(len(examples)), f"reading {what}")
     return [hashlib.blake2b(examples.content(i), digest_size=12).hexdigest() for i in rows]
 
 
 def digest(hashes: Iterable[str], labels: Tensor) -> str:
-    """Return one digest of a split: its images, labels and their order."""
+    """Return one digest of a split: its images, labels and their order.
+
+    Example:
+        >>> digest(["a", "b"], torch.tensor([0, 1])) == digest(["b", "a"], torch.tensor([0, 1]))
+        False
+    """
     whole = hashlib.blake2b("".join(hashes).encode(), digest_size=16)
     whole.update(labels.numpy().tobytes())
     return whole.hexdigest()
 
 
 def check_disjoint(task: str, parts: dict[str, list[str]]) -> None:
-    """Raise InputError where the same image is in two parts of a task.
+    """Check that no image is in two parts of a task.
 
     Args:
         task: Name of the task, for the message.
         parts: Part name -> digests of its images.
+
+    Raises:
+        InputError: An image is in two parts.
+
+    Example:
+        >>> check_disjoint("pets", {"train": ["a", "b"], "test": ["b"]})
+        Traceback (most recent call last):
+        lightning_merge.core.errors.InputError: task 'pets': 1 image(s) are in both train and ...
     """
     seen: dict[str, str] = {}
     for part, hashes in parts.items():
@@ -136,16 +188,32 @@ def check_disjoint(task: str, parts: dict[str, list[str]]) -> None:
             if value in seen:
                 shared = len(set(hashes) & set(parts[seen[value]]))
                 raise InputError(
-                    f"task {task!r}: {shared} image(s) are in both {seen[value]} and {part}; a "
-                    "number measured on them would not be honest. Remove them from one side, or "
+                    f"task {task!r}: {shared} image(s) are in both {seen[value]} and {part}, so "
+                    "an accuracy on them would not be honest; remove them from one side, or "
                     "leave copies of test images out of training by data.duplicates: drop"
                 )
         seen.update(dict.fromkeys(hashes, part))
 
 
 def write(path: Path, settings: Mapping[str, Any], tasks: Mapping[str, Any]) -> None:
-    """Write the record of a division as JSON, one line per setting and per task."""
+    """Write the record of a division as JSON, one line per setting and per task.
+
+    Args:
+        path: The file.
+        settings: Name -> value.
+        tasks: Task -> its record.
+
+    Example:
+        >>> write(Path("splits.json"), {"split_seed": 0}, {"pets": {"left_out": 2}})
+        >>> print(Path("splits.json").read_text(), end="")
+        {
+         "split_seed": 0,
+         "tasks": {
+          "pets": {"left_out": 2}
+         }
+        }
+    """
     head = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in settings.items()]
-    rows = [f"  {json.dumps(task)}: {json.dumps(found)}" for task, found in tasks.items()]
+    rows = [f"  {json.dumps(task)}: {json.dumps(record)}" for task, record in tasks.items()]
     text = ",\n".join([*head, ' "tasks": {\n' + ",\n".join(rows) + "\n }"])
     write_text(path, f"{{\n{text}\n}}\n")

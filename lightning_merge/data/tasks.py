@@ -9,92 +9,36 @@ from typing import Any
 
 from lightning_merge.core.checkpoints.names import composed
 from lightning_merge.data import class_names
+from lightning_merge.data.layouts import HubLayout, TorchvisionLayout, Undivided
 
 Words = Mapping[str, str]
 
 
 @dataclass(frozen=True)
-class Undivided:
-    """How a data set is divided that comes without test images of its own.
-
-    Args:
-        test_share: Share of each class that becomes test without lists; which images is fixed by
-            the sorted paths (`splits.stratified_indices`).
-        train_lists: Files of `data.splits` that name the published train images. The first is
-            needed; one of validation images counts as train, from which held-out ones are taken.
-        test_lists: Files that name the published test images.
-    """
-
-    test_share: float
-    train_lists: tuple[str, ...] = ()
-    test_lists: tuple[str, ...] = ()
-
-    @property
-    def lists(self) -> dict[str, tuple[str, ...]]:
-        """Split -> its files."""
-        return {"train": self.train_lists, "test": self.test_lists}
-
-
-@dataclass(frozen=True)
-class TorchvisionLayout:
-    """Where torchvision keeps a data set.
-
-    Args:
-        dataset: Class of torchvision.datasets.
-        train: Arguments that choose train images; several are put one after the other.
-        test: Arguments that choose test images.
-        folder: Folder to give to the class, below the root.
-        undivided: How to divide a data set that has no test images of its own.
-    """
-
-    dataset: str
-    train: tuple[Mapping[str, Any], ...] = ({},)
-    test: tuple[Mapping[str, Any], ...] = ()
-    folder: str = ""
-    undivided: Undivided | None = None
-
-
-@dataclass(frozen=True)
-class HubLayout:
-    """Where the Hugging Face Hub keeps a data set.
-
-    Args:
-        path: Repository.
-        config: Name of its configuration, where it has several.
-        image: Column of images.
-        label: Column of labels.
-        train: Name of the train split.
-        test: Name of the test split.
-    """
-
-    path: str = ""
-    config: str | None = None
-    image: str = "image"
-    label: str = "label"
-    train: str = "train"
-    test: str = "test"
-
-
-@dataclass(frozen=True)
 class TaskSpec:
-    """What is known of a task beside its images; every field but the name has a default.
+    """Facts about a task beside its images; every field but the name has a default.
 
     Args:
         name: The task's name in configs, folders and tables.
         title: Its name in papers.
         classes: Number of classes of the full data set.
-        mirror: A mirrored image keeps its class (false for digits and traffic signs).
-        templates: Prompts of zero-shot heads, with {} where a class goes.
-        words: Class name (a number without leading zeros) -> its words in a prompt, where
-            `word` does not find them by itself.
-        names: Class names in the order of the full data set's labels, which is also that of the
-            rows of published heads.
-        prompt_names: The same classes in the words of published prompts, where they are others.
+        mirror: Whether a mirrored image keeps its class (not for digits and traffic signs).
+        templates: Prompts of zero-shot heads, with {} in place of the class.
+        words: Class name (a number without leading zeros) -> its words in a prompt, for names that
+            `word` would not convert.
+        names: Class names in the order of the full data set's labels and of the rows of published
+            heads.
+        prompt_names: The same classes in the words of published prompts, if these differ.
         lead: Regular expression of what the data set puts in front of a class name.
-        torchvision: The layout that source "torchvision" reads.
-        hub: The layout that source "huggingface" reads.
+        torchvision: Layout that source "torchvision" reads.
+        hub: Layout that source "huggingface" reads.
         aliases: Other names of the task.
-        obtain: How to get the data, and on what terms.
+        obtain: How to get the data, and their terms of use.
+
+    Example:
+        >>> pets = TaskSpec("pets", words={"n01": "tabby cat"})
+        >>> pets.prompts(["n01", "GreatDane"])
+        (('tabby cat', 'great dane'), ('a photo of a {}.',))
     """
 
     name: str
@@ -112,10 +56,10 @@ class TaskSpec:
     obtain: str = "Put your images there, or leave the task out."
 
     def word(self, label: str) -> str:
-        """Return the words of a prompt for a class name as folders and data sets spell it.
+        """Return the words of a prompt for a class name, however folders and data sets spell it.
 
         "0 - zero" and "00" are the number 0; "/a/abbey" (and SUN397's "a_abbey"),
-        "008_Aston_Martin" and "SeaLake" lose what no reader would say.
+        "008_Aston_Martin" and "SeaLake" become "abbey", "Aston Martin" and "sea lake".
         """
         label = composed(label)
         if number := re.fullmatch(r"(\d+)(?: - .*)?", label):
@@ -132,18 +76,18 @@ class TaskSpec:
         return tuple(map(self.word, classes)), self.templates
 
     def rows(self, stored: Sequence[str], wanted: Sequence[str]) -> list[int] | None:
-        """Return where each wanted class stands among the stored ones.
+        """Return the position of each wanted class among the stored ones.
 
-        Names that differ in their Unicode form only are equal, and so are whole numbers that
-        differ in leading zeros. Classes of the table are also known as torchvision, the Hub,
-        folders and published prompts spell them: "/a/abbey", "a_abbey" and "abbey".
+        Names that differ only in their Unicode form are equal, and so are whole numbers that
+        differ only in leading zeros. For tasks of the table, the spellings of torchvision, the
+        Hub, folders and published prompts are equal: "/a/abbey", "a_abbey" and "abbey".
 
         Args:
             stored: Class names of a head.
             wanted: Class names of the data.
 
         Returns:
-            Positions in `stored`, one for each name in `wanted`; None where the classes are others.
+            Positions in `stored`, one for each name in `wanted`; None if the classes differ.
         """
         kinds: tuple[Callable[[str], Any], ...] = (composed, _number, self.identity)
         for kind in kinds:
@@ -154,20 +98,20 @@ class TaskSpec:
         return None
 
     def identity(self, label: str) -> str | int:
-        """Return what all spellings of a class have in common: its number, or the name itself."""
+        """Return the number of a class in the table, or the name itself if it has none."""
         label = _number(label)
         spellings = (_letters(label), _letters(self.word(label)))
         return next((self._known[text] for text in spellings if text in self._known), label)
 
     @cached_property
     def _known(self) -> dict[str, int]:
-        """Spelling -> number of the class, for all classes of the table."""
+        """Numbers of the classes of the table, by spelling."""
         lists = (self.names, self.prompt_names, tuple(map(self.word, self.names)))
         return {_letters(name): number for names in lists for number, name in enumerate(names)}
 
     @property
     def summary(self) -> str:
-        """One line for `list`."""
+        """Description in one line, for `list`."""
         sources = ["folders"]
         if self.torchvision:
             sources.append("torchvision")
@@ -178,7 +122,7 @@ class TaskSpec:
 
 
 def _number(name: str) -> str:
-    """Return a whole number without leading zeros; any other name as it is."""
+    """Return a whole number without leading zeros, and any other name unchanged."""
     name = composed(name)
     return str(int(name)) if re.fullmatch(r"[0-9]+", name) else name
 
@@ -374,5 +318,10 @@ _BY_ANY_NAME = {name: row for row in _ROWS for name in (row.name, *row.aliases)}
 
 
 def task_spec(name: str) -> TaskSpec:
-    """Return the row of a task; a user's own task has a row of defaults."""
+    """Return the row of a task; a user's own task has a row of defaults.
+
+    Example:
+        >>> task_spec("stanford-cars").name, task_spec("pets").templates
+        ('cars', ('a photo of a {}.',))
+    """
     return _BY_ANY_NAME.get(name, TaskSpec(name))

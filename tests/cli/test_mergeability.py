@@ -130,7 +130,7 @@ def test_experts_of_no_task(run, config, files):
     config.write_text(yaml.safe_dump(content))
     result = run("mergeability", "--config", config)
     assert result.code == 2
-    assert "none is among one, other; give the experts the names" in result.err
+    assert "names none of one, other; name the experts after" in result.err
 
 
 def test_a_residual_network(run, config, root, tmp_path):

@@ -151,7 +151,7 @@ def test_only_some_tasks_are_looked_at(make):
     data.only(["three", "one", "another"])
     assert data.tasks == data.seen == ("one", "three")
     assert set(data.unlabelled_by_task()) == {"one", "three"}
-    with pytest.raises(InputError, match=r"none is among two"):
+    with pytest.raises(InputError, match=r"names none of two"):
         data.only(["two"])
 
 
@@ -293,13 +293,13 @@ def test_a_split_of_test_images_is_wanted_where_they_are_measured(make, root):
         ({"num_workers": -1}, r"data\.num_workers=-1"),
         ({"cache_gib": -1.0}, r"data\.cache_gib=-1"),
         ({"tasks": ["one", "two", "one"]}, r"names one twice"),
-        ({"tasks": "one"}, r"data\.tasks='one' is one text; give a list: \[one\]"),
+        ({"tasks": "one"}, r"data\.tasks='one' is a string; give a list: \[one\]"),
         ({"tasks": ["one/two"]}, r"'one/two' cannot name a task"),
         ({"tasks": [".."]}, r"'\.\.' cannot name a task"),
         ({"tasks": ["keys"]}, r"'keys' cannot name a task"),
         ({"tasks": [""]}, r"'' cannot name a task"),
         ({"unseen": ["four", "two"]}, r"data\.unseen names four, not among data\.tasks=.*'three'"),
-        ({"unseen": "two"}, r"data\.unseen='two' is one text; give a list: \[two\]"),
+        ({"unseen": "two"}, r"data\.unseen='two' is a string; give a list: \[two\]"),
         ({"unseen": ["two", "three", "one"]}, r"data\.unseen=.* leaves none of data\.tasks"),
     ],
 )

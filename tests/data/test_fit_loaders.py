@@ -202,8 +202,8 @@ def test_proportional_sizes_are_those_of_what_is_fitted_on(make):
     ("task", "positions", "message"),
     [
         ("one", [], "'one': none of its 4 images is left to fit on"),
-        ("one", [0, 4], r"'one': positions must lie in \[0, 4\)"),
-        ("one", [-1], r"'one': positions must lie in \[0, 4\)"),
+        ("one", [0, 4], r"'one': positions must be in \[0, 4\)"),
+        ("one", [-1], r"'one': positions must be in \[0, 4\)"),
         ("two", [0], r"data\.seen='two': choose one of one, three"),
     ],
 )

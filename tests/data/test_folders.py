@@ -70,7 +70,7 @@ def _nested(task):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (_remove_task, r"'one' has no data.*tasks that are there: three, two.*Put your images"),
+        (_remove_task, r"'one' has no data.*tasks found: three, two.*Put your images"),
         (_remove_split, r"'one' has no data.*<task>/\{train,test\}/<class>/<image>"),
         (_empty_class, r"class folder .*empty is empty; fill or remove it"),
         (_no_classes, r"has no class folders"),
@@ -99,7 +99,7 @@ def test_a_missing_root(root):
 
 def test_an_unknown_source():
     assert source_names() == ["drawn", "folders", "huggingface", "pool", "torchvision"]
-    with pytest.raises(InputError, match=r"data\.source='zip' is not known; choose one of"):
+    with pytest.raises(InputError, match=r"data\.source='zip' is unknown; choose one of"):
         open_source("zip", "")
 
 

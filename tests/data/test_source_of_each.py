@@ -73,11 +73,11 @@ def test_names_of_tasks_in_either_form(make_task):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"source": {"one": "zip"}}, r"data\.source='zip' is not known"),
+        ({"source": {"one": "zip"}}, r"data\.source='zip' is unknown"),
         ({"source": {}}, r"holds no tasks"),
         (
             {"tasks": ["one", "three"]},
-            r"task 'three' has no source: data\.source names those of two",
+            r"task 'three' has no source: data\.source names only those of two",
         ),
         (
             {"roots": {"three": "x"}},

@@ -52,7 +52,7 @@ def test_the_pool_gives_its_sources_as_tasks(pool, picture, preprocess):
 
 @pytest.mark.parametrize(
     ("task", "split", "message"),
-    [("both", "train", "'both' is not in the pool"), ("odd", "test", "has no test split")],
+    [("both", "train", "'both' is not in the pool"), ("odd", "test", "has only train, not test")],
 )
 def test_what_the_pool_has_not(pool, task, split, message):
     with pytest.raises(InputError, match=message):
@@ -63,7 +63,9 @@ def test_a_file_that_is_no_pool(tmp_path):
     with pytest.raises(InputError, match="is not a file"):
         ImagePool(str(tmp_path / "none.safetensors"))
     save_checkpoint({"images": torch.zeros(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(InputError, match="is no pool of images: it lacks labels, offsets, source"):
+    with pytest.raises(
+        InputError, match="is not a pool of images: it lacks labels, offsets, source"
+    ):
         ImagePool(str(tmp_path / "other.safetensors"))
 
 
