@@ -19,9 +19,19 @@ def run() -> int:
     """Run the command that the program's arguments name.
 
     Returns:
-        The exit code; see `main`.
+        The exit code; see `main`. 141 where whoever read the output stopped, such as `| head`.
     """
     _ensure_utf8()
+    try:
+        code = _run()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush
+        return 141
+    return code
+
+
+def _run() -> int:
     command, words = "".join(sys.argv[1:2]), sys.argv[2:]
     if command in ("", "-h", "--help"):
         print(usage(program()))

@@ -28,6 +28,9 @@ def report(
     if target.exists() and not overwrite:
         raise InputError(f"output={output!r} exists: give another path or --overwrite true")
     files = [Path(run) / "results.json" if Path(run).is_dir() else Path(run) for run in runs]
+    for run, file in zip(runs, files, strict=True):
+        if not file.exists():
+            raise InputError(f"runs: {run!r} has no results: {file} does not exist; finish the run")
     table = markdown(aggregate([Results.from_json(file) for file in files], against))
     write_text(target, table)
     print(f"{target}: {len(files)} runs")

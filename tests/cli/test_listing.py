@@ -1,5 +1,7 @@
 """The table of methods: as their facts say, in every order, and as the documentation has it."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,3 +78,11 @@ def test_the_documentation_has_the_table():
     cells = [(name, *row) for name, row in rows.items()]
     table = markdown_table(("method", *COLUMNS), cells, ["---"] * (len(COLUMNS) + 1))
     assert table in DOCUMENT.read_text(encoding="utf-8")
+
+
+def test_a_reader_that_stops_ends_it_quietly():
+    command = [sys.executable, "-m", "lightning_merge", "list", "--what", "methods"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as listing:
+        listing.stdout.close()  # before anything is written
+        assert listing.stderr.read() == b""
+        assert listing.wait() == 141

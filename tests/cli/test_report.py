@@ -34,3 +34,10 @@ def test_report_wants_a_candidate_to_compare_with(run, tmp_path):
     assert refused.code != 0
     assert "against='z' is no candidate: give one of ['x', 'y']" in refused.err
     assert not output.exists()
+
+
+def test_a_run_without_results_is_named(run, tmp_path):
+    refused = run("report", "--runs", str([str(tmp_path)]), "--output", tmp_path / "table.md")
+    assert refused.code == 2
+    assert "has no results" in refused.err
+    assert str(tmp_path / "results.json") in refused.err
