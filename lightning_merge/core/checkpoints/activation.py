@@ -1,4 +1,4 @@
-"""The activation of a CLIP's blocks: weights fit either, and do badly with the wrong one."""
+"""The activation function of CLIP blocks: weights load with either one, but need the right one."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from lightning_merge.core.checkpoints.unpickle import find_classes
 from lightning_merge.core.errors import InputError
 
 KEY = "activation"
-"""Entry of the metadata that says it in files written here."""
+"""Metadata entry that records the activation in files written by this package."""
 _CLASSES = {
     "QuickGELU": "quick_gelu",
     "QuickGELUActivation": "quick_gelu",
@@ -22,23 +22,38 @@ _CLASSES = {
 
 
 def named(classes: set[str]) -> str | None:
-    """Return the one activation among the classes of a network's modules; else None."""
+    """Return the activation named by the classes of a network's modules; None unless it is unique.
+
+    Args:
+        classes: Class names without their packages.
+
+    Example:
+        >>> named({"Linear", "QuickGELU"})
+        'quick_gelu'
+    """
     kinds = {_CLASSES[name] for name in classes if name in _CLASSES}
     return kinds.pop() if len(kinds) == 1 else None
 
 
 def activation_of(path: str | Path, opened: Checkpoint | None = None) -> str | None:
-    """Return the activation that a checkpoint names: "quick_gelu", "gelu", another one, or none.
+    """Return the activation that a checkpoint names, such as "quick_gelu" or "gelu"; None if none.
 
-    Files written here say it in their metadata, folders in their config.json or
-    open_clip_config.json, whole pickled modules and TorchScript by the classes of their modules.
+    Files written by this package record it in their metadata, folders in config.json or
+    open_clip_config.json, pickled modules and TorchScript in the classes of their modules.
 
     Args:
-        path: File or folder, or a name of the Hub.
-        opened: The checkpoint in it, if it is open already.
+        path: File, folder or name on the Hub.
+        opened: The checkpoint at that path, if it is already open.
 
     Raises:
         InputError: The checkpoint cannot be read.
+
+    Example:
+        >>> from safetensors.torch import save_file
+        >>> import torch
+        >>> save_file({"w": torch.ones(1)}, "clip.safetensors", metadata={"activation": "gelu"})
+        >>> activation_of("clip.safetensors")
+        'gelu'
     """
     checkpoint = open_checkpoint(path) if opened is None else opened
     if KEY in checkpoint.metadata:
@@ -53,28 +68,33 @@ def activation_of(path: str | Path, opened: Checkpoint | None = None) -> str | N
 
 
 def agreed(paths: Mapping[str, str], opened: Mapping[str, Checkpoint]) -> str | None:
-    """Return what some checkpoints say of their activation, those of them that say it.
+    """Return the activation that some checkpoints name; those that name none are ignored.
 
     Args:
-        paths: "base" and the like -> file or folder.
-        opened: The same -> the checkpoint in it.
+        paths: Role, such as "base", -> file or folder.
+        opened: Role -> open checkpoint.
 
     Raises:
-        InputError: They do not say the same.
+        InputError: The checkpoints name different activations.
+
+    Example:
+        >>> base, expert = (Checkpoint({}, metadata=data) for data in ({}, {"activation": "gelu"}))
+        >>> agreed({"base": "b.pt", "expert": "e.pt"}, {"base": base, "expert": expert})
+        'gelu'
     """
     stated = {what: activation_of(path, opened[what]) for what, path in paths.items()}
     told = {what: kind for what, kind in stated.items() if kind is not None}
     if len(set(told.values())) > 1:
         each = ", ".join(f"{what} {kind}" for what, kind in told.items())
         raise InputError(
-            f"the networks have different activations: {each}. Give experts of this base, which "
-            "have the same"
+            f"the networks have different activations: {each}. Give experts fine-tuned from this "
+            "base, which share its activation"
         )
     return next(iter(told.values()), None)
 
 
 def _described(folder: Path) -> str | None:
-    """Return what the files of a folder say; nothing where they cannot be read."""
+    """Return the activation that a folder's configuration files name, if any."""
     config = _fields(folder / "config.json")
     vision = {**config, **_part(config, "vision_config"), **_part(config, "vision_config_dict")}
     if str(config.get("model_type", "")).startswith("clip"):
@@ -89,7 +109,7 @@ def _described(folder: Path) -> str | None:
 def _fields(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError):  # who needs the file says what is wrong with it
+    except (OSError, ValueError, RecursionError):  # reported by the code that needs the file
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -1,4 +1,4 @@
-"""Checkpoints as lazy, read-only mappings from names to tensors, and how they are written."""
+"""Checkpoints as lazy, read-only mappings from names to tensors, and how to save them."""
 
 import os
 from collections.abc import Collection, Iterable, Mapping
@@ -32,10 +32,19 @@ __all__ = [
 
 
 def spelled_as(checkpoint: Mapping[str, Tensor], names: Iterable[str]) -> Checkpoint:
-    """Return a lazy view of a CLIP under the names of the library that `names` are of.
+    """Return a lazy view of a CLIP under the naming scheme of the library that `names` come from.
 
-    Of any other network, or where the library is the same, it is the checkpoint itself; see
+    Any other network, or a CLIP that already has these names, is returned as it is; see
     `lightning_merge.core.checkpoints.clip_names`.
+
+    Args:
+        checkpoint: Tensors by name.
+        names: Names in the wanted scheme.
+
+    Example:
+        >>> clip = {"visual.ln_pre.weight": torch.ones(2)}
+        >>> list(spelled_as(clip, ["vision_model.pre_layrnorm.weight"]))
+        ['vision_model.pre_layrnorm.weight']
     """
     source = as_checkpoint(checkpoint)
     entries = translated({name: source.entry(name) for name in source}, names)
@@ -45,13 +54,22 @@ def spelled_as(checkpoint: Mapping[str, Tensor], names: Iterable[str]) -> Checkp
 
 
 def select(checkpoint: Mapping[str, Tensor], names: Iterable[str]) -> Checkpoint:
-    """Return a lazy view of `checkpoint` with exactly these `names`, whatever its prefixes.
+    """Return a lazy view of `checkpoint` with exactly these `names`, whatever prefix it stores.
 
-    A CLIP may have either library's names, see `spelled_as`.
+    A CLIP may have the names of either library, see `spelled_as`.
+
+    Args:
+        checkpoint: Tensors by name.
+        names: The wanted names, such as those of an encoder.
 
     Raises:
-        InputError: Names are missing or ambiguous, see `match_names`, or lie there in another form
-            than as weights, see `forms`.
+        InputError: Names are missing or ambiguous, see `match_names`, or stored in a form other
+            than weights, see `forms`.
+
+    Example:
+        >>> stored = {"model.fc.weight": torch.ones(2), "model.fc.bias": torch.zeros(1)}
+        >>> select(stored, ["fc.bias", "fc.weight"])["fc.bias"]
+        tensor([0.])
     """
     names = dict.fromkeys(names)
     source = spelled_as(checkpoint, names)
@@ -64,7 +82,7 @@ def select(checkpoint: Mapping[str, Tensor], names: Iterable[str]) -> Checkpoint
 
 
 def _match(names: Collection[str], source: Checkpoint) -> dict[str, str]:
-    """Match names, and tell of adapters where there should be weights."""
+    """Match names, and explain the error if the file holds adapters instead of weights."""
     try:
         matched = match_names(names, source)
     except InputError as fault:
@@ -79,18 +97,25 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Open a checkpoint of any kind; its content decides, not its suffix.
 
-    * safetensors; in shards: their index `*.index.json`, or the folder with it;
-    * what torch.save writes, through the restricted reader in `checkpoints/unpickle.py`:
-      state dicts, Lightning checkpoints (their `state_dict`), whole modules;
-    * a folder, as the Hub has it, with one of these.
+    * safetensors; in shards: their index `*.index.json`, or its folder;
+    * files of torch.save, through the restricted reader in `checkpoints/unpickle.py`: state
+      dicts, Lightning checkpoints (their `state_dict`), whole modules;
+    * a folder with one of these, as on the Hub.
 
     Args:
-        path: File or folder, or a name of the Hub, see `lightning_merge.core.checkpoints.hub`.
-        prefix: Keep only the names under this prefix, and take it off: `encoder.backbone.`.
+        path: File, folder or name on the Hub, see `lightning_merge.core.checkpoints.hub`.
+        prefix: Keep only names under this prefix, such as `encoder.backbone.`, and strip it.
         keys: Keep exactly these names, see `select`.
 
     Raises:
-        InputError: Missing, unreadable or damaged, without tensors, or several to choose from.
+        InputError: The file is missing, unreadable or damaged, holds no tensors, or there are
+            several to choose from.
+
+    Example:
+        >>> torch.save({"encoder.weight": torch.ones(2, 3), "step": 5}, "expert.pt")
+        >>> expert = open_checkpoint("expert.pt", prefix="encoder")
+        >>> list(expert), expert.shape("weight")
+        (['weight'], (2, 3))
     """
     path = hub.weights(path)
     if os.path.isdir(path):
@@ -122,7 +147,7 @@ def save_checkpoint(
     overwrite: bool = True,
     max_shard_size: int | None = None,
 ) -> Path:
-    """Write tensors as one safetensors file, or in shards, that appears whole or not at all.
+    """Write tensors as one safetensors file, or in shards; it appears completely or not at all.
 
     Tensors keep their dtype and order (wider dtypes first, so that all are aligned); views are
     written contiguously, tied tensors in full under each name. The same input gives the same
@@ -130,8 +155,8 @@ def save_checkpoint(
 
     Args:
         tensors: Mapping, or pairs of name and tensor.
-        path: The file, or the folder of the shards; its parent is made.
-        metadata: Text by name; `format: pt`, which transformers asks for, is added.
+        path: The file, or the folder of the shards; missing parent folders are created.
+        metadata: Text by name; `format: pt`, which transformers requires, is added.
         overwrite: Whether an existing file may be replaced.
         max_shard_size: See `CheckpointWriter`.
 
@@ -139,16 +164,22 @@ def save_checkpoint(
         The path.
 
     Raises:
-        InputError: `path` exists and must not be overwritten or cannot be written; a tensor is
-            not a dense tensor, a name is given twice or is not text.
+        InputError: `path` cannot be written, or exists and must not be overwritten; a tensor is
+            not dense; a name is given twice or is not text.
+
+    Example:
+        >>> save_checkpoint({"weight": torch.tensor([1.0, 2.0])}, "w.safetensors").name
+        'w.safetensors'
+        >>> open_checkpoint("w.safetensors")["weight"]
+        tensor([1., 2.])
     """
     path = Path(path)
     if max_shard_size is None:
-        claim(path, overwrite=overwrite).unlink()  # told before the pairs are made
+        claim(path, overwrite=overwrite).unlink()  # fail before the pairs are computed
     content = tensors if isinstance(tensors, Mapping) else _without_repeats(tensors, path)
     for name, tensor in content.items():
         if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
-            raise InputError(f"{path}: '{name}' is no dense tensor: leave it out or densify it")
+            raise InputError(f"{path}: '{name}' is not a dense tensor: leave it out or densify it")
     layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in content.items()}
     with CheckpointWriter(
         path, layout, metadata=metadata, overwrite=overwrite, max_shard_size=max_shard_size
@@ -162,6 +193,6 @@ def _without_repeats(pairs: Iterable[tuple[str, Tensor]], path: Path) -> dict[st
     content: dict[str, Tensor] = {}
     for name, tensor in pairs:
         if name in content:
-            raise InputError(f"{path}: the name {name!r} is taken twice")
+            raise InputError(f"{path}: the name {name!r} is given twice: rename one of the tensors")
         content[name] = tensor
     return content

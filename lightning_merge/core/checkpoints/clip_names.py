@@ -1,17 +1,17 @@
-"""One CLIP under two libraries' names: open_clip's, which are OpenAI's, and transformers'.
+"""One CLIP under the names of two libraries: open_clip (which keeps OpenAI's) and transformers.
 
-They differ in names, in that one keeps the projections of queries, keys and values together, and
-in which way the last projections lie:
+The schemes differ in the names, in whether the projections of queries, keys and values are one
+tensor, and in the orientation of the final projections:
 
     visual.conv1.weight                      vision_model.embeddings.patch_embedding.weight
     visual.positional_embedding              vision_model.embeddings.position_embedding.weight
-    visual.ln_pre.weight                     vision_model.pre_layrnorm.weight (spelled so)
+    visual.ln_pre.weight                     vision_model.pre_layrnorm.weight (sic)
     visual...resblocks.0.attn.in_proj_bias   vision_model...layers.0.self_attn.{q,k,v}_proj.bias
     visual.proj [width, dim]                 visual_projection.weight [dim, width]
     transformer.resblocks.0.ln_1.weight      text_model.encoder.layers.0.layer_norm1.weight
     text_projection [width, dim]             text_projection.weight [dim, width]
 
-A tower that is stored alone may lack the level of its name (`visual.`, `vision_model.`).
+A tower that is stored alone may lack the level that names it (`visual.`, `vision_model.`).
 """
 
 import re
@@ -60,8 +60,8 @@ _BLOCK = {
 _LETTERS = ("q", "k", "v")
 
 
-def library_of(names: Iterable[str]) -> Library | None:
-    """Return the library whose names of a CLIP, or of one of its towers, are among these."""
+def _library_of(names: Iterable[str]) -> Library | None:
+    """Return the library whose names for a CLIP, or for one of its towers, are among these."""
     for name in names:
         for mark, library in _MARKS.items():
             if name == mark or name.endswith(f".{mark}"):
@@ -70,25 +70,41 @@ def library_of(names: Iterable[str]) -> Library | None:
 
 
 def vision_tower(names: Iterable[str]) -> tuple[str, str] | None:
-    """Return the prefixes of a CLIP's vision tower and of the network around it."""
+    """Return the prefix of a CLIP's vision tower and that of the network around it; None if absent.
+
+    Args:
+        names: Of all tensors, in the scheme of either library.
+
+    Example:
+        >>> vision_tower(["model.visual.ln_pre.weight", "model.visual.proj"])
+        ('model.visual.', 'model.')
+    """
     names = list(names)
-    found = (_found(names, m, level) for m, level in zip(*_TOWERS[0][1:3], strict=True))
-    return next(filter(None, found), None)
+    prefixes = (_prefixes(names, m, level) for m, level in zip(*_TOWERS[0][1:3], strict=True))
+    return next(filter(None, prefixes), None)
 
 
 def translated(entries: "Mapping[str, Entry]", names: Iterable[str]) -> "dict[str, Entry] | None":
-    """Return the tensors of a CLIP under the names that the other library has for them.
+    """Return the tensors of a CLIP under the other library's names for them.
 
     Args:
         entries: By name.
-        names: What they are wanted as.
+        names: Names in the wanted scheme.
 
     Returns:
-        All tensors, those without a counterpart under their own names; None if `names` or
-        `entries` are of no CLIP, or both of the same library.
+        All tensors, those without a counterpart under their own names; None unless `entries` and
+        `names` belong to a CLIP in the schemes of different libraries.
+
+    Example:
+        >>> from lightning_merge.core.checkpoints.lazy import as_checkpoint
+        >>> import torch
+        >>> weight = as_checkpoint({"visual.ln_pre.weight": torch.ones(2)})
+        >>> entries = {name: weight.entry(name) for name in weight}
+        >>> list(translated(entries, ["vision_model.pre_layrnorm.weight"]))
+        ['vision_model.pre_layrnorm.weight']
     """
     names = list(names)
-    target, source = library_of(names), library_of(entries)
+    target, source = _library_of(names), _library_of(entries)
     if target is None or source is None or source == target:
         return None
     made: dict[str, Entry] = {}
@@ -101,12 +117,12 @@ def translated(entries: "Mapping[str, Entry]", names: Iterable[str]) -> "dict[st
 
 
 class _Tower(NamedTuple):
-    """How both libraries name one tower: open_clip's name first, then transformers'."""
+    """How both libraries name one tower: open_clip first, transformers second."""
 
     names: Mapping[str, str]
     marks: tuple[str, str]
     levels: tuple[str, str]
-    last: tuple[str, str]  # the projection behind it, in the first within its level
+    last: tuple[str, str]  # the final projection, which open_clip keeps within the tower's level
 
 
 _TOWERS = (
@@ -124,11 +140,11 @@ _TOWERS = (
     ),
 )
 Made = tuple[str, "Entry", tuple[str, ...]]
-"""New name, tensor, and the names that it had or that it is made of."""
+"""New name, tensor, and the names of the stored tensors behind it."""
 
 
-def _found(names: Iterable[str], mark: str, level: str) -> tuple[str, str] | None:
-    """Return the prefix of a tower's tensors, and that of the network around it."""
+def _prefixes(names: Iterable[str], mark: str, level: str) -> tuple[str, str] | None:
+    """Return the prefix of a tower's tensors and that of the network around it."""
     name = next((name for name in names if name == mark or name.endswith(f".{mark}")), None)
     if name is None:
         return None
@@ -137,9 +153,9 @@ def _found(names: Iterable[str], mark: str, level: str) -> tuple[str, str] | Non
 
 def _to_transformers(entries: "Mapping[str, Entry]", _: Sequence[str]) -> Iterator[Made]:
     for tower in _TOWERS:
-        if (found := _found(entries, tower.marks[0], tower.levels[0])) is None:
+        if (prefixes := _prefixes(entries, tower.marks[0], tower.levels[0])) is None:
             continue
-        prefix, root = found
+        prefix, root = prefixes
         own = root + tower.levels[1]
         for name, entry in entries.items():
             if not name.startswith(prefix):
@@ -156,7 +172,7 @@ def _to_transformers(entries: "Mapping[str, Entry]", _: Sequence[str]) -> Iterat
 
 
 def _parted(name: str, entry: "Entry") -> "Iterator[tuple[str, Entry]]":
-    """Yield the tensors of a block that stand in transformers for one of open_clip."""
+    """Yield the transformers tensors for one tensor of an open_clip block."""
     if name in _BLOCK:
         yield _BLOCK[name], entry
     elif name in ("attn.in_proj_weight", "attn.in_proj_bias"):
@@ -167,11 +183,11 @@ def _parted(name: str, entry: "Entry") -> "Iterator[tuple[str, Entry]]":
 
 
 def _to_open_clip(entries: "Mapping[str, Entry]", names: Sequence[str]) -> Iterator[Made]:
-    inner = any(name.endswith("text.ln_final.weight") for name in names)  # its newer models
+    inner = any(name.endswith("text.ln_final.weight") for name in names)  # newer open_clip models
     for tower in _TOWERS:
-        if (found := _found(entries, tower.marks[1], tower.levels[1])) is None:
+        if (prefixes := _prefixes(entries, tower.marks[1], tower.levels[1])) is None:
             continue
-        prefix, root = found
+        prefix, root = prefixes
         own = root + (tower.levels[0] if inner or tower.levels[0] != "text." else "")
         theirs = {new: old for old, new in tower.names.items()}
         for name, entry in entries.items():
@@ -190,7 +206,7 @@ _OUR_BLOCK = {theirs: ours for ours, theirs in _BLOCK.items()}
 
 
 def _whole(entries: "Mapping[str, Entry]", name: str, part: str, place: str) -> Iterator[Made]:
-    """Yield the tensor of open_clip's block that one of transformers' is, or begins."""
+    """Yield the open_clip tensor for a tensor of a transformers block, alone or the first of three."""
     if part in _OUR_BLOCK:
         yield place + _OUR_BLOCK[part], entries[name], (name,)
     elif part.startswith("self_attn.q_proj."):

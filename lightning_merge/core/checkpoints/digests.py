@@ -14,38 +14,46 @@ _HEAD, _BLOCK, _BLOCKS = 1 << 20, 1 << 14, 64  # bytes and blocks that a fingerp
 
 
 def file_hash(path: str | Path) -> str:
-    """SHA-256 of a file in hexadecimal, as `sha256sum` prints it.
+    """Return the SHA-256 of a file in hexadecimal, as `sha256sum` prints it.
 
-    For a folder it is the hash over the sorted names and hashes of its files, and for an index of
-    shards over those of the shards and its own; for a repository of the Hub over those of its
-    files that are used here. A file is read once per process as long as its size and time of
-    change stay.
+    For a folder it is the hash of the sorted names and hashes of its files, for an index of shards
+    that of the shards and the index, and for a Hub repository that of the files used here. A file
+    is read once per process while its size and modification time stay the same.
 
     Raises:
         InputError: `path` is missing or unreadable.
+
+    Example:
+        >>> _ = Path("note.txt").write_text("hello")
+        >>> file_hash("note.txt")
+        '2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824'
     """
     return _hash(path, _content_hash)
 
 
 def file_fingerprint(path: str | Path) -> str:
-    """SHA-256, in hexadecimal, of a file's size and of a sample of its content.
+    """Return the SHA-256, in hexadecimal, of a file's size and a sample of its content.
 
-    The first MiB, which has the names and shapes of a checkpoint, and 65 blocks of 16 KiB from
-    there to the end: 2 MiB are read, however large the file is. It tells which file a result
-    came from. It does not show that two files are equal; where work is skipped because a file
-    is the same, or where someone might forge it, take `file_hash`.
+    The sample is the first MiB, which includes the names and shapes of a checkpoint, and 65 blocks
+    of 16 KiB spread evenly to the end: 2 MiB, however large the file is. It identifies the file
+    that a result came from. It does not prove that two files are equal; use `file_hash` to skip
+    work on an unchanged file, or if someone might forge one.
 
-    For a folder, or an index of shards, it is the hash over names and fingerprints, see
-    `file_hash`.
+    For a folder or an index of shards it is the hash of names and fingerprints, see `file_hash`.
 
     Raises:
         InputError: `path` is missing or unreadable.
+
+    Example:
+        >>> _ = Path("one.bin").write_bytes(bytes(10)), Path("two.bin").write_bytes(bytes(11))
+        >>> file_fingerprint("one.bin") == file_fingerprint("two.bin")
+        False
     """
     return _hash(path, _sample_hash)
 
 
 def file_record(path: str | Path, kind: Literal["sha256", "sample"]) -> str:
-    """Return what a result says of a file that it was made from, as `sha256:9f86...`.
+    """Return the record that identifies a source file in a result, such as `sha256:9f86...`.
 
     Args:
         path: The file or folder.
@@ -53,17 +61,33 @@ def file_record(path: str | Path, kind: Literal["sha256", "sample"]) -> str:
 
     Raises:
         InputError: `path` is missing or unreadable.
+
+    Example:
+        >>> _ = Path("note.txt").write_text("hello")
+        >>> file_record("note.txt", "sha256")
+        'sha256:2cf24dba...'
     """
     return f"{kind}:{_DIGESTS[kind](path)}"
 
 
 def is_recorded(path: str | Path, record: str) -> bool:
-    """Whether a file is the one of a record, of either kind.
+    """Whether a record, of either kind, is that of a file.
 
-    Earlier versions recorded the digest alone; such a record may be of either kind as well.
+    Earlier versions recorded the bare digest, which may be of either kind.
+
+    Args:
+        path: The file or folder.
+        record: As `file_record` returns it.
 
     Raises:
         InputError: `path` is missing or unreadable.
+
+    Example:
+        >>> _ = Path("note.txt").write_text("hello")
+        >>> record = file_record("note.txt", "sample")
+        >>> _ = Path("note.txt").write_text("changed")
+        >>> is_recorded("note.txt", record)
+        False
     """
     kind, colon, digest = record.rpartition(":")
     kinds = [kind] if colon else list(_DIGESTS)
@@ -105,14 +129,14 @@ def _joined(hashes: dict[str, str]) -> str:
 
 
 def _shards(index: Path) -> set[str]:
-    """Return the files that an index of shards names; none of any other file."""
+    """Return the files that an index of shards names; empty for any other file."""
     if not index.name.endswith(".index.json"):
         return set()
     try:
         named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
         return {name for name in named if (index.parent / name).is_file()}
     except (ValueError, AttributeError, KeyError, TypeError):
-        return set()  # whoever reads it tells what is wrong
+        return set()  # reported when the index is opened
 
 
 @lru_cache(maxsize=1024)

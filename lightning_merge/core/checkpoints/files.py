@@ -1,4 +1,4 @@
-"""Files that are either complete or absent."""
+"""Files that appear completely or not at all."""
 
 import errno
 import fcntl
@@ -14,20 +14,26 @@ from lightning_merge.core.errors import InputError
 
 @contextmanager
 def atomic_write(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that takes its place when the block ends well.
+    """Yield a temporary path beside `path` that replaces it when the block succeeds.
 
-    The temporary file lies in the same folder under a hidden name with the same suffix (so
-    that writers which choose a format by suffix work). It is flushed to the disk before the
-    rename and the folder after it: whatever happens, `path` holds its old content or all of
-    the new one. An exception in the block, Ctrl-C included, removes the temporary file.
-    Missing parent folders are made.
+    The temporary file lies in the same folder under a hidden name with the same suffix, because
+    some writers choose the format by suffix. It is flushed to disk before the rename and the
+    folder after it: whatever happens, `path` holds its old content or all of the new content. An
+    exception in the block, including Ctrl-C, removes the temporary file. Missing parent folders
+    are created.
 
-    Examples:
-        >>> with atomic_write(folder / "map.png") as temporary:  # doctest: +SKIP
-        ...     figure.savefig(temporary)
+    Args:
+        path: The file to write.
+        overwrite: Whether an existing file may be replaced.
 
     Raises:
-        InputError: `path` exists and `overwrite` is false, is a folder, or cannot be written.
+        InputError: `path` is a folder, cannot be written, or exists and must not be overwritten.
+
+    Example:
+        >>> with atomic_write("report.txt") as temporary:
+        ...     _ = temporary.write_text("complete")
+        >>> Path("report.txt").read_text()
+        'complete'
     """
     path = Path(path)
     temporary = claim(path, overwrite=overwrite)
@@ -43,36 +49,61 @@ def atomic_write(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text as it is, whole or not at all, in UTF-8 whatever the locale.
+    """Write text unchanged and atomically, in UTF-8 whatever the locale.
 
-    Names of files whose bytes are not UTF-8 keep those bytes (surrogateescape).
+    File names in the text whose bytes are not UTF-8 keep those bytes (surrogateescape).
+
+    Args:
+        path: The file to write.
+        text: Its content.
 
     Raises:
         InputError: See `atomic_write`.
+
+    Example:
+        >>> write_text("note.txt", "2 × 3")
+        >>> read_text("note.txt")
+        '2 × 3'
     """
     with atomic_write(path) as temporary:
         temporary.write_bytes(text.encode("utf-8", "surrogateescape"))
 
 
 def read_text(path: str | Path) -> str:
-    """Return what `write_text` wrote, or any text in UTF-8; line ends become newlines.
+    r"""Return the text of a UTF-8 file, with line ends as newlines; the inverse of `write_text`.
 
     Raises:
         OSError: The file is missing or unreadable.
+
+    Example:
+        >>> _ = Path("note.txt").write_bytes(b"one\r\ntwo")
+        >>> read_text("note.txt").splitlines()
+        ['one', 'two']
     """
     return Path(path).read_text(encoding="utf-8-sig", errors="surrogateescape")
 
 
 def claim(path: Path, *, overwrite: bool = True) -> Path:
-    """Return an empty new file beside `path` under a hidden name that `remove_leftovers` knows.
+    """Create an empty file beside `path`, under a hidden name that `remove_leftovers` recognises.
+
+    Args:
+        path: The file that will be written.
+        overwrite: Whether it may be replaced if it exists.
+
+    Returns:
+        The path of the empty file.
 
     Raises:
         InputError: See `atomic_write`.
+
+    Example:
+        >>> claim(Path("merged.pt")).name
+        '.merged...tmp.pt'
     """
-    if os.path.isdir(path):  # unlike Path.is_dir, takes names that are too long
+    if os.path.isdir(path):  # unlike Path.is_dir, accepts names that are too long
         raise InputError(f"{path} is a folder: give the path of a file in it")
     if not overwrite and os.path.lexists(path):
-        raise InputError(f"{path} exists: give another path, or allow it to be overwritten")
+        raise InputError(f"{path} exists: give another path or allow overwriting")
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,15 +112,28 @@ def claim(path: Path, *, overwrite: bool = True) -> Path:
 
 
 class PendingFile:
-    """A file that is written by position under a hidden name, and then takes its place.
+    """A file that is written by position under a hidden name and then moved to its path.
 
-    As long as it is open it is locked, which tells it from what a killed process left behind.
+    It is locked while it is open, which distinguishes it from the leftovers of a killed process.
+
+    Args:
+        path: The final path.
+        overwrite: Whether an existing file may be replaced.
 
     Attributes:
-        path: The place.
+        path: The final path.
 
     Raises:
         InputError: See `atomic_write`.
+
+    Example:
+        >>> file = PendingFile(Path("numbers.bin"))
+        >>> file.write(2, b"cd")
+        >>> file.write(0, b"ab")
+        >>> file.replace()
+        >>> file.close()
+        >>> Path("numbers.bin").read_bytes()
+        b'abcd'
     """
 
     def __init__(self, path: Path, *, overwrite: bool = True) -> None:
@@ -97,14 +141,14 @@ class PendingFile:
         self._temporary = claim(path, overwrite=overwrite)
         with _writing(path):
             self._descriptor = os.open(self._temporary, os.O_RDWR)
-            with suppress(OSError):  # some network disks know no locks
+            with suppress(OSError):  # some network disks do not support locks
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def reserve(self, size: int) -> None:
-        """Take `size` bytes of the disk now, so that it cannot be full later.
+        """Allocate `size` bytes on disk now, so that the disk cannot be full later.
 
         Raises:
-            InputError: The disk, quota or limit on files has less.
+            InputError: The disk, quota or file size limit does not allow it.
         """
         with _writing(self.path, f" ({size / 1e9:.3f} GB are needed)"):
             disk = os.fstatvfs(self._descriptor)
@@ -114,14 +158,14 @@ class PendingFile:
                 if hasattr(os, "posix_fallocate"):  # not on macOS
                     os.posix_fallocate(self._descriptor, 0, size)
             except OSError as fault:
-                if fault.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # not on this disk
+                if fault.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # unsupported by this disk
                     raise
 
     def write(self, begin: int, content: memoryview | bytes) -> None:
-        """Put bytes at byte `begin`; from several threads, if need be.
+        """Write bytes at byte `begin`; several threads may write at once.
 
         Raises:
-            InputError: The disk does not take them.
+            InputError: The write fails.
         """
         content = memoryview(content)
         with _writing(self.path):
@@ -130,7 +174,7 @@ class PendingFile:
                 content, begin = content[count:], begin + count
 
     def flush(self) -> None:
-        """Force what was written onto the disk.
+        """Force all written bytes to disk.
 
         Raises:
             InputError: The disk fails.
@@ -139,12 +183,12 @@ class PendingFile:
             os.fsync(self._descriptor)
 
     def replace(self) -> None:
-        """Take the place of the file at `path`, if there is one, in one step."""
+        """Move the file to `path` in one step, replacing any file there."""
         with _writing(self.path):
             os.replace(self._temporary, self.path)
 
     def close(self) -> None:
-        """Close the file, and remove it if it did not take its place."""
+        """Close the file, and remove it unless it was moved to its path."""
         os.close(self._descriptor)
         self._temporary.unlink(missing_ok=True)
 
@@ -155,18 +199,24 @@ def _writing(path: Path, hint: str = "") -> Iterator[None]:
         yield
     except OSError as fault:
         raise InputError(
-            f"{path} cannot be written{hint}: {fault.strerror or fault}. Make room or give "
+            f"{path} cannot be written{hint}: {fault.strerror or fault}. Free some space or give "
             "another path"
         ) from fault
 
 
 def remove_leftovers(folder: Path, pattern: str, keep: Iterable[str] = ()) -> None:
-    """Remove what killed processes left in a folder, as far as it can be removed.
+    r"""Remove files that killed processes left in a folder, as far as possible.
 
     Args:
         folder: Where to look.
-        pattern: Regular expression of the names that go, unless a `PendingFile` has them open.
-        keep: Names that stay.
+        pattern: Regular expression of the names to remove, unless a `PendingFile` has them open.
+        keep: Names to keep.
+
+    Example:
+        >>> Path(".killed.tmp").touch()
+        >>> remove_leftovers(Path("."), r"\.\w+\.tmp")
+        >>> Path(".killed.tmp").exists()
+        False
     """
     name = re.compile(pattern)
     with suppress(OSError):
@@ -177,7 +227,7 @@ def remove_leftovers(folder: Path, pattern: str, keep: Iterable[str] = ()) -> No
 
 
 def _is_locked(file: Path) -> bool:
-    """Whether a `PendingFile` is open for it in any process."""
+    """Whether a `PendingFile` has it open in any process."""
     with file.open("rb") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -187,7 +237,13 @@ def _is_locked(file: Path) -> bool:
 
 
 def flush(path: Path) -> None:
-    """Force a file, or the names in a folder, onto the disk."""
+    """Force a file, or the names in a folder, to disk.
+
+    Example:
+        >>> _ = Path("note.txt").write_text("kept after a power cut")
+        >>> flush(Path("note.txt"))
+        >>> flush(Path("."))
+    """
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)

@@ -43,11 +43,11 @@ def refusal(path):
         ("x.safetensors", b"\x89HDF\r\n\x1a\n" + bytes(99), "an HDF5 file"),
         ("x.onnx", b"\x08\x07\x12\x07pytorch", "an ONNX graph"),
         ("flax_model.msgpack", b"\x82\xa6params\x80", "from_flax=True"),
-        ("x.npy", b"\x93NUMPY\x01", "an array of NumPy"),
-        ("x.pt.xz", b"\xfd7zXZ\x00", "compressed by xz: unpack it"),
-        ("x.zst", b"\x28\xb5\x2f\xfd", "compressed by zstd"),
+        ("x.npy", b"\x93NUMPY\x01", "a NumPy array"),
+        ("x.pt.xz", b"\xfd7zXZ\x00", "compressed with xz: unpack it"),
+        ("x.zst", b"\x28\xb5\x2f\xfd", "compressed with zstd"),
         ("x.tflite", bytes(4) + b"TFL3", "TensorFlow Lite"),
-        ("saved_model.pb", b"\x08\x01\x12", "a graph of TensorFlow"),
+        ("saved_model.pb", b"\x08\x01\x12", "a TensorFlow graph"),
         ("__0_0.distcp", b"PK\x03", "dcp_to_torch"),
         ("x.pt", b"<!DOCTYPE html><html>", "a web page"),
         ("x.ckpt", b"\n <HTML>", "a web page"),
@@ -70,7 +70,7 @@ def test_archives_are_named(tmp_path):
         "x.pt2": ["x/archive_format", "x/models/model.json"],
         "x.zip": ["model.safetensors"],
     }
-    words = ["a checkpoint of Keras", "a program of torch.export", "a zip archive.*unpack it"]
+    words = ["a Keras checkpoint", "a torch.export program", "a zip archive.*unpack it"]
     for (name, names), expected in zip(members.items(), words, strict=True):
         with zipfile.ZipFile(tmp_path / name, "w") as archive:
             for member in names:
@@ -82,7 +82,7 @@ def test_archives_are_named(tmp_path):
         archive.add(tmp_path / "x.pt")
     assert "a tar archive" in refusal(tmp_path / "x.tar")
     (tmp_path / "x.pt.gz").write_bytes(gzip.compress((tmp_path / "x.pt").read_bytes()))
-    assert "compressed by gzip" in refusal(tmp_path / "x.pt.gz")
+    assert "compressed with gzip" in refusal(tmp_path / "x.pt.gz")
 
 
 def test_a_suffix_alone_condemns_nothing(tmp_path):
