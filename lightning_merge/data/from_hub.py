@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightning_merge.core.checkpoints.hub import no_longer_than_needed
+from lightning_merge.core.checkpoints.hub import offline_if_unreachable
 from lightning_merge.core.checkpoints.names import composed
 from lightning_merge.core.errors import InputError
 from lightning_merge.data.examples import Examples, encoded_examples
@@ -75,7 +75,7 @@ class HubData(Source):
         if not layout.path:
             raise self.missing(task, "the task table names no repository")
         try:
-            with no_longer_than_needed():
+            with offline_if_unreachable():
                 return library.load_dataset(
                     layout.path, layout.config, split=split, cache_dir=self.root or None
                 )

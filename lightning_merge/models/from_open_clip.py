@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from lightning_merge.core.checkpoints.checkpoint import open_checkpoint
-from lightning_merge.core.checkpoints.hub import no_longer_than_needed
+from lightning_merge.core.checkpoints.hub import offline_if_unreachable
 from lightning_merge.core.errors import InputError
 from lightning_merge.models.activation import Activation, activation_in
 from lightning_merge.models.encoder import Encoder
@@ -115,7 +115,7 @@ def _text_of(name: str, key: str) -> bool:
 def _fetching(what: str, *, asks: bool, remedy: str = "") -> Iterator[None]:
     """Ask the Hub if need be, no longer than needed; say what could not be had."""
     try:
-        with no_longer_than_needed() if asks else nullcontext():
+        with offline_if_unreachable() if asks else nullcontext():
             yield
     except (OSError, RuntimeError) as error:
         reason = next(filter(None, str(error).splitlines()), type(error).__name__)

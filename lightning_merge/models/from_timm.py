@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from lightning_merge.core.checkpoints.hub import no_longer_than_needed
+from lightning_merge.core.checkpoints.hub import offline_if_unreachable
 from lightning_merge.core.errors import InputError, warn
 from lightning_merge.models.activation import Activation, activation_in
 from lightning_merge.models.encoder import Encoder
@@ -49,7 +49,7 @@ class TimmEncoder(Encoder):
         _check(name)
         asks = pretrained or name.startswith(_ON_THE_HUB)
         try:
-            with no_longer_than_needed() if asks else nullcontext():
+            with offline_if_unreachable() if asks else nullcontext():
                 model: Any = timm.create_model(
                     name, pretrained=pretrained, num_classes=0, **options
                 )

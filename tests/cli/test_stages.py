@@ -298,4 +298,4 @@ def test_the_option_of_a_name_that_cannot_be_had_is_named(
     result = run("fit", "--config", config(own_files, own_root, **changes))
     assert result.code == 2
     wanted = name.replace("{task}", "reds")
-    assert f"error: {place}: {wanted!r} is neither a path here nor in" in result.err
+    assert f"error: {place}: {wanted!r} is neither a local path nor in" in result.err

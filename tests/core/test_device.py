@@ -14,5 +14,5 @@ def test_a_gpu_is_taken_where_there_is_one():
 
 @pytest.mark.parametrize("name", ["gpu", "meta", "cuda:99", "hpu"])
 def test_a_device_that_is_not_there(name):
-    with pytest.raises(InputError, match=f"device='{name}': .*; give cpu, or cuda where"):
+    with pytest.raises(InputError, match=f"device='{name}': .*; use cpu, or cuda if there"):
         run_device(name)

@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from lightning_merge.core.checkpoints.views import Joined, Rows, Turned
+from lightning_merge.core.checkpoints.views import Joined, Rows, Transposed
 
 if TYPE_CHECKING:
     from lightning_merge.core.checkpoints.lazy import Entry
@@ -165,7 +165,7 @@ def _to_transformers(entries: "Mapping[str, Entry]", _: Sequence[str]) -> Iterat
             if tail in tower.names:
                 yield own + tower.names[tail], entry, (name,)
             elif tail == tower.last[0]:
-                yield root + tower.last[1], Turned((entry,)), (name,)
+                yield root + tower.last[1], Transposed((entry,)), (name,)
             elif block:
                 for part, view in _parted(block[2], entry):
                     yield f"{own}encoder.layers.{block[1]}.{part}", view, (name,)
@@ -193,7 +193,7 @@ def _to_open_clip(entries: "Mapping[str, Entry]", names: Sequence[str]) -> Itera
         for name, entry in entries.items():
             tail = name.removeprefix(prefix)
             if name == root + tower.last[1]:
-                yield own + tower.last[0], Turned((entry,)), (name,)
+                yield own + tower.last[0], Transposed((entry,)), (name,)
             elif name.startswith(prefix) and tail in theirs:
                 yield own + theirs[tail], entry, (name,)
             elif name.startswith(prefix) and (block := _BLOCK_OF_THEIRS.fullmatch(tail)):
@@ -206,7 +206,7 @@ _OUR_BLOCK = {theirs: ours for ours, theirs in _BLOCK.items()}
 
 
 def _whole(entries: "Mapping[str, Entry]", name: str, part: str, place: str) -> Iterator[Made]:
-    """Yield the open_clip tensor for a tensor of a transformers block, alone or the first of three."""
+    """Yield the open_clip tensor for a transformers one, which may be the first of three."""
     if part in _OUR_BLOCK:
         yield place + _OUR_BLOCK[part], entries[name], (name,)
     elif part.startswith("self_attn.q_proj."):

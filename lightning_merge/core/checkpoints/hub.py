@@ -1,7 +1,7 @@
-"""Files and folders of the Hugging Face Hub, wherever a path is taken.
+"""Files and folders of the Hugging Face Hub, accepted wherever a path is.
 
-`owner/name`, which is no path here, is a repository; `hf:owner/name` is one in any case,
-`hf:owner/name/file.pt` a file in it, and `@revision` behind either a branch, tag or commit. They
+`owner/name` means a repository unless such a path exists; `hf:owner/name` always does, and
+`hf:owner/name/file.pt` means one file in it. `@revision` may follow: a branch, tag or commit. Files
 are fetched into the Hub's own cache, and found there without a network.
 """
 
@@ -25,13 +25,13 @@ COMPANIONS = (
     "vocab*", "merges.txt", "spiece.model", "sentencepiece*.model", "chat_template*",
     "configuration_*.py", "modeling_*.py",
 )  # fmt: skip
-"""Files that libraries of the Hub read beside weights; they are fetched with them."""
+"""Files that the Hub's libraries read besides weights; they are fetched along with them."""
 _READ = (
     "config.json",
     "open_clip_config.json",
     "preprocessor_config.json",
     "processor_config.json",
-)  # those of them that are read here
+)  # the companions that this package reads
 _WEIGHTS = (  # the first kind that a repository has
     ("model.safetensors*", "model-*-of-*.safetensors"),
     ("pytorch_model.bin*", "pytorch_model-*-of-*.bin"),
@@ -55,16 +55,25 @@ _PREFIXES = ("hf:", "hf-hub:")
 
 
 class Unavailable(InputError):
-    """What a name of the Hub stands for cannot be had."""
+    """A repository or file on the Hub that cannot be fetched.
+
+    Example:
+        >>> issubclass(Unavailable, InputError)
+        True
+    """
 
 
 class Repository(NamedTuple):
-    """What a name means.
+    """A repository on the Hub, or a file in it.
 
     Attributes:
-        name: owner/name.
-        file: Path in the repository; none for its weights with what describes them.
-        revision: Branch, tag or commit; the main branch without.
+        name: Owner and name, as in `owner/name`.
+        file: Path in the repository; None for its weights and the files that describe them.
+        revision: Branch, tag or commit; None for the main branch.
+
+    Example:
+        >>> Repository("openai/clip-vit-base-patch32", file=None, revision="main").name
+        'openai/clip-vit-base-patch32'
     """
 
     name: str
@@ -73,7 +82,17 @@ class Repository(NamedTuple):
 
 
 def repository(path: str | Path) -> Repository | None:
-    """Return what a name of the Hub means; None for a path."""
+    """Return the repository that a name means; None for a path.
+
+    Args:
+        path: Path or name.
+
+    Example:
+        >>> repository("hf:openai/clip/weights.pt@v1")
+        Repository(name='openai/clip', file='weights.pt', revision='v1')
+        >>> repository("runs/expert.pt") is None
+        True
+    """
     text = str(path)
     kinds = "|".join(_PREFIXES)
     prefixed = re.fullmatch(rf"(?:{kinds})({_NAME})(?:/([^@]+))?(?:@(.+))?", text)
@@ -88,31 +107,50 @@ def repository(path: str | Path) -> Repository | None:
 
 
 def exists(path: str | Path, *, plain: bool = True) -> bool:
-    """Whether a path is there, or is the name of a repository, which may be.
+    """Whether a path exists or is the name of a repository, which may exist.
 
     Args:
-        path: The path or name.
-        plain: Whether `owner/name` is a name; not where a file that is missing is made.
+        path: Path or name.
+        plain: Whether `owner/name` counts as a name; pass False if a missing file will be created.
+
+    Example:
+        >>> exists("openai/clip"), exists("openai/clip", plain=False), exists("missing.pt")
+        (True, False, False)
     """
     named = repository(path) is not None and (plain or str(path).startswith(_PREFIXES))
     return lexists(path) or named
 
 
 def local(path: str | Path) -> Path:
-    """Return the file or folder here that a path or a name of the Hub stands for.
+    """Return the local file or folder for a path or a name on the Hub.
+
+    Args:
+        path: Path or name.
 
     Raises:
-        Unavailable: A repository or file cannot be had, from the cache or from the Hub.
+        Unavailable: The repository or file is neither in the cache nor available from the Hub.
+
+    Example:
+        >>> str(local("runs/expert.pt"))
+        'runs/expert.pt'
     """
-    found = repository(path)
-    return Path(path) if found is None else _fetched(found)
+    named = repository(path)
+    return Path(path) if named is None else _fetched(named)
 
 
 def snapshot(folder: Path) -> Path:
-    """Return the folder of files that a folder of the Hub's cache stands for; any other as it is.
+    """Return the snapshot folder inside a repository folder of the Hub's cache; others as they are.
+
+    Args:
+        folder: Any folder.
 
     Raises:
-        InputError: The cache has none of it, or several to choose from.
+        InputError: The cache holds no snapshot of the repository, or several.
+
+    Example:
+        >>> Path("models--me--net/snapshots/3f2a").mkdir(parents=True)
+        >>> snapshot(Path("models--me--net")).name
+        '3f2a'
     """
     if folder.name.startswith("models--") and not (folder / "config.json").exists():
         folder = folder / "snapshots"
@@ -130,34 +168,48 @@ def snapshot(folder: Path) -> Path:
 
 
 def weights(path: str | Path) -> Path:
-    """Return the file of weights, or their index, of a repository; of any other path itself.
+    """Return a repository's file of weights, or their index; any other path as it is.
+
+    Args:
+        path: Path or name.
 
     Raises:
-        Unavailable: As `local`.
+        Unavailable: See `local`.
+
+    Example:
+        >>> str(weights("runs/expert.pt"))
+        'runs/expert.pt'
     """
-    folder, found = local(path), repository(path)
-    stored = [] if found is None or found.file is not None else _stored(folder)
+    folder, named = local(path), repository(path)
+    stored = [] if named is None or named.file is not None else _stored(folder)
     index = [file for file in stored if file.name.endswith(".index.json")]
     return (index or stored)[0] if 1 in (len(index), len(stored)) else folder
 
 
 def _stored(folder: Path) -> list[Path]:
-    """Return the files of the first kind of weights in a folder."""
+    """Return the weight files of the first kind present in a folder."""
     kinds = (sorted({f for p in patterns for f in folder.glob(p)}) for patterns in _WEIGHTS)
     return next(filter(None, kinds), [])
 
 
 def files(path: str | Path) -> list[Path] | None:
-    """Return the files of a repository that are used here, however many its cache holds.
+    """Return the files of a repository that are used here, whatever else its cache holds.
+
+    Args:
+        path: Path or name.
 
     Returns:
         None for a path, and for a single file of a repository.
 
     Raises:
-        Unavailable: As `local`.
+        Unavailable: See `local`.
+
+    Example:
+        >>> files("runs/expert.pt") is None
+        True
     """
-    found = repository(path)
-    if found is None or found.file is not None:
+    named = repository(path)
+    if named is None or named.file is not None:
         return None
     folder = local(path)
     described = (folder / name for name in _READ)
@@ -165,23 +217,23 @@ def files(path: str | Path) -> list[Path] | None:
 
 
 @cache
-def _fetched(found: Repository) -> Path:
-    """Fetch what a name means unless the cache has it."""
+def _fetched(wanted: Repository) -> Path:
+    """Fetch a repository or file unless it is in the cache."""
     from huggingface_hub import hf_hub_download, snapshot_download
 
-    name, revision = found.name, found.revision
+    name, revision = wanted.name, wanted.revision
     try:
-        with no_longer_than_needed():
-            if found.file is not None:
-                return Path(hf_hub_download(name, found.file, revision=revision))
+        with offline_if_unreachable():
+            if wanted.file is not None:
+                return Path(hf_hub_download(name, wanted.file, revision=revision))
             for patterns in _WEIGHTS:
-                wanted = [*COMPANIONS, *patterns]
-                folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+                kept = [*COMPANIONS, *patterns]
+                folder = Path(snapshot_download(name, revision=revision, allow_patterns=kept))
                 if _stored(folder):
                     return folder
     except Exception as fault:  # another library's, of many kinds
         reason = next(filter(None, str(fault).splitlines()), type(fault).__name__)
-        raise Unavailable(_refusal(found, reason)) from fault
+        raise Unavailable(_refusal(wanted, reason)) from fault
     if not folder.is_dir():
         raise Unavailable(f"{name!r} on the Hub holds no weights: correct the name")
     return folder
@@ -189,29 +241,48 @@ def _fetched(found: Repository) -> Path:
 
 @contextmanager
 def given_as(option: str) -> Iterator[None]:
-    """Put the option that names a repository in front of the error for one that cannot be had."""
+    """Prefix errors about an unavailable repository with the option that names it.
+
+    Args:
+        option: As the user wrote it.
+
+    Example:
+        >>> with given_as("--base"):
+        ...     raise Unavailable("'me/net' on the Hub holds no weights: correct the name")
+        Traceback (most recent call last):
+        lightning_merge...Unavailable: --base: 'me/net' on the Hub holds no weights: correct ...
+    """
     try:
         yield
     except Unavailable as fault:
         raise Unavailable(f"{option}: {fault}") from fault
 
 
-def _refusal(found: Repository, reason: str) -> str:
-    name = "/".join(filter(None, [found.name, found.file]))
+def _refusal(wanted: Repository, reason: str) -> str:
+    name = "/".join(filter(None, [wanted.name, wanted.file]))
     if not reachable():
         return (
-            f"{name!r} is neither a path here nor in the Hub's cache, and the Hub cannot be "
+            f"{name!r} is neither a local path nor in the Hub's cache, and the Hub cannot be "
             "reached: go online once, or give the path of its file or folder instead"
         )
     return (
-        f"{name!r} is not a path here, and the Hub does not give it: {reason}. Correct the name, "
-        "or give the path of a file or folder instead"
+        f"{name!r} is not a local path, and the Hub does not provide it: {reason}. Correct the "
+        "name, or give the path of a file or folder instead"
     )
 
 
 @contextmanager
-def no_longer_than_needed() -> Iterator[None]:
-    """Keep the Hub's library from trying for a minute where there is no network."""
+def offline_if_unreachable() -> Iterator[None]:
+    """Put the Hub's library into offline mode if there is no network, so that it does not retry.
+
+    Example:
+        >>> from huggingface_hub import constants
+        >>> before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+        >>> with offline_if_unreachable():
+        ...     constants.HF_HUB_OFFLINE
+        True
+        >>> constants.HF_HUB_OFFLINE = before
+    """
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
@@ -223,7 +294,15 @@ def no_longer_than_needed() -> Iterator[None]:
 
 
 def reachable() -> bool:
-    """Whether the Hub answers at all, in any way; asked once."""
+    """Whether the Hub answers at all; asked once per process, and never in offline mode.
+
+    Example:
+        >>> from huggingface_hub import constants
+        >>> before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+        >>> reachable()
+        False
+        >>> constants.HF_HUB_OFFLINE = before
+    """
     from huggingface_hub import constants
 
     return not constants.HF_HUB_OFFLINE and _answers(constants.ENDPOINT)
@@ -231,7 +310,7 @@ def reachable() -> bool:
 
 @cache
 def _answers(endpoint: str) -> bool:
-    """Whether there is any answer in time, the look-up of the address included."""
+    """Whether the endpoint answers in time, including the DNS lookup."""
     answers: list[object] = []
 
     def ask() -> None:

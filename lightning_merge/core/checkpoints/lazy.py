@@ -1,4 +1,4 @@
-"""Lazy, read-only mappings from names to tensors, of files or of memory."""
+"""Lazy, read-only mappings from names to tensors, in files or in memory."""
 
 import math
 from collections import defaultdict
@@ -17,23 +17,29 @@ from lightning_merge.core.checkpoints.views import sources_of
 
 
 class Entry(Protocol):
-    """Where one tensor of a checkpoint is to be had."""
+    """One tensor of a checkpoint, read on demand.
+
+    Example:
+        >>> entry = as_checkpoint({"w": torch.ones(2, 3)}).entry("w")
+        >>> entry.shape, entry.dtype
+        ((2, 3), torch.float32)
+    """
 
     @property
     def source(self) -> SourceFile | None:
-        """The file it is in; None in memory."""
+        """The file that holds it; None in memory."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """Stored dtype."""
+        """Its stored dtype."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape, known without reading."""
+        """Its shape, known without reading."""
 
     @property
     def identity(self) -> Hashable:
-        """Equal for tied tensors; None where that cannot be known."""
+        """A key that tied tensors share; None if ties cannot be known."""
 
     def read(self) -> Tensor:
         """Return the tensor."""
@@ -69,7 +75,7 @@ class _MappingEntry:
 
     @property
     def identity(self) -> Hashable:
-        if not isinstance(self.mapping, dict):  # others may make a new tensor at each call
+        if not isinstance(self.mapping, dict):  # others may create a new tensor at each access
             return None
         tensor = self.read()
         place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
@@ -79,12 +85,26 @@ class _MappingEntry:
 class Checkpoint(Mapping[str, Tensor]):
     """A lazy, read-only mapping from names to tensors in their stored dtype.
 
-    Names, shapes and dtypes are known at once; a tensor is read each time it is asked for, and
-    nothing is kept. Names come in the order of the file. Several threads may read at once.
+    Names, shapes and dtypes are known at once; a tensor is read at each access and not kept. Names
+    keep the order of the file. Several threads may read at once.
+
+    Args:
+        entries: By name.
+        path: The file or folder, if there is one.
+        metadata: Text by name.
 
     Attributes:
-        path: The file or folder, None for a view of tensors in memory.
-        metadata: What a safetensors file says about itself; empty for others.
+        path: The file or folder; None for tensors in memory.
+        metadata: The metadata of a safetensors file; empty for other formats.
+
+    Example:
+        >>> weights = as_checkpoint({"w": torch.arange(6.0).reshape(2, 3)})
+        >>> weights.shape("w"), weights.numel("w")
+        ((2, 3), 6)
+        >>> part = torch.empty(2)
+        >>> weights.read_into("w", 3, part)
+        >>> part
+        tensor([3., 4.])
     """
 
     def __init__(
@@ -105,8 +125,7 @@ class Checkpoint(Mapping[str, Tensor]):
     def read_into(self, name: str, start: int, out: Tensor) -> None:
         """Fill `out` with elements start..start+n of the flattened tensor, in the dtype of `out`.
 
-        Where the file has that dtype and `out` is on the CPU, the bytes go straight into its
-        memory.
+        If the file has that dtype and `out` is on the CPU, the bytes go straight into its memory.
 
         Args:
             name: The tensor.
@@ -115,7 +134,7 @@ class Checkpoint(Mapping[str, Tensor]):
 
         Raises:
             IndexError: The tensor has fewer elements.
-            InputError: The file cannot be read, or was cut meanwhile.
+            InputError: The file cannot be read, or was truncated in the meantime.
         """
         stop = start + out.numel()
         if out.ndim != 1 or not 0 <= start <= stop <= math.prod(self.shape(name)):
@@ -133,10 +152,10 @@ class Checkpoint(Mapping[str, Tensor]):
                 yield entry
 
     def check_unchanged(self) -> None:
-        """Check that the files behind this checkpoint are those that were opened.
+        """Check that the files behind this checkpoint are still those that were opened.
 
         Raises:
-            InputError: One was changed, replaced or removed; values read may be from either.
+            InputError: A file was changed, replaced or removed; values may be of either version.
         """
         for source in {s for entry in self._entries.values() for s in sources_of(entry)}:
             source.check_unchanged()
@@ -158,7 +177,7 @@ class Checkpoint(Mapping[str, Tensor]):
         return self._entries[name].dtype
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor, without reading it."""
+        """Return the shape of a tensor, without reading it."""
         return self._entries[name].shape
 
     def numel(self, name: str) -> int:
@@ -166,11 +185,11 @@ class Checkpoint(Mapping[str, Tensor]):
         return math.prod(self._entries[name].shape)
 
     def identity(self, name: str) -> Hashable:
-        """Equal for two names of one stored tensor; None where the source does not tell."""
+        """Return a key that names of one stored tensor share; None if ties cannot be known."""
         return self._entries[name].identity
 
     def ties(self) -> list[tuple[str, ...]]:
-        """Return groups of names that share a tensor; safetensors does not tell."""
+        """Return groups of names that share a tensor; safetensors files do not record ties."""
         groups = defaultdict(list)
         for name, entry in self._entries.items():
             if (identity := entry.identity) is not None:
@@ -178,22 +197,30 @@ class Checkpoint(Mapping[str, Tensor]):
         return [tuple(names) for names in groups.values() if len(names) > 1]
 
     def entry(self, name: str) -> Entry:
-        """Where a tensor is to be had."""
+        """Return the entry of a tensor."""
         return self._entries[name]
 
     def joined(self, other: "Checkpoint") -> "Checkpoint":
-        """Return a view of these tensors and another checkpoint's, whose names are others."""
+        """Return a view of these tensors and another checkpoint's, which has other names."""
         entries = {**other._entries, **self._entries}
         return Checkpoint(entries, path=self.path, metadata=self.metadata)
 
     def renamed(self, names: Mapping[str, str]) -> "Checkpoint":
-        """Return a view with the names `{new: present}`, and no others."""
+        """Return a view with the names `{new: present}` and no others."""
         entries = {new: self._entries[present] for new, present in names.items()}
         return Checkpoint(entries, path=self.path, metadata=self.metadata)
 
 
 def as_checkpoint(tensors: Mapping[str, Tensor]) -> Checkpoint:
-    """Any mapping of tensors as a `Checkpoint`; nothing is read or copied."""
+    """Return any mapping of tensors as a `Checkpoint`, without reading or copying.
+
+    Args:
+        tensors: By name.
+
+    Example:
+        >>> as_checkpoint({"w": torch.ones(2), "b": torch.zeros(1)})
+        Checkpoint('in memory', 2 tensors)
+    """
     if isinstance(tensors, Checkpoint):
         return tensors
     return Checkpoint({name: _MappingEntry(tensors, name) for name in tensors})

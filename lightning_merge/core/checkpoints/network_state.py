@@ -1,6 +1,6 @@
-"""The network in what a file of torch.save holds: its tensors, by the names of a state dict.
+"""The network in a file of torch.save: its tensors under the names of a state dict.
 
-A pickled module has no `state_dict` to call here, as no class is imported: its names are found in
+No class is imported, so a pickled module has no `state_dict` method to call: its names come from
 the records of its attributes, and its tensors stay in the file.
 """
 
@@ -23,19 +23,23 @@ _TRAINING = re.compile(
     r"(\w+_)?optim(izer)?(s|_\w+)?|(\w+_)?opt(_state)?|(\w+_)?rng(_\w+)?|random_state\w*"
     r"|lr_schedulers?|loops|callbacks"
 )
-"""What training keeps beside a network in order to go on."""
+"""Parts that training stores beside a network in order to resume."""
 _ARRAY = re.compile(r"numpy\._?core\.(multiarray\._reconstruct|numeric\._frombuffer)")
 _SEQUENCES = frozenset({"builtins.set", "builtins.frozenset", "collections.deque"})
 _HOLDERS = (StoredTensor, Record, dict, list, tuple)
 
 
-class Found(NamedTuple):
-    """What a file holds.
+class FileContent(NamedTuple):
+    """The tensors that a file holds.
 
     Attributes:
-        network: Its tensors, by the names of its state dict.
-        parts: All tensors by their whole path, for who wants another part than the network.
-        note: What was left out, as far as a user should know; often nothing.
+        network: Tensors of the network, by the names of its state dict.
+        parts: All tensors by their full path, to select another part than the network.
+        note: What was left out and a user should know; often empty.
+
+    Example:
+        >>> FileContent(network={}, parts={}, note="left out: 'ema' (2 tensors)").note
+        "left out: 'ema' (2 tensors)"
     """
 
     network: dict[str, StoredTensor]
@@ -43,22 +47,33 @@ class Found(NamedTuple):
     note: str
 
 
-def find_network(root: Any, size: int) -> Found:
+def find_network(root: Any, size: int) -> FileContent:
     """Find the tensors of a network.
 
-    They are those of the whole object or, where that is a dictionary, of its `state_dict` or its
-    only part with tensors; what training keeps beside it is left out. Where several parts have
-    tensors (model and EMA, teacher and student), all stay, and their names begin with the part's.
-    Members of lists, tuples and sets are called by their place, or by their names where they are
-    pairs of name and value.
+    They are those of the whole object or, if it is a dictionary, of its `state_dict` or its only
+    part with tensors; what training stores beside it is left out. If several parts have tensors
+    (model and EMA, teacher and student), all are kept, and their names begin with the part's name.
+    Members of lists, tuples and sets are named by position, or by name if they are pairs of name
+    and value.
 
     Args:
-        root: The object, as `read_pickle` gives it.
+        root: The object, as `read_pickle` returns it.
         size: Bytes of its file.
 
     Raises:
-        InputError: No tensor has a name, or two have the same.
-        ValueError: The objects hold each other without end.
+        InputError: No tensor has a name, or two have the same one.
+        ValueError: The objects contain each other endlessly.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import torch
+        >>> from lightning_merge.core.checkpoints.source import SourceFile
+        >>> from lightning_merge.core.checkpoints.stored_tensor import Storage
+        >>> _ = Path("values").write_bytes(bytes(8))
+        >>> storage = Storage(SourceFile("values"), torch.float32, size=8, start=0)
+        >>> weight = StoredTensor(storage, torch.float32, (2,), (1,), offset=0)
+        >>> list(find_network({"state_dict": {"weight": weight}, "epoch": 3}, size=100).network)
+        ['weight']
     """
     search = _Search(2 * min(size, _MOST_STEPS) + (1 << 16))
     entries = list(search.named(root))
@@ -76,19 +91,19 @@ def find_network(root: Any, size: int) -> Found:
     kept = {entry.name for entry in network}
     others = [entry for entry in entries if entry.name not in kept]
     parts = {entry.name: entry.tensor for entry in entries}
-    return Found(tensors, parts, _note(tensors, taken, others, hidden))
+    return FileContent(tensors, parts, _note(tensors, taken, others, hidden))
 
 
 class _Entry(NamedTuple):
     """A tensor that has a name.
 
     Attributes:
-        name: Its whole path.
+        name: Its full path.
         keys: The first keys of the path.
-        dicts: How many of the containers on the path are plain dictionaries, from the first on.
-        free: How many of these keys may be taken off: what they lead to has names of its own.
-        training: Whether it is of an optimizer.
-        tensor: Where it lies.
+        dicts: How many containers on the path, from the first on, are plain dictionaries.
+        free: How many of the keys may be removed because the tensors below have names of their own.
+        training: Whether it belongs to an optimizer.
+        tensor: Where it is stored.
     """
 
     name: str
@@ -111,12 +126,11 @@ class _Level(NamedTuple):
 
 @dataclass(slots=True)
 class _Search:
-    """A walk over objects, which may hold each other.
+    """A walk over objects, which may contain each other.
 
     Attributes:
-        left: Steps and letters that may still be spent; an honest file spells out what it holds,
-            so that its size is enough.
-        unnamed: What a state dict has no name for, with the place of each.
+        left: Steps and letters that may still be spent; the size of an honest file bounds them.
+        unnamed: Objects that a state dict has no name for, with the path of each.
     """
 
     left: int
@@ -128,7 +142,7 @@ class _Search:
             raise ValueError("more objects than a checkpoint has, or one within itself")
 
     def named(self, root: Any) -> Iterator[_Entry]:
-        """Tensors in containers and modules, in the order of `state_dict()`."""
+        """Yield tensors in containers and modules, in the order of `state_dict()`."""
         if isinstance(root, StoredTensor):
             yield _Entry("", (), 0, 0, False, root)
         levels = [self._level([], "", root)]
@@ -172,7 +186,7 @@ class _Search:
         return path
 
     def _of_module(self, state: dict[Any, Any]) -> Iterator[tuple[Any, Any]]:
-        """Yield what the state dict of a module has: parameters, then buffers, then modules."""
+        """Yield the members of a module's state dict: parameters, then buffers, then submodules."""
         names = state.get("_non_persistent_buffers_set")
         names = _listed(names) if isinstance(names, Record) else names
         self.spend(len(names or ()))
@@ -183,7 +197,7 @@ class _Search:
         yield from self._contents(state.get("_modules"))
 
     def _contents(self, value: Any) -> Iterator[tuple[Any, Any]]:
-        """Keys and values of a dictionary or sequence, or of an object that is like one."""
+        """Yield keys and values of a dictionary or sequence, or of an object that is like one."""
         if isinstance(value, dict):
             yield from value.items()
         elif isinstance(value, (list, tuple)):
@@ -195,7 +209,7 @@ class _Search:
             yield from value.entries.items()
 
     def _members(self, values: list[Any] | tuple[Any, ...]) -> Iterator[tuple[Any, Any]]:
-        """Members of a sequence by their place, or by their names if all are pairs of two."""
+        """Return members of a sequence by position, or by name if all are pairs."""
         self.spend(len(values) if values and isinstance(values[0], (list, tuple)) else 1)
         named = values and all(isinstance(v, (list, tuple)) and len(v) == 2 for v in values)
         if named and len({v[0] for v in values if isinstance(v[0], str)}) == len(values):
@@ -203,8 +217,8 @@ class _Search:
         return iter(enumerate(values))
 
     def hidden(self) -> dict[str, int]:
-        """How many tensors and arrays lie where a state dict has none, by the place of each."""
-        found: Counter[str] = Counter()
+        """Count the tensors and arrays that a state dict would not contain, by path."""
+        counts: Counter[str] = Counter()
         seen: set[int] = set()
         for path, root in self.unnamed:
             queue = [root]
@@ -215,22 +229,22 @@ class _Search:
                     continue
                 seen.add(id(value))
                 if isinstance(value, StoredTensor) or _is_array(value):
-                    found[path] += 1
+                    counts[path] += 1
                 elif isinstance(value, Record):
                     queue += (value.args, value.state, value.items, value.entries)
                 else:
                     queue += value.values() if isinstance(value, dict) else value
-        return found
+        return counts
 
 
 def _listed(record: Record) -> list[Any]:
-    """Return the list that a set, a queue or an ordered dictionary is made from."""
+    """Return the list from which a set, a deque or an ordered dictionary is created."""
     first = record.args[0] if isinstance(record.args, tuple) and record.args else None
     return first if isinstance(first, list) else []
 
 
 def _is_sequence(value: Any) -> bool:
-    """Whether members are known by their place."""
+    """Whether members are identified by position."""
     if isinstance(value, Record):
         return bool(value.items) or str(value.kind) in _SEQUENCES
     return isinstance(value, (list, tuple))
@@ -245,7 +259,7 @@ def _is_array(value: Any) -> bool:
 
 
 def _text(key: Any) -> str | None:
-    """Return a key as a part of names; None if it is an object."""
+    """Return a key as part of a name; None if it is an object."""
     if isinstance(key, bytes):
         with suppress(UnicodeError):
             return key.decode()
@@ -256,7 +270,7 @@ def _text(key: Any) -> str | None:
 
 
 def _choose(entries: list[_Entry]) -> tuple[list[_Entry], int]:
-    """Return the network's tensors, and how many of their keys name the dictionaries around it."""
+    """Return the network's tensors, and how many of their keys name the enclosing dictionaries."""
     network = [entry for entry in entries if not entry.training]
     for depth in range(_DEEPEST):
         parts: dict[str, list[_Entry]] = defaultdict(list)
@@ -272,7 +286,7 @@ def _choose(entries: list[_Entry]) -> tuple[list[_Entry], int]:
 
 
 def _is_training(entry: _Entry, depth: int) -> bool:
-    """Whether an entry is of a part, at some depth of dictionaries, that serves training alone."""
+    """Whether an entry belongs to a part, at a depth of dictionaries, that only training uses."""
     inside = entry.dicts > depth and len(entry.keys) > depth + 1
     return entry.training or (inside and _TRAINING.fullmatch(entry.keys[depth]) is not None)
 
@@ -283,7 +297,7 @@ def _note(
     others: list[_Entry],
     hidden: dict[str, int],
 ) -> str:
-    """Return what was left out: other parts, and copies of the network in what training keeps."""
+    """Describe what was left out: other parts, and copies of the network kept for training."""
     parts: dict[tuple[str, ...], list[_Entry]] = defaultdict(list)
     for entry in others:
         pairs = zip(entry.keys, taken, strict=False)
@@ -307,12 +321,15 @@ def _note(
 
 
 def _nothing(entries: list[_Entry], hidden: dict[str, int]) -> str:
-    """Why there is no network."""
+    """Explain why there is no network."""
     if hidden:
         return (
             f"holds no named tensors, but {sum(hidden.values())} in objects or NumPy arrays: save "
-            "model.state_dict()"
+            "model.state_dict() instead"
         )
     if any(entry.name for entry in entries):
-        return "holds what training keeps, such as an optimizer's state, and no network"
-    return "holds no named tensors: save model.state_dict()"
+        return (
+            "holds only the state of training, such as an optimizer's, and no network: give the "
+            "network's checkpoint"
+        )
+    return "holds no named tensors: save model.state_dict() instead"

@@ -1,4 +1,4 @@
-"""Where the checkpoint is that a path means, and what kind of file it is in."""
+"""Locating the checkpoint that a path means, and opening it by the kind of its file."""
 
 import re
 from pathlib import Path, PurePosixPath
@@ -13,20 +13,30 @@ from lightning_merge.core.checkpoints.safetensors_file import (
     parse_json,
     read_header,
 )
-from lightning_merge.core.checkpoints.source import SourceFile, dangling, reading
+from lightning_merge.core.checkpoints.source import SourceFile, broken_link, reading
 from lightning_merge.core.checkpoints.unpickle import find_tensors
 from lightning_merge.core.errors import InputError, warn
 
 _PATTERNS = ("*.safetensors*", "*.bin*", "*.pt", "*.pth", "*.ckpt", "*.tar", "*.pkl")
 _TRAINING = re.compile(r"(training_args|optimizer|scheduler|scaler|(rng|random)_states?.*)\.\w+")
-"""What trainers write beside a checkpoint in order to go on."""
+"""Files that trainers write beside a checkpoint in order to resume."""
 
 
 def checkpoint_in(folder: Path) -> Path:
-    """Return the one checkpoint in a folder; safetensors are preferred, an index to its shards.
+    """Return the only checkpoint in a folder, preferring safetensors, and an index to its shards.
+
+    Args:
+        folder: A folder, or a repository in the Hub's cache.
 
     Raises:
-        InputError: It has none, or several.
+        InputError: It holds no checkpoint, or several.
+
+    Example:
+        >>> Path("expert").mkdir()
+        >>> for name in ("config.json", "model.safetensors", "optimizer.pt"):
+        ...     Path("expert", name).touch()
+        >>> checkpoint_in(Path("expert")).name
+        'model.safetensors'
     """
     folder = hub.snapshot(folder)
     for pattern in _PATTERNS:
@@ -49,8 +59,8 @@ def checkpoint_in(folder: Path) -> Path:
 
 
 def _nothing_in(folder: Path) -> str:
-    if found := describe_folder(folder):
-        return found
+    if description := describe_folder(folder):
+        return description
     inner = [f.name for f in sorted(folder.iterdir()) if f.is_dir() and _has_checkpoint(f)]
     if inner:
         return f"{folder} holds checkpoints in {enumerate_names(inner, 5)}: give one of these"
@@ -65,18 +75,31 @@ def _has_checkpoint(folder: Path) -> bool:
 
 
 def open_index(path: Path) -> Checkpoint:
-    """Return a checkpoint in shards, as transformers writes it: {"weight_map": {name: file}}.
+    """Open a checkpoint in shards, whose index has the form {"weight_map": {name: file}}.
 
     The shards lie in the folder of the index, or in folders below it.
 
+    Args:
+        path: The index, as transformers writes it.
+
     Raises:
-        InputError: It is no index, or its shards are not there.
+        InputError: The file is not an index, or shards are missing.
+
+    Example:
+        >>> import torch
+        >>> from lightning_merge.core.checkpoints.checkpoint import save_checkpoint
+        >>> weights = {"a": torch.ones(2), "b": torch.zeros(2)}
+        >>> folder = save_checkpoint(weights, "sharded", max_shard_size=8)
+        >>> open_index(folder / "model.safetensors.index.json")["a"]
+        tensor([1., 1.])
     """
     with reading(path):
         source = SourceFile(path)
         index = parse_json(source.read(0, source.size))
         if isinstance(index, dict) and "weight_map" not in index:
-            raise InputError("is no index of shards: give the file of the weights, or its folder")
+            raise InputError(
+                "is not an index of shards: give the file of the weights, or its folder"
+            )
         files = index["weight_map"]
         metadata = {key: str(value) for key, value in (index.get("metadata") or {}).items()}
         for file in set(files.values()):
@@ -97,32 +120,44 @@ def _check_shard(folder: Path, file: Any) -> None:
     if place.is_absolute() or not place.name or ".." in place.parts:
         raise InputError(f"names the shard {file!r}, which is not below its folder: check the file")
     if not (folder / place).is_file():
-        what = dangling(folder / place) or "which is not there"
-        raise InputError(f"names the shard {file!r}, {what}: copy or download it, too")
+        what = broken_link(folder / place) or "which is missing"
+        raise InputError(f"names the shard {file!r}, {what}: copy or download it as well")
 
 
 def open_file(path: Path, prefix: str = "") -> Checkpoint:
-    """Return a checkpoint in one file; of one with several parts, the part that has a prefix.
+    """Open a checkpoint in one file.
+
+    Args:
+        path: The file.
+        prefix: Of the wanted tensor names. If names outside the network have it and none within,
+            all tensors are returned, by their full path.
 
     Raises:
-        InputError: It cannot be read.
+        InputError: The file cannot be read.
+
+    Example:
+        >>> import torch
+        >>> torch.save({"epoch": 3, "state_dict": {"weight": torch.ones(2)}}, "run.ckpt")
+        >>> list(open_file(Path("run.ckpt")))
+        ['weight']
     """
     with reading(path):
         source = SourceFile(path)
         start = source.read(0, START)
         is_tensors, is_zip = is_safetensors(start), start[:2] == b"PK"
-        if not (is_tensors or is_zip) and (other := describe(start, path)):
-            raise InputError(other)
+        if not (is_tensors or is_zip) and (description := describe(start, path)):
+            raise InputError(description)
         if is_tensors or (path.suffix == ".safetensors" and not is_zip):
             tensors, metadata = read_header(source)
             return Checkpoint(tensors, path=path, metadata=metadata)
-        found = find_tensors(source)
-    known = [any(name.startswith(prefix) for name in part) for part in (found.network, found.parts)]
+        content = find_tensors(source)
+    parts = (content.network, content.parts)
+    known = [any(name.startswith(prefix) for name in part) for part in parts]
     if known == [False, True]:
-        return Checkpoint(found.parts, path=path)
-    if found.note and not prefix:
+        return Checkpoint(content.parts, path=path)
+    if content.note and not prefix:
         warn(
-            f"{path}: {found.note}. A prefix takes another part: --prefix.NAME PART. of merge, or "
-            "open_checkpoint(path, prefix='PART.')"
+            f"{path}: {content.note}. To select another part, give a prefix: --prefix.NAME PART. "
+            "of merge, or open_checkpoint(path, prefix='PART.')"
         )
-    return Checkpoint(found.network, path=path)
+    return Checkpoint(content.network, path=path)

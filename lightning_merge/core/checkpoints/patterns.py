@@ -1,4 +1,4 @@
-"""Patterns of names, as `--ignore` takes them."""
+"""Patterns of tensor names, as accepted by `--ignore`."""
 
 import glob
 import re
@@ -6,13 +6,18 @@ import shlex
 from collections import Counter
 from collections.abc import Collection, Iterator
 
-_MOST_LEVELS = 100  # of a name that are looked at
-_FEW = 4  # names or patterns that are easily typed
+_MOST_LEVELS = 100  # of a name that are considered
+_FEW = 4  # names or patterns that are easy to type
 _WORDS = frozenset({"true", "false", "null", "yes", "no", "on", "off", "y", "n"})  # of YAML
 
 
-def starts(name: str) -> Iterator[int]:
-    """Where the levels of a name begin."""
+def level_starts(name: str) -> Iterator[int]:
+    """Yield the position at which each level of a name begins.
+
+    Example:
+        >>> list(level_starts("model.fc.weight"))
+        [0, 6, 9]
+    """
     start = 0
     for _ in range(_MOST_LEVELS):
         yield start
@@ -22,11 +27,16 @@ def starts(name: str) -> Iterator[int]:
 
 
 def ignore_option(names: Collection[str], others: Collection[str] = ()) -> str:
-    """Return the option of `merge` that leaves out some tensors and no others.
+    """Return the option of `merge` that excludes some tensors and no others.
 
     Args:
-        names: The tensors to be left out; of many, patterns if a few will do, else the first ones.
+        names: The tensors to exclude; many are covered by patterns if a few suffice, otherwise only
+            the first ones are listed.
         others: Names that no pattern may cover.
+
+    Example:
+        >>> ignore_option([f"head.{i}.weight" for i in range(9)], others=["body.weight"])
+        "--ignore '[head.*]'"
     """
     chosen: list[str] = []
     left = list(names)
@@ -44,19 +54,27 @@ def ignore_option(names: Collection[str], others: Collection[str] = ()) -> str:
 
 
 def option(patterns: Collection[str]) -> str:
-    """Return the option of `merge` with these patterns, as a shell takes it."""
+    r"""Return the option of `merge` with these patterns, quoted for a shell.
+
+    Args:
+        patterns: For tensor names.
+
+    Example:
+        >>> option(["head.*", "*.bias"])
+        '--ignore \'[head.*, "*.bias"]\''
+    """
     return f"--ignore {shlex.quote('[' + ', '.join(map(_in_yaml, patterns)) + ']')}"
 
 
 def _covering(name: str) -> set[str]:
-    """Patterns that cover a name: by its first levels, by its last ones, and itself."""
-    inner = [start for start in starts(name) if start]
+    """Return patterns that cover a name: by its first levels, by its last ones, and itself."""
+    inner = [start for start in level_starts(name) if start]
     first = {f"{glob.escape(name[:start])}*" for start in inner}
     return first | {f"*.{glob.escape(name[start:])}" for start in inner} | {glob.escape(name)}
 
 
 def _in_yaml(pattern: str) -> str:
-    """Return a pattern as a member of a list in YAML."""
+    """Return a pattern as an item of a YAML list."""
     plain = re.fullmatch(r"[A-Za-z_][\w.*?/-]*", pattern) and pattern.lower() not in _WORDS
     quoted = pattern.replace("'", "''")
     return pattern if plain else f"'{quoted}'" if {'"', "\\"} & {*pattern} else f'"{pattern}"'

@@ -1,16 +1,16 @@
 """A pickle machine that imports nothing and calls nothing.
 
-A pickle is a program: its opcodes may name any function and call it, and Python's own unpickler
-does. This machine decodes the opcodes with `pickletools`, which only reads, and interprets them
-over plain containers. A name stays a `Symbol`, an object of whatever class a `Record` of its
-state; both are inert. The few calls that yield tensors are handed to functions of the reader
-(`rebuild`); a call that could do anything else than make an object is refused. Nothing is copied
-that the file does not spell out, so memory stays in proportion to the file.
+A pickle is a program: its opcodes may name any function and call it, and Python's unpickler
+obeys. This machine decodes the opcodes with `pickletools`, which only reads, and interprets them
+over plain containers. A name stays a `Symbol` and an object of any class becomes a `Record` of its
+state; both are inert. The few calls that yield tensors are passed to functions of the reader
+(`rebuild`); a call that could do anything but create an object is refused. Only data spelled out
+in the file is stored, so memory stays proportional to its size.
 """
 
 import pickletools
 import sys
-from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING  # Python 2's names, used up to protocol 2
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING  # Python 2 names, used up to protocol 2
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
@@ -18,11 +18,11 @@ from typing import Any, BinaryIO
 from lightning_merge.core.errors import InputError
 
 _MARK = object()
-_MOST_STEPS = 5_000_000  # of one pickle; a tensor takes some forty
+_MOST_STEPS = 5_000_000  # of one pickle; a tensor takes about forty
 _MOST_PARTS = 8  # of a key that is a tuple
 
-# Makers of plain values which `_names_third_party_class` would not let pass. They become
-# records, like any other object.
+# Constructors of plain values that `_names_third_party_class` would refuse. They become records,
+# like any other object.
 _BUILTINS = ("bytearray", "complex", "dict", "frozenset", "list", "object", "range", "set", "tuple")
 _PATHS = ("Path", "PosixPath", "PurePath", "PurePosixPath", "PureWindowsPath", "WindowsPath")
 _MAKERS: dict[str, tuple[str, ...]] = {
@@ -51,7 +51,12 @@ _PLAIN = frozenset(f"{module}.{name}" for module, names in _MAKERS.items() for n
 
 @dataclass(frozen=True, slots=True)
 class Symbol:
-    """The dotted name of a class or function. It is never looked up."""
+    """The dotted name of a class or function, which is never looked up.
+
+    Example:
+        >>> str(Symbol("torch", "device"))
+        'torch.device'
+    """
 
     module: str
     name: str
@@ -62,7 +67,12 @@ class Symbol:
 
 @dataclass(slots=True, eq=False)
 class Record:
-    """What a file says about an object: its class, arguments, state and items, all inert."""
+    """What a file says about an object: its class, arguments, state and items, all inert.
+
+    Example:
+        >>> Record(Symbol("argparse", "Namespace"), state={"lr": 0.1}).state["lr"]
+        0.1
+    """
 
     kind: Symbol
     args: tuple = ()
@@ -72,7 +82,14 @@ class Record:
 
 
 class OtherKey:
-    """Stands for a key that is not hashed: an object, a huge number, tuples within tuples."""
+    """A stand-in for a dictionary key that is not hashed: an object, a huge number, nested tuples.
+
+    Example:
+        >>> import io, pickle
+        >>> content = read_pickle(io.BytesIO(pickle.dumps({(1, (2, 3)): "nested", "plain": 4})))
+        >>> [isinstance(key, OtherKey) for key in content]
+        [True, False]
+    """
 
 
 Rebuild = Mapping[str, Callable[..., Any]]
@@ -83,19 +100,28 @@ def read_pickle(
     rebuild: Rebuild | None = None,
     persistent: Callable[[Any], Any] | None = None,
 ) -> Any:
-    """Read one pickle from where `file` stands, up to its end, and run nothing.
+    """Read one pickle, from the position of `file` to the pickle's end, without running anything.
 
     Args:
-        file: A file that is open for reading in binary.
-        rebuild: The calls to be honoured, by dotted name of the callee.
-        persistent: What a persistent id (torch's storages) stands for.
+        file: A file open for reading in binary mode.
+        rebuild: The calls to honour, by dotted name of the callee.
+        persistent: Resolves a persistent id (used for torch's storages).
 
     Returns:
         Containers and constants as they are, everything else as `Symbol` and `Record`.
 
     Raises:
         InputError: The pickle calls something that is not known to be harmless.
-        Exception: Of many kinds where the file is damaged; for the caller to translate.
+        Exception: Of many kinds if the file is damaged; the caller translates it.
+
+    Example:
+        >>> import io, pickle
+        >>> class Hostile:
+        ...     def __reduce__(self):
+        ...         return print, ("this never runs",)
+        >>> read_pickle(io.BytesIO(pickle.dumps(Hostile())))
+        Traceback (most recent call last):
+        lightning_merge.core.errors.InputError: asks to call 'builtins.print' when it is read...
     """
     machine = _Machine(rebuild or {}, persistent or _no_persistent)
     for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
@@ -106,7 +132,7 @@ def read_pickle(
 
 
 def _no_persistent(key: Any) -> Any:
-    raise InputError("refers to data outside of it: save it again with torch.save")
+    raise InputError("refers to data outside the file: save it again with torch.save")
 
 
 class _Machine:
@@ -126,10 +152,10 @@ class _Machine:
         elif opcode in _ACTIONS:
             _ACTIONS[opcode](self, argument)
         elif opcode not in ("PROTO", "FRAME", "STOP"):
-            raise InputError(f"uses pickle's {opcode}: save it again with torch.save")
+            raise InputError(f"uses the pickle opcode {opcode}: save it again with torch.save")
 
     def since_mark(self) -> list[Any]:
-        """Take what lies above the topmost mark off the stack."""
+        """Remove and return the values above the topmost mark of the stack."""
         index = len(self.stack) - 1
         while self.stack[index] is not _MARK:
             index -= 1
@@ -147,7 +173,7 @@ class _Machine:
         return values
 
     def call(self, function: Any, arguments: Any) -> Any:
-        """Return the stand-in for a call; see the module's docstring for what is refused."""
+        """Return the stand-in for a call; the module's docstring says which calls are refused."""
         if not isinstance(function, Symbol) or not isinstance(arguments, tuple):
             raise InputError("calls something without a name: it is damaged or hostile")
         name = str(function)
@@ -176,7 +202,7 @@ class _Machine:
         (target.items if isinstance(target, Record) else target).extend(values)
 
     def update(self, values: list[Any]) -> None:
-        """Enter pairs; hashing any key, nested at will, could crash Python."""
+        """Insert pairs; hashing arbitrary keys, which may be deeply nested, could crash Python."""
         target = self.stack[-1]
         entries = target.entries if isinstance(target, Record) else target
         for key, value in zip(values[::2], values[1::2], strict=True):
@@ -196,18 +222,18 @@ class _Machine:
 
 
 def _names_third_party_class(symbol: Symbol) -> bool:
-    """Whether a call of `symbol` makes an object, as far as a name can tell.
+    """Whether calling `symbol` would create an object, as far as its name can tell.
 
-    Enumerations, settings and the like are pickled as calls of their class, and become
-    records. Refusing the rest protects from nothing (no call is ever made), it tells the user
-    that the file is hostile; of the standard library, only `_MAKERS` pass.
+    Enumerations, settings and the like are pickled as calls of their class and become records.
+    Refusing the rest adds no protection (no call is ever made) but tells the user that the file is
+    hostile; from the standard library, only `_MAKERS` pass.
     """
     root = symbol.module.partition(".")[0]
     return root not in sys.stdlib_module_names and symbol.name.rpartition(".")[2][:1].isupper()
 
 
 def _is_simple(key: Any) -> bool:
-    """Whether a key, or each of the few parts of a tuple, is hashed in no time."""
+    """Whether a key, or each of the few parts of a tuple, can be hashed quickly."""
     if isinstance(key, tuple):
         few = len(key) <= _MOST_PARTS and not any(isinstance(part, tuple) for part in key)
         return few and all(map(_is_simple, key))
@@ -219,7 +245,7 @@ def _is_simple(key: Any) -> bool:
 def _symbol(module: Any, name: Any) -> Symbol:
     if not isinstance(module, str) or not isinstance(name, str):
         raise ValueError("pickle with a name that is no text")
-    if not module.isprintable() or not name.isprintable():  # it may become part of a message
+    if not module.isprintable() or not name.isprintable():  # may become part of a message
         raise ValueError("pickle with a name that is not printable")
     module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
     return Symbol(module, name)
@@ -232,7 +258,7 @@ _CONSTANTS: dict[str, Callable[[], Any]] = {
     "EMPTY_LIST": list,
     "EMPTY_DICT": dict,
     "EMPTY_TUPLE": tuple,
-    "EMPTY_SET": list,  # of sets, only the members matter
+    "EMPTY_SET": list,  # only the members of sets matter
     "MARK": lambda: _MARK,
 }
 # Opcodes that push their own argument: numbers, text and bytes.

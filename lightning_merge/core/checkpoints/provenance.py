@@ -1,4 +1,4 @@
-"""Whether files are those that a merged file says it was made from."""
+"""Verification that files are those from which a merged file says it was made."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,19 +14,31 @@ def verify_provenance(
     base: str | Path | None = None,
     experts: Mapping[str, str | Path] | None = None,
 ) -> list[str]:
-    """Compare files with those that a merged file was made from.
+    """Compare files with those recorded in a merged file.
 
-    A record `sha256:...` is of a whole file; `sample:...` of its size and a sample of its content,
-    which tells files apart but does not show that two are equal.
+    A record `sha256:...` covers a whole file; `sample:...` covers its size and a sample of its
+    content, which tells files apart but does not prove that two are equal.
 
     Args:
-        merged: What a run or `merge` has written.
-        base: The file that should be its base; not looked at by default.
-        experts: Task to the file that should be its expert, all of them; not looked at by default.
+        merged: The output of a run or of `merge`.
+        base: The file that should be its base; not checked by default.
+        experts: Task -> file that should be its expert, for all tasks; not checked by default.
 
     Returns:
-        One sentence for each file that is another, or missing, and for each expert that is not
-        recorded or not given; nothing where all are the same.
+        One sentence for each file that differs or is missing, and for each expert that is not
+        recorded or not given; empty if everything matches.
+
+    Example:
+        >>> import torch
+        >>> from lightning_merge.core.checkpoints.checkpoint import save_checkpoint
+        >>> from lightning_merge.core.checkpoints.digests import file_record
+        >>> base = save_checkpoint({"w": torch.zeros(1)}, "base.safetensors")
+        >>> record = {"base": file_record(base, "sha256")}
+        >>> merged = save_checkpoint({"w": torch.ones(1)}, "merged.safetensors", metadata=record)
+        >>> verify_provenance(merged, base=base)
+        []
+        >>> verify_provenance(merged, base=merged)
+        ['base: merged.safetensors is not the recorded sha256:...']
     """
     try:
         metadata = open_checkpoint(merged).metadata
@@ -41,7 +53,7 @@ def verify_provenance(
 
 
 def _mismatch(name: str, file: str | Path, record: str | None) -> str:
-    """Return what is wrong with one file; nothing if it is the recorded one."""
+    """Return what is wrong with one file; empty if it is the recorded one."""
     if record is None:
         return f"{name}: not recorded"
     try:

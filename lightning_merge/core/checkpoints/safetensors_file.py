@@ -1,11 +1,11 @@
-"""The safetensors format: length of the header, header in JSON, then the tensors' bytes.
+"""The safetensors format: header length, JSON header, then the bytes of the tensors.
 
 https://huggingface.co/docs/safetensors: tensors fill the rest of the file without gaps or
 overlap, in little-endian byte order.
 
-The library of that name maps the file into memory. Here any run of a tensor's entries is read
-into memory that the caller has, and a file cut short is an error, not the SIGBUS that kills a
-process with a map.
+The safetensors library maps the file into memory. This module reads any run of a tensor's entries
+into memory of the caller instead, so a truncated file is an error rather than a SIGBUS, which
+kills a process that uses a map.
 """
 
 import json
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_merge.core.checkpoints.lazy import Entry
 from lightning_merge.core.checkpoints.source import SourceFile
 from lightning_merge.core.errors import InputError
 
@@ -41,28 +42,34 @@ DTYPES = {
     "F64": torch.float64,
     "C64": torch.complex64,
 }
-DTYPES |= {  # where torch has them
+DTYPES |= {  # if torch has them
     name: getattr(torch, kind)
     for name, kind in (("F8_E8M0", "float8_e8m0fnu"), ("F4", "float4_e2m1fn_x2"))
     if hasattr(torch, kind)
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_NAMED = re.compile("[A-Z][A-Z0-9_]{1,15}")  # types of which torch may have none
-_PAIRS = DTYPES.get("F4")  # two numbers in a byte, which is what torch counts
-_LONGEST_HEADER = 100_000_000  # bytes, as in the library of the format's authors
+_NAMED = re.compile("[A-Z][A-Z0-9_]{1,15}")  # types that torch may lack
+_PAIRS = DTYPES.get("F4")  # two numbers per byte; torch counts the bytes
+_LONGEST_HEADER = 100_000_000  # bytes, as in the safetensors library
 _MOST_DIMENSIONS = 64  # as in torch
 
 Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
 def is_safetensors(start: bytes) -> bool:
-    """Whether a file that starts so is of this format."""
+    """Whether the first nine bytes of a file are those of a safetensors file.
+
+    Example:
+        >>> header, *_ = make_header({"w": (torch.float32, (2, 3))}, {})
+        >>> is_safetensors(header)
+        True
+    """
     return start[8:9] == b"{"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class FileTensor:
-    """A tensor that lies in a file as one run of bytes from byte `begin` on."""
+class _FileTensor:
+    """A tensor stored as one run of bytes in a file, from byte `begin` on."""
 
     source: SourceFile
     begin: int
@@ -76,11 +83,11 @@ class FileTensor:
 
     @property
     def identity(self) -> Hashable:
-        """None: the format keeps tied tensors apart."""
+        """None: the format does not record ties."""
         return None
 
     def read(self) -> Tensor:
-        """Return the tensor, in memory of its own."""
+        """Return the tensor, in its own memory."""
         out = torch.empty(self.shape, dtype=self.dtype)
         self.read_into(0, out.view(-1))
         return out
@@ -91,8 +98,8 @@ class FileTensor:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ForeignTensor:
-    """A tensor of a type that torch does not have; only that it is there can be known."""
+class _ForeignTensor:
+    """A tensor of a type that torch does not have; only its existence is known."""
 
     source: SourceFile
     name: str
@@ -103,35 +110,45 @@ class ForeignTensor:
 
     @property
     def dtype(self) -> torch.dtype:
-        """None that torch has."""
+        """Unavailable: torch has no such type."""
         raise InputError(
             f"{self.source.path} stores '{self.name}' as {self.kind}, for which torch "
-            f"{torch.__version__} has no type: leave it out of an expert by --ignore, or take a "
-            "torch that has it"
+            f"{torch.__version__} has no type: exclude it from an expert with --ignore, or use a "
+            "torch version that has it"
         )
 
     @property
     def identity(self) -> Hashable:
-        """None: see `FileTensor`."""
+        """None: see `_FileTensor`."""
         return None
 
     def read(self) -> Tensor:
-        """Nothing: see `dtype`."""
+        """Fail: see `dtype`."""
         return torch.empty(self.shape, dtype=self.dtype)
 
     def read_into(self, start: int, out: Tensor) -> None:
-        """Nothing: see `dtype`."""
+        """Fail: see `dtype`."""
         out.copy_(self.read())
 
 
-def read_header(source: SourceFile) -> tuple[dict[str, FileTensor | ForeignTensor], dict[str, str]]:
-    """Tensors by name, in the order of the file, and the metadata of a safetensors file.
+def read_header(source: SourceFile) -> tuple[Mapping[str, Entry], dict[str, str]]:
+    """Return the tensors by name, in the order of the file, and the metadata of a safetensors file.
 
-    Every tensor is known to lie within the file, so that none claims more memory than that.
+    Every tensor is checked to lie within the file, so none can claim more memory than that.
+
+    Args:
+        source: The file.
 
     Raises:
         InputError: There are no tensors.
-        Exception: Of many kinds where the file is damaged; for the caller to translate.
+        Exception: Of many kinds if the file is damaged; the caller translates it.
+
+    Example:
+        >>> from safetensors.torch import save_file
+        >>> save_file({"w": torch.ones(2, 3)}, "w.safetensors", metadata={"note": "ones"})
+        >>> tensors, metadata = read_header(SourceFile("w.safetensors"))
+        >>> tensors["w"].shape, metadata
+        ((2, 3), {'note': 'ones'})
     """
     length = int.from_bytes(source.read(0, 8), "little")
     if not 2 <= length <= min(source.size - 8, _LONGEST_HEADER):
@@ -139,7 +156,7 @@ def read_header(source: SourceFile) -> tuple[dict[str, FileTensor | ForeignTenso
     header = parse_json(source.read(8, length))
     metadata = header.pop("__metadata__", None) or {}
     if not all(isinstance(value, str) for value in metadata.values()):
-        raise ValueError("metadata that is no text")
+        raise ValueError("metadata that is not text")
     tensors = {name: _described(source, 8 + length, name, header[name]) for name in header}
     if not tensors:
         raise InputError("holds no tensors: check the path")
@@ -155,11 +172,19 @@ def read_header(source: SourceFile) -> tuple[dict[str, FileTensor | ForeignTenso
 
 
 def parse_json(content: bytes) -> Any:
-    """JSON in which every name is given once and every text can be encoded.
+    """Parse JSON in which every name is unique and every text can be encoded.
+
+    Args:
+        content: UTF-8.
 
     Raises:
-        ValueError: It is not so; half a surrogate pair, for one, is no text.
-        RecursionError: Lists within lists without end.
+        ValueError: It is not such JSON; half a surrogate pair, for one, cannot be encoded.
+        RecursionError: Lists are nested too deeply.
+
+    Example:
+        >>> parse_json(b'{"w": 1, "w": 2}')
+        Traceback (most recent call last):
+        ValueError: a name that is given twice
     """
     return json.loads(content.decode(), object_pairs_hook=_object)
 
@@ -174,21 +199,21 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _described(
     source: SourceFile, origin: int, name: str, entry: dict[str, Any]
-) -> FileTensor | ForeignTensor:
-    """Return the tensor that the header describes by dtype, shape and offsets from `origin` on."""
+) -> _FileTensor | _ForeignTensor:
+    """Return the tensor that the header describes by dtype, shape and offsets from `origin`."""
     kind, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     if any(type(size) is not int or size < 0 for size in (*shape, begin, end)):
-        raise ValueError("a size that is no natural number")
+        raise ValueError("a size that is not a natural number")
     if len(shape) > _MOST_DIMENSIONS or math.prod(size or 1 for size in shape) >= 2**62:
         raise ValueError("a tensor of impossible shape")
     if kind not in DTYPES and _NAMED.fullmatch(kind) and begin <= end:
-        return ForeignTensor(source, name, kind, origin + begin, end - begin, shape)
+        return _ForeignTensor(source, name, kind, origin + begin, end - begin, shape)
     dtype = DTYPES[kind]
     if dtype is _PAIRS:
         if not shape or shape[-1] % 2:
             raise ValueError("half a byte")
         shape = (*shape[:-1], shape[-1] // 2)
-    tensor = FileTensor(source, origin + begin, dtype, shape)
+    tensor = _FileTensor(source, origin + begin, dtype, shape)
     if end - begin != tensor.size:
         raise ValueError("a tensor whose shape does not fit its bytes")
     return tensor
@@ -197,9 +222,18 @@ def _described(
 def make_header(layout: Layout, metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int], int]:
     """Return the header for tensors that follow it in the order of `layout`, padded to 8 bytes.
 
+    Args:
+        layout: Dtype and shape by name.
+        metadata: Text by name.
+
     Returns:
-        The bytes that the file begins with, where the bytes of each tensor begin, and the size
+        The first bytes of the file, the position in the file of each tensor's bytes, and the size
         of the file.
+
+    Example:
+        >>> start, begins, size = make_header({"w": (torch.float32, (2, 3))}, {})
+        >>> begins["w"] == len(start), size - len(start)
+        (True, 24)
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     begins, end = {}, 0

@@ -1,4 +1,4 @@
-"""Tensors that lie in files of torch.save, each known to lie within its storage."""
+"""Tensors in files of torch.save, each checked to lie within its storage."""
 
 import math
 from collections.abc import Hashable
@@ -18,36 +18,64 @@ _MOST_DIMENSIONS = 64  # as in torch
 
 @dataclass(slots=True, eq=False)
 class Storage:
-    """A run of bytes in the file: where torch keeps the values of one or more tensors."""
+    """A run of bytes in a file that holds the values of one or more tensors.
+
+    Attributes:
+        source: The file.
+        dtype: Type of its elements.
+        size: Bytes.
+        start: Position in the file; None until the end of a file in the legacy format is read.
+
+    Example:
+        >>> from pathlib import Path
+        >>> _ = Path("values").write_bytes(torch.arange(6.0).numpy().tobytes())
+        >>> Storage(SourceFile("values"), torch.float32, size=24, start=0).size
+        24
+    """
 
     source: SourceFile
     dtype: torch.dtype
-    size: int  # bytes
-    start: int | None = None  # unknown until the legacy format's end is read
+    size: int
+    start: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredTensor:
-    """A tensor that lies in a file of torch.save."""
+    """A tensor in a file of torch.save.
+
+    Attributes:
+        storage: Where its values are.
+        dtype: Type of its elements.
+        shape: Its shape.
+        stride: Elements between neighbours along each axis.
+        offset: Elements of the storage before its first one.
+
+    Example:
+        >>> from pathlib import Path
+        >>> _ = Path("values").write_bytes(torch.arange(6.0).numpy().tobytes())
+        >>> storage = Storage(SourceFile("values"), torch.float32, size=24, start=0)
+        >>> StoredTensor(storage, torch.float32, shape=(2,), stride=(3,), offset=1).read()
+        tensor([1., 4.])
+    """
 
     storage: Storage
     dtype: torch.dtype
     shape: tuple[int, ...]
     stride: tuple[int, ...]
-    offset: int  # elements
+    offset: int
 
     @property
     def source(self) -> SourceFile:
-        """The file that it lies in."""
+        """The file that holds it."""
         return self.storage.source
 
     @property
     def identity(self) -> Hashable:
-        """Equal for two names exactly when they denote the same values in the file."""
+        """A key that two names share exactly if they denote the same values in the file."""
         return (self.storage.start, self.offset, self.dtype, self.shape, self.stride)
 
     def read(self) -> Tensor:
-        """Return the tensor, in memory of its own."""
+        """Return the tensor, in its own memory."""
         count = _extent(self.shape, self.stride) if math.prod(self.shape) else 0
         flat = torch.empty(count, dtype=self.dtype)
         self._fill(flat, self.offset)
@@ -56,8 +84,8 @@ class StoredTensor:
     def read_into(self, start: int, out: Tensor) -> None:
         """Fill `out` ([n]) with elements start..start+n.
 
-        Of a tensor that is not contiguous, all that lies between the rows' ends is read: of a
-        transposed one, everything.
+        For a tensor that is not contiguous, everything between the ends of the rows is read: for a
+        transposed one, the whole tensor.
         """
         if _contiguous(self.shape, self.stride):
             return self._fill(out, self.offset + start)
@@ -69,7 +97,7 @@ class StoredTensor:
         out.copy_(flat_part(rows, start, start + out.numel()))
 
     def _fill(self, out: Tensor, offset: int) -> None:
-        """Fill `out` with what follows element `offset` of the storage."""
+        """Fill `out` with the elements from `offset` of the storage on."""
         assert self.storage.start is not None, "checked when the file was opened"
         self.source.fill(out, self.storage.start + offset * self.dtype.itemsize, self.dtype)
 
@@ -77,7 +105,27 @@ class StoredTensor:
 def placed(
     storage: Storage, dtype: torch.dtype, offset: Any, shape: Any, stride: Any
 ) -> StoredTensor:
-    """Return a tensor whose every element is known to lie within its storage."""
+    """Return a tensor after checking that every element lies within its storage.
+
+    Args:
+        storage: Where its values are.
+        dtype: Type of its elements.
+        offset: Elements of the storage before its first one.
+        shape: Its shape.
+        stride: Elements between neighbours along each axis.
+
+    Raises:
+        ValueError: It is malformed or reaches beyond the storage.
+        InputError: It was expanded, so that it is larger than its storage.
+
+    Example:
+        >>> from pathlib import Path
+        >>> _ = Path("values").write_bytes(torch.arange(6.0).numpy().tobytes())
+        >>> storage = Storage(SourceFile("values"), torch.float32, size=24, start=0)
+        >>> placed(storage, torch.float32, 0, (3, 3), (3, 1))
+        Traceback (most recent call last):
+        ValueError: a tensor reaches beyond its storage
+    """
     offset, shape, stride = natural(offset), _naturals(shape), _naturals(stride)
     if len(shape) != len(stride) or len(shape) > _MOST_DIMENSIONS:
         raise ValueError("a tensor of impossible dimensions")
@@ -93,24 +141,35 @@ def placed(
 
 
 def _contiguous(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
-    """Whether a tensor's elements lie one after the other."""
+    """Whether a tensor's elements are consecutive."""
     step = 1
-    for size, found in zip(reversed(shape), reversed(stride), strict=True):
-        if size > 1 and found != step:
+    for size, stored in zip(reversed(shape), reversed(stride), strict=True):
+        if size > 1 and stored != step:
             return False
         step *= size
     return True
 
 
 def _extent(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
-    """Elements from the first to the last one of a tensor that is not empty."""
+    """Return the number of elements from a tensor's first to its last; it must not be empty."""
     return 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
 
 
 def natural(value: Any) -> int:
-    """Return a size or place that a file claims, if it can be one."""
+    """Return a size or position that a file claims, after checking that it can be one.
+
+    Raises:
+        ValueError: It is not an integer, or is negative or too large.
+
+    Example:
+        >>> natural(3)
+        3
+        >>> natural(-1)
+        Traceback (most recent call last):
+        ValueError: a size that is not a natural number
+    """
     if type(value) is not int or not 0 <= value < 2**62:
-        raise ValueError("a size that is no natural number")
+        raise ValueError("a size that is not a natural number")
     return value
 
 

@@ -1,12 +1,11 @@
-"""Tensors out of files written by torch.save, without running anything in them.
+"""Tensors from files written by torch.save, without running anything in them.
 
-State dicts, Lightning checkpoints and pickled whole modules, in torch's zip format and in the
-older one, are read by one restricted reader. It is stricter than
-`torch.load(weights_only=True)`: it imports no class, so a module whose class is long gone
-still gives its tensors; it honours no call but those, listed below, that describe a dense
-tensor; and tensors stay in the file until they are used, then are read by runs of entries.
-`torch.load` would need all of the file in memory, or a map, which kills the process with SIGBUS
-where the file is cut short.
+State dicts, Lightning checkpoints and pickled modules, in torch's zip format and in the legacy
+one, are read by one restricted reader. It is stricter than `torch.load(weights_only=True)`: it
+imports no class, so a module whose class no longer exists still yields its tensors; it honours
+only the calls, listed below, that describe a dense tensor; and tensors stay in the file until they
+are used, and are then read by runs of entries. `torch.load` needs the whole file in memory, or a
+map, which kills the process with SIGBUS if the file is truncated.
 """
 
 import re
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 
 from lightning_merge.core.checkpoints.foreign import describe_archive
-from lightning_merge.core.checkpoints.network_state import Found, find_network
+from lightning_merge.core.checkpoints.network_state import FileContent, find_network
 from lightning_merge.core.checkpoints.pickle_machine import Record, Symbol, read_pickle
 from lightning_merge.core.checkpoints.safetensors_file import is_safetensors
 from lightning_merge.core.checkpoints.source import SourceFile
@@ -46,41 +45,51 @@ _STORAGE_DTYPES = {
 }
 
 
-def find_tensors(source: SourceFile) -> Found:
-    """Where the named tensors of a file written by torch.save lie; nothing in it is executed.
+def find_tensors(source: SourceFile) -> FileContent:
+    """Locate the named tensors of a file written by torch.save, executing nothing in it.
 
     Args:
-        source: A state dict, a Lightning checkpoint or a whole module, as the papers on task
-            vectors published theirs.
+        source: A state dict, a Lightning checkpoint or a whole module, such as those published with
+            the papers on task vectors.
 
     Returns:
         Tensors by the state dict's names: a module's parameters and persistent buffers by their
-        path; and what else there is, see `find_network`.
+        path; and the other content, see `find_network`.
 
     Raises:
-        InputError: It holds no tensors, or asks for any other call than those which rebuild
-            tensors; without the path, see `reading`.
-        Exception: Of many kinds where the file is damaged; for the caller to translate.
+        InputError: It holds no tensors, or asks for a call that does not rebuild a tensor;
+            `reading` adds the path to the message.
+        Exception: Of many kinds if the file is damaged; the caller translates it.
+
+    Example:
+        >>> torch.save({"state_dict": {"weight": torch.ones(2)}, "epoch": 3}, "run.ckpt")
+        >>> find_tensors(SourceFile("run.ckpt")).network["weight"].read()
+        tensor([1., 1.])
     """
-    found = find_network(_read_root(source), source.size)
-    "".join([*found.network, *found.parts, found.note]).encode()  # half a surrogate pair is no text
-    if any(tensor.storage.start is None for tensor in found.parts.values()):
+    content = find_network(_read_root(source), source.size)
+    "".join([*content.network, *content.parts, content.note]).encode()  # refuses lone surrogates
+    if any(tensor.storage.start is None for tensor in content.parts.values()):
         raise InputError("lacks the values of a tensor: copy or download it again")
-    return found
+    return content
 
 
 def find_attributes(source: SourceFile) -> dict[str, Any]:
-    """Plain values that the object in a file of torch.save has as attributes.
+    """Return the plain attributes of the object in a file of torch.save.
 
     Args:
-        source: See `find_tensors`; safetensors have none.
+        source: See `find_tensors`; safetensors files have none.
 
     Returns:
-        Texts, numbers and truth values of a whole module, by name; nothing of a state dict.
+        Texts, numbers and booleans of a whole module, by name; empty for a state dict.
 
     Raises:
         InputError: See `find_tensors`.
-        Exception: Likewise.
+        Exception: See `find_tensors`.
+
+    Example:
+        >>> torch.save(torch.nn.Linear(2, 3), "layer.pt")
+        >>> find_attributes(SourceFile("layer.pt"))["out_features"]
+        3
     """
     root = _read_objects(source)
     state = root.state if isinstance(root, Record) and isinstance(root.state, dict) else {}
@@ -89,27 +98,32 @@ def find_attributes(source: SourceFile) -> dict[str, Any]:
 
 
 def find_classes(source: SourceFile) -> set[str]:
-    """Names of the classes of all objects in a file of torch.save, without their packages.
+    """Return the class names of all objects in a file of torch.save, without their packages.
 
     Args:
-        source: See `find_tensors`; state dicts and safetensors have none.
+        source: See `find_tensors`; state dicts and safetensors files have none.
 
     Raises:
         InputError: See `find_tensors`.
-        Exception: Likewise.
+        Exception: See `find_tensors`.
+
+    Example:
+        >>> torch.save(torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.GELU()), "block.pt")
+        >>> sorted({"GELU", "Linear", "ReLU"} & find_classes(SourceFile("block.pt")))
+        ['GELU', 'Linear']
     """
-    waiting, found, seen = [_read_objects(source)], set(), set()
+    waiting, names, seen = [_read_objects(source)], set(), set()
     while waiting:
         value = waiting.pop()
         if not isinstance(value, (Record, dict, list, tuple)) or id(value) in seen:
             continue
         seen.add(id(value))
         if isinstance(value, Record):
-            found.update([value.kind.name] if isinstance(value.kind, Symbol) else [])
+            names.update([value.kind.name] if isinstance(value.kind, Symbol) else [])
             waiting += (value.args, value.state, value.items, value.entries)
         else:
             waiting += value.values() if isinstance(value, dict) else value
-    return found
+    return names
 
 
 def _read_objects(source: SourceFile) -> Any:
@@ -124,7 +138,7 @@ def _read_root(source: SourceFile) -> Any:
 
 
 def _read_zip(source: SourceFile) -> Any:
-    """Torch's format since 1.6: data.pkl and one uncompressed member per storage."""
+    """Read torch's format since 1.6: data.pkl and one uncompressed member per storage."""
     with zipfile.ZipFile(source.stream()) as archive:
         members = {member.filename: member for member in archive.infolist()}
     roots = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
@@ -147,7 +161,7 @@ def _read_zip(source: SourceFile) -> Any:
 
 
 def _member_span(source: SourceFile, member: zipfile.ZipInfo) -> tuple[int, int]:
-    """Where the bytes of an uncompressed member of a zip file begin, and how many they are."""
+    """Return the start and the number of bytes of an uncompressed member of a zip file."""
     begin = member.header_offset
     header = source.read(begin, 30)
     if member.compress_type != zipfile.ZIP_STORED or header[:4] != _ZIP_MAGIC:
@@ -161,11 +175,11 @@ def _member_span(source: SourceFile, member: zipfile.ZipInfo) -> tuple[int, int]
 
 
 def _read_legacy(source: SourceFile) -> Any:
-    """Torch's format before 1.6: five pickles in a row, then the storages' values."""
+    """Read torch's format before 1.6: five pickles in a row, then the values of the storages."""
     stream = source.stream()
     if read_pickle(stream) != _LEGACY_MAGIC or read_pickle(stream) != _LEGACY_PROTOCOL:
         raise InputError(
-            "is a pickle, but not one that torch.save wrote: load it where it was made, and save "
+            "is a pickle, but not one that torch.save wrote: load it where it was made and save "
             "its state dict with torch.save"
         )
     if read_pickle(stream).get("little_endian") is not True:
@@ -176,7 +190,7 @@ def _read_legacy(source: SourceFile) -> Any:
         if key[0] == "module":  # a class with its source code
             return key[1]
         if len(key) > 5 and key[5] is not None:
-            raise InputError("holds views of storages as before torch 0.4: save it again")
+            raise InputError("holds views of storages, as before torch 0.4: save it again")
         return storages.setdefault(key[2], _described_storage(key, source))
 
     root = read_pickle(stream, _REBUILD, persistent)
@@ -198,7 +212,8 @@ def _described_storage(key: Any, source: SourceFile) -> Storage:
     kind = key[1].name
     if kind not in _STORAGE_DTYPES:
         quantised = re.fullmatch(r"QU?Int\d+(x\d)?Storage", kind)
-        raise InputError(_QUANTISED if quantised else f"stores numbers as {kind}, an unknown type")
+        unknown = f"stores numbers as {kind}, an unknown type: save it again as float32"
+        raise InputError(_QUANTISED if quantised else unknown)
     dtype = _STORAGE_DTYPES[kind]
     size = natural(key[4]) * dtype.itemsize
     if size > source.size:
@@ -233,7 +248,7 @@ def _refusing(message: str) -> Callable[..., StoredTensor]:
 
 
 _QUANTISED = "holds quantised tensors: call dequantize() on each, or give the float checkpoint"
-_XLA = "holds tensors of XLA: save them again after .cpu()"
+_XLA = "holds XLA tensors: save them again after .cpu()"
 _REFUSED = {
     "torch.serialization._get_layout": "holds a sparse tensor: save it again after .to_dense()",
     "torch._utils._rebuild_qtensor": _QUANTISED,

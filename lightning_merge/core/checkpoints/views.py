@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint that are made of others when they are read: joined, parted, turned."""
+"""Tensors computed from others when they are read: concatenated, sliced or transposed."""
 
 import math
 from collections.abc import Hashable, Iterator
@@ -17,7 +17,17 @@ if TYPE_CHECKING:
 
 
 def sources_of(entry: Any) -> Iterator[SourceFile]:
-    """Yield the files that a tensor is read from."""
+    """Yield the files that a tensor is read from.
+
+    Args:
+        entry: A tensor of a checkpoint.
+
+    Example:
+        >>> from lightning_merge.core.checkpoints.checkpoint import open_checkpoint, save_checkpoint
+        >>> entry = open_checkpoint(save_checkpoint({"w": torch.ones(2)}, "w.pt")).entry("w")
+        >>> [source.path.name for source in sources_of(Joined((entry, entry)))]
+        ['w.pt', 'w.pt']
+    """
     for part in getattr(entry, "parts", ()):
         yield from sources_of(part)
     if not hasattr(entry, "parts") and entry.source is not None:
@@ -35,12 +45,12 @@ class _View:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type that holds the values of all parts."""
+        """The smallest type that holds the values of all parts."""
         return reduce(torch.promote_types, (part.dtype for part in self.parts))
 
     @property
     def identity(self) -> Hashable:
-        """Equal for what is made alike of tied tensors."""
+        """A key shared by equal views of tied tensors."""
         parts = tuple(part.identity for part in self.parts)
         return None if None in parts else (type(self).__name__, *self._place(), *parts)
 
@@ -50,16 +60,23 @@ class _View:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Joined(_View):
-    """Tensors one below the other."""
+    """Tensors concatenated along the first axis.
+
+    Example:
+        >>> from lightning_merge.core.checkpoints.lazy import as_checkpoint
+        >>> entry = as_checkpoint({"w": torch.tensor([[1, 2], [3, 4]])}).entry("w")
+        >>> Joined((entry, entry)).shape
+        (4, 2)
+    """
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape: rows add up."""
+        """Shape: the numbers of rows add up."""
         first = self.parts[0].shape
         return (sum(part.shape[0] for part in self.parts), *first[1:])
 
     def read(self) -> Tensor:
-        """Return the tensor."""
+        """Return the tensor, which is read now."""
         return torch.cat([part.read().to(self.dtype) for part in self.parts])
 
     def read_into(self, start: int, out: Tensor) -> None:
@@ -75,7 +92,19 @@ class Joined(_View):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows(_View):
-    """Some rows of a tensor, from `first` on."""
+    """A range of rows of a tensor.
+
+    Attributes:
+        first: First row.
+        count: Number of rows.
+
+    Example:
+        >>> from lightning_merge.core.checkpoints.lazy import as_checkpoint
+        >>> entry = as_checkpoint({"w": torch.tensor([[1, 2], [3, 4], [5, 6]])}).entry("w")
+        >>> Rows((entry,), first=1, count=2).read()
+        tensor([[3, 4],
+                [5, 6]])
+    """
 
     first: int
     count: int
@@ -89,7 +118,7 @@ class Rows(_View):
         return (self.count, *self.parts[0].shape[1:])
 
     def read(self) -> Tensor:
-        """Return the tensor."""
+        """Return the tensor, which is read now."""
         out = torch.empty(self.shape, dtype=self.dtype)
         self.read_into(0, out.view(-1))
         return out
@@ -101,18 +130,26 @@ class Rows(_View):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Turned(_View):
-    """A matrix whose rows are another one's columns."""
+class Transposed(_View):
+    """The transpose of a matrix.
+
+    Example:
+        >>> from lightning_merge.core.checkpoints.lazy import as_checkpoint
+        >>> entry = as_checkpoint({"w": torch.tensor([[1, 2], [3, 4]])}).entry("w")
+        >>> Transposed((entry,)).read()
+        tensor([[1, 3],
+                [2, 4]])
+    """
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape: the other way round."""
+        """Shape: rows and columns exchanged."""
         return self.parts[0].shape[::-1]
 
     def read(self) -> Tensor:
-        """Return the tensor."""
+        """Return the tensor, which is read now."""
         return self.parts[0].read().T.contiguous()
 
     def read_into(self, start: int, out: Tensor) -> None:
-        """Fill `out` ([n]) with elements start..start+n; all of the matrix is read for them."""
+        """Fill `out` ([n]) with elements start..start+n; the whole matrix is read for them."""
         out.copy_(flat_part(self.read(), start, start + out.numel()))

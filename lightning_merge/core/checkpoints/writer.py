@@ -1,4 +1,4 @@
-"""Checkpoints written piece by piece, in any order, that appear whole or not at all."""
+"""Checkpoints written in pieces, in any order, that appear completely or not at all."""
 
 import json
 import math
@@ -28,7 +28,7 @@ _HIDDEN = r"\.[0-9a-f]{8}\.tmp"
 
 @dataclass(slots=True)
 class _Place:
-    """Where a tensor goes, and which of its elements are there already."""
+    """Where a tensor is written, and which of its elements have been written."""
 
     file: PendingFile
     begin: int
@@ -47,34 +47,38 @@ class _Place:
 
 
 class CheckpointWriter:
-    """Write a checkpoint of known layout, header first, in pieces, by any thread or fork.
+    """A context that writes a checkpoint of known layout in pieces, from any thread or fork.
 
-    It is a context manager. The files are made, at their full size, under hidden names when the
-    block is entered; they are flushed to the disk and renamed when it is left. Whatever happens
-    in between, a kill -9 included, the old checkpoint or the new one is there, whole. An
-    exception in the block removes all that was written; what a killed process left is removed
-    by the next one that writes the same checkpoint.
+    On entry, the files are created at full size under hidden names, with their headers; on exit
+    they are flushed to disk and renamed. Whatever happens in between, including kill -9, a
+    complete checkpoint remains: the old one or the new one. An exception in the block removes
+    everything written; leftovers of a killed process are removed by the next one that writes the
+    same checkpoint.
 
-    Tensors lie in the order of the layout, wider dtypes first, so that all are aligned. The
-    same input gives the same bytes; of shards, under new names.
-
-    Examples:
-        >>> layout = {"a": (torch.float32, (2, 3))}
-        >>> with CheckpointWriter("x.safetensors", layout) as writer:  # doctest: +SKIP
-        ...     writer.write("a", 0, torch.ones(4))
-        ...     writer.write("a", 4, torch.ones(2))
+    Tensors lie in the order of the layout, wider dtypes first, so that all are aligned. The same
+    input gives the same bytes; shards get new names.
 
     Args:
-        path: The file, or with `max_shard_size` the folder; parent folders are made.
+        path: The file, or with `max_shard_size` the folder; missing parent folders are created.
         layout: Dtype and shape by name.
-        metadata: Text by name; `format: pt`, which transformers asks for, is added.
+        metadata: Text by name; `format: pt`, which transformers requires, is added.
         overwrite: Whether an existing checkpoint may be replaced.
-        max_shard_size: Bytes of tensors per file at most, in a folder of shards with an index,
-            as on the Hub; a tensor that is larger gets a shard of its own. None: one file.
+        max_shard_size: Maximum bytes of tensors per file, for a folder of shards with an index, as
+            on the Hub; a larger tensor gets its own shard. None for a single file.
 
     Raises:
-        InputError: A name, dtype, metadata or size cannot be stored; on entering the block:
-            `path` exists and must not be overwritten, or has no room.
+        InputError: A name, dtype, metadata entry or size cannot be stored; on entry, `path` exists
+            and must not be overwritten, or the disk is full.
+
+    Example:
+        >>> layout = {"a": (torch.float32, (2, 3))}
+        >>> with CheckpointWriter("a.safetensors", layout) as writer:
+        ...     writer.write("a", 4, torch.ones(2))
+        ...     writer.write("a", 0, torch.zeros(4))
+        >>> from lightning_merge.core.checkpoints.checkpoint import open_checkpoint
+        >>> open_checkpoint("a.safetensors")["a"]
+        tensor([[0., 0., 0.],
+                [0., 1., 1.]])
     """
 
     shared = True
@@ -97,7 +101,7 @@ class CheckpointWriter:
         self._places: dict[str, _Place] = {}
         wrong = [key for key, value in self._metadata.items() if not isinstance(value, str)]
         if wrong:
-            raise InputError(f"metadata must be text by name: convert {enumerate_names(wrong)}")
+            raise InputError(f"metadata values must be text: convert {enumerate_names(wrong)}")
         if max_shard_size is not None:
             require_in("[1, inf)", max_shard_size=max_shard_size)
 
@@ -135,7 +139,7 @@ class CheckpointWriter:
                 tensor; they are converted to the layout's dtype.
 
         Raises:
-            InputError: The disk does not take them, or one is too large for the layout's dtype.
+            InputError: The write fails, or a value is too large for the layout's dtype.
         """
         place = self._places[name]
         stop = start + values.numel()
@@ -154,15 +158,15 @@ class CheckpointWriter:
             place.runs.append((start, stop))
 
     def written(self, name: str, runs: list[tuple[int, int]]) -> None:
-        """Be told which elements [start, stop) of a tensor were written, by any process.
+        """Record which elements [start, stop) of a tensor were written, by any process.
 
-        What a forked process writes through its copy of the writer is in the file, but only
-        this tells the writer itself.
+        A forked process writes through its own copy of the writer, so its parent learns of it
+        only by this call.
         """
         self._places[name].runs = [run for run in runs if run[0] < run[1]]
 
     def _check_index(self) -> None:
-        """Refuse a file in whose stead readers of its folder would take an older index."""
+        """Refuse a file that readers of its folder would ignore in favour of an older index."""
         index = self._path.with_name(f"{self._path.name}.index.json")
         if index.exists():
             raise InputError(
@@ -204,7 +208,7 @@ class CheckpointWriter:
             self._commit_shards()
 
     def _commit_shards(self) -> None:
-        """Put the shards in place, then the index that names them; then remove the old ones."""
+        """Move the shards into place, then the index that names them; then remove the old ones."""
         shards = list(self._files)
         index = PendingFile(self._path / INDEX)
         self._files.append(index)
@@ -242,11 +246,15 @@ def _checked(layout: Layout, path: Path) -> Layout:
     """Return the layout in the order of the file."""
     for name, (dtype, _) in layout.items():
         if not isinstance(name, str) or name == "__metadata__" or not _is_text(name):
-            raise InputError(f"{path}: the name {name!r} is reserved or not text")
+            raise InputError(
+                f"{path}: the name {name!r} is reserved or not text: rename the tensor"
+            )
         if dtype not in DTYPE_NAMES:
-            raise InputError(f"{path}: '{name}' is {dtype}, not storable: convert it")
+            raise InputError(
+                f"{path}: '{name}' has dtype {dtype}, which safetensors cannot store: convert it"
+            )
     if not layout:
-        raise InputError(f"{path}: there are no tensors to save")
+        raise InputError(f"{path}: there are no tensors to save: give at least one")
     return dict(sorted(layout.items(), key=lambda item: -item[1][0].itemsize))
 
 
@@ -256,7 +264,7 @@ def _is_text(name: str) -> bool:
 
 
 def _split(layout: Layout, size: int) -> Iterator[Layout]:
-    """Yield the layout in parts of at most `size` bytes, or of one tensor."""
+    """Yield the layout in parts of at most `size` bytes, or of a single tensor."""
     part: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
     used = 0
     for name, (dtype, shape) in layout.items():
@@ -270,10 +278,10 @@ def _split(layout: Layout, size: int) -> Iterator[Layout]:
 
 
 def _named_by(index: Path) -> set[str]:
-    """Return the files of the checkpoint that an index in the same folder replaces."""
+    """Return the files of the checkpoint that an index in the same folder belongs to."""
     try:
         named = list(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, AttributeError, KeyError, TypeError):
-        named = []  # there is none, or none that leads to a checkpoint
+        named = []  # missing, or not an index of a checkpoint
     files = {name for name in [*named, _SINGLE] if isinstance(name, str)}
     return {name for name in files if Path(name).name == name and name.endswith(".safetensors")}

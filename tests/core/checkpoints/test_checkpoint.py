@@ -215,7 +215,7 @@ class TestOpen:
     def test_pipes_do_not_block(self, tmp_path):
         for name in ("x.safetensors", "x.json", "x"):
             os.mkfifo(tmp_path / name)
-            with pytest.raises(InputError, match="no regular file"):
+            with pytest.raises(InputError, match="not a regular file"):
                 open_checkpoint(tmp_path / name)
 
     @pytest.mark.parametrize("offsets", [[0, 4], [0, 2**50], [4, 8], [8, 0], [-8, 0], [0]])

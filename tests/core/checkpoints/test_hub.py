@@ -250,9 +250,9 @@ def test_a_hash_is_that_of_the_files_that_are_used(asked):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("me/nothing", "'me/nothing' is not a path here, and the Hub does not give it"),
-        ("me/base@v9", "'me/base' is not a path here"),
-        ("hf:me/base/nothing.pt", "'me/base/nothing.pt' is not a path here"),
+        ("me/nothing", "'me/nothing' is not a local path, and the Hub does not provide it"),
+        ("me/base@v9", "'me/base' is not a local path"),
+        ("hf:me/base/nothing.pt", "'me/base/nothing.pt' is not a local path"),
         ("me/empty", "'me/empty' on the Hub holds no weights"),
         ("me/many", "holds several checkpoints: a.safetensors, b.safetensors"),
     ],

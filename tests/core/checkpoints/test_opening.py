@@ -138,12 +138,12 @@ def test_shards_may_not_lie_above_it(place, tmp_path):
 
 def test_what_is_no_index_says_so(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
-    assert "is no index of shards: give the file of the weights" in refusal(
+    assert "is not an index of shards: give the file of weights" in refusal(
         tmp_path / "config.json"
     )
     index = sharded(tmp_path / "x", ("1.safetensors", "2.safetensors"))
     (tmp_path / "x" / "2.safetensors").unlink()
-    assert "'2.safetensors', which is not there" in refusal(index)
+    assert "'2.safetensors', which is missing" in refusal(index)
 
 
 @pytest.fixture
@@ -220,7 +220,7 @@ def test_folders_without_a_checkpoint_of_their_own(tmp_path):
         save_checkpoint(STATE, tmp_path / name / "model.safetensors")
     assert "holds checkpoints in unet, vae: give one of these" in refusal(tmp_path)
     (tmp_path / "zero_to_fp32.py").touch()
-    assert "a checkpoint of DeepSpeed: run python zero_to_fp32.py" in refusal(tmp_path)
+    assert "a DeepSpeed checkpoint: run python zero_to_fp32.py" in refusal(tmp_path)
     (tmp_path / "__0_0.distcp").touch()
     assert "dcp_to_torch" in refusal(tmp_path)
 
