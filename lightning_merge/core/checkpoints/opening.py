@@ -97,9 +97,7 @@ def open_index(path: Path) -> Checkpoint:
         source = SourceFile(path)
         index = parse_json(source.read(0, source.size))
         if isinstance(index, dict) and "weight_map" not in index:
-            raise InputError(
-                "is not an index of shards: give the file of the weights, or its folder"
-            )
+            raise InputError("is not an index of shards: give the file of weights or its folder")
         files = index["weight_map"]
         metadata = {key: str(value) for key, value in (index.get("metadata") or {}).items()}
         for file in set(files.values()):
