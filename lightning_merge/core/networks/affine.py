@@ -1,4 +1,4 @@
-"""Linear and convolutional layers of a network, and the activations that they go into."""
+"""Linear and convolutional layers of a network, and the activations that follow them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -17,12 +17,17 @@ Activation = Callable[[Tensor], Tensor]
 
 
 class AffineLayer(NamedTuple):
-    """A linear or convolutional module, BatchNorm behind it if there is any, and an activation.
+    """A linear or convolutional module with any BatchNorm and activation that follow.
 
     Attributes:
-        names: Of the modules before the activation, in order.
+        names: Names of the modules before the activation, in order.
         modules: These modules; in evaluation their composition is affine in its input.
-        activation: What their output goes into; None if that is no activation module.
+        activation: Activation of their output; None if no activation module follows.
+
+    Example:
+        >>> layer = AffineLayer(("conv",), (nn.Conv2d(3, 8, 5),), nn.ReLU())
+        >>> layer.node_dim  # channels of [n, 8, height, width]
+        -3
     """
 
     names: tuple[str, ...]
@@ -31,19 +36,19 @@ class AffineLayer(NamedTuple):
 
     @property
     def node_dim(self) -> int:
-        """Dimension of the output, from the end, along which its nodes lie."""
+        """Dimension of the output, counted from the end, along which its nodes lie."""
         first = self.modules[0]
         return -1 - len(first.kernel_size) if isinstance(first, _ConvNd) else -1
 
     def pre_activations(
         self, inputs: Tensor, stacks: Sequence[Mapping[str, Tensor]], entries: int
     ) -> Iterator[tuple[float, Tensor]]:
-        """Yield what goes into the activation of every expert, some inputs at a time.
+        """Yield the pre-activations of every expert, for some inputs at a time.
 
         Args:
-            inputs: Of the first module, [n, ...].
-            stacks: Floating-point tensors [K, ...] of each module by their names in it.
-            entries: Pre-activations in memory at a time, about.
+            inputs: Inputs of the first module, [n, ...].
+            stacks: Floating-point tensors [K, ...] of each module, by their names in it.
+            entries: Approximate number of pre-activations in memory at a time.
 
         Yields:
             The share of the inputs, and their pre-activations [K, samples, nodes]; tokens and
@@ -60,34 +65,45 @@ class AffineLayer(NamedTuple):
             yield len(chunk) / len(inputs), hidden
 
     def _hidden(self, inputs: Tensor, tensors: Sequence[Mapping[str, Tensor]]) -> Tensor:
-        """Pre-activations [samples, nodes] with other tensors of the modules."""
+        """Return pre-activations [samples, nodes] with other tensors in the modules."""
         for module, own in zip(self.modules, tensors, strict=True):
             inputs = functional_call(module, dict(own), (inputs,), tie_weights=False)
         return inputs.movedim(self.node_dim, -1).flatten(0, -2)
 
 
 def affine_layers(model: nn.Module, inputs: Tensor) -> list[AffineLayer]:
-    """Find every linear or convolutional module that goes into an activation module.
+    """Find every linear or convolutional module whose output goes into an activation module.
 
-    See `affine_chains`; where anything else happens in between, as the addition of a shortcut in a
-    residual block, or another normalisation, there is no such layer.
+    See `affine_chains`. There is no such layer if anything else happens in between, such as the
+    addition of a shortcut in a residual block or another normalisation.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> [layer.names for layer in affine_layers(network, torch.zeros(1, 4))]
+        [('0',)]
     """
     return [layer for layer in affine_chains(model, inputs) if layer.activation is not None]
 
 
 def affine_chains(model: nn.Module, inputs: Tensor) -> list[AffineLayer]:
-    """Find every linear or convolutional module, and what is behind it.
+    """Find every linear or convolutional module, and the modules that follow it.
 
-    BatchNorm behind it belongs to the layer, and modules that pass their input on, such as Dropout
-    in evaluation, do not count. Those that go into a BatchNorm that computes the activation, too,
-    as timm's does, or that has no statistics of its own, are left out.
+    A BatchNorm that follows belongs to the layer. Modules that pass their input on, such as Dropout
+    in evaluation, are skipped. Modules are left out if they feed a BatchNorm that also computes the
+    activation, as timm's does, or that has no running statistics.
 
     Args:
         model: Any network; it comes back unchanged.
         inputs: A small batch that the network accepts, [n, ...].
 
     Returns:
-        The layers in the order of execution; without activation where no module is one.
+        The layers in the order of execution; without activation if no activation module follows.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
+        >>> (layer,) = affine_chains(network, torch.zeros(1, 3, 2, 2))
+        >>> layer.names, layer.activation
+        (('0', '1'), ReLU())
     """
     chains = _Chains()
     with evaluating(model), hooked(model, *chains.hooks(model)):
@@ -96,9 +112,9 @@ def affine_chains(model: nn.Module, inputs: Tensor) -> list[AffineLayer]:
 
 
 class _Chains:
-    """What hooks note of the modules that a network calls: which goes into which.
+    """A record, made by hooks, of which module of a network feeds which.
 
-    A tensor is known by its identity, and kept, so that no other one takes its place in memory.
+    Tensors are identified by `id`, and kept alive so that no other tensor reuses it.
     """
 
     def __init__(self) -> None:
@@ -107,7 +123,7 @@ class _Chains:
         self._activations: dict[str, tuple[tuple[str, ...], Activation]] = {}
 
     def hooks(self, model: nn.Module) -> tuple[dict[str, Before], dict[str, After]]:
-        """Return what `hooked` takes, by what each module is."""
+        """Return the arguments of `hooked`, chosen by the kind of each module."""
         before: dict[str, Before] = {}
         after: dict[str, After] = {}
         for name, module in model.named_modules():
@@ -128,7 +144,7 @@ class _Chains:
         return layers
 
     def _before(self, args: Args) -> tuple[str, ...] | None:
-        """Return the chain whose output this is, unless it was changed in place since."""
+        """Return the chain whose output this is, unless it was since changed in place."""
         names, tensor, version = self._outputs.get(id(args[0]) if args else 0, ((), None, 0))
         return names if tensor is not None and tensor._version == version else None
 
@@ -152,15 +168,19 @@ class _Chains:
 
 
 def _is_affine(module: nn.Module) -> bool:
-    if isinstance(module, _BatchNorm):  # not those that compute the activation, too
+    if isinstance(module, _BatchNorm):  # not those that also compute the activation
         return module.running_mean is not None and not [*module.children()]
     return isinstance(module, (nn.Linear, _ConvNd))
 
 
 def has_rows_of_nodes(module: nn.Module) -> bool:
-    """Whether row j of a module's weight [out, ...] makes output feature or channel j.
+    """Return whether row j of a module's weight [out, ...] computes output feature or channel j.
 
     A weight that is computed from others, as in weight normalisation, has no rows of its own.
+
+    Example:
+        >>> has_rows_of_nodes(nn.Linear(3, 2)), has_rows_of_nodes(nn.ConvTranspose2d(3, 2, 1))
+        (True, False)
     """
     stored = dict(module.named_parameters(recurse=False))
     affine = isinstance(module, (nn.Linear, _ConvNd)) and not isinstance(module, _ConvTransposeNd)
@@ -168,9 +188,13 @@ def has_rows_of_nodes(module: nn.Module) -> bool:
 
 
 def is_activation(module: nn.Module, device: torch.device | None = None) -> bool:
-    """Whether a module without parameters works entry by entry and is not affine.
+    """Return whether a module without parameters is element-wise and not affine.
 
-    So neither Identity nor Dropout nor Softmax is one.
+    Identity, Dropout and Softmax are not activations in this sense.
+
+    Example:
+        >>> is_activation(nn.GELU()), is_activation(nn.Softmax(-1))
+        (True, False)
     """
     probe = torch.linspace(-3.0, 3.0, 13, device=device)
     try:

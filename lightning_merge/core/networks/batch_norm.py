@@ -1,4 +1,4 @@
-"""Running statistics of BatchNorm layers for weights that were never trained: merged ones."""
+"""Running statistics of BatchNorm layers for merged weights, which were never trained."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,11 +15,11 @@ from lightning_merge.core.vectors.task_vectors import wide
 
 
 class _Moments:
-    """Mean and variance per channel of all that a layer has been given.
+    """Mean and variance per channel of all inputs of a layer.
 
     Attributes:
         count: Values per channel so far: images times positions.
-        mean: float64 [C].
+        mean: Mean per channel, float64 [C].
         squares: Sum of squared differences from the mean, float64 [C].
     """
 
@@ -51,7 +51,12 @@ class _Moments:
 
 
 def has_batch_norm(model: nn.Module) -> bool:
-    """Whether a layer of the model keeps running statistics."""
+    """Return whether a layer of the model keeps running statistics.
+
+    Example:
+        >>> has_batch_norm(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
+        True
+    """
     return bool(_layers(model))
 
 
@@ -68,7 +73,13 @@ def _layers(model: nn.Module) -> dict[str, _BatchNorm]:
 def batch_statistics(model: nn.Module, active: bool = True) -> Iterator[None]:
     """Let BatchNorm layers normalise by the statistics of each batch, all else as in evaluation.
 
-    What they write into their running statistics is up to the caller to keep or not.
+    The layers still update their running statistics; the caller decides whether to keep them.
+
+    Example:
+        >>> network = nn.Sequential(nn.BatchNorm1d(2), nn.Dropout()).eval()
+        >>> with batch_statistics(network), torch.no_grad():
+        ...     network(torch.tensor([[4.0, 0.0], [6.0, 2.0]])).round(decimals=3)
+        tensor([[-1., -1.], [ 1., 1.]])
     """
     modes = {module: module.training for module in model.modules()} if active else {}
     layers = set(_layers(model).values())
@@ -85,15 +96,15 @@ def batch_statistics(model: nn.Module, active: bool = True) -> Iterator[None]:
 def recalibrated(
     model: nn.Module, weights: Mapping[str, Tensor], batches: Iterable[Tensor]
 ) -> dict[str, Tensor]:
-    """Return weights whose BatchNorm statistics are those of some inputs.
+    """Return weights with BatchNorm statistics measured on some inputs.
 
-    A merged network's activations are distributed as no expert's; their statistics have to be
-    measured anew (Jordan et al. 2023, "REPAIR", section 3). Every batch goes through the
-    network once, each BatchNorm normalising by the batch's own statistics and all other layers
-    as in evaluation. A layer's mean and unbiased variance are those of all its inputs together,
-    every image and position counting alike however unequal the batches. Where there is one
-    batch, they are exactly what training mode sees; with more, the inputs of deeper layers
-    depend on the division into batches, so give batches as large as memory allows.
+    A merged network's activations are distributed like no expert's, so their statistics have to
+    be measured anew (Jordan et al. 2023, "REPAIR", section 3). Every batch goes through the
+    network once; each BatchNorm normalises by the batch's own statistics, and all other layers
+    work as in evaluation. A layer's mean and unbiased variance are those of all its inputs
+    together: every image and position counts alike, even if batches differ in size. With one
+    batch, they are exactly what training mode sees. With more, the inputs of deeper layers depend
+    on the division into batches, so use batches as large as memory allows.
 
     Args:
         model: The network; it comes back unchanged, modes and buffers included.
@@ -101,12 +112,19 @@ def recalibrated(
         batches: Normalised inputs [n, ...], each of two images or more.
 
     Returns:
-        All weights, typed and placed as given, with new `running_mean` and `running_var` of
-        every layer that the inputs reach.
+        All weights, with types and devices as given, and with new `running_mean` and
+        `running_var` of every layer that the inputs reach.
 
     Raises:
-        InputError: There are no batches, or one has a single value per channel in some layer.
+        InputError: There are no batches, or a layer gets a single value per channel.
         RuntimeError: A weight is missing or unknown.
+
+    Example:
+        >>> network = nn.BatchNorm1d(1)
+        >>> batches = [torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0], [6.0]])]
+        >>> weights = recalibrated(network, network.state_dict(), batches)
+        >>> weights["running_mean"], weights["running_var"]
+        (tensor([3.]), tensor([4.6667]))
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     own = {name: _copy(t, device) for name, t in {**_constants(model), **weights}.items()}
@@ -129,14 +147,14 @@ def _constants(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _copy(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor of its own, for BatchNorm writes into its buffers."""
+    """Return an independent copy, as BatchNorm writes into its buffers."""
     return (wide(tensor) if tensor.is_floating_point() else tensor).to(device, copy=True)
 
 
 def _statistics(
     moments: Mapping[str, _Moments], weights: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Return the statistics of the layers that were reached, typed and placed as the weights."""
+    """Return the statistics of the layers reached, with types and devices of the weights."""
     return {
         full: value.to(weights[full])
         for name, seen in moments.items()

@@ -1,4 +1,4 @@
-"""One network with the weights of one expert or another."""
+"""One network with the weights of any expert."""
 
 from collections.abc import Iterable
 
@@ -14,16 +14,23 @@ from lightning_merge.core.vectors.task_vectors import TaskVectors, sum_tasks, wi
 
 
 class ExpertNetworks:
-    """The floating-point state of a network for every expert, read when it is asked for.
+    """The floating-point state of a network for every expert, read on demand.
 
     Args:
         model: The network; it is not changed.
-        vectors: Task vectors; the experts are those that they stand for.
+        vectors: Task vectors of the experts.
 
     Attributes:
         ties: Names of the network's floating-point tensors to the first name of the same tensor.
         stored: Those first names to the stored names.
-        merged: Those of them that have task vectors.
+        merged: The first names of tensors that have task vectors.
+
+    Example:
+        >>> base = {"weight": torch.zeros(1, 2)}
+        >>> experts = {"mnist": {"weight": torch.ones(1, 2)}, "cars": base}
+        >>> networks = ExpertNetworks(nn.Linear(2, 1, bias=False), TaskVectors(base, experts))
+        >>> run_with(networks.model, networks.expert(0), torch.ones(1, 2)).item()
+        2.0
     """
 
     def __init__(self, model: nn.Module, vectors: TaskVectors) -> None:
@@ -36,16 +43,16 @@ class ExpertNetworks:
         self.merged = [n for n, s in self.stored.items() if is_merged(s, base.dtype(s))]
 
     def check(self, inputs: Tensor) -> None:
-        """Run the network as it is on one input.
+        """Run the network with its own weights on one input.
 
         Raises:
-            InputError: It does not take inputs of that shape.
+            InputError: It does not accept inputs of that shape.
         """
         with input_errors(inputs), evaluating(self.model):
             self.model(inputs[:1])
 
     def applied(self, names: Iterable[str], inputs: Tensor) -> set[str]:
-        """Those of the named tensors that the network, as it is, multiplies its inputs with."""
+        """Return which of the named tensors the unchanged network applies to inputs."""
         applied: set[str] = set()
         own = {name: self._own[name] for name in names}
         with evaluating(self.model), LinearInputs(own, lambda name, rows: applied.add(name)):
@@ -53,20 +60,20 @@ class ExpertNetworks:
         return applied
 
     def stacks(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Return the named tensors of all experts, [K, *shape], BatchNorm statistics included."""
+        """Return the named tensors of all experts, [K, *shape], including BatchNorm statistics."""
         return {name: self._stack(name) for name in names}
 
     def expert(self, index: int) -> dict[str, Tensor]:
-        """All tensors of one expert, in the network's types and on its device."""
+        """Return all tensors of one expert, in the network's types and on its device."""
         read = self.vectors.expert
         return {name: self.like(name, read(own, index)) for name, own in self.stored.items()}
 
     def average(self) -> dict[str, Tensor]:
-        """All tensors averaged, as experts are where a method says nothing else."""
+        """Return the mean of all experts' tensors, in the network's types and on its device."""
         return {name: self.like(name, mean_of(self._stack(name))) for name in self.stored}
 
     def like(self, name: str, tensor: Tensor) -> Tensor:
-        """Return a copy in the type, layout and place of the network's tensor of that name."""
+        """Return a copy in the type, layout and device of the network's tensor of that name."""
         return torch.empty_like(self._own[name]).copy_(tensor)
 
     def task_vectors(self, name: str) -> Tensor:
@@ -74,11 +81,11 @@ class ExpertNetworks:
         return self.vectors[self.stored[name]]
 
     def task_vector(self, name: str, index: int) -> Tensor:
-        """One expert's task vector of the named tensor, [*shape]; see `TaskVectors.expert`."""
+        """Return one expert's task vector of the named tensor, [*shape]."""
         return self.vectors.of_expert(self.stored[name], index)
 
     def base(self, name: str) -> Tensor:
-        """Return the base's tensor in the precision of all sums."""
+        """Return the base's tensor in the precision used for sums."""
         return wide(self.vectors.base[self.stored[name]])
 
     def _stack(self, name: str) -> Tensor:
@@ -86,10 +93,20 @@ class ExpertNetworks:
 
 
 def mean_of(stack: Tensor) -> Tensor:
-    """Mean of a stack [K, ...] over the experts, as the average of weights has it."""
+    """Return the mean of a stack [K, ...] over the experts, in the order of weight averaging.
+
+    Example:
+        >>> mean_of(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+        tensor([2., 3.])
+    """
     return sum_tasks(stack).div_(len(stack))
 
 
 def run_with(model: nn.Module, state: dict[str, Tensor], inputs: Tensor) -> Tensor:
-    """Call a network with other tensors; those that it ties stay tied."""
+    """Call a network with other tensors; tied tensors stay tied.
+
+    Example:
+        >>> run_with(nn.Linear(2, 1, bias=False), {"weight": torch.ones(1, 2)}, torch.ones(3, 2))
+        tensor([[2.], [2.], [2.]])
+    """
     return functional_call(model, state, (inputs,))

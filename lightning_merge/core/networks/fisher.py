@@ -15,8 +15,8 @@ Labels = Literal["expected", "predicted", "sampled"]
 Logits = Callable[[Mapping[str, Tensor], Tensor], Tensor]
 """From parameters by name and inputs [n, ...] to logits [n, C]."""
 
-_ENTRIES = 2**27  # of gradients in memory at a time: 512 MiB in float32
-_SAMPLES = 64  # at most, at a time: activations take memory too
+_ENTRIES = 2**27  # gradients in memory at a time: 512 MiB in float32
+_SAMPLES = 64  # most at a time: activations take memory too
 
 
 def fisher_diagonal(
@@ -26,10 +26,10 @@ def fisher_diagonal(
     labels: Labels = "expected",
     uniform: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Mean over samples x of E_y (d log p(y | x) / d theta)^2, entry by entry.
+    """Return the mean over samples x of E_y (d log p(y | x) / d theta)^2, entry by entry.
 
-    The labels y are the network's own, never true ones. Each sample has its own copy (a view) of
-    the parameters, so that one backward pass gives the gradients of all samples apart.
+    The labels y come from the network, never from the data. Each sample has its own copy (a view)
+    of the parameters, so that one backward pass gives separate gradients for all samples.
 
     Args:
         logits: The network; samples must not influence each other.
@@ -40,11 +40,17 @@ def fisher_diagonal(
         uniform: Numbers in [0, 1) that choose the sampled labels, [n].
 
     Returns:
-        Non-negative tensors of the parameters' shapes, in float32 or wider; zero for those
+        Non-negative tensors of the parameters' shapes, in float32 or wider; zero for parameters
         that the network does not use.
 
     Raises:
         FloatingPointError: Logits are NaN or infinitely large.
+
+    Example:
+        >>> weights = {"weight": torch.zeros(2, 1)}  # p = 1/2 for both classes
+        >>> fisher = fisher_diagonal(lambda p, x: x @ p["weight"].T, weights, torch.tensor([[2.0]]))
+        >>> fisher["weight"].round(decimals=4)  # x^2 p (1 - p)
+        tensor([[1.], [1.]])
     """
     totals = {name: torch.zeros_like(wide(t)) for name, t in parameters.items()}
     entries = sum(t.numel() for t in parameters.values())
@@ -62,12 +68,12 @@ def fisher_diagonal(
                 gradients = torch.autograd.grad(loss, own, retain_graph=True, allow_unused=True)
                 for name, gradient in zip(totals, gradients, strict=True):
                     if gradient is not None:
-                        totals[name] += wide(gradient).square().sum(0)  # they may share memory
+                        totals[name] += wide(gradient).square().sum(0)  # gradients may share memory
     return {name: total.div_(len(inputs)) for name, total in totals.items()}
 
 
 def _each(logits: Logits, own: dict[str, Tensor], inputs: Tensor) -> Tensor:
-    """Logits [n, C] of every sample with its own parameters [n, *shape]."""
+    """Return logits [n, C] of every sample with its own parameters [n, *shape]."""
 
     def one(parameters: dict[str, Tensor], sample: Tensor) -> Tensor:
         return logits(parameters, sample[None])[0]
@@ -91,7 +97,7 @@ def _losses(scores: Tensor, labels: Labels, uniform: Tensor) -> Iterator[Tensor]
 
 @contextmanager
 def _plain_attention() -> Iterator[None]:
-    """Attention as plain operations: the fused ones know no samples of their own weights."""
+    """Disable fused attention, which does not support separate weights per sample."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -1,16 +1,16 @@
-"""Regression of a merged layer on the outputs of all experts' (RegMean, Jin et al. 2023).
+"""Regression of a merged layer on the outputs of all experts (RegMean, Jin et al. 2023).
 
 The merged W minimises sum_k ||X_k W^T - X_k W_k^T||^2 / n_k, so with G_k = X_k^T X_k / n_k and the
-task vectors T_k its update is (sum_k G_k)^-1 sum_k G_k T_k^T. It is found as the average T plus
+task vectors T_k its update is (sum_k G_k)^-1 sum_k G_k T_k^T. It is computed as the average T plus
 (sum_k G_k + ridge)^-1 sum_k G_k (T_k - T)^T, so that directions in which no expert has inputs get
-the average, and one expert merges to itself. All in float64: a few dimensions of a transformer's
-activations are hundreds of times larger than the rest.
+the average, and one expert merges to itself. All sums are in float64: a few dimensions of a
+transformer's activations are hundreds of times larger than the rest.
 
-No expert's G_k is kept. With the running sums S_k = G_1 + ... + G_k,
+No single G_k is kept. With the running sums S_k = G_1 + ... + G_k,
 
     sum_k G_k (T_k - T)^T = S_K (T_K - T)^T - sum_(k < K) S_k (T_(k+1) - T_k)^T,
 
-so one sum per layer is enough, and of a symmetric matrix half.
+so one sum per layer is enough, and half of a symmetric matrix.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -22,17 +22,23 @@ from lightning_merge.core.errors import InputError
 from lightning_merge.core.networks.linear_inputs import Rows
 
 RIDGE = 1e-8
-"""Added to the diagonal of sum_k G_k, as a part of its mean."""
+"""Ridge added to the diagonal of sum_k G_k, as a fraction of its mean."""
 _LEAST = 1e-30  # for layers whose inputs are all zero
-_ROWS = 256  # of a block: long enough for fast products, short enough to leave half out
+_ROWS = 256  # rows of a block: long enough for fast products, short enough to skip half the matrix
 
 
 class Gram:
-    """A sum of X^T X in float64, of which the blocks on and above the diagonal are kept.
+    """A sum of X^T X in float64, stored as the blocks on and above the diagonal.
 
     Args:
         size: Width of the inputs X [n, in].
-        device: Where to keep it.
+        device: Device of the sum.
+
+    Example:
+        >>> gram = Gram(2, torch.device("cpu"))
+        >>> gram.add(torch.tensor([[1.0, 2.0]]), scale=1.0)
+        >>> gram.dense(reduce=0.5)
+        tensor([[1., 1.], [1., 4.]], dtype=torch.float64)
     """
 
     def __init__(self, size: int, device: torch.device) -> None:
@@ -48,7 +54,7 @@ class Gram:
             block.addmm_(wide[:, rows].mT, wide[:, rows.start :], alpha=scale)
 
     def times(self, right: Tensor, reduce: float) -> Tensor:
-        """Return the product with [in, out] after multiplying all off the diagonal by `reduce`."""
+        """Return the product with [in, out] after multiplying off-diagonal entries by `reduce`."""
         product = self.diagonal()[:, None] * right * (1 - reduce)
         for rows, block in self._places():
             height = len(block)
@@ -58,7 +64,7 @@ class Gram:
         return product
 
     def dense(self, reduce: float) -> Tensor:
-        """Return the matrix [in, in], all off the diagonal multiplied with `reduce`."""
+        """Return the matrix [in, in], with off-diagonal entries multiplied by `reduce`."""
         size = sum(map(len, self._blocks))
         whole = self._blocks[0].new_empty(size, size)
         for rows, block in self._places():
@@ -73,7 +79,7 @@ class Gram:
         return torch.cat([block.diagonal() for block in self._blocks])
 
     def _places(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yield the rows of every block, and the block, whose columns begin where they do."""
+        """Yield the rows of every block and the block, whose columns begin at its first row."""
         start = 0
         for block in self._blocks:
             yield slice(start, start + len(block)), block
@@ -85,8 +91,15 @@ class Regression:
 
     Args:
         numel: Entries of the weight.
-        rows: Inputs, which say how many groups there are and on which device.
-        reduce: What G_k is multiplied with off its diagonal.
+        rows: Inputs, which determine the number of groups and the device.
+        reduce: Factor of the off-diagonal entries of G_k.
+
+    Example:
+        >>> inputs, expert = [torch.tensor([[1.0, 0.0]])], torch.tensor([[4.0, 6.0]])
+        >>> regression = Regression(2, inputs, reduce=1.0)
+        >>> regression.add("fc.weight", inputs, share=1.0)  # only input 0 is ever used
+        >>> regression.solve(expert, average=expert.double() / 2)
+        tensor([4., 3.])
     """
 
     def __init__(self, numel: int, rows: Rows, reduce: float) -> None:
@@ -99,14 +112,14 @@ class Regression:
         ]
 
     def add(self, name: str, rows: Rows, share: float) -> None:
-        """Take some inputs of the present expert, see `LinearInputs`.
+        """Add some inputs of the present expert, see `LinearInputs`.
 
-        How many there are of all is judged by the first ones, see `misjudged`.
+        The expert's total number of inputs is extrapolated from the first ones, see `misjudged`.
 
         Args:
-            name: Of the weight, for messages.
+            name: Name of the weight, for messages.
             rows: Inputs.
-            share: How much of all that passes through the network they come from.
+            share: Fraction of the network's inputs that they come from.
 
         Raises:
             InputError: They are not finite.
@@ -121,11 +134,11 @@ class Regression:
 
     @property
     def misjudged(self) -> bool:
-        """Whether the expert had another number of inputs than its first ones let expect."""
+        """Whether the expert's number of inputs differs from the extrapolated one."""
         return abs(self._count * self._scale - 1) > 1e-9
 
     def correct(self, rows: Rows) -> None:
-        """Take inputs once more, so that each counts as it should; all of them in turn."""
+        """Add inputs once more, to correct their weight; to be called with all of them in turn."""
         self._add_inputs(rows, 1 / self._count - self._scale)
 
     def _add_inputs(self, rows: Rows, scale: float) -> None:
@@ -133,7 +146,7 @@ class Regression:
             gram.add(part, scale)
 
     def advance(self, before: Tensor, after: Tensor) -> None:
-        """Go on from one expert's task vector to the next, before its inputs; it may have none."""
+        """Go on from one expert's task vector to the next, before any inputs of the latter."""
         self._add(before.double() - after.double())
         self._count, self._scale = 0, 0.0
 
@@ -142,7 +155,7 @@ class Regression:
 
         Args:
             last: The last expert's task vector.
-            average: Of all experts' task vectors, in float64.
+            average: Mean of all experts' task vectors, in float64.
         """
         self._add(last.double() - average)
         solved = []
@@ -169,13 +182,20 @@ class Regression:
 
 
 Visit = Callable[[str, Rows, float], None]
-"""Takes a weight's name, its inputs, and their share of all inputs."""
+"""From a weight's name, its inputs, and their share of all inputs."""
 Pass = Callable[[Iterable[str], Visit], None]
-"""Runs a network over all inputs and shows those of the named weights."""
+"""Runs a network over all inputs and visits the inputs of the named weights."""
 
 
 def with_share(visit: Visit, share: float, name: str, rows: Rows) -> None:
-    """Visit inputs of a known share; see `LinearInputs` for the rest."""
+    """Visit inputs with a known share, in the argument order of `LinearInputs`.
+
+    Example:
+        >>> from functools import partial
+        >>> visit = partial(with_share, lambda name, rows, share: print(name, share), 0.5)
+        >>> visit("fc.weight", [torch.zeros(3, 2)])
+        fc.weight 0.5
+    """
     visit(name, rows, share)
 
 
@@ -185,13 +205,22 @@ def take_inputs(
     regressions: dict[str, Regression],
     begin: Callable[[str, Rows], Regression],
 ) -> None:
-    """Take the inputs of one expert's weights into their regressions.
+    """Add the inputs of one expert's weights to their regressions.
 
     Args:
-        run: Is called once, and once more for weights that see more of some inputs than of others.
-        weights: Names of those to look at.
-        regressions: By weight; those that lack are added.
+        run: Called once, and once more for weights that see more of some inputs than of others.
+        weights: Names of the weights.
+        regressions: By weight; missing ones are added.
         begin: Makes the regression of a weight from its first inputs.
+
+    Example:
+        >>> rows, regressions = [torch.eye(2)], {}
+        >>> def run(names, visit):
+        ...     for name in names:
+        ...         visit(name, rows, 1.0)
+        >>> take_inputs(run, ["fc"], regressions, lambda name, rows: Regression(4, rows, 1.0))
+        >>> regressions["fc"].solve(torch.ones(2, 2), torch.zeros(2, 2).double())
+        tensor([1., 1., 1., 1.])
     """
     seen = set()
 

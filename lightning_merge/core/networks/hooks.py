@@ -1,4 +1,4 @@
-"""Hooks on the modules of a network, for as long as a block of code runs."""
+"""Hooks on the modules of a network for the duration of a block of code."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -9,9 +9,9 @@ from torch import nn
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
 Before = Callable[[nn.Module, Args, Kwargs], None]
-"""Takes a module, and the positional and keyword arguments that it is called with."""
+"""Called with a module and the positional and keyword arguments of its call."""
 After = Callable[[nn.Module, Args, Kwargs, Any], None]
-"""Takes the same and what the module has returned."""
+"""Called with the same and the module's output."""
 
 
 @contextmanager
@@ -24,11 +24,18 @@ def hooked(
 
     Args:
         model: The network.
-        before: Name of a module, "" for the network's own, to what sees its arguments.
-        after: The same to what also sees its output.
+        before: Name of a module, "" for the network itself, to a function of its arguments.
+        after: The same, to a function of its arguments and output.
 
     Raises:
-        AttributeError: The network has no module of a name.
+        AttributeError: The network has no module of that name.
+
+    Example:
+        >>> import torch
+        >>> network = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+        >>> with hooked(network, {"1": lambda module, args, kwargs: print(args[0].shape)}):
+        ...     _ = network(torch.zeros(2, 4))
+        torch.Size([2, 3])
     """
     with ExitStack() as stack:
         for name, see in before.items():

@@ -1,4 +1,4 @@
-"""What every matrix of a network is multiplied with, whichever way the network does so."""
+"""Inputs of every weight matrix of a network, however the network applies it."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -10,23 +10,29 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 Rows = list[Tensor]
-"""Inputs of a weight [out, ...], a tensor [n, in] per group of out / len(rows) outputs."""
+"""Inputs of a weight [out, ...]: one tensor [n, in] per group of out / len(rows) outputs."""
 
 _CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
 _ATTENTION = inspect.signature(functional.multi_head_attention_forward)
 
 
 class LinearInputs(TorchFunctionMode):
-    """While active, shows the inputs of watched weights whenever they are applied.
+    """A mode that, while active, reports the inputs of watched weights whenever they are applied.
 
-    Works on calls of functions, not on modules, so it sees linear layers, convolutions (their
+    It intercepts function calls, not modules, so it sees linear layers, convolutions (their
     patches), and all projections of `nn.MultiheadAttention`, which calls no module for them.
-    A weight that is changed before it is applied (weight standardisation), or used in a plain
-    matrix product, is not seen.
+    It does not see a weight that is changed before it is applied (weight standardisation) or used
+    in a plain matrix product.
 
     Args:
-        weights: Tensors by name, the very ones that the network will use.
-        visit: Is given the name of a weight and its inputs, in the order of execution.
+        weights: Tensors by name, the same objects that the network will use.
+        visit: Called with the name of a weight and its inputs, in the order of execution.
+
+    Example:
+        >>> layer = torch.nn.Linear(3, 2)
+        >>> with LinearInputs({"fc": layer.weight}, lambda name, rows: print(name, rows[0].shape)):
+        ...     _ = layer(torch.zeros(4, 5, 3))  # 4 images of 5 tokens
+        fc torch.Size([20, 3])
     """
 
     def __init__(self, weights: Mapping[str, Tensor], visit: Callable[[str, Rows], None]) -> None:
@@ -38,7 +44,7 @@ class LinearInputs(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Show the inputs, then do what was called."""
+        """Report the inputs, then call the function."""
         kwargs = kwargs or {}
         if func is functional.multi_head_attention_forward:
             return self._attend(*args, **kwargs)
@@ -68,7 +74,7 @@ class LinearInputs(TorchFunctionMode):
         self._show(weight, lambda: patches(input, weight, stride, padding, dilation, groups))
 
     def _attend(self, *args: Any, **kwargs: Any) -> Any:
-        """Attention with the output projection taken out, so that its input can be seen."""
+        """Compute attention with the output projection taken out, so that its input is visible."""
         call = _ATTENTION.bind(*args, **kwargs)
         given = call.arguments
         query, key, value = given["query"], given["key"], given["value"]
@@ -96,18 +102,25 @@ def _rows(tensor: Tensor) -> Tensor:
 def patches(
     images: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> Rows:
-    """Return what a convolution multiplies its flattened weight with, for 1, 2 or 3 dimensions.
+    """Return the inputs of a convolution's flattened weight, for 1, 2 or 3 dimensions.
 
     Args:
         images: Input [n, C, *size], or [C, *size].
-        weight: Of the convolution, [out, C / groups, *kernel].
-        stride: As of `torch.nn.functional.conv2d`.
-        padding: Likewise, "same" and "valid" included.
+        weight: Weight of the convolution, [out, C / groups, *kernel].
+        stride: As for `torch.nn.functional.conv2d`.
+        padding: Likewise, including "same" and "valid".
         dilation: Likewise.
         groups: Likewise.
 
     Returns:
         For every group, [n * positions, C / groups * kernel entries].
+
+    Example:
+        >>> images, weight = torch.randn(2, 3, 8, 8), torch.randn(5, 3, 3, 3)
+        >>> (rows,) = patches(images, weight, stride=1, padding=0, dilation=1, groups=1)
+        >>> outputs = (rows @ weight.flatten(1).T).view(2, 6, 6, 5).movedim(-1, 1)
+        >>> torch.allclose(outputs, torch.nn.functional.conv2d(images, weight), atol=1e-4)
+        True
     """
     kernel, dims = weight.shape[2:], weight.dim() - 2
     steps, spread = _per_dimension(stride, dims), _per_dimension(dilation, dims)
@@ -126,7 +139,7 @@ def _per_dimension(value: Any, dims: int) -> list[int]:
 
 
 def _pads(padding: Any, spans: list[int]) -> list[int]:
-    """Return padding as `functional.pad` takes it: last dimension first, before and after."""
+    """Return padding in the order of `functional.pad`: last dimension first, before and after."""
     if padding == "same":
         before = [span // 2 for span in spans]
         after = [span - span // 2 for span in spans]

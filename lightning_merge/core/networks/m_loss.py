@@ -1,4 +1,4 @@
-"""M-Loss: how much averaging weights differs from averaging outputs (papers: M-Loss, section 3).
+"""M-Loss: the difference between averaging weights and averaging outputs (M-Loss, section 3).
 
 For experts k with pre-activations h_k of one layer at the same input and weights a_k,
 D = act(sum_k a_k h_k) - sum_k a_k act(h_k): the merged layer's output less the ensemble's.
@@ -27,7 +27,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "silu": functional.silu,
     "tanh": torch.tanh,
 }
-"""Activations that can be asked for by name."""
+"""Activations by name."""
 
 _CHUNK = 2**22  # pre-activations in memory at a time: 16 MiB in float32
 
@@ -68,6 +68,11 @@ def node_m_loss(
 
     Returns:
         Losses of the d nodes, [d].
+
+    Example:
+        >>> hidden = torch.tensor([[[-1.0, 2.0]], [[1.0, 4.0]]])  # 2 experts, 1 sample, 2 nodes
+        >>> node_m_loss(hidden, torch.relu)  # relu(0) - (0 + 1) / 2, relu(3) - (2 + 4) / 2
+        tensor([0.5000, 0.0000])
     """
     merged, loss = _merged_and_discrepancy(pre_activations, activation, weights)
     if normalized:
@@ -96,6 +101,11 @@ def layer_m_loss(
 
     Returns:
         A scalar tensor.
+
+    Example:
+        >>> hidden = torch.tensor([[[-3.0, -4.0]], [[3.0, 4.0]]])  # 2 experts, 1 sample, 2 nodes
+        >>> layer_m_loss(hidden, torch.relu)  # norm of (-1.5, -2)
+        tensor(2.5000)
     """
     merged, discrepancy = _merged_and_discrepancy(pre_activations, activation, weights)
     loss = discrepancy.norm(dim=-1)
@@ -113,6 +123,11 @@ class MLosses(NamedTuple):
         layer: Definition 3.3, [].
         layer_normalized: Definition 3.5, [].
         norm: L2 norm of the merged output, by which Definition 3.5 divides, [].
+
+    Example:
+        >>> losses = m_losses(torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 5.0]]))
+        >>> losses.layer, losses.norm, losses.layer_relative
+        (tensor(1.), tensor(5.), tensor(0.2000))
     """
 
     node: Tensor
@@ -123,17 +138,21 @@ class MLosses(NamedTuple):
 
     @property
     def layer_relative(self) -> Tensor:
-        """See `relative_m_loss`."""
+        """Layer M-Loss over the norm of the merged output, see `relative_m_loss`."""
         return relative_m_loss(self.layer, self.norm)
 
 
 def m_losses(merged: Tensor, ensemble: Tensor, eps: float = 1e-4) -> MLosses:
-    """`node_m_loss` and `layer_m_loss`, normalised and not, of outputs that are known already.
+    """Return `node_m_loss` and `layer_m_loss`, normalised and not, of given outputs.
 
     Args:
-        merged: Act(sum_k a_k h_k), [n, d].
-        ensemble: sum_k a_k act(h_k), [n, d].
+        merged: Merged output act(sum_k a_k h_k), [n, d].
+        ensemble: Ensemble's output sum_k a_k act(h_k), [n, d].
         eps: Guards the division.
+
+    Example:
+        >>> m_losses(torch.tensor([[0.0, 3.0]]), torch.tensor([[0.5, 3.0]])).node
+        tensor([0.5000, 0.0000])
     """
     loss = (merged - ensemble).abs()
     relative = loss / (merged.abs() + eps)
@@ -143,23 +162,33 @@ def m_losses(merged: Tensor, ensemble: Tensor, eps: float = 1e-4) -> MLosses:
 def layer_m_losses(
     merged: Tensor, ensemble: Tensor, eps: float = 1e-4
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the last three of `m_losses` alone."""
+    """Return only the last three of `m_losses`.
+
+    Example:
+        >>> layer_m_losses(torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 5.0]]))
+        (tensor(1.), tensor(0.2000), tensor(5.))
+    """
     loss, norm = (merged - ensemble).norm(dim=-1), merged.norm(dim=-1)
     return loss.mean(), (loss / (norm + eps)).mean(), norm.mean()
 
 
 def relative_m_loss(layer: Tensor, norm: Tensor, eps: float = 1e-4) -> Tensor:
-    """Layer M-Loss in units of the layer's output: a ratio of means, not a mean of ratios.
+    """Return layer M-Loss in units of the layer's output: a ratio of means, not a mean of ratios.
 
-    Definition 3.5 divides sample by sample. A sample at which all nodes of a ReLU layer are off in
-    the merged network, as positions of a dark border are, is then divided by eps alone, and a
-    few of them outweigh all others. Here the means over samples of Definition 3.3 and of the
-    merged output's norm are divided. It is ours; for samples of one norm both are equal.
+    Definition 3.5 divides sample by sample. If all nodes of a ReLU layer are off at a sample in the
+    merged network, for example at positions of a dark border, that sample is divided by eps alone,
+    and a few such samples outweigh all others. Here the mean over samples of Definition 3.3 is
+    divided by the mean norm of the merged output. This variant is ours; for samples of equal norm
+    both agree.
 
     Args:
         layer: Layer M-Loss, Definition 3.3, of any shape.
         norm: Mean norm of the merged output, of that shape.
         eps: Guards the division, as in Definition 3.5.
+
+    Example:
+        >>> relative_m_loss(torch.tensor(1.0), torch.tensor(5.0))
+        tensor(0.2000)
     """
     return layer / (norm + eps)
 
@@ -171,7 +200,7 @@ def linear_node_m_loss(
     activation: Activation,
     reduce: Reduce = "abs",
 ) -> Tensor:
-    """Node M-Loss of a linear layer, in chunks of samples, all experts in one product.
+    """Return the node M-Loss of a linear layer, in chunks of samples, all experts in one product.
 
     Args:
         inputs: The layer's inputs, the same for all experts, [n, in].
@@ -182,6 +211,11 @@ def linear_node_m_loss(
 
     Returns:
         Losses of the d nodes, [d].
+
+    Example:
+        >>> weights = torch.tensor([[[1.0]], [[-1.0]]])  # 2 experts, 1 node, 1 input
+        >>> linear_node_m_loss(torch.tensor([[2.0]]), weights, None, torch.relu)
+        tensor([1.])
     """
     experts, nodes = weights.shape[:2]
     matrix, offset = weights.flatten(0, 1), None if biases is None else biases.flatten()
@@ -200,7 +234,7 @@ def affine_node_m_loss(
     activation: Activation,
     reduce: Reduce = "abs",
 ) -> Tensor:
-    """Node M-Loss of any affine layer, such as a convolution with BatchNorm behind it.
+    """Return the node M-Loss of any affine layer, such as a convolution followed by BatchNorm.
 
     Args:
         layer: The modules.
@@ -211,6 +245,12 @@ def affine_node_m_loss(
 
     Returns:
         Losses of the output features or channels, [d]; tokens and positions are samples.
+
+    Example:
+        >>> layer = AffineLayer(("fc",), (nn.Linear(1, 1, bias=False),), torch.relu)
+        >>> stacks = [{"weight": torch.tensor([[[1.0]], [[-1.0]]])}]  # 2 experts
+        >>> affine_node_m_loss(layer, torch.tensor([[2.0]]), stacks, torch.relu)
+        tensor([1.])
     """
     losses = [
         share * node_m_loss(hidden, activation, reduce=reduce)
@@ -220,9 +260,13 @@ def affine_node_m_loss(
 
 
 def rank_normalize(loss: Tensor) -> Tensor:
-    """RankNorm of Algorithm 1: ascending ranks 0 .. d-1 over d - 1, [d], in float64.
+    """Return RankNorm of Algorithm 1: ascending ranks 0 .. d-1 over d - 1, [d], in float64.
 
     Of equal losses the first ranks highest; a single node ranks 0.
+
+    Example:
+        >>> rank_normalize(torch.tensor([0.3, 0.1, 0.2]))
+        tensor([1.0000, 0.0000, 0.5000], dtype=torch.float64)
     """
     nodes = len(loss)
     ranks = torch.arange(nodes - 1, -1, -1, dtype=torch.float64, device=loss.device)
@@ -231,12 +275,16 @@ def rank_normalize(loss: Tensor) -> Tensor:
 
 
 def row_keep_ratios(loss: Tensor, keep: float, spread: float) -> Tensor:
-    """Fraction of its inputs that each node keeps, keep - spread * rank, [d], in float64.
+    """Return the fraction of inputs that each node keeps, keep - spread * rank, [d], in float64.
 
     The node with the highest loss keeps the least (M-TIES, Algorithm 1, line 15).
 
     Raises:
         InputError: `keep` is outside [0, 1], `spread` outside [0, keep], or a loss is NaN.
+
+    Example:
+        >>> row_keep_ratios(torch.tensor([0.3, 0.1, 0.2]), keep=0.5, spread=0.2).tolist()
+        [0.3, 0.5, 0.4]
     """
     require_in("[0, 1]", keep=keep)
     require_in(f"[0, {keep}]", spread=spread)
@@ -252,28 +300,28 @@ def expected_m_loss(
     num_experts: int = 2,
     paper: bool = False,
 ) -> float:
-    """Node M-Loss to be expected of experts that differ by Gaussian noise (papers: M-Loss, 4).
+    """Return the node M-Loss expected of experts that differ by Gaussian noise (M-Loss, section 4).
 
-    For x ~ U(-k, k) and K pre-activations x + N(0, sigma^2), sigma << k and the activation f
-    bent within (-k, k) alone,
+    For x ~ U(-k, k) and K pre-activations x + N(0, sigma^2), with sigma << k and an activation f
+    that is curved only within (-k, k),
 
         E|D| = (1 - 1/K) TV(f') sigma^2 / (4 k),
 
     TV(f') being the total variation of f': 1 for ReLU, 1 - a for a leaky ReLU of slope a, 1.51562
-    for GELU, 1.39936 for QuickGELU. It follows from D = f'' v / 2 to second order, v the variance
-    of the pre-activations, whose mean is (1 - 1/K) sigma^2; for a kink it is exact.
+    for GELU, 1.39936 for QuickGELU. It follows from D = f'' v / 2 to second order, v being the
+    variance of the pre-activations, with mean (1 - 1/K) sigma^2; for a kink it is exact.
 
     The paper, for K = 2, has sigma^2 / k times 1 / sqrt(2 pi), (1 - a) / sqrt(2 pi) and 1/4 for
-    ReLU, leaky ReLU and GELU, where the above has 0.125, 0.125 (1 - a) and 0.18945, as simulation
-    does. It takes |x + delta| to be independent of which pre-activations are positive; of GELU it
-    takes f' to be monotonic, and the density of x to be 1/k.
+    ReLU, leaky ReLU and GELU, where the formula above and simulation give 0.125, 0.125 (1 - a) and
+    0.18945. The paper assumes |x + delta| to be independent of which pre-activations are positive;
+    for GELU it assumes f' to be monotonic and the density of x to be 1/k.
 
     Args:
         activation: A name of `ACTIVATIONS`, or an element-wise function such as nn.LeakyReLU(0.1).
         sigma: Standard deviation of the experts' pre-activations about the base's.
         k: Half the range of the base's pre-activations.
         num_experts: K.
-        paper: The paper's constants, which are too large.
+        paper: Use the paper's constants, which are too large.
 
     Returns:
         The expected |D| of one node, in units of the pre-activations.
@@ -281,6 +329,10 @@ def expected_m_loss(
     Raises:
         InputError: The activation's name is unknown, a number is out of its bounds, or the paper
             has no such case.
+
+    Example:
+        >>> expected_m_loss("relu", sigma=0.5, k=2.0)  # 1/2 of 0.25 / 8
+        0.015625
     """
     require_in("[0, inf)", sigma=sigma)
     require_in("(0, inf)", k=k)
@@ -293,19 +345,19 @@ def expected_m_loss(
     if not paper:
         return (1 - 1 / num_experts) * _variation(activation) * sigma**2 / (4 * k)
     if num_experts != 2:
-        raise InputError(f"num_experts={num_experts}: the paper has 2; choose paper=False")
+        raise InputError(f"num_experts={num_experts}: the paper covers 2; choose paper=False")
     return _paper_constant(activation) * sigma**2 / k
 
 
 def _variation(activation: Activation) -> float:
-    """Total variation of an activation's derivative, kinks included, by second differences."""
+    """Return the total variation of an activation's derivative, from second differences."""
     step = 2.0**-10
     x = torch.arange(-32, 32 + step, step, dtype=torch.float64)
     return float(activation(x).diff(n=2).abs().sum()) / step
 
 
 def _paper_constant(activation: Activation) -> float:
-    """E|D| k / sigma^2 of two experts as the paper has it."""
+    """Return the paper's E|D| k / sigma^2 for two experts."""
     if isinstance(activation, nn.LeakyReLU):
         return (1 - activation.negative_slope) / math.sqrt(2 * math.pi)
     if activation is functional.relu or isinstance(activation, nn.ReLU):
@@ -313,6 +365,6 @@ def _paper_constant(activation: Activation) -> float:
     if activation is functional.gelu or isinstance(activation, nn.GELU):
         return 0.25
     raise InputError(
-        f"activation={activation!r}: the paper has relu, gelu and nn.LeakyReLU(slope); "
+        f"activation={activation!r}: the paper covers relu, gelu and nn.LeakyReLU(slope); "
         "choose paper=False"
     )

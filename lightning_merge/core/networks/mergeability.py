@@ -1,4 +1,4 @@
-"""How well experts merge, told by M-Loss alone: of all of them, of every pair, layer by layer."""
+"""Mergeability of experts by M-Loss: of all of them, of every pair, layer by layer."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -35,6 +35,12 @@ class LayerMergeability(NamedTuple):
             diagonal.
         pairwise_normalized: The same, normalised.
         pairwise_norm: Mean norm of the merged output of every pair, 0 on the diagonal.
+
+    Example:
+        >>> losses = m_losses(torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 5.0]]))
+        >>> pairs = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+        >>> LayerMergeability("ReLU", losses, pairs, pairs / 5, 5 * pairs).pairwise_relative
+        tensor([[0.0000, 0.2000], [0.2000, 0.0000]])
     """
 
     activation: str
@@ -51,18 +57,26 @@ class LayerMergeability(NamedTuple):
 
 @dataclass(frozen=True)
 class Mergeability:
-    """What `mergeability` finds; the lower all numbers, the nearer is merging to ensembling.
+    """Result of `mergeability`; the lower a number, the closer merging is to ensembling.
 
     The summaries are means over layers of `relative_m_loss`, the mean layer M-Loss over the mean
-    norm of the merged output. It has no unit, so that every layer counts alike however large its
-    activations are. It is ours: the normalised layer M-Loss of the paper (Definition 3.5) divides
-    at every sample, and where the merged layer gives nothing at some of them, by eps alone, so
-    that one layer may be hundreds of times the others. Summaries of that are `*_normalized`.
+    norm of the merged output. It has no unit, so every layer counts alike however large its
+    activations are. This measure is ours: the normalised layer M-Loss of the paper (Definition 3.5)
+    divides at every sample. If the merged layer outputs nothing at some samples, it divides by eps
+    alone there, and one layer may exceed the others by hundreds of times. Summaries of the paper's
+    measure are `*_normalized`.
 
     Attributes:
         tasks: The experts' names.
         layers: M-Loss by the name of the layer's linear or convolutional module, in the order of
             execution.
+
+    Example:
+        >>> losses = m_losses(torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 5.0]]))
+        >>> pairs = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+        >>> layer = LayerMergeability("ReLU", losses, pairs, pairs / 5, 5 * pairs)
+        >>> round(Mergeability(("mnist", "cars"), {"fc": layer}).overall, 3)
+        0.2
     """
 
     tasks: tuple[str, ...]
@@ -75,7 +89,7 @@ class Mergeability:
 
     @property
     def overall_normalized(self) -> float:
-        """The same by Definition 3.5."""
+        """M-Loss of all experts averaged together, by Definition 3.5."""
         return float(self._mean(lambda layer: layer.all.layer_normalized))
 
     @property
@@ -85,7 +99,7 @@ class Mergeability:
 
     @property
     def pairwise_normalized(self) -> Tensor:
-        """The same by Definition 3.5."""
+        """M-Loss of every pair averaged half and half, [K, K], by Definition 3.5."""
         return self._mean(lambda layer: layer.pairwise_normalized)
 
     @property
@@ -95,7 +109,7 @@ class Mergeability:
         return dict(zip(self.tasks, means.tolist(), strict=True))
 
     def _mean(self, value: Callable[[LayerMergeability], Tensor]) -> Tensor:
-        """Mean over the layers."""
+        """Return the mean over the layers."""
         return torch.stack([value(layer) for layer in self.layers.values()]).mean(0)
 
 
@@ -109,13 +123,12 @@ def mergeability(
 ) -> Mergeability:
     """Measure layer and node M-Loss of experts and of all pairs of them, in one pass.
 
-    The network runs once, with the weights of the base or with the mean of all experts'. At every
-    layer that `affine_layers` finds, all K experts' pre-activations h_k are computed at the
-    input x that this network has there: h_k = W_k x + b_k, or BN_k(W_k * x) where BatchNorm
-    follows a convolution - each expert's own, statistics included, which is one affine map, as if
-    BatchNorm were folded into the convolution. A node is an output feature or channel; tokens
-    and positions are samples. The network runs in its own precision, losses are taken in
-    float32 or wider.
+    The network runs once, with the weights of the base or the mean of all experts. At every layer
+    of `affine_layers`, all K experts' pre-activations h_k are computed at this network's input x
+    of the layer: h_k = W_k x + b_k, or BN_k(W_k * x) where BatchNorm follows a convolution. Each
+    expert uses its own BatchNorm, including statistics, as if it were folded into the convolution.
+    A node is an output feature or channel; tokens and positions are samples. The network runs in
+    its own precision, losses are computed in float32 or wider.
 
     Reference: Wang et al. 2025, "M-Loss", Definitions 3.3 to 3.6.
 
@@ -123,26 +136,33 @@ def mergeability(
         base: Pretrained weights.
         experts: Task to fine-tuned weights, two or more.
         model: The network; it comes back unchanged. The weights have the names of its state dict,
-            under a prefix or less one; what else they hold takes no part.
+            with an additional prefix or without one of its prefixes; other tensors are ignored.
         inputs: Unlabelled inputs of the model, [n, ...], of any floating type.
         layer_inputs: "merged", the mean of all experts, or "base".
 
     Raises:
         InputError: Weights do not fit the model or each other or are not finite, `layer_inputs`
-            is unknown, there is no input, inputs are not finite or of another shape than the model
-            takes, or there is no layer with an activation.
+            is unknown, inputs are empty, not finite or of a shape that the model rejects, or no
+            layer is followed by an activation.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(1, 1, bias=False), nn.ReLU())
+        >>> base, up, down = ({"0.weight": torch.tensor([[w]])} for w in (1.0, 3.0, -1.0))
+        >>> found = mergeability(base, {"up": up, "down": down}, network, torch.ones(4, 1))
+        >>> float(found.layers["0"].all.layer)  # relu((3 - 1) / 2) against (3 + 0) / 2
+        0.5
     """
     require_choice(("merged", "base"), layer_inputs=layer_inputs)
     inputs = _fitting(inputs, model)
     own = {name: t for name, t in model.state_dict().items() if t.is_floating_point()}
     weights = select(as_checkpoint(base), own)
     fitting = {task: select(as_checkpoint(expert), own) for task, expert in experts.items()}
-    check_experts(weights, fitting, finite=False)  # values: when they are read
+    check_experts(weights, fitting, finite=False)  # values are checked when they are read
     vectors = TaskVectors(weights, fitting)
     layers = affine_layers(model, inputs[:1])
     if not layers:
         raise InputError(
-            "model: no linear or convolutional layer of it feeds an activation module, so that "
+            "model: none of its linear or convolutional layers feeds an activation module, so "
             "M-Loss has nothing to compare"
         )
     if layer_inputs == "merged":
@@ -153,9 +173,9 @@ def mergeability(
 
 
 def _fitting(inputs: Tensor, model: nn.Module) -> Tensor:
-    """Check the inputs and take them to the model's device and floating type."""
+    """Check the inputs and move them to the model's device and floating type."""
     if not len(inputs):
-        raise InputError("inputs: there are none; give some images, e.g. 128")
+        raise InputError("inputs: empty; give some images, e.g. 128")
     if not bool(inputs.isfinite().all()):
         raise InputError("inputs: some are NaN or infinite; leave them out")
     example = next((p for p in model.parameters() if p.is_floating_point()), inputs)
@@ -165,7 +185,7 @@ def _fitting(inputs: Tensor, model: nn.Module) -> Tensor:
             model(inputs[:1])
     except (RuntimeError, ValueError, AssertionError, IndexError) as fault:
         raise InputError(
-            f"inputs of shape {list(inputs.shape)}: the model does not take them "
+            f"inputs of shape {list(inputs.shape)}: the model does not accept them "
             f"({str(fault).splitlines()[0]}); give what it was trained on"
         ) from fault
     return inputs
@@ -189,8 +209,8 @@ def _measure(
             measured[name] = _layer(layer, given, _stacks(layer, vectors, given))
             if not bool(measured[name].all.layer.isfinite()):
                 raise InputError(
-                    f"model: what layer {name} gives on these inputs is not finite; run it in a "
-                    "wider type, or look at the weights"
+                    f"model: the output of layer {name} on these inputs is not finite; run it in a "
+                    "wider type, or check the weights"
                 )
 
     hooks = {name: partial(visit, name) for name in waiting}
@@ -214,7 +234,7 @@ def _stacks(layer: AffineLayer, vectors: TaskVectors, like: Tensor) -> list[dict
 def _layer(
     layer: AffineLayer, inputs: Tensor, stacks: list[dict[str, Tensor]]
 ) -> LayerMergeability:
-    """M-Losses of one layer at its inputs, in chunks of them."""
+    """Return the M-Losses of one layer at its inputs, in chunks."""
     total: list[Tensor] = []
     assert layer.activation is not None
     for share, hidden in layer.pre_activations(inputs, stacks, _CHUNK):
@@ -226,7 +246,7 @@ def _layer(
 
 def _chunk_losses(hidden: Tensor, activation: Activation) -> list[Tensor]:
     """Return the `MLosses` of all experts [K, n, d], and the last three of their pairs [K, K]."""
-    outputs = activation(hidden.clone())  # it may work in place
+    outputs = activation(hidden.clone())  # the activation may work in place
     losses = m_losses(activation(hidden.mean(0)), outputs.mean(0))
     pairwise = hidden.new_zeros(3, len(hidden), len(hidden))
     for i, j in combinations(range(len(hidden)), 2):

@@ -1,4 +1,4 @@
-"""What happens inside a network: which modules it calls, and with what."""
+"""Tracing of networks: the modules that are called, and their inputs."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,7 +16,16 @@ Visitor = Callable[[Tensor], None]
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a network into eval mode without gradients; restore each module's mode after."""
+    """Put a network into eval mode without gradients; restore each module's mode after.
+
+    Example:
+        >>> network = nn.Dropout()
+        >>> with evaluating(network):
+        ...     network(torch.ones(3)), network.training
+        (tensor([1., 1., 1.]), False)
+        >>> network.training
+        True
+    """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -28,7 +37,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def tied_names(model: nn.Module) -> dict[str, str]:
-    """Every name of the state dict to the first name of the same tensor: itself, unless tied."""
+    """Map every name of the state dict to the first name of the same tensor: itself, unless tied.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+        >>> network[1].weight = network[0].weight
+        >>> tied_names(network)
+        {'0.weight': '0.weight', '1.weight': '0.weight'}
+    """
     first: dict[int, str] = {}
     tensors = model.state_dict(keep_vars=True)
     return {name: first.setdefault(id(tensor), name) for name, tensor in tensors.items()}
@@ -36,16 +52,23 @@ def tied_names(model: nn.Module) -> dict[str, str]:
 
 @contextmanager
 def input_errors(inputs: Tensor) -> Iterator[None]:
-    """While a network runs on inputs for the first time, say so if it does not take them.
+    """Report inputs that a network rejects when it first runs on them.
 
     Raises:
-        InputError: Whatever the network raised.
+        InputError: The network raised an error.
+
+    Example:
+        >>> with input_errors(torch.zeros(1, 3)):
+        ...     nn.Linear(4, 2)(torch.zeros(1, 3))
+        Traceback (most recent call last):
+        lightning_merge.core.errors.InputError: batches: the network does not accept inputs of shape
+        [n, 3]: mat1 and mat2 shapes cannot be multiplied (1x3 and 4x2)
     """
     try:
         yield
     except (RuntimeError, ValueError, AssertionError, IndexError) as fault:
         raise InputError(
-            f"batches: the network does not take inputs of shape [n, "
+            f"batches: the network does not accept inputs of shape [n, "
             f"{', '.join(map(str, inputs.shape[1:]))}]: {str(fault).splitlines()[0]}"
         ) from fault
 
@@ -56,10 +79,10 @@ def run_visiting(
     inputs: Tensor,
     visitors: Mapping[str, Visitor],
 ) -> None:
-    """Run a network with other weights, once, showing chosen layers' inputs on the way.
+    """Run a network once with other weights, showing the inputs of chosen layers on the way.
 
-    A visitor sees its layer's input [n, ...] when the layer is first called and before it computes.
-    It may change tensors of `state` in place; the layer and all later ones use the changed values.
+    A visitor gets its layer's input [n, ...] when the layer is first called, before it computes.
+    It may change tensors of `state` in place; this layer and all later ones use the changed values.
     The network's own weights, modes and hooks stay as they are.
 
     Args:
@@ -71,6 +94,12 @@ def run_visiting(
 
     Raises:
         InputError: A visited layer was never called.
+
+    Example:
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(6, 1))
+        >>> visitors = {"1": lambda inputs: print(inputs.shape)}
+        >>> run_visiting(network, network.state_dict(), torch.zeros(4, 2, 3), visitors)
+        torch.Size([4, 6])
     """
     waiting = dict(visitors)
 
@@ -89,13 +118,13 @@ def run_visiting(
 
 
 class _Reached(Exception):
-    """Ends a forward pass at the module that was asked for."""
+    """Signal that a forward pass has reached the requested module."""
 
 
 def arguments_of(
     model: nn.Module, state: Mapping[str, Tensor], inputs: Tensor, name: str
 ) -> tuple[Args, Kwargs]:
-    """Return what a module is first called with; the network runs up to there, with other weights.
+    """Return the arguments of a module's first call; the network runs no further than that.
 
     Args:
         model: Any network; it comes back unchanged.
@@ -109,6 +138,11 @@ def arguments_of(
 
     Raises:
         InputError: The module was never called.
+
+    Example:
+        >>> network = nn.Sequential(nn.ReLU(), nn.Linear(2, 1))
+        >>> arguments_of(network, network.state_dict(), torch.tensor([[-1.0, 3.0]]), "1")
+        ((tensor([[0., 3.]]),), {})
     """
     arguments: list[tuple[Args, Kwargs]] = []
 
@@ -127,7 +161,13 @@ def arguments_of(
 
 
 def called_modules(model: nn.Module, inputs: Tensor) -> list[str]:
-    """Names of the modules that a network calls, in the order of their first calls."""
+    """Return the names of the modules that a network calls, in the order of their first calls.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+        >>> called_modules(network, torch.zeros(1, 2))
+        ['', '0', '1']
+    """
     called: dict[str, None] = {}
 
     def note(name: str, module: nn.Module, args: Args, _: Kwargs) -> None:
@@ -140,11 +180,16 @@ def called_modules(model: nn.Module, inputs: Tensor) -> list[str]:
 
 
 def repeated_blocks(model: nn.Module) -> set[str]:
-    """Names of the blocks that a network repeats, as transformers and ResNets do.
+    """Return the names of the blocks that a network repeats, as transformers and ResNets do.
 
     A block is an element of an `nn.ModuleList` or `nn.Sequential` in which at least two elements
-    have parameters that are matrices, all of one class, each in at least two modules. Of nested
-    blocks the innermost count.
+    have matrices as parameters. Those elements must all be of one class and hold matrices in at
+    least two modules each. Of nested blocks the innermost count.
+
+    Example:
+        >>> blocks = [nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 2)) for _ in range(2)]
+        >>> sorted(repeated_blocks(nn.Sequential(*blocks, nn.LayerNorm(2))))
+        ['0', '1']
     """
     blocks: set[str] = set()
     for name, module in model.named_modules():

@@ -149,8 +149,8 @@ def test_expectation_is_exported():
         ({"k": 0}, "k=0"),
         ({"k": math.nan}, "k=nan"),
         ({"num_experts": 0}, "num_experts=0"),
-        ({"paper": True, "num_experts": 3}, "num_experts=3: the paper has 2"),
-        ({"paper": True, "activation": "quick_gelu"}, "the paper has relu"),
+        ({"paper": True, "num_experts": 3}, "num_experts=3: the paper covers 2"),
+        ({"paper": True, "activation": "quick_gelu"}, "the paper covers relu"),
     ],
 )
 def test_expectations_that_there_are_not(changes, message):

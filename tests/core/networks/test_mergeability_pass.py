@@ -294,10 +294,10 @@ def huge(experts):
     ("changes", "message"),
     [
         (lambda e, x: {"layer_inputs": "both"}, "layer_inputs='both'"),
-        (lambda e, x: {"inputs": x[:0]}, "inputs: there are none"),
+        (lambda e, x: {"inputs": x[:0]}, "inputs: empty"),
         (lambda e, x: {"inputs": x * torch.nan}, "inputs: some are NaN"),
         (lambda e, x: {"inputs": x[:, :, 1:]}, r"inputs of shape \[2, 3, 15, 16\]"),
-        (lambda e, x: {"experts": huge(e)}, "blocks.0.mlp.fc1 gives .* is not finite"),
+        (lambda e, x: {"experts": huge(e)}, "output of layer blocks.0.mlp.fc1 .* is not finite"),
         (lambda e, x: {"experts": {"a": e["a"]}}, "at least 2"),
         (lambda e, x: {"experts": {**e, "b": {}}}, "missing"),
         (lambda e, x: {"experts": spoilt(e)}, "of a has NaN"),
