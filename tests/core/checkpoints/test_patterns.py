@@ -55,7 +55,7 @@ def test_the_report_names_the_option_that_mends_it():
     expert = {**lacking, "head": torch.ones(1), "index": torch.tensor([2])}
     with pytest.raises(InputError) as fault:
         check_experts(base, {"a": expert, "b": base})
-    option = shlex.split(str(fault.value).partition("tensors out: ")[2])[1]
+    option = shlex.split(str(fault.value).partition("out of the merge: ")[2])[1]
     assert option == '["*.mask", head, index]'
     opened = {"base": base, "a": expert, "b": base}
     parts = taking_part({t: as_checkpoint(m) for t, m in opened.items()}, yaml.safe_load(option))
