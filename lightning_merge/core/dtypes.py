@@ -31,7 +31,7 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def common_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:
-    """Return the smallest type that holds all values of some floating types and of their mean.
+    """Return the type that holds all values of some floating types and suits their mean.
 
     The result is never an 8-bit type, whose steps are as large as what experts learn; if there is
     no other, it is bfloat16.

@@ -1,1 +1,1 @@
-"""Weights as files and mappings: what can be read lazily and safely, and how files are written."""
+"""Weights as files and mappings: lazy, safe reading and atomic writing."""

@@ -83,14 +83,14 @@ def agreed(paths: Mapping[str, str], opened: Mapping[str, Checkpoint]) -> str | 
         'gelu'
     """
     stated = {what: activation_of(path, opened[what]) for what, path in paths.items()}
-    told = {what: kind for what, kind in stated.items() if kind is not None}
-    if len(set(told.values())) > 1:
-        each = ", ".join(f"{what} {kind}" for what, kind in told.items())
+    known = {what: kind for what, kind in stated.items() if kind is not None}
+    if len(set(known.values())) > 1:
+        each = ", ".join(f"{what} {kind}" for what, kind in known.items())
         raise InputError(
             f"the networks have different activations: {each}. Give experts fine-tuned from this "
             "base, which share its activation"
         )
-    return next(iter(told.values()), None)
+    return next(iter(known.values()), None)
 
 
 def _described(folder: Path) -> str | None:

@@ -71,7 +71,7 @@ def file_record(path: str | Path, kind: Literal["sha256", "sample"]) -> str:
 
 
 def is_recorded(path: str | Path, record: str) -> bool:
-    """Whether a record, of either kind, is that of a file.
+    """Whether a file matches a record of either kind.
 
     Earlier versions recorded the bare digest, which may be of either kind.
 

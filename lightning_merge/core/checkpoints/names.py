@@ -83,7 +83,7 @@ def match_names(names: Iterable[str], checkpoint: Mapping[str, object]) -> dict[
 def align_names(
     names: Collection[str], stored: Collection[str], ignored: Collection[str] = ()
 ) -> dict[str, str]:
-    """Respell all stored names like the wanted ones if most of either agree apart from a prefix.
+    """Respell stored names like the wanted ones if most of both agree apart from a prefix.
 
     Unlike in `match_names`, names may be missing or left over. Those left over lose the prefix as
     well if the wanted names have none of their own.

@@ -303,19 +303,19 @@ def _note(
         pairs = zip(entry.keys, taken, strict=False)
         shared = [key for key, other in takewhile(lambda pair: pair[0] == pair[1], pairs)]
         parts[entry.keys[: len(shared) + 1]].append(entry)
-    told = {}
+    left = {}
     for keys, part in parts.items():
         if _is_training(part[0], len(keys) - 1):
             copies = prefix_counts(network.keys(), [entry.name for entry in part])
             part = part if 2 * max(copies.values(), default=0) > len(network) else []
         if part:
-            told[".".join(keys)] = f"{len(part)} tensor{'s' if len(part) > 1 else ''}"
+            left[".".join(keys)] = f"{len(part)} tensor{'s' if len(part) > 1 else ''}"
     for place, count in hidden.items():
         if not _TRAINING.fullmatch(place.partition(".")[0]):
-            told[place or "its attributes"] = f"{count} in objects or NumPy arrays"
-    if not told:
+            left[place or "its attributes"] = f"{count} in objects or NumPy arrays"
+    if not left:
         return ""
-    left_out = enumerate_names([f"{place[:80]!r} ({what})" for place, what in told.items()], 5)
+    left_out = enumerate_names([f"{place[:80]!r} ({what})" for place, what in left.items()], 5)
     start = f"its {'.'.join(taken)!r} is read as the network; " if taken else ""
     return f"{start}left out: {left_out}"
 

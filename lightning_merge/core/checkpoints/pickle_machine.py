@@ -244,7 +244,7 @@ def _is_simple(key: Any) -> bool:
 
 def _symbol(module: Any, name: Any) -> Symbol:
     if not isinstance(module, str) or not isinstance(name, str):
-        raise ValueError("pickle with a name that is no text")
+        raise ValueError("pickle with a name that is not text")
     if not module.isprintable() or not name.isprintable():  # may become part of a message
         raise ValueError("pickle with a name that is not printable")
     module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))

@@ -123,11 +123,11 @@ class _ForeignTensor:
         return None
 
     def read(self) -> Tensor:
-        """Fail: see `dtype`."""
+        """Raise InputError: see `dtype`."""
         return torch.empty(self.shape, dtype=self.dtype)
 
     def read_into(self, start: int, out: Tensor) -> None:
-        """Fail: see `dtype`."""
+        """Raise InputError: see `dtype`."""
         out.copy_(self.read())
 
 

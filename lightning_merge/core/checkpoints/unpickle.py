@@ -27,6 +27,7 @@ from lightning_merge.core.errors import InputError
 _ZIP_MAGIC = b"PK\x03\x04"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
+_BIG_ENDIAN = "was written on a big-endian machine: save it again on a little-endian one"
 
 _STORAGE_DTYPES = {
     "FloatStorage": torch.float32,
@@ -147,7 +148,7 @@ def _read_zip(source: SourceFile) -> Any:
     folder = roots[0].removesuffix("data.pkl")
     order = members.get(f"{folder}byteorder")
     if order and source.read(*_member_span(source, order)) != b"little":
-        raise InputError("was written on a big-endian machine: save it again on another")
+        raise InputError(_BIG_ENDIAN)
 
     def persistent(key: Any) -> Storage:
         storage = _described_storage(key, source)
@@ -183,7 +184,7 @@ def _read_legacy(source: SourceFile) -> Any:
             "its state dict with torch.save"
         )
     if read_pickle(stream).get("little_endian") is not True:
-        raise InputError("was written on a big-endian machine: save it again on another")
+        raise InputError(_BIG_ENDIAN)
     storages: dict[Any, Storage] = {}
 
     def persistent(key: Any) -> Any:

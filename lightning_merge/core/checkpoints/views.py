@@ -24,9 +24,10 @@ def sources_of(entry: Any) -> Iterator[SourceFile]:
 
     Example:
         >>> from lightning_merge.core.checkpoints.checkpoint import open_checkpoint, save_checkpoint
-        >>> entry = open_checkpoint(save_checkpoint({"w": torch.ones(2)}, "w.pt")).entry("w")
+        >>> path = save_checkpoint({"w": torch.ones(2)}, "w.safetensors")
+        >>> entry = open_checkpoint(path).entry("w")
         >>> [source.path.name for source in sources_of(Joined((entry, entry)))]
-        ['w.pt', 'w.pt']
+        ['w.safetensors', 'w.safetensors']
     """
     for part in getattr(entry, "parts", ()):
         yield from sources_of(part)
@@ -76,7 +77,7 @@ class Joined(_View):
         return (sum(part.shape[0] for part in self.parts), *first[1:])
 
     def read(self) -> Tensor:
-        """Return the tensor, which is read now."""
+        """Return the tensor."""
         return torch.cat([part.read().to(self.dtype) for part in self.parts])
 
     def read_into(self, start: int, out: Tensor) -> None:
@@ -118,7 +119,7 @@ class Rows(_View):
         return (self.count, *self.parts[0].shape[1:])
 
     def read(self) -> Tensor:
-        """Return the tensor, which is read now."""
+        """Return the tensor."""
         out = torch.empty(self.shape, dtype=self.dtype)
         self.read_into(0, out.view(-1))
         return out
@@ -147,7 +148,7 @@ class Transposed(_View):
         return self.parts[0].shape[::-1]
 
     def read(self) -> Tensor:
-        """Return the tensor, which is read now."""
+        """Return the tensor."""
         return self.parts[0].read().T.contiguous()
 
     def read_into(self, start: int, out: Tensor) -> None:
