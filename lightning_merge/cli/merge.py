@@ -13,6 +13,7 @@ from lightning_merge.core.checkpoints.activation import KEY, agreed
 from lightning_merge.core.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from lightning_merge.core.checkpoints.digests import file_record
 from lightning_merge.core.checkpoints.hub import given_as
+from lightning_merge.core.checkpoints.safetensors_file import Layout
 from lightning_merge.core.checkpoints.writer import CheckpointWriter
 from lightning_merge.core.checks import require_in
 from lightning_merge.core.errors import InputError, warn
@@ -94,44 +95,35 @@ def merge_files(
     require_in("[1, inf)", jobs=jobs)
     shard_size = None if max_shard_size is None else _bytes(max_shard_size)
     started = time.perf_counter()
-    found = _find(files, ignore, prefix or {})
-    weights, sources = found.base, found.experts
-    # Values are checked as they stream by.
-    vectors = TaskVectors(
-        weights, check_experts(weights, sources, minimum=1, finite=False), scope=scope
-    )
-    for suspicion in suspicions(vectors):
-        warn(suspicion)
-    given, about = resources(method, found.whole)
+    inputs = _inputs(files, ignore, prefix or {})
+    vectors = _task_vectors(inputs, scope)
+    given, about = resources(method, inputs.whole)
     metadata = {
         "method": type(method).__name__,
         "hyperparameters": method.described(),
         "scope": scope,
-        **found.about,
+        **inputs.about,
         **about,
     }
-    layout = {name: (found.whole.dtype(name), found.whole.shape(name)) for name in found.whole}
-    layout |= vectors.stored.layout()
-    if dtype is not None:
-        layout |= {n: (getattr(torch, dtype), layout[n][1]) for n in vectors.stored.computed()}
+    layout = _layout(inputs, vectors, dtype)
     with CheckpointWriter(
         target, layout, metadata=metadata, overwrite=overwrite, max_shard_size=shard_size
     ) as writer:
-        method.merge_to(writer, weights, sources, given._replace(scope=scope), jobs)
-        for name in set(found.whole) - set(weights):
-            writer.write(name, 0, found.whole[name].reshape(-1))
-        for checkpoint in found.opened:
+        method.merge_to(writer, inputs.base, inputs.experts, given._replace(scope=scope), jobs)
+        for name in set(inputs.whole) - set(inputs.base):
+            writer.write(name, 0, inputs.whole[name].reshape(-1))
+        for checkpoint in inputs.opened:
             checkpoint.check_unchanged()
-    copied = [] if shard_size is None else copy_companions(found.whole, target)
+    copied = [] if shard_size is None else copy_companions(inputs.whole, target)
     seconds, merged = time.perf_counter() - started, len(vectors.stored.computed())
-    print(f"{target}: {merged} tensors of {len(sources)} experts merged", end="")
-    print(f", {len(found.whole) - merged} of the base copied, in {seconds:.1f} s")
-    if found.passed:
-        print(f"no expert has, so the base's are copied: {summary(found.passed)}")
-    print(how_to_load(target, copied, found.whole))
+    print(f"{target}: {merged} tensors of {len(inputs.experts)} experts merged", end="")
+    print(f", {len(inputs.whole) - merged} of the base copied, in {seconds:.1f} s")
+    if inputs.passed:
+        print(f"no expert has, so the base's are copied: {summary(inputs.passed)}")
+    print(how_to_load(target, copied, inputs.whole))
 
 
-class _Found(NamedTuple):
+class _Inputs(NamedTuple):
     """What the files hold.
 
     Attributes:
@@ -151,7 +143,9 @@ class _Found(NamedTuple):
     about: dict[str, str]
 
 
-def _find(files: Mapping[str, str], ignore: Sequence[str], prefixes: Mapping[str, str]) -> _Found:
+def _inputs(
+    files: Mapping[str, str], ignore: Sequence[str], prefixes: Mapping[str, str]
+) -> _Inputs:
     """Open base and experts, and find what of them takes part under which names."""
     opened = _open(files, prefixes)
     experts = [what for what in files if what != "base"]
@@ -161,7 +155,7 @@ def _find(files: Mapping[str, str], ignore: Sequence[str], prefixes: Mapping[str
         about[KEY] = activation
     aligned = align(opened["base"], {what: opened[what] for what in experts})
     parts = taking_part({"base": aligned.base, **aligned.experts}, ignore, aligned.passed)
-    return _Found(
+    return _Inputs(
         opened.values(),
         opened["base"],
         parts["base"],
@@ -169,6 +163,24 @@ def _find(files: Mapping[str, str], ignore: Sequence[str], prefixes: Mapping[str
         aligned.passed,
         about,
     )
+
+
+def _task_vectors(inputs: _Inputs, scope: Scope) -> TaskVectors:
+    """Return the task vectors of experts that fit the base; their values are checked as read."""
+    experts = check_experts(inputs.base, inputs.experts, minimum=1, finite=False)
+    vectors = TaskVectors(inputs.base, experts, scope=scope)
+    for suspicion in suspicions(vectors):
+        warn(suspicion)
+    return vectors
+
+
+def _layout(inputs: _Inputs, vectors: TaskVectors, dtype: str | None) -> Layout:
+    """Return type and shape of every tensor of the output; `dtype` is that of merged ones."""
+    layout = {name: (inputs.whole.dtype(name), inputs.whole.shape(name)) for name in inputs.whole}
+    layout |= vectors.stored.layout()
+    if dtype is not None:
+        layout |= {n: (getattr(torch, dtype), layout[n][1]) for n in vectors.stored.computed()}
+    return layout
 
 
 def _check_output(target: Path, files: Mapping[str, str], overwrite: bool, folder: bool) -> None:
@@ -200,10 +212,9 @@ def _open(files: Mapping[str, str], prefixes: Mapping[str, str]) -> dict[str, Ch
     """Open files by what they are; of a file with a prefix, the names under it."""
     given = _by_file(prefixes)
     if unknown := [what for what in given if what not in files]:
-        names = ", ".join(what.removeprefix("expert/") for what in files)
+        name, *known = (what.removeprefix("expert/") for what in [unknown[0], *files])
         raise InputError(
-            f"prefix.{unknown[0].removeprefix('expert/')}: there is no such expert; give it for "
-            f"one of {names}"
+            f"prefix.{name}: unknown expert {name!r}; give it for one of {', '.join(known)}"
         )
     opened = {}
     for what, file in files.items():

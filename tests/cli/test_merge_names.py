@@ -75,7 +75,7 @@ def test_the_message_names_what_mends_it(merge, spelling):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--prefix.c", "x"], "prefix.c: there is no such expert; give it for one of base, a, b"),
+        (["--prefix.c", "x"], "prefix.c: unknown expert 'c'; give it for one of base, a, b"),
         (["--prefix.a", "x"], "no tensor's name begins with prefix 'x.'"),
     ],
 )
