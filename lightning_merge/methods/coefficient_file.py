@@ -92,8 +92,8 @@ class CoefficientFile:
             fits = False
         if not fits or not stored["coefficients"].isfinite().all():
             raise InputError(
-                f"file={path!r} has no coefficients with names of tasks and layers: give the "
-                "coefficients.safetensors of a run that has learned some"
+                f"file={path!r} has no coefficients with the names of tasks and layers; give the "
+                "coefficients.safetensors of a run that learned some"
             )
         return cls(
             stored["coefficients"].float(),

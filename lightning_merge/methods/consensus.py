@@ -51,7 +51,7 @@ class Consensus(MergeMethod):
 
     def __post_init__(self) -> None:
         if not isinstance(self.agree, int) or self.agree < 0:
-            raise InputError(f"agree={self.agree} is no number of experts: give 0, 1, 2 or more")
+            raise InputError(f"agree={self.agree!r} must be a whole number of experts, 0 or more")
         by_task = self.tall if isinstance(self.tall, Mapping) else {"": self.tall}
         for task, value in by_task.items():
             require_in("[0, inf]", **{f"tall[{task!r}]" if task else "tall": value})
@@ -78,7 +78,7 @@ class Consensus(MergeMethod):
             return torch.full((len(tasks),), self.tall, dtype=torch.float64)
         if missing := [task for task in tasks if task not in self.tall]:
             raise InputError(
-                f"tall: no lambda for {', '.join(missing)}; it has those of {', '.join(self.tall)}"
+                f"tall: no lambda for {', '.join(missing)}, only for {', '.join(self.tall)}"
             )
         return torch.tensor([self.tall[task] for task in tasks], dtype=torch.float64)
 

@@ -115,8 +115,8 @@ class Fisher(MergeMethod):
                 diagonal = fisher_diagonal(logits, parameters, inputs, self.labels, draws)
             except FloatingPointError as fault:
                 raise InputError(
-                    f"heads, batches: of {task} {fault}; look for what overflows, or run the "
-                    "network in float32"
+                    f"heads, batches: {task}: {fault}; look for what overflows, or run the network "
+                    "in float32"
                 ) from fault
         norm = sum(float(f.double().square().sum()) for f in diagonal.values()) ** 0.5
         divisor = norm + self.epsilon if self.normalize and norm else 1.0
@@ -131,8 +131,8 @@ def _check_finite(total: Tensor, task: str, name: str) -> None:
     """
     if not bool(total.isfinite().all()):
         raise InputError(
-            f"heads, batches: the Fisher information that {task} has about {name} is NaN or "
-            "infinite; look for overflowing logits, or run the network in float32"
+            f"heads, batches: the Fisher information of {task} about {name} is NaN or infinite; "
+            "look for overflowing logits, or run the network in float32"
         )
 
 

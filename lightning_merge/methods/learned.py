@@ -71,7 +71,7 @@ class LearnedCoefficients(MergeMethod):
         require_choice(get_args(By), by=self.by)
         if not Path(self.file).is_file():
             raise InputError(
-                f"file={self.file!r} is no file: give the coefficients.safetensors of a run"
+                f"file={self.file!r} is not a file; give the coefficients.safetensors of a run"
             )
 
     def requirements(self) -> Facts:
@@ -109,7 +109,7 @@ class LearnedCoefficients(MergeMethod):
         if missing:
             raise InputError(
                 f"file={self.file!r} has no coefficients of {enumerate_names(missing)}; it has "
-                f"those of {enumerate_names(learned.tasks)}. Name the experts so, or choose "
+                f"those of {enumerate_names(learned.tasks)}. Rename the experts, or choose "
                 "by='depth' or by='statistics'"
             )
         places = _places(learned.layers, vectors)
@@ -136,8 +136,8 @@ class LearnedCoefficients(MergeMethod):
         known = [(a, b) for a, b in zip(places, nearest, strict=True) if a is not None]
         if set(places) >= set(range(len(learned.layers))) and any(a != b for a, b in known):
             raise InputError(
-                f"file={self.file!r} was learned on the very layers of this base, and by='depth' "
-                "would give them each other's coefficients: choose by='layer'"
+                f"file={self.file!r} was learned on these same layers, and by='depth' would give "
+                "them each other's coefficients; choose by='layer'"
             )
         rows = dict(zip(learned.tasks, learned.values, strict=True))
         mean = learned.values.mean(0)
@@ -148,8 +148,8 @@ class LearnedCoefficients(MergeMethod):
         """Return what the learner makes of these experts' statistics."""
         if learned.options.get("kind", "free") == "free":
             raise InputError(
-                f"file={self.file!r}: the run has learned coefficients without a network that sees "
-                "statistics; choose by='layer' or by='depth'"
+                f"file={self.file!r}: the run learned its coefficients without a network that "
+                "reads statistics; choose by='layer' or by='depth'"
             )
         try:
             of, rank, features = (learned.options[key] for key in SEEN)
@@ -158,8 +158,8 @@ class LearnedCoefficients(MergeMethod):
             learned.learner(torch.zeros(1, 1, len(feature_names(rank, features))))
         except (KeyError, TypeError, RuntimeError) as fault:
             raise InputError(
-                f"file={self.file!r}: the learner in it cannot be made again ({fault}): give the "
-                "file as this version has written it, or choose by='layer' or by='depth'"
+                f"file={self.file!r}: its learner cannot be rebuilt ({fault}); give a file that "
+                "this version wrote, or choose by='layer' or by='depth'"
             ) from fault
         statistics = standard_statistics(vectors, of, rank, features).cpu()
         return learned.scale * learned.learner(statistics)()
@@ -195,6 +195,6 @@ def _check_order(names: Sequence[str]) -> None:
     by_number = sorted(names, key=lambda n: re.sub(r"\d+", lambda digits: digits[0].zfill(9), n))
     if list(names) == sorted(names) != by_number:
         raise InputError(
-            f"base: its tensors are in alphabetical order, from {names[0]} to {names[-1]}, which "
-            "is not the network's, as by='depth' needs: save it in the order of state_dict()"
+            f"base: its tensors are in alphabetical order, from {names[0]} to {names[-1]}, but "
+            "by='depth' needs the network's order; save it in the order of state_dict()"
         )

@@ -101,7 +101,7 @@ class RankedByMLoss(MergeMethod):
         require_in("[0, 1]", keep=self.keep)
         require_in(f"[0, {self.keep}]", spread=self.spread)
         if isinstance(self.layers, str) or self.layers == []:
-            raise InputError(f"layers={self.layers!r}: give a list of names or positions, or none")
+            raise InputError(f"layers={self.layers!r}: give a list of names or positions, or None")
         require_choice(get_args(LayerInputs), layer_inputs=self.layer_inputs)
         require_choice(get_args(Reduce), reduce=self.reduce)
         require_choice(get_args(NodeOrder), node_order=self.node_order)
@@ -164,13 +164,15 @@ class RankedByMLoss(MergeMethod):
         chosen: dict[str, tuple[AffineLayer, Activation]] = {}
         for given in activated if self.layers is None else self.layers:
             if isinstance(given, int) and not -len(activated) <= given < len(activated):
-                raise InputError(f"layers: {given} is none of the {len(activated)} layers found")
+                raise InputError(
+                    f"layers: position {given} is out of range; {len(activated)} layers were found"
+                )
             name = activated[given] if isinstance(given, int) else given
             if name not in chains:
                 raise InputError(
-                    f"layers: {name!r} is no linear or convolutional layer that the model calls, "
-                    f"with a weight of its own and no activation in the BatchNorm behind it, as "
-                    f"{[*chains][:3]} are"
+                    f"layers: {name!r} is not a linear or convolutional layer that the model "
+                    f"calls, with its own weight and no activation in the BatchNorm after it; "
+                    f"give one such as {', '.join([*chains][:3])}"
                 )
             activation = chains[name].activation
             if self.activation is not None:

@@ -317,8 +317,8 @@ def load_network(
         network.load_state_dict({name: stored[name] for name in stored})
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as fault:
         raise InputError(
-            f"{path} does not hold a network of {type(model).__name__} ({fault}): give a file "
-            f"that {', '.join(_makers())} has written for this architecture"
+            f"{path} does not hold a network of {type(model).__name__} ({fault}); give a file "
+            f"that {', '.join(_makers())} wrote for this architecture"
         ) from fault
     return network.eval()
 
@@ -357,10 +357,10 @@ def check_learned(learned: nn.Module, learning_rate: float) -> None:
         >>> check_learned(layer, learning_rate=10.0)
         Traceback (most recent call last):
             ...
-        lightning_merge.core.errors.InputError: learning_rate=10.0: what was learned is NaN or
-        infinite; lower it
+        lightning_merge.core.errors.InputError: learning_rate=10.0: the learned weights
+        are NaN or infinite; lower it
     """
     if not all(bool(parameter.isfinite().all()) for parameter in learned.parameters()):
         raise InputError(
-            f"learning_rate={learning_rate}: what was learned is NaN or infinite; lower it"
+            f"learning_rate={learning_rate}: the learned weights are NaN or infinite; lower it"
         )

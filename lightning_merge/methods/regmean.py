@@ -185,12 +185,12 @@ def require_found(layers: Collection[str]) -> None:
         Traceback (most recent call last):
             ...
         lightning_merge.core.errors.InputError: model: it applies no linear layer or convolution
-        that could be merged by regression; choose another method, or layers='all'
+        to merge by regression; choose another method, or layers='all'
     """
     if not layers:
         raise InputError(
-            "model: it applies no linear layer or convolution that could be merged by regression; "
-            "choose another method, or layers='all'"
+            "model: it applies no linear layer or convolution to merge by regression; choose "
+            "another method, or layers='all'"
         )
 
 

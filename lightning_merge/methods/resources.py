@@ -93,8 +93,8 @@ class Resources(NamedTuple):
         known = [task for task in tasks if task in self.batches]
         if not known:
             raise InputError(
-                f"batches: {method} got those of {', '.join(self.batches) or 'no task'}, but "
-                f"none of {', '.join(tasks)}; pass some, or batches=images"
+                f"batches: {method} got inputs of {', '.join(self.batches) or 'no task'}, but not "
+                f"of {', '.join(tasks)}; pass some, or batches=images"
             )
         return torch.cat([self._joined(method, self.batches[task]) for task in known])
 
@@ -106,12 +106,12 @@ class Resources(NamedTuple):
         """
         if not isinstance(self.batches, Mapping):
             raise InputError(
-                f"batches: {method} wants inputs of every task; pass batches={{task: images}}"
+                f"batches: {method} needs inputs of every task; pass batches={{task: images}}"
             )
         if missing := [task for task in tasks if task not in self.batches]:
             raise InputError(
-                f"batches: {method} got none of {', '.join(missing)}; it has those of "
-                f"{', '.join(self.batches)}"
+                f"batches: {method} got no inputs of {', '.join(missing)}, only of "
+                f"{', '.join(self.batches)}; add them"
             )
         return {task: self._joined(method, self.batches[task]) for task in tasks}
 
@@ -128,7 +128,7 @@ class Resources(NamedTuple):
         given = [batches] if isinstance(batches, Tensor) else list(batches or ())
         if not all(isinstance(batch, Tensor) for batch in given):
             kinds = sorted({type(batch).__name__ for batch in given})
-            raise InputError(f"batches: {method} wants tensors of inputs, not {', '.join(kinds)}")
+            raise InputError(f"batches: {method} needs tensors of inputs, not {', '.join(kinds)}")
         if not sum(len(batch) for batch in given):
             raise InputError(f"batches: {method} got no inputs; pass batches=images, e.g. 128")
         inputs = torch.cat(given)

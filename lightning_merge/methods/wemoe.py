@@ -337,7 +337,7 @@ def find_mlps(model: nn.Module, image: Tensor) -> tuple[dict[str, tuple[int, int
     if dims or batch_dim is None:
         raise InputError(
             f"model={type(model).__name__}: its MLPs take inputs of shapes "
-            f"{[list(shapes[0]) for shapes in two.values()]} for two images; WEMoE wants one "
+            f"{[list(shapes[0]) for shapes in two.values()]} for two images; WEMoE needs one "
             "tensor with a dimension of images, the same for all; choose another method"
         )
     sizes = {name: (s[-1], s.numel() // s[-1]) for name, [s] in one.items()}

@@ -42,7 +42,12 @@ __all__ = [
 
 
 def encoders() -> dict[str, str]:
-    """Return the name of every encoder class known so far, with the first line of its docstring."""
+    """Return the name of every encoder class known so far, with the first line of its docstring.
+
+    Example:
+        >>> encoders()["MiniViT"]
+        'A timm Vision Transformer whose tokens come from a convolutional stem.'
+    """
     return {
         name: (kind.__doc__ or "").strip().partition("\n")[0]
         for name, kind in concrete(Encoder).items()

@@ -22,6 +22,18 @@ class Activation:
         model: What chooses the model, such as ``name='ViT-B-32'``.
         other: What would choose the model that differs in it alone; nothing if there is none.
         settle: How to say which one the weights need; nothing where it is said.
+
+    Example:
+        >>> import torch
+        >>> from lightning_merge.core.checkpoints.checkpoint import save_checkpoint
+        >>> weights = {"class_embedding": torch.zeros(4)}
+        >>> file = save_checkpoint(weights, "vit.safetensors", metadata={"activation": "gelu"})
+        >>> model = Activation("quick_gelu", "name='ViT-B-32-quickgelu'", "name='ViT-B-32'")
+        >>> model.check(file)
+        Traceback (most recent call last):
+            ...
+        lightning_merge.core.errors.InputError: name='ViT-B-32-quickgelu' has QuickGELU, but
+        weights=vit.safetensors were trained with GELU: use name='ViT-B-32'
     """
 
     kind: str
@@ -40,7 +52,7 @@ class Activation:
             remedy = f": use {self.other}" if self.other else ""
             raise InputError(
                 f"{self.model} has {own}, but weights={source} were trained with "
-                f"{_WORDS.get(told, told)}{remedy}."
+                f"{_WORDS.get(told, told)}{remedy}"
             )
         if told is None and self.settle and self.other:
             warn(
@@ -51,5 +63,10 @@ class Activation:
 
 
 def activation_in(module: nn.Module) -> str | None:
-    """Return the activation of a network's modules, if it is one of the two."""
+    """Return the activation of a network's modules, if it is one of the two.
+
+    Example:
+        >>> activation_in(nn.Sequential(nn.Linear(2, 2), nn.GELU()))
+        'gelu'
+    """
     return named({type(part).__name__ for part in module.modules()})

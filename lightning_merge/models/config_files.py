@@ -22,6 +22,16 @@ class Fields:
     Attributes:
         file: Name of the file, for messages.
         values: Name of a field to its value.
+
+    Example:
+        >>> fields = Fields("config.json", {"image_size": [224, 224], "patch_size": 0})
+        >>> fields.side("image_size", 32), fields.number("layer_norm_eps", 1e-5)
+        (224, 1e-05)
+        >>> fields.side("patch_size", 32)
+        Traceback (most recent call last):
+            ...
+        lightning_merge.core.errors.InputError: config.json: patch_size=0: give a whole number
+        from 1 to 16384
     """
 
     file: str
@@ -34,7 +44,7 @@ class Fields:
 
     def wrong(self, key: str, remedy: str) -> InputError:
         """Return the error for a field: file, name, value, and what to do."""
-        return InputError(f"{self.file}: {key}={self.values.get(key)!r}: {remedy}.")
+        return InputError(f"{self.file}: {key}={self.values.get(key)!r}: {remedy}")
 
     def flag(self, key: str, default: bool) -> bool:
         """Return a truth value; null is none, as libraries take it for false."""
@@ -85,7 +95,12 @@ class Fields:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite number, and no truth value."""
+    """Whether a value is a finite number, and no truth value.
+
+    Example:
+        >>> is_number(3), is_number(True), is_number(math.nan)
+        (True, False, False)
+    """
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -98,13 +113,19 @@ def read_fields(file: Path) -> Fields:
 
     Raises:
         InputError: If it cannot be read, is no JSON, or has no fields.
+
+    Example:
+        >>> file = Path("config.json")
+        >>> _ = file.write_text('{"hidden_size": 768}')
+        >>> read_fields(file).whole("hidden_size", 512)
+        768
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror or error}.") from None
+        raise InputError(f"{file} cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{file} is not JSON, or cut off ({error}): download it again.") from None
+        raise InputError(f"{file} is not JSON, or cut off ({error}); download it again") from None
     if not isinstance(content, Mapping):
-        raise InputError(f"{file} holds no fields but {str(content)[:40]!r}: download it again.")
+        raise InputError(f"{file} holds {str(content)[:40]!r} instead of fields; download it again")
     return Fields(str(file), content)

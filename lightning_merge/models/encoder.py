@@ -38,6 +38,15 @@ class Encoder(nn.Module):
             repositories of the Hub; a subclass says its own.
         spare: What files of another library lack that have the same tower, by name.
         activation: That of the backbone, where weights do not tell which of two they need.
+
+    Example:
+        >>> import torch
+        >>> class Flat(Encoder):
+        ...     def __init__(self):
+        ...         preprocess = Preprocess(size=2, mean=(0, 0, 0), std=(1, 1, 1))
+        ...         super().__init__(nn.Flatten(), preprocess, dim=12)
+        >>> Flat()(torch.ones(5, 3, 2, 2)).shape
+        torch.Size([5, 12])
     """
 
     reads: ClassVar[Sequence[str]] = ("weights",)

@@ -41,6 +41,13 @@ class OpenClipEncoder(Encoder):
     Warns:
         InputWarning: If there is a model with the other activation, and neither a tag nor a file
             says which one the weights were trained with.
+
+    Example:
+        >>> OpenClipEncoder("ViT-B-23")
+        Traceback (most recent call last):
+            ...
+        lightning_merge.core.errors.InputError: unknown name 'ViT-B-23'; did you mean ViT-B-32,
+        ViT-S-32, ViT-M-32, ViT-B-16, ViT-B-32-256?
     """
 
     def __init__(
@@ -77,6 +84,14 @@ def create_clip(name: str, pretrained: str | None = None, *, download: bool = Tr
 
     Raises:
         InputError: As :class:`OpenClipEncoder`.
+
+    Example:
+        >>> create_clip("ViT-B-32", pretrained="openai")
+        Traceback (most recent call last):
+            ...
+        lightning_merge.core.errors.InputError: name='ViT-B-32' does not have the activation of
+        pretrained='openai', whose weights were trained with QuickGELU: use
+        name='ViT-B-32-quickgelu'
     """
     import open_clip
 
@@ -96,6 +111,10 @@ def tokenizer(name: str) -> Any:
 
     Raises:
         InputError: If it cannot be had.
+
+    Example:
+        >>> tokenizer("ViT-B-32")(["a photo of a cat"])[0, :7].tolist()
+        [49406, 320, 1125, 539, 320, 2368, 49407]
     """
     import open_clip
 
@@ -120,7 +139,7 @@ def _fetching(what: str, *, asks: bool, remedy: str = "") -> Iterator[None]:
     except (OSError, RuntimeError) as error:
         reason = next(filter(None, str(error).splitlines()), type(error).__name__)
         raise InputError(
-            f"{what} could not be loaded ({reason}). Go online once{remedy}."
+            f"{what} could not be loaded ({reason}). Go online once{remedy}"
         ) from error
 
 
@@ -131,6 +150,11 @@ def activation(name: str, model: nn.Module, *, settled: bool) -> Activation | No
         name: Model name of open_clip.
         model: The model, or a tower of it.
         settled: Whether a tag says which activation its weights need.
+
+    Example:
+        >>> own = activation("ViT-B-32", nn.Sequential(nn.GELU()), settled=True)
+        >>> own.kind, own.other
+        ('gelu', "name='ViT-B-32-quickgelu'")
     """
     import open_clip
 
@@ -158,7 +182,7 @@ def _check(name: str, pretrained: str | None) -> dict[str, Any]:
     config = open_clip.get_pretrained_cfg(name, pretrained)
     if not config:
         tags = open_clip.list_pretrained_tags_by_model(name)
-        remedy = f" Tags of {name}: {', '.join(tags) or 'none'}. A file goes into weights."
+        remedy = f"Tags of {name}: {', '.join(tags) or 'none'}; pass a file as weights"
         raise unknown_name("pretrained", pretrained, tags, remedy)
     needs = bool(config.get("quick_gelu", False))
     other = _with_other_activation(name)
@@ -167,7 +191,7 @@ def _check(name: str, pretrained: str | None) -> dict[str, Any]:
         trained = "QuickGELU" if needs else "GELU"
         raise InputError(
             f"name={name!r} does not have the activation of pretrained={pretrained!r}, whose "
-            f"weights were trained with {trained}: use name={other!r}."
+            f"weights were trained with {trained}: use name={other!r}"
         )
     return config
 

@@ -31,6 +31,12 @@ class TimmEncoder(Encoder):
     Raises:
         InputError: If the name is unknown, the weights cannot be had, or the file fits another
             architecture.
+
+    Example:
+        >>> import torch
+        >>> encoder = TimmEncoder("vit_tiny_patch16_224", options={"img_size": 32, "depth": 1})
+        >>> encoder.preprocess.size, encoder(torch.ones(5, 3, 32, 32)).shape
+        (32, torch.Size([5, 192]))
     """
 
     def __init__(
@@ -45,7 +51,7 @@ class TimmEncoder(Encoder):
 
         options = dict(options or {})
         if pretrained and weights is not None:
-            raise InputError(f"pretrained=True and weights={weights}: give only one of them.")
+            raise InputError(f"pretrained=True and weights={weights}: give only one of them")
         _check(name)
         asks = pretrained or name.startswith(_ON_THE_HUB)
         try:
@@ -56,7 +62,7 @@ class TimmEncoder(Encoder):
         except (OSError, RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
             raise InputError(
                 f"name={name!r}, pretrained={pretrained}, options={options}: timm could not build "
-                f"the model ({error}). Correct the options; offline, give a file as weights."
+                f"the model ({error}). Correct the options; offline, give a file as weights"
             ) from error
         size = {"img_size": options["img_size"]} if "img_size" in options else {}
         config = resolve_data_config(size, model=model)
@@ -99,4 +105,4 @@ def _check(name: str) -> None:
         raise unknown_name("name", name, timm.list_models())
     tagged = timm.list_pretrained(f"{architecture}.*")
     if tag and name not in tagged:
-        raise unknown_name("name", name, tagged, f" Tags of {architecture}: {', '.join(tagged)}.")
+        raise unknown_name("name", name, tagged, f"Tags of {architecture}: {', '.join(tagged)}")

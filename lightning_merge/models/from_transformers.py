@@ -27,6 +27,14 @@ class VisionTower(nn.Module):
 
     Its tensors have the names of published files (``vision_model.encoder.layers.0...``),
     which ``CLIPVisionModel`` itself has in transformers 4 but not in 5.
+
+    Example:
+        >>> from transformers import CLIPVisionConfig
+        >>> sizes = {"hidden_size": 8, "intermediate_size": 16, "image_size": 8, "patch_size": 4}
+        >>> config = CLIPVisionConfig(**sizes, num_hidden_layers=1, num_attention_heads=2)
+        >>> tower = VisionTower(config)
+        >>> tower(torch.ones(5, 3, 8, 8)).shape, next(iter(tower.state_dict()))
+        (torch.Size([5, 8]), 'vision_model.embeddings.class_embedding')
     """
 
     def __init__(self, config: Any) -> None:
@@ -65,6 +73,13 @@ class TransformersEncoder(Encoder):
     Raises:
         InputError: If the source cannot be had or is not a CLIP model, one of its files is
             broken or asks for what cannot be done, or the weights are of another architecture.
+
+    Example:
+        >>> config = {"hidden_size": 8, "intermediate_size": 16, "image_size": 8, "patch_size": 4}
+        >>> config |= {"num_hidden_layers": 1, "num_attention_heads": 2}
+        >>> encoder = TransformersEncoder(config)
+        >>> encoder.preprocess.size, encoder(torch.ones(5, 3, 8, 8)).shape
+        (8, torch.Size([5, 8]))
     """
 
     reads = ("source", "projection", "weights")
@@ -95,8 +110,8 @@ class TransformersEncoder(Encoder):
         if matrix is not None and own is not None and not _agree(matrix, own):
             origin = "the given mapping" if isinstance(source, Mapping) else str(source)
             warn(
-                f"weights={origin}: its visual projection is another than the encoder's, which "
-                "stays: it is no part of this backbone. OpenClipEncoder has it inside"
+                f"weights={origin}: its visual projection differs from the encoder's, which is "
+                "kept, as it is not part of this backbone; OpenClipEncoder includes it"
             )
         return super().fitting(source)
 
@@ -113,8 +128,8 @@ def _folder(argument: str, source: str | Path) -> Path:
         raise InputError(f"{argument}={str(source)!r}: {fault}") from fault
     if not folder.is_dir():
         raise InputError(
-            f"{argument}={str(source)!r} is not a folder here: give one with config.json and "
-            "model.safetensors, or the name of a repository on the Hub."
+            f"{argument}={str(source)!r} is not a local folder; give one with config.json and "
+            "model.safetensors, or the name of a repository on the Hub"
         )
     return folder
 
@@ -137,14 +152,14 @@ def _vision_fields(folder: Path) -> Fields:
     """Read what the config.json of a folder says of the vision tower."""
     file = folder / "config.json"
     if not file.is_file():
-        raise InputError(f"source={folder}: there is no config.json in it.")
+        raise InputError(f"source={folder} has no config.json; give the folder of a CLIP")
     fields = read_fields(file)
     kind = fields.get("model_type", None)
     if kind == "clip_vision_model":
         return fields
     if kind != "clip":
         raise InputError(
-            f"{file}: model_type is {kind!r}, only CLIP is supported: clip, or clip_vision_model."
+            f"{file}: model_type={kind!r}: only clip and clip_vision_model are supported"
         )
     new, old = fields.part("vision_config"), fields.part("vision_config_dict")  # the old one wins
     return Fields(new.file, {**new.values, **old.values})
@@ -192,7 +207,7 @@ def _projection(source: str | Path | None, *, required: bool) -> Tensor | None:
     if (matrix := _stored_projection(open_checkpoint(source))) is not None:
         return matrix
     if required:
-        raise InputError(f"projection={source}: there is no tensor {_PROJECTION} in it.")
+        raise InputError(f"projection={source} has no tensor {_PROJECTION}; give a whole CLIP")
     return None
 
 
@@ -217,7 +232,7 @@ def _preprocess(folder: Path | None, size: int) -> Preprocess:
     if preprocess.size != size:
         raise InputError(
             f"{processor.file}: images of {preprocess.size} pixels (crop_size, or size where they "
-            f"are not cropped) do not fit the model, whose config.json has image_size={size}."
+            f"are not cropped) do not fit the model, whose config.json has image_size={size}"
         )
     return preprocess
 

@@ -43,13 +43,20 @@ def save_heads(
 
     Raises:
         InputError: If a head is of an unknown kind, or there are more or fewer names than classes.
+
+    Example:
+        >>> import torch
+        >>> head = LinearHead(torch.eye(2)).named(["cat", "dog"])
+        >>> file = save_heads({"pets": head}, "heads.safetensors")
+        >>> open_checkpoint(file).metadata["classes"]
+        '{"pets": ["cat", "dog"]}'
     """
     kinds = {task: type(head).__name__ for task, head in heads.items()}
     if unknown := sorted(set(kinds.values()) - set(_KINDS)):
-        raise InputError(f"heads of type {unknown}: only {sorted(_KINDS)} can be saved.")
+        raise InputError(f"heads of type {unknown}: only {sorted(_KINDS)} can be saved")
     for task, names in (classes or {}).items():
         if task not in heads:
-            raise InputError(f"classes: there is no head of {task!r}, only of {', '.join(heads)}.")
+            raise InputError(f"classes: there is no head of {task!r}, only of {', '.join(heads)}")
         heads[task].named(names)
     tensors = {
         f"{task}/{name}": tensor.detach().cpu().contiguous()
@@ -72,6 +79,13 @@ def load_heads(source: str | Path | Mapping[str, str | Path]) -> dict[str, Head]
 
     Raises:
         InputError: If a file is missing, unreadable, not one of heads, or lacks the task.
+
+    Example:
+        >>> import torch
+        >>> head = LinearHead(torch.eye(2)).named(["cat", "dog"])
+        >>> file = save_heads({"pets": head}, "heads.safetensors")
+        >>> load_heads(file)["pets"].classes
+        ('cat', 'dog')
     """
     if isinstance(source, Mapping):
         return {task: _one_head(task, file) for task, file in source.items()}
@@ -80,11 +94,11 @@ def load_heads(source: str | Path | Mapping[str, str | Path]) -> dict[str, Head]
     if kinds is None:
         if _weight_and_bias(checkpoint):
             raise InputError(
-                f"{source} holds one head without the name of its task: give a mapping from task "
-                "to file, or a pattern with {task}."
+                f"{source} holds one head without the name of its task; give a mapping from task "
+                "to file, or a pattern with {task}"
             )
         raise InputError(
-            f"{source} holds no heads: give a file that fit has made, or a published head_TASK.pt."
+            f"{source} holds no heads; give a file that fit wrote, or a published head_TASK.pt"
         )
     return {task: _stored_head(checkpoint, task) for task in kinds}
 
@@ -96,7 +110,7 @@ def _one_head(task: str, path: str | Path) -> Head:
     if kinds is None:
         return _published_head(path, checkpoint)
     if task not in kinds:
-        raise InputError(f"{path} has no head for {task!r}, only for {', '.join(kinds)}.")
+        raise InputError(f"{path} has no head for {task!r}, only for {', '.join(kinds)}")
     return _stored_head(checkpoint, task)
 
 
@@ -110,7 +124,7 @@ def _entry(checkpoint: Checkpoint, key: str) -> dict[str, Any] | None:
         content = None
     if not isinstance(content, dict):
         raise InputError(
-            f"{checkpoint.path}: the metadata entry {key!r} is damaged; write it anew."
+            f"{checkpoint.path}: the metadata entry {key!r} is damaged; write it again"
         )
     return content
 
@@ -120,15 +134,15 @@ def _stored_head(checkpoint: Checkpoint, task: str) -> Head:
     kind = (_entry(checkpoint, "heads") or {})[task]
     if kind not in _KINDS:
         raise InputError(
-            f"{checkpoint.path}: the head of {task!r} is of the kind {kind!r}, of which only "
-            f"{', '.join(_KINDS)} are known; was it written by a newer version?"
+            f"{checkpoint.path}: the head of {task!r} has the unknown kind {kind!r}; known are "
+            f"{', '.join(_KINDS)}. Was it written by a newer version?"
         )
     parts = {name: name.rpartition("/") for name in checkpoint}
     state = {last: checkpoint[n] for n, (first, _, last) in parts.items() if first == task}
     try:
         head = _KINDS[kind](**state)
     except TypeError as fault:
-        raise InputError(f"{checkpoint.path}: the head of {task!r} is damaged ({fault}).") from None
+        raise InputError(f"{checkpoint.path}: the head of {task!r} is damaged ({fault})") from None
     return head.named((_entry(checkpoint, "classes") or {}).get(task))
 
 
@@ -146,8 +160,8 @@ def _published_head(path: str | Path, checkpoint: Checkpoint) -> Head:
     names = _weight_and_bias(checkpoint)
     if not names:
         raise InputError(
-            f"{path} holds no head: give a file that fit has made, or a published one with "
-            "weight [classes, dim] and perhaps bias [classes]."
+            f"{path} holds no head; give a file that fit wrote, or a published one with "
+            "weight [classes, dim] and perhaps bias [classes]"
         )
     attributes: dict[str, Any] = {}
     if checkpoint.path is not None:
@@ -155,8 +169,8 @@ def _published_head(path: str | Path, checkpoint: Checkpoint) -> Head:
             attributes = find_attributes(SourceFile(checkpoint.path))
     if not attributes:
         warn(
-            f"{path} does not say whether features are normalised before its head: taken as "
-            "published heads are, they are. If not, write the head by save_heads as a LinearHead"
+            f"{path} does not say whether features are normalised before its head; they are, "
+            "as for published heads. If this is wrong, save the head as a LinearHead by save_heads"
         )
     kind = NormalizedLinearHead if attributes.get("normalize", not attributes) else LinearHead
     head = kind(**{last: checkpoint[name].float() for last, name in names.items()})

@@ -25,6 +25,14 @@ class Head(nn.Module):
         published: Whether it comes from a file without names, whose order is that of the
             data set's labels.
         by_class: Names of the tensors that have a row for each class.
+
+    Example:
+        >>> class Sums(Head):
+        ...     def forward(self, features):
+        ...         return features @ self.weight.T
+        >>> head = Sums(torch.tensor([[1.0, 1.0], [2.0, 0.0]])).named(["sum", "twice"])
+        >>> head.dim, head.arranged([1, 0], ["twice", "sum"])(torch.tensor([[3.0, 4.0]]))
+        (2, tensor([[6., 7.]]))
     """
 
     weight: nn.Parameter
@@ -35,7 +43,7 @@ class Head(nn.Module):
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
         if weight.ndim != 2:
-            raise InputError(f"weight of shape {list(weight.shape)}: a head needs [classes, dim].")
+            raise InputError(f"weight of shape {list(weight.shape)}: a head needs [classes, dim]")
         self.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
 
     @property
@@ -55,9 +63,7 @@ class Head(nn.Module):
             InputError: If there are more or fewer names than classes, or one stands twice.
         """
         if classes is not None and not len(set(classes)) == len(classes) == self.num_classes:
-            raise InputError(
-                f"classes={list(classes)}: give {self.num_classes} names, each another one."
-            )
+            raise InputError(f"classes={list(classes)}: give {self.num_classes} different names")
         self.classes = None if classes is None else tuple(classes)
         return self
 
@@ -83,6 +89,10 @@ class CosineHead(Head):
         weight: Directions of the classes [C, dim], rows of norm 1.
         scale: What the cosines are multiplied by (CLIP: exp of its logit scale, about 100).
         centre: Common part [dim] taken off the normalised features, or nothing.
+
+    Example:
+        >>> CosineHead(torch.eye(2), scale=10.0)(torch.tensor([[3.0, 4.0]]))
+        tensor([[6., 8.]])
     """
 
     scale: Tensor
@@ -92,7 +102,7 @@ class CosineHead(Head):
         super().__init__(weight)
         centre = weight.new_zeros(weight.shape[1]) if centre is None else centre.detach().clone()
         if centre.shape != weight.shape[1:]:
-            raise InputError(f"centre of shape {list(centre.shape)}: give [{weight.shape[1]}].")
+            raise InputError(f"centre of shape {list(centre.shape)}: give [{weight.shape[1]}]")
         self.register_buffer("scale", torch.as_tensor(scale, dtype=weight.dtype).detach().clone())
         self.register_buffer("centre", centre)
 
@@ -108,6 +118,10 @@ class LinearHead(Head):
     Args:
         weight: [C, dim].
         bias: [C], or nothing for zeros.
+
+    Example:
+        >>> LinearHead(torch.eye(2), bias=torch.tensor([1.0, 0.0]))(torch.tensor([[3.0, 4.0]]))
+        tensor([[4., 4.]])
     """
 
     by_class: ClassVar[tuple[str, ...]] = ("weight", "bias")
@@ -116,7 +130,7 @@ class LinearHead(Head):
         super().__init__(weight)
         bias = weight.new_zeros(weight.shape[0]) if bias is None else bias
         if bias.shape != weight.shape[:1]:
-            raise InputError(f"bias of shape {list(bias.shape)}: give [{weight.shape[0]}].")
+            raise InputError(f"bias of shape {list(bias.shape)}: give [{weight.shape[0]}]")
         self.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -129,6 +143,10 @@ class NormalizedLinearHead(LinearHead):
 
     It is what heads are that are published with task vectors (Ilharco et al. 2023): the rows of
     ``weight`` are text embeddings times exp of CLIP's logit scale.
+
+    Example:
+        >>> NormalizedLinearHead(100 * torch.eye(2))(torch.tensor([[3.0, 4.0]]))
+        tensor([[60.0000, 80.0000]])
     """
 
     def forward(self, features: Tensor) -> Tensor:
@@ -157,6 +175,12 @@ def class_mean_head(
 
     Raises:
         InputError: If a class has no sample, or labels do not fit features or num_classes.
+
+    Example:
+        >>> features = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> class_mean_head(features, torch.tensor([0, 1]), 2, scale=10.0)(features)
+        tensor([[ 10., -10.],
+                [-10.,  10.]])
     """
     _check_labels(features, labels, num_classes)
     units = F.normalize(features.detach().float(), dim=-1)
@@ -184,6 +208,13 @@ def linear_probe_head(
 
     Raises:
         InputError: If a class has no sample, or labels do not fit features or num_classes.
+
+    Example:
+        >>> features = torch.tensor([[-1.0], [-2.0], [1.0], [2.0]])
+        >>> labels = torch.tensor([0, 0, 1, 1])
+        >>> head = linear_probe_head(features, labels, 2, classes=["left", "right"])
+        >>> [head.classes[index] for index in head(torch.tensor([[-3.0], [3.0]])).argmax(1)]
+        ['left', 'right']
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -200,10 +231,10 @@ def _check_labels(features: Tensor, labels: Tensor, num_classes: int) -> None:
     """Raise InputError unless the labels name every class at least once, and nothing else."""
     if features.ndim != 2 or labels.shape != features.shape[:1]:
         shapes = f"{list(features.shape)} and {list(labels.shape)}"
-        raise InputError(f"features and labels of shapes {shapes}: give [n, dim] and [n].")
+        raise InputError(f"features and labels of shapes {shapes}: give [n, dim] and [n]")
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         wrong = f"labels from {int(labels.min())} to {int(labels.max())}"
-        raise InputError(f"{wrong}: num_classes={num_classes} allows 0 to {num_classes - 1}.")
+        raise InputError(f"{wrong}: num_classes={num_classes} allows 0 to {num_classes - 1}")
     counts = torch.bincount(labels, minlength=num_classes)
     if empty := (counts == 0).nonzero().flatten().tolist():
-        raise InputError(f"no sample of class {empty}: give at least one of each class.")
+        raise InputError(f"no sample of class {empty}: give at least one of each class")

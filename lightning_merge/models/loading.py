@@ -26,10 +26,18 @@ _PROJECTION = "proj"  # of open_clip's visual towers
 
 
 def unknown_name(argument: str, value: str, known: Iterable[str], remedy: str = "") -> InputError:
-    """Return the error for a name that is not known, with the nearest known ones."""
+    """Return the error for a name that is not known, with the nearest known ones.
+
+    Example:
+        >>> raise unknown_name("name", "resnet5O", ["resnet18", "resnet50"])
+        Traceback (most recent call last):
+            ...
+        lightning_merge.core.errors.InputError: unknown name 'resnet5O'; did you mean resnet50,
+        resnet18?
+    """
     near = difflib.get_close_matches(value, list(known), n=5, cutoff=0.5)
-    hint = f" Did you mean {', '.join(near)}?" if near else ""
-    return InputError(f"{argument}={value!r} is not known.{hint}{remedy}")
+    hint = f"; did you mean {', '.join(near)}?" if near else "." if remedy else ""
+    return InputError(f"unknown {argument} {value!r}{hint} {remedy}".rstrip())
 
 
 def load_strict(module: nn.Module, source: CheckpointLike, *, leave_out: str = "") -> None:
@@ -42,6 +50,13 @@ def load_strict(module: nn.Module, source: CheckpointLike, *, leave_out: str = "
 
     Raises:
         InputError: See :func:`fitting`.
+
+    Example:
+        >>> import torch
+        >>> layer = nn.Linear(1, 1)
+        >>> load_strict(layer, {"fc.weight": torch.tensor([[3.0]]), "fc.bias": torch.tensor([1.0])})
+        >>> layer(torch.tensor([2.0])).item()
+        7.0
     """
     module.load_state_dict(fitting(module, source, leave_out=leave_out), strict=not leave_out)
 
@@ -65,6 +80,15 @@ def fitting(
     Raises:
         InputError: If the file cannot be read, or if tensors are missing, have another shape,
             or have no place in the submodules of ``module`` that the checkpoint fills.
+
+    Example:
+        >>> import torch
+        >>> fitting(nn.Linear(1, 1), {"weight": torch.zeros(2, 1), "bias": torch.zeros(1)})
+        Traceback (most recent call last):
+            ...
+        lightning_merge.core.errors.InputError: weights=the given mapping: another architecture
+        than the model's Linear: weight has shape [2, 1] instead of [1, 1]. Give weights of this
+        model, or the model of these weights
     """
     stored = as_checkpoint(source) if isinstance(source, Mapping) else open_checkpoint(source)
     origin = "the given mapping" if isinstance(source, Mapping) else str(source)
@@ -77,8 +101,8 @@ def fitting(
     wanted = select(checkpoint, own)
     if problems := [*_misshapen(own, wanted), *_left_over(module, own, checkpoint)]:
         raise InputError(
-            f"weights={origin}: another architecture than the model's {type(module).__name__}. "
-            f"{_enumerate(problems)}. Give weights of this model, or the model of these weights."
+            f"weights={origin}: another architecture than the model's {type(module).__name__}: "
+            f"{_enumerate(problems)}. Give weights of this model, or the model of these weights"
         )
     return wanted
 
@@ -94,8 +118,8 @@ def _completed(
     if _PROJECTION not in spare:
         raise InputError(
             f"weights={origin}: a vision tower without its visual_projection, which is part of "
-            "this model. Build the encoder from the whole CLIP, by its own weights, and load this "
-            "into it."
+            "this model. Build the encoder with the weights of the whole CLIP, and load this into "
+            "it"
         )
     rest = [name for name in own if name != _PROJECTION]
     prefix = match_names(rest, checkpoint)[rest[0]].removesuffix(rest[0])

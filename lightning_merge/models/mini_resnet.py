@@ -17,7 +17,14 @@ With fewer, the backward pass of torch 2.14 writes past the end of its memory on
 
 
 class Stem(nn.Conv2d):
-    """A first convolution after which all run on channels-last images, half as fast again."""
+    """A first convolution after which all run on channels-last images, half as fast again.
+
+    Example:
+        >>> import torch
+        >>> maps = Stem(3, 8, 3, padding=1)(torch.ones(2, 3, 4, 4))
+        >>> maps.shape, maps.is_contiguous(memory_format=torch.channels_last)
+        (torch.Size([2, 8, 4, 4]), True)
+    """
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images [n, 3, s, s] to [n, channels, s, s]."""
@@ -40,6 +47,12 @@ class MiniResNet(Encoder):
 
     Raises:
         InputError: There are not four stages, one is empty, or the first has odd channels.
+
+    Example:
+        >>> import torch
+        >>> encoder = MiniResNet(image_size=16, channels=(4, 4, 8, 8))
+        >>> encoder(torch.ones(5, 3, 16, 16)).shape
+        torch.Size([5, 8])
     """
 
     def __init__(

@@ -22,6 +22,12 @@ class ConvStem(nn.Module):
         strides: Stride of each; their product divides the image size.
         embed_dim: Width of the tokens.
         img_size: Side of the square image, in pixels.
+
+    Example:
+        >>> import torch
+        >>> stem = ConvStem(channels=[4, 4], strides=[2, 1], embed_dim=6, img_size=8)
+        >>> stem.num_patches, stem(torch.ones(2, 3, 8, 8)).shape
+        (16, torch.Size([2, 16, 6]))
     """
 
     def __init__(
@@ -64,6 +70,12 @@ class MiniViT(Encoder):
 
     Raises:
         InputError: Where channels and strides differ in length or heads do not divide the width.
+
+    Example:
+        >>> import torch
+        >>> encoder = MiniViT(8, width=6, depth=1, num_heads=2, channels=[4], strides=[2])
+        >>> encoder(torch.ones(5, 3, 8, 8)).shape
+        torch.Size([5, 6])
     """
 
     def __init__(
@@ -79,9 +91,11 @@ class MiniViT(Encoder):
         from timm.models.vision_transformer import VisionTransformer
 
         if len(channels) != len(strides):
-            raise InputError(f"channels={channels} and strides={strides} differ in length")
+            raise InputError(f"channels={channels}, strides={strides}: give one stride for each")
         if width % num_heads:
-            raise InputError(f"width={width} is not a multiple of num_heads={num_heads}")
+            raise InputError(
+                f"width={width} is not a multiple of num_heads={num_heads}; change one"
+            )
 
         def stem(*, img_size: int, embed_dim: int, **_: Any) -> ConvStem:
             return ConvStem(channels, strides, embed_dim, image_size)

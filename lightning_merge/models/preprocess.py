@@ -45,6 +45,13 @@ class Preprocess:
             then fills up with black), ``squash`` resizes both, ``keep`` none.
         crop: Where an odd margin goes: ``round`` as torchvision, open_clip and timm, ``floor`` as
             transformers' Pillow pipeline.
+
+    Example:
+        >>> from PIL import Image
+        >>> preprocess = Preprocess(size=2, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+        >>> images = preprocess.transform()(Image.new("RGB", (6, 4), (255, 255, 0)))
+        >>> images.shape, preprocess.normalize(images)[:, 0, 0]
+        (torch.Size([3, 2, 2]), tensor([ 1.,  1., -1.]))
     """
 
     size: int
@@ -95,7 +102,7 @@ class Preprocess:
             InputError: If the images are not uint8.
         """
         if images.dtype is not torch.uint8:
-            raise InputError(f"images of {images.dtype}: give uint8 images, before normalisation.")
+            raise InputError(f"images of {images.dtype}: give uint8 images, before normalisation")
         mean = torch.tensor(self.mean, device=images.device).view(3, 1, 1)
         std = torch.tensor(self.std, device=images.device).view(3, 1, 1)
         return images.float().div_(255).sub_(mean).div_(std)
@@ -117,7 +124,9 @@ class Preprocess:
         """Read what ``timm.data.resolve_model_data_config`` says about a model."""
         modes: dict[str, Any] = {"center": "shortest", "squash": "squash"}
         if (mode := modes.get(config["crop_mode"])) is None:
-            raise InputError(f"crop_mode={config['crop_mode']!r}: only {', '.join(modes)} work.")
+            raise InputError(
+                f"crop_mode={config['crop_mode']!r}: only {', '.join(modes)} are supported"
+            )
         fields = Fields("timm's pretrained_cfg", {**config, "size": config["input_size"][-2:]})
         size = fields.side("size", _CLIP_SIZE)
         if fields.number("crop_pct", 1) <= 0:
@@ -149,7 +158,7 @@ class Preprocess:
         fields = Fields(file, config)
         kind = fields.get("image_processor_type", fields.get("feature_extractor_type", None))
         if kind is not None and str(kind).removesuffix("Pil") not in _CLIP_PROCESSORS:
-            raise InputError(f"{file}: {kind!r} prepares images: only CLIP's are supported.")
+            raise InputError(f"{file}: image processor {kind!r}: only CLIP's are supported")
         if fields.get("do_pad", False):
             raise fields.wrong("do_pad", "images cannot be padded here")
         resample = fields.get("resample", 3)

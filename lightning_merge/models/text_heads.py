@@ -42,6 +42,16 @@ def zero_shot_head(
 
     Raises:
         InputError: If there is no class or no template, or a template has no ``{}``.
+
+    Example:
+        >>> import open_clip
+        >>> text = open_clip.CLIPTextCfg(width=16, heads=2, layers=1)
+        >>> vision = open_clip.CLIPVisionCfg(layers=1, width=16, head_width=8, image_size=16)
+        >>> model = open_clip.CLIP(embed_dim=4, vision_cfg=vision, text_cfg=text)
+        >>> words, templates = tokenizer("ViT-B-32"), ["a photo of a {}.", "a {}."]
+        >>> head = zero_shot_head(model, words, ["cat", "dog"], templates)
+        >>> head.classes, head.weight.shape, round(head.scale.item(), 2)  # 1 / 0.07
+        (('cat', 'dog'), torch.Size([2, 4]), 14.29)
     """
     _check_prompts(class_names, templates)
     device = model.logit_scale.device
@@ -75,9 +85,18 @@ def zero_shot_heads(
     Raises:
         InputError: As :func:`zero_shot_head` and :class:`OpenClipEncoder`; also if neither
             ``pretrained`` nor ``weights`` is given.
+
+    Example:
+        >>> zero_shot_heads({"pets": (["cat", "dog"], ["a photo of a pet."])}, pretrained="openai")
+        Traceback (most recent call last):
+            ...
+        lightning_merge.core.errors.InputError: templates=['a photo of a pet.']: put {} where
+        the name of the class goes
     """
     if pretrained is None and weights is None:
-        raise InputError("pretrained=None, weights=None: a zero-shot head needs a trained model.")
+        raise InputError(
+            "pretrained=None, weights=None: a zero-shot head needs a trained model; give one"
+        )
     for class_names, templates in tasks.values():
         _check_prompts(class_names, templates)
     tower = _text_tower(name, pretrained, weights)
@@ -95,8 +114,8 @@ def _text_tower(name: str, pretrained: str | None, weights: str | Path | None) -
             load_strict(model, weights, leave_out="visual.")
         except InputError as fault:
             raise InputError(
-                f"{weights} has no text tower of {name}; pickles that go with task vectors, for "
-                f"one, are published without. Give the whole CLIP. ({fault})"
+                f"weights={weights} has no text tower of {name}, like the pickles published with "
+                f"task vectors; give the whole CLIP ({fault})"
             ) from fault
     return model, tokenizer(name)
 
@@ -105,11 +124,11 @@ def _check_prompts(class_names: Sequence[str], templates: Sequence[str]) -> None
     """Raise InputError where prompts cannot be made."""
     if not class_names or not templates:
         given = f"class_names={list(class_names)}, templates={list(templates)}"
-        raise InputError(f"{given}: give at least one of each.")
+        raise InputError(f"{given}: give at least one of each")
     if wrong := [template for template in templates if "{}" not in template]:
-        raise InputError(f"templates={wrong}: put {{}} where the name of the class goes.")
+        raise InputError(f"templates={wrong}: put {{}} where the name of the class goes")
     if wrong := [name for name in class_names if name.encode("utf-8", "ignore").decode() != name]:
         raise InputError(
-            f"class_names={wrong}: names that are not UTF-8 have no words; rename their folders, "
-            "or make heads in another way"
+            f"class_names={wrong}: names that are not UTF-8 cannot be put into words; rename "
+            "their folders, or make heads in another way"
         )

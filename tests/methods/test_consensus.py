@@ -62,7 +62,7 @@ def test_a_single_expert_agrees_with_itself(agree, base, make_experts):
 
 
 def test_a_task_without_lambda(base, make_experts):
-    with pytest.raises(InputError, match=r"tall: no lambda for task1; it has those of task0"):
+    with pytest.raises(InputError, match=r"tall: no lambda for task1, only for task0"):
         Consensus(tall={"task0": 0.4})(base, make_experts(2))
 
 

@@ -221,8 +221,8 @@ def test_statistics_are_those_of_transformed_experts(weights, save_learned, of):
 @pytest.mark.parametrize(
     ("learner", "message"),
     [
-        (None, "without a network that sees statistics"),
-        (options(kind="free"), "without a network that sees statistics"),
+        (None, "without a network that reads statistics"),
+        (options(kind="free"), "without a network that reads statistics"),
     ],
 )
 def test_by_statistics_needs_a_learner_that_sees_them(weights, save_learned, learner, message):
@@ -239,7 +239,7 @@ def test_a_learner_that_does_not_fit_its_weights(weights, save_learned, tmp_path
         changed = {"kind": "mlp2"}
     metadata = stored.metadata | {"learner": json.dumps(changed)}
     file = str(save_checkpoint(dict(stored), tmp_path / "c.safetensors", metadata=metadata))
-    with pytest.raises(InputError, match="cannot be made again"):
+    with pytest.raises(InputError, match="learner cannot be rebuilt"):
         LearnedCoefficients(file, by="statistics")(*weights(2))
 
 

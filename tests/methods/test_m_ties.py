@@ -297,7 +297,7 @@ def test_images_of_tasks_without_an_expert_are_left_out(base, make_experts, reso
     assert all(torch.equal(got[name], tensor) for name, tensor in want.items())
     joined = MTies()(base, experts, **resources | {"batches": torch.cat([*own.values()])})
     assert all(torch.equal(joined[name], tensor) for name, tensor in want.items())
-    with pytest.raises(InputError, match=r"(?s)M-TIES got those of other.*none of task0, task1"):
+    with pytest.raises(InputError, match=r"(?s)M-TIES got inputs of other.*not of task0, task1"):
         MTies()(base, experts, **resources | {"batches": {"other": torch.ones(3, 6)}})
 
 
@@ -383,7 +383,7 @@ def test_bad_options_name_the_argument(options):
         ({}, {"batches": None}, "batches"),
         ({"layers": ["fc9"]}, {}, "fc9"),
         ({"layers": ["norm"]}, {}, "norm"),
-        ({"layers": [2]}, {}, "2 is none of the 2"),
+        ({"layers": [2]}, {}, "position 2 is out of range; 2 layers"),
         ({}, {"model": FunctionalNet()}, "layers"),
     ],
 )

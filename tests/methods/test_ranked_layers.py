@@ -93,7 +93,7 @@ def test_layers_that_have_no_nodes_to_rank_are_left_out_or_refused(make_experts)
     base = weights_of(other)
     fused = (base, make_experts(2, base))
     for model, layer, weights in ((net, "0", call), (net, "2", call), (other, "conv", fused)):
-        with pytest.raises(InputError, match=f"layers: '{layer}' is no linear or convolutional"):
+        with pytest.raises(InputError, match=f"layers: '{layer}' is not a linear or convolutional"):
             MTies(layers=[layer], activation="relu")(*weights, model=model, batches=images)
 
 

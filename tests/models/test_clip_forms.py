@@ -109,7 +109,7 @@ def test_a_projection_that_is_left_out_is_told(made, tmp_path):
     tuned = moved(made["expert"], 5, ("visual.proj",))
     file = pickled(made["name"], tuned, tmp_path / "tuned.pt")
     encoder = TransformersEncoder(made["bases"]["Hub folder"])
-    with pytest.warns(InputWarning, match=r"tuned\.pt: its visual projection is another"):
+    with pytest.warns(InputWarning, match=r"tuned\.pt: its visual projection differs"):
         encoder.load(file)
 
 

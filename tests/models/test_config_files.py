@@ -200,7 +200,7 @@ def test_of_two_files_the_newer_kind_is_followed(folder, old, new, mean):
 )
 def test_broken_files_are_named(folder, name, content):
     (folder / name).write_bytes(content)
-    with pytest.raises(InputError, match=rf"/{name} (is not JSON|holds no fields)"):
+    with pytest.raises(InputError, match=rf"/{name} (is not JSON|holds .* instead of fields)"):
         TransformersEncoder(folder)
 
 
@@ -213,8 +213,8 @@ def test_a_byte_order_mark_is_no_fault(folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": None}, "model_type is None"),
-        ({"model_type": "siglip"}, "model_type is 'siglip'"),
+        ({"model_type": None}, "model_type=None"),
+        ({"model_type": "siglip"}, "model_type='siglip'"),
         ({"hidden_size": "16"}, "hidden_size='16': give a whole number"),
         ({"hidden_size": 16.5}, "hidden_size=16.5"),
         ({"num_hidden_layers": 0}, "num_hidden_layers=0"),
@@ -269,7 +269,7 @@ def test_images_of_another_size_than_the_models_are_refused(folder):
 
 
 def test_a_misspelt_field_of_a_tower_is_refused():
-    with pytest.raises(InputError, match=r"'hiden_size' is not known\. Did you mean hidden_size"):
+    with pytest.raises(InputError, match=r"unknown source 'hiden_size'; did you mean hidden_size"):
         TransformersEncoder({**VISION, "hiden_size": 8})
 
 

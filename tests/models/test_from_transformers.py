@@ -142,7 +142,7 @@ def test_bad_sources(monkeypatch, tmp_path, expert):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match=r"source='nobody/nothing'.*the Hub cannot be reached"):
         TransformersEncoder("nobody/nothing")
-    with pytest.raises(InputError, match=r"no/such/folder.*not a folder here"):
+    with pytest.raises(InputError, match=r"no/such/folder.*not a local folder"):
         TransformersEncoder("no/such/folder")
     with pytest.raises(InputError, match=r"no config\.json"):
         TransformersEncoder(tmp_path)
@@ -150,7 +150,7 @@ def test_bad_sources(monkeypatch, tmp_path, expert):
         TransformersEncoder(folder, projection=folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "vit"}))
-    with pytest.raises(InputError, match="model_type is 'vit'"):
+    with pytest.raises(InputError, match="model_type='vit'"):
         TransformersEncoder(folder)
 
 
