@@ -18,7 +18,8 @@ from pathlib import Path
 import yaml
 
 from lightning_merge.cli.main import main as run
-from lightning_merge.evaluation.results import Results, aggregate
+from lightning_merge.evaluation.aggregates import aggregate
+from lightning_merge.evaluation.results import Results
 from lightning_merge.evaluation.tables import markdown
 
 SML = ["--config", "configs/mini/sml.yaml"]

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from lightning_merge.core.checkpoints.files import write_text
 from lightning_merge.core.errors import InputError
-from lightning_merge.evaluation.results import Results, aggregate
+from lightning_merge.evaluation.aggregates import aggregate
+from lightning_merge.evaluation.results import Results
 from lightning_merge.evaluation.tables import markdown
 
 

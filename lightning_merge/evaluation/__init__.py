@@ -1,18 +1,16 @@
-"""What merging cost: accuracies of every candidate, tables and figures of a run.
+"""Evaluation of a run: accuracy and cost of every candidate, tables and figures.
 
 Tables and figures are imported from their modules, so that reading a results file loads
 neither rich nor matplotlib.
 """
 
-from lightning_merge.evaluation.results import (
+from lightning_merge.evaluation.aggregates import (
     Aggregate,
     CandidateAggregate,
-    CandidateResult,
-    Results,
     Spread,
     aggregate,
-    versions,
 )
+from lightning_merge.evaluation.results import CandidateResult, Results, versions
 
 __all__ = [
     "Aggregate",

@@ -1,4 +1,4 @@
-"""What is compared: named weights on disk."""
+"""Candidates of a comparison: named weights on disk."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,15 +14,19 @@ class Candidate:
     Args:
         name: Row of the table.
         weights: One file for all tasks, of weights or of a network of a network method, or one
-            of weights per task (the individual experts).
-        figure: File of a picture of them, if there is one.
-        cost: What merging or learning took, and what they take.
-        note: What a reader of the number must know.
-        bound: Not a merged network: base, individual experts.
-        transductive: Unlabelled test images took part in making them.
-        options: Candidates to choose from on the validation split, by what distinguishes them;
-            the best one's files take the places of `weights` and `figure`, and what it took
-            that of the others.
+            file of weights per task (the individual experts).
+        figure: File of a figure, if there is one.
+        cost: Cost of making the candidate and of using it.
+        note: What a reader of the numbers must know.
+        bound: Whether it is a reference rather than a merged network, such as the base.
+        transductive: Whether unlabelled test images were used to make it.
+        options: Candidates to choose from on the validation split, by what distinguishes them.
+            The best one replaces `weights` and `figure`, and its cost counts as that of all.
+
+    Example:
+        >>> ties = Candidate("ties", Path("ties.safetensors"))
+        >>> ties.file("mnist").name
+        'ties.safetensors'
     """
 
     name: str
@@ -35,7 +39,7 @@ class Candidate:
     options: Mapping[str, "Candidate"] | None = None
 
     def file(self, task: str) -> Path:
-        """Return the weights that answer for a task."""
+        """Return the file of the weights that are tested on a task."""
         return self.weights if isinstance(self.weights, Path) else self.weights[task]
 
 
@@ -45,12 +49,17 @@ BOUNDS = ("base", "individual", "multi_task")
 def bounds(
     base: Path, experts: Mapping[str, Path], multi_task: Path | None = None
 ) -> Sequence[Candidate]:
-    """Return the rows that enclose every merged network.
+    """Return the reference rows that bound every merged network.
 
     Args:
         base: The pretrained network.
         experts: Task -> its expert.
         multi_task: One network trained on all tasks together, if there is one.
+
+    Example:
+        >>> rows = bounds(Path("base.pt"), {"mnist": Path("mnist.pt")})
+        >>> [(row.name, row.file("mnist").name) for row in rows]
+        [('base', 'base.pt'), ('individual', 'mnist.pt')]
     """
     files = (base, experts, multi_task)
     notes = (

@@ -1,6 +1,6 @@
 """Figures of a run, written as PNG without pyplot's global state.
 
-What is plotted is computed by functions of its own, so that it can be checked as numbers.
+Separate functions compute the plotted values, so that tests can check them as numbers.
 """
 
 import itertools
@@ -22,10 +22,10 @@ from lightning_merge.core.errors import InputError
 DIVERGING = "PuOr"
 SEQUENTIAL = "viridis"
 PRUNED_KEPT = ListedColormap(["#e6e6e6", "#21618c"])
-_NOTHING = "#d0d0d0"  # where there is no value
+_NOTHING = "#d0d0d0"  # cells without a value
 _DPI = 150
 _FONT = 7.0  # points
-_BESIDE = 3.0  # inches that row labels and the colour bar take
+_BESIDE = 3.0  # inches for row labels and the colour bar
 _WIDEST, _HIGHEST = 16.0, 24.0  # inches
 
 
@@ -44,11 +44,17 @@ def coefficient_heatmap(
         tasks: K names.
         layers: L names, in network order.
         path: PNG to write, whole or not at all.
-        centre: Value of the neutral colour: 0 shows sign and size, the prior shows what was
-            learned.
+        centre: Value of the neutral colour: 0 shows sign and size, the prior shows the change
+            by learning.
 
     Raises:
         InputError: The names do not fit the shape.
+
+    Example:
+        >>> coefficients = torch.tensor([[0.3, -0.1, 0.2], [0.0, 0.4, 0.1]])
+        >>> layers = ["stem", "block", "head"]
+        >>> print(coefficient_heatmap(coefficients, ["mnist", "cars"], layers, "heatmap.png"))
+        heatmap.png
     """
     _check_shape("coefficients", coefficients, len(tasks), len(layers))
     figure, (axes,) = _panels([len(tasks)], len(layers), layers)
@@ -69,7 +75,12 @@ def m_loss_map(losses: Mapping[str, Tensor], path: str | Path, *, group: int = 5
         group: Nodes averaged into one column.
 
     Raises:
-        InputError: There is no layer or node, or group is below 1.
+        InputError: Losses are empty or not vectors, or group is below 1.
+
+    Example:
+        >>> losses = {"fc1": torch.rand(8), "fc2": torch.rand(4)}
+        >>> print(m_loss_map(losses, "m_loss.png", group=2))
+        m_loss.png
     """
     means = group_means(losses, group)
     layers = list(losses)
@@ -83,16 +94,21 @@ def m_loss_map(losses: Mapping[str, Tensor], path: str | Path, *, group: int = 5
 
 
 def pairwise_matrix(values: Tensor, names: Sequence[str], path: str | Path, label: str) -> Path:
-    """Draw a number for every pair, with the numbers in their cells.
+    """Draw a number for every pair, written in its cell.
 
     Args:
         values: [K, K]; the diagonal is left out.
         names: K names.
         path: PNG to write, whole or not at all.
-        label: What the numbers are.
+        label: Quantity that the numbers measure.
 
     Raises:
         InputError: The names do not fit the shape.
+
+    Example:
+        >>> distances = torch.tensor([[0.0, 0.7], [0.7, 0.0]])
+        >>> pairwise_matrix(distances, ["mnist", "cars"], "pairs.png", "M-Loss").exists()
+        True
     """
     _check_shape("values", values, len(names), len(names))
     side = min(_BESIDE + 0.45 * len(names), _WIDEST)
@@ -119,7 +135,7 @@ def lwptv_figure(
     layers: Sequence[str],
     path: str | Path,
 ) -> Path:
-    """Draw LwPTV's scores above the masks that they lead to.
+    """Draw LwPTV's scores above the resulting masks.
 
     Args:
         scores: [K, L], mean distance of a task vector from the mean task vector.
@@ -131,6 +147,11 @@ def lwptv_figure(
 
     Raises:
         InputError: The names do not fit the shapes.
+
+    Example:
+        >>> scores, masks = torch.tensor([[0.1, 0.9]]), torch.tensor([[False, True]])
+        >>> lwptv_figure(scores, masks, masks[0], ["mnist"], ["stem", "head"], "lwptv.png").exists()
+        True
     """
     _check_shape("scores", scores, len(tasks), len(layers))
     _check_shape("masks", masks, len(tasks), len(layers))
@@ -151,18 +172,26 @@ def lwptv_figure(
 
 
 def group_means(losses: Mapping[str, Tensor], group: int) -> Tensor:
-    """Mean loss of each ``group`` neighbouring nodes, the last group holding the rest.
+    """Return the mean loss of each group of neighbouring nodes, the last group holding the rest.
+
+    Args:
+        losses: Node losses [d] by layer.
+        group: Number of nodes per group.
 
     Returns:
         float32 [layers, groups of the widest layer]; NaN where a layer has no nodes.
 
     Raises:
-        InputError: There is no layer or node, or group is below 1.
+        InputError: Losses are empty or not vectors, or group is below 1.
+
+    Example:
+        >>> group_means({"fc1": torch.tensor([1.0, 3.0, 5.0]), "fc2": torch.tensor([4.0])}, 2)
+        tensor([[2., 5.], [4., nan]])
     """
     require_in("[1, inf)", group=group)
     if not losses or any(loss.ndim != 1 or not len(loss) for loss in losses.values()):
         shapes = {layer: tuple(loss.shape) for layer, loss in losses.items()}
-        raise InputError(f"losses has the shapes {shapes}: give a vector of node losses per layer")
+        raise InputError(f"losses has shapes {shapes}: give a vector of node losses per layer")
     widest = max(len(loss) for loss in losses.values())
     means = torch.full((len(losses), -(-widest // group)), torch.nan)
     for row, loss in zip(means, losses.values(), strict=True):
@@ -172,7 +201,12 @@ def group_means(losses: Mapping[str, Tensor], group: int) -> Tensor:
 
 
 def mask_rows(masks: Tensor, shared: Tensor) -> Tensor:
-    """Masks of the tasks with the shared mask below: int64 [K + 1, L], 1 where kept."""
+    """Return the masks of the tasks and the shared mask below: int64 [K + 1, L], 1 where kept.
+
+    Example:
+        >>> mask_rows(torch.tensor([[True, False]]), shared=torch.tensor([True, True]))
+        tensor([[1, 0], [1, 1]])
+    """
     _check_shape("shared", shared, masks.shape[1])
     return torch.cat([masks, shared[None]]).long()
 
@@ -180,7 +214,7 @@ def mask_rows(masks: Tensor, shared: Tensor) -> Tensor:
 def _check_shape(name: str, values: Tensor, *expected: int) -> None:
     if tuple(values.shape) != expected or 0 in expected:
         raise InputError(
-            f"{name} has the shape {tuple(values.shape)} but its names make {expected}: "
+            f"{name} has shape {tuple(values.shape)}, but the names require {expected}: "
             "give one row per task and one column per layer"
         )
 
@@ -188,7 +222,7 @@ def _check_shape(name: str, values: Tensor, *expected: int) -> None:
 def _panels(
     rows: Sequence[int], columns: int, labels: Sequence[str] = ()
 ) -> tuple[Figure, list[Axes]]:
-    """Return a figure of stacked panels, as large as its rows, columns and column labels need."""
+    """Return a figure of stacked panels, sized for its rows, columns and column labels."""
     width = min(_BESIDE + 0.11 * columns, _WIDEST)
     below = 0.05 * max(map(len, short_names(labels)), default=10)
     height = min(sum(0.4 + 0.2 * count for count in rows) + below, _HIGHEST)
@@ -218,15 +252,15 @@ def _name_columns(figure: Figure, axes: Axes, names: Sequence[str]) -> None:
 
 
 def _thin(count: int, inches: float) -> range:
-    """Every n-th of ``count`` labels, so that what is left does not overlap in that space."""
+    """Return every n-th of ``count`` labels, so that they do not overlap in that space."""
     fitting = int(inches * 72 / (1.2 * _FONT))
     return range(0, count, -(-count // fitting))
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """Names as labels: what all numbered ones begin with is dropped, the middle of long ones cut.
+    """Return names as labels: without the common prefix of numbered ones, and with long ones cut.
 
-    Examples:
+    Example:
         >>> short_names(["stem.weight", "vit.blocks.0.fc1.weight", "vit.blocks.1.fc1.weight"])
         ['stem.weight', '…0.fc1.weight', '…1.fc1.weight']
     """
@@ -240,12 +274,12 @@ def short_names(names: Sequence[str]) -> list[str]:
 
 
 def _halfrange(values: Tensor, centre: float) -> float:
-    """Largest distance from the centre, or 1 where all values lie on it."""
+    """Return the largest distance from the centre, or 1 if all values equal it."""
     return float((values.detach() - centre).abs().max()) or 1.0
 
 
 def _log_norm(values: Tensor) -> Normalize | None:
-    """Logarithmic colours over the positive values; None (linear) if they do not differ."""
+    """Return logarithmic colours over the positive values; None (linear) if they do not differ."""
     positive = values[values > 0]
     if not len(positive) or positive.min() == positive.max():
         return None

@@ -1,14 +1,14 @@
-"""Results of a run, their file, and their mean and spread over seeds."""
+"""Results of a run, and their file."""
 
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
 from importlib import metadata
 from pathlib import Path
-from statistics import fmean, stdev
-from typing import Any, NamedTuple
+from statistics import fmean
+from typing import Any
 
 from lightning_merge import __version__
 from lightning_merge.core.checkpoints.files import read_text, write_text
@@ -27,7 +27,12 @@ DISTRIBUTIONS = (
 
 
 def averaged_tasks(tasks: Sequence[str], unseen: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Name of every average of a table -> the tasks that it is over."""
+    """Map the name of every average of a table to the tasks that it covers.
+
+    Example:
+        >>> averaged_tasks(["mnist", "cars"], unseen=["cars"])["average seen"]
+        ('mnist',)
+    """
     groups = {AVERAGE: tuple(tasks)}
     if unseen:
         groups["average seen"] = tuple(task for task in tasks if task not in unseen)
@@ -37,25 +42,31 @@ def averaged_tasks(tasks: Sequence[str], unseen: Sequence[str]) -> dict[str, tup
 
 @dataclass(frozen=True)
 class CandidateResult:
-    """Test accuracy of one candidate: a merged network, or a reference beside them.
+    """Test accuracy of one candidate: a merged network, or a reference to compare with.
 
     Attributes:
         name: The candidate's row in every table.
         accuracy: Fraction of correct answers in [0, 1], by task.
         samples: Number of test images behind each accuracy, by task.
-        seconds: Wall-clock time that making the candidate took.
+        seconds: Wall-clock time of making the candidate.
         note: What a reader must know, e.g. ``"scale 0.2 chosen on validation"``.
-        transductive: Whether the (unlabelled) test images took part in making it.
+        transductive: Whether the (unlabelled) test images were used to make it.
         bound: Whether it is a reference, such as the base or the individual experts,
             rather than a merged network. References are never marked best.
-        peak_memory: Bytes that making the candidate took at the most, beyond what the process
-            held before; None where it was not measured.
-        extra_parameters: Numbers that are stored beside those of one network.
-        inference_cost: Passes of the base network that an image takes.
+        peak_memory: Peak memory of making the candidate in bytes, beyond what the process held
+            before; None if it was not measured.
+        extra_parameters: Parameters stored in addition to those of one network.
+        inference_cost: Forward passes of the base network per image.
 
     Raises:
-        InputError: An accuracy is outside [0, 1] or not finite, or the tasks of accuracy and
-            samples differ, or there are none, or nothing was measured.
+        InputError: An accuracy is outside [0, 1] or not finite, accuracy and samples are empty
+            or of different tasks, or a task has no samples.
+
+    Example:
+        >>> samples = {"mnist": 10_000, "cars": 8_041}
+        >>> ties = CandidateResult("ties", {"mnist": 0.98, "cars": 0.64}, samples, seconds=3.2)
+        >>> round(ties.average, 3)
+        0.81
     """
 
     name: str
@@ -93,7 +104,7 @@ class CandidateResult:
         return self.averages()[AVERAGE]
 
     def averages(self, unseen: Sequence[str] = ()) -> dict[str, float]:
-        """Mean accuracy over all tasks, and over seen and unseen ones where there are any."""
+        """Return mean accuracies over all tasks, and over seen and unseen ones if there are any."""
         return {
             name: fmean(self.accuracy[task] for task in tasks)
             for name, tasks in averaged_tasks([*self.accuracy], unseen).items()
@@ -111,12 +122,18 @@ class Results:
         versions: Software and machine, see :func:`versions`.
         command: Command line that repeats the run.
         notes: Protocol, one sentence each, e.g. what was chosen on which split.
-        unseen: Tasks of which nothing but the frozen heads took part in merging.
-        own_split: Tasks that are published undivided, with a test split of this package's.
+        unseen: Tasks of which only the frozen heads were used in merging.
+        own_split: Tasks that are published undivided, with a test split made by this package.
 
     Raises:
-        InputError: A candidate lacks a task or has another, stands under another name, or
-            there is no candidate; unseen names no task, or all of them.
+        InputError: A candidate lacks a task, has an additional one or has another name, there is
+            no candidate, or unseen is not a proper subset of the tasks.
+
+    Example:
+        >>> ties = CandidateResult("ties", {"mnist": 0.98}, {"mnist": 10_000}, seconds=3.2)
+        >>> path = Results(["mnist"], {"ties": ties}, seed=0, versions=versions()).to_json("r.json")
+        >>> Results.from_json(path).candidates["ties"].accuracy
+        {'mnist': 0.98}
     """
 
     tasks: Sequence[str]
@@ -139,7 +156,7 @@ class Results:
         for name, candidate in self.candidates.items():
             if name != candidate.name:
                 raise InputError(
-                    f"candidates has {candidate.name!r} under the name {name!r}: use its own name"
+                    f"candidates lists {candidate.name!r} under the name {name!r}: use its own name"
                 )
             if sorted(candidate.accuracy) != sorted(self.tasks):
                 raise InputError(
@@ -170,7 +187,7 @@ class Results:
 
     @classmethod
     def from_json(cls, path: str | Path) -> "Results":
-        """Read what :meth:`to_json` wrote.
+        """Read a file written by :meth:`to_json`.
 
         Raises:
             InputError: The file is missing, not JSON, or not of this form.
@@ -211,7 +228,7 @@ def _candidate_from_dict(name: str, fields: Mapping[str, Any]) -> CandidateResul
 
 
 def versions(device: str = "cpu") -> dict[str, str]:
-    """Software and machine behind a number, without importing any of the software.
+    """Return versions of software and machine, without importing any of the software.
 
     Args:
         device: Name of the device that computed, as the trainer reports it.
@@ -219,6 +236,10 @@ def versions(device: str = "cpu") -> dict[str, str]:
     Returns:
         Version by distribution (those that are installed), and ``python``, ``platform``,
         ``cpus`` (number of logical cores) and ``device``.
+
+    Example:
+        >>> versions("cuda: NVIDIA H100")["device"]
+        'cuda: NVIDIA H100'
     """
     found = {"python": platform.python_version(), "lightning_merge": __version__}
     for distribution in DISTRIBUTIONS:
@@ -232,157 +253,3 @@ def versions(device: str = "cpu") -> dict[str, str]:
         "device": device,
     }
     return found | machine
-
-
-class Spread(NamedTuple):
-    """Mean and sample standard deviation (denominator n - 1) over seeds."""
-
-    mean: float
-    std: float
-
-
-@dataclass(frozen=True)
-class CandidateAggregate:
-    """One candidate over several seeds; fields as in :class:`CandidateResult`.
-
-    ``samples`` holds the smallest and largest number of test images over the seeds, and
-    ``averages`` the spread of each of a run's averages by its name. Extra parameters and
-    inference cost, which the seed does not change, are the largest of any run; the peak of memory
-    is there if all runs have measured it; ``difference`` is the spread of what its average is above
-    that of another candidate of the same run, where one was named.
-    """
-
-    name: str
-    accuracy: Mapping[str, Spread]
-    averages: Mapping[str, Spread]
-    samples: Mapping[str, tuple[int, int]]
-    seconds: Spread
-    note: str
-    transductive: bool
-    bound: bool
-    peak_memory: Spread | None = None
-    extra_parameters: int = 0
-    inference_cost: float = 1.0
-    difference: Spread | None = None
-
-    @property
-    def average(self) -> Spread:
-        """Mean accuracy over tasks."""
-        return self.averages[AVERAGE]
-
-
-@dataclass(frozen=True)
-class Aggregate:
-    """Several runs that differ in their seed; fields as in :class:`Results`.
-
-    ``against`` names the candidate from which differences are taken, None without any.
-    """
-
-    tasks: Sequence[str]
-    candidates: Mapping[str, CandidateAggregate]
-    seeds: Sequence[int]
-    versions: Mapping[str, str]
-    command: str
-    notes: Sequence[str]
-    unseen: Sequence[str]
-    own_split: Sequence[str]
-    against: str | None = None
-
-
-def aggregate(results: Sequence[Results], against: str | None = None) -> Aggregate:
-    """Mean and spread over seeds, per candidate and task.
-
-    The spread of an average is that of the runs' averages, not the average of spreads.
-    Notes and versions that differ between runs are all kept.
-
-    Args:
-        results: Runs of the same candidates on the same tasks, at least two, each of its own
-            seed. Rows and columns keep the order of the first.
-        against: Candidate whose average is taken from every other's, run by run: what runs have
-            in common, such as a lucky set of experts, is then in no difference's spread.
-
-    Raises:
-        InputError: Fewer than two runs, a seed twice, or different tasks, candidates or
-            unseen tasks; against is no candidate.
-    """
-    _check_comparable(results)
-    first = results[0]
-    if against is not None and against not in first.candidates:
-        raise InputError(f"against={against!r} is no candidate: give one of {[*first.candidates]}")
-    names = _distinct(key for run in results for key in run.versions)
-    return Aggregate(
-        tasks=tuple(first.tasks),
-        candidates={
-            name: replace(
-                _aggregate_candidate(
-                    [run.candidates[name] for run in results], first.tasks, first.unseen
-                ),
-                difference=_difference(results, name, against),
-            )
-            for name in first.candidates
-        },
-        seeds=tuple(run.seed for run in results),
-        versions={
-            key: ", ".join(_distinct(run.versions.get(key, "") for run in results)) for key in names
-        },
-        command="; ".join(_distinct(run.command for run in results)),
-        notes=tuple(_distinct(note for run in results for note in run.notes)),
-        unseen=tuple(first.unseen),
-        own_split=tuple(first.own_split),
-        against=against,
-    )
-
-
-def _check_comparable(results: Sequence[Results]) -> None:
-    seeds = [run.seed for run in results]
-    if len(seeds) < 2 or len(set(seeds)) < len(seeds):
-        raise InputError(
-            f"results has the seeds {seeds}: a spread needs two or more runs, each of its own seed"
-        )
-    first = results[0]
-    for run in results[1:]:
-        for what in ("tasks", "candidates", "unseen", "own_split"):
-            here, there = set(getattr(first, what)), set(getattr(run, what))
-            if here != there:
-                raise InputError(
-                    f"results of seed {run.seed} and seed {first.seed} differ in {what} "
-                    f"{sorted(here ^ there)}: aggregate runs of the same {what}"
-                )
-
-
-def _aggregate_candidate(
-    runs: Sequence[CandidateResult], tasks: Sequence[str], unseen: Sequence[str]
-) -> CandidateAggregate:
-    averages = [run.averages(unseen) for run in runs]
-    counts = {task: [run.samples[task] for run in runs] for task in tasks}
-    peaks = [run.peak_memory for run in runs if run.peak_memory is not None]
-    return CandidateAggregate(
-        name=runs[0].name,
-        accuracy={task: _spread(run.accuracy[task] for run in runs) for task in tasks},
-        averages={name: _spread(found[name] for found in averages) for name in averages[0]},
-        samples={task: (min(count), max(count)) for task, count in counts.items()},
-        seconds=_spread(run.seconds for run in runs),
-        note="; ".join(_distinct(run.note for run in runs)),
-        transductive=any(run.transductive for run in runs),
-        bound=any(run.bound for run in runs),
-        peak_memory=_spread(peaks) if len(peaks) == len(runs) else None,
-        extra_parameters=max(run.extra_parameters for run in runs),
-        inference_cost=max(run.inference_cost for run in runs),
-    )
-
-
-def _difference(results: Sequence[Results], name: str, against: str | None) -> Spread | None:
-    if against is None or name == against:
-        return None
-    return _spread(
-        run.candidates[name].average - run.candidates[against].average for run in results
-    )
-
-
-def _spread(values: Iterable[float]) -> Spread:
-    values = list(values)
-    return Spread(fmean(values), stdev(values))
-
-
-def _distinct(texts: Iterable[str]) -> list[str]:
-    return [text for text in dict.fromkeys(texts) if text]

@@ -6,14 +6,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from lightning_merge.evaluation.results import (
-    Aggregate,
-    CandidateAggregate,
-    CandidateResult,
-    Results,
-    Spread,
-    averaged_tasks,
-)
+from lightning_merge.evaluation.aggregates import Aggregate, CandidateAggregate, Spread
+from lightning_merge.evaluation.results import CandidateResult, Results, averaged_tasks
 
 TRANSDUCTIVE = "†"
 UNSEEN = "unseen"
@@ -25,20 +19,29 @@ Row = CandidateResult | CandidateAggregate
 def markdown(results: Results | Aggregate) -> str:
     """Return the table of a results.md: percent, one decimal, tasks then average.
 
-    Where there are unseen tasks their columns say so, and two averages more are over the seen
-    and the unseen ones. Tasks with a test split of this package's own bear an asterisk.
+    Columns of unseen tasks are labelled, and two more averages cover the seen and the unseen
+    ones. Tasks with a test split made by this package have an asterisk.
 
-    The best merged candidate of each column is bold (all of them where the printed numbers
-    tie). References are italic, transductive candidates bear a dagger; neither is ever bold.
-    Sample counts close the table; protocol, notes, seed, versions and command follow it.
+    The best merged candidate of each column is bold (all of them if the printed numbers tie).
+    References are italic, transductive candidates have a dagger; neither is ever bold. Sample
+    counts close the table; protocol, notes, seed, versions and command follow it.
 
-    What candidates cost stands beside their accuracy: extra parameters and passes per image where
-    one of them differs from a plain network, seconds and peak memory where memory was measured.
-    Before them stand the differences from one candidate, where runs were aggregated against it.
+    Costs stand beside accuracy: extra parameters and passes per image if a candidate differs from
+    a plain network, seconds and peak memory if memory was measured. Before them stand the
+    differences from one candidate, if runs were aggregated against it.
 
     Args:
-        results: One run, or several by :func:`~lightning_merge.evaluation.results.aggregate`,
+        results: One run, or several by :func:`~lightning_merge.evaluation.aggregates.aggregate`,
             whose cells read ``mean ± standard deviation``.
+
+    Example:
+        >>> ties = CandidateResult("ties", {"mnist": 0.98}, {"mnist": 10_000}, seconds=3.2)
+        >>> print(markdown(Results(["mnist"], {"ties": ties}, seed=0, versions={})))
+        | candidate | mnist | average |
+        | :-- | --: | --: |
+        | ties | **98.0** | **98.0** |
+        | samples | 10000 |  |
+        ...
     """
     columns, best = _columns(results), _best(results)
     more = {**_difference(results), **_size_columns(results), **_effort_columns(results)}
@@ -62,13 +65,19 @@ def rich_table(
 ) -> Table:
     """Return the same table for a terminal, bold, italic and dagger as in :func:`markdown`.
 
-    Where the tasks do not fit side by side only the averages are shown, and the caption
-    names the file that has the rest. Seconds and memory are left to that file, too.
+    If the tasks do not fit side by side, only the averages are shown, and the caption names the
+    file with the rest. Seconds and memory are always left to that file.
 
     Args:
         results: One run, or several aggregated.
         width: Columns of the terminal.
-        details: File that holds the table of every task.
+        details: File with the table of every task.
+
+    Example:
+        >>> ties = CandidateResult("ties", {"mnist": 0.98}, {"mnist": 10_000}, seconds=3.2)
+        >>> table = rich_table(Results(["mnist"], {"ties": ties}, seed=0, versions={}))
+        >>> [str(column.header) for column in table.columns]
+        ['candidate', 'mnist', 'average']
     """
     more = {**_difference(results), **_size_columns(results)}
     columns = [*_columns(results), *more]
@@ -93,7 +102,12 @@ def rich_table(
 
 
 def own_split_note(tasks: Sequence[str]) -> str:
-    """Return what to print beside numbers of tasks with a test split of this package's."""
+    """Return a caveat for numbers of tasks with a test split made by this package.
+
+    Example:
+        >>> own_split_note(["eurosat"])
+        'eurosat: own division, published experts know some test images'
+    """
     return f"{', '.join(tasks)}: own division, published experts know some test images"
 
 
@@ -122,7 +136,7 @@ def _cells(candidate: Row, results: Results | Aggregate) -> list[str]:
 
 
 def _difference(results: Results | Aggregate) -> dict[str, dict[str, str]]:
-    """Cells by candidate of what it is above another one; none where none was named."""
+    """Return cells with each candidate's difference from the reference; empty without one."""
     if isinstance(results, Results) or results.against is None:
         return {}
     cells = {
@@ -135,7 +149,7 @@ def _difference(results: Results | Aggregate) -> dict[str, dict[str, str]]:
 
 
 def _size_columns(results: Results | Aggregate) -> dict[str, dict[str, str]]:
-    """Cells by candidate of what it takes to keep and to run one; none where all are alike."""
+    """Return cells with the size and inference cost of candidates; empty if all are plain."""
     rows = results.candidates.values()
     if not any(row.extra_parameters or row.inference_cost != 1 for row in rows):
         return {}
@@ -146,7 +160,7 @@ def _size_columns(results: Results | Aggregate) -> dict[str, dict[str, str]]:
 
 
 def _effort_columns(results: Results | Aggregate) -> dict[str, dict[str, str]]:
-    """Cells by candidate of what it took to make one; none where memory was not measured."""
+    """Return cells with the cost of making candidates; empty if memory was not measured."""
     rows = results.candidates.values()
     if all(row.peak_memory is None for row in rows):
         return {}
@@ -159,7 +173,7 @@ def _effort_columns(results: Results | Aggregate) -> dict[str, dict[str, str]]:
 
 
 def _short(number: int) -> str:
-    """Return a number with one decimal, as 1.2M."""
+    """Return a number with one decimal and a unit, such as 1.2M."""
     for unit, size in {"G": 10**9, "M": 10**6, "k": 10**3}.items():
         if number >= size:
             return f"{number / size:.1f}{unit}"
@@ -179,7 +193,7 @@ def _percent(value: float | Spread) -> str:
 
 
 def _best(results: Results | Aggregate) -> set[tuple[str, str]]:
-    """Pairs (candidate, column) to print bold, compared as printed."""
+    """Return pairs (candidate, column) to print in bold, compared as printed."""
     columns = _columns(results)
     printed = {
         name: [float(cell.split()[0]) for cell in _cells(candidate, results)]
@@ -196,7 +210,7 @@ def _best(results: Results | Aggregate) -> set[tuple[str, str]]:
 
 
 def _samples(results: Results | Aggregate) -> list[str]:
-    """Test images by task, as a range where candidates or seeds differ."""
+    """Return numbers of test images by task, as a range if candidates or seeds differ."""
 
     def span(task: str) -> str:
         counts: list[int] = []
@@ -216,8 +230,8 @@ def _legend(results: Results | Aggregate) -> Iterable[str]:
         yield f"Mean ± sample standard deviation over the seeds {seeds}."
         if results.against is not None:
             yield (
-                f"Above {results.against}: the difference of both averages over all tasks, taken "
-                "run by run before its mean and deviation."
+                f"Above {results.against}: difference of the averages over all tasks, taken run by "
+                "run before mean and deviation."
             )
     yield "Bold: the best merged candidate of a column."
     if results.unseen:
@@ -264,12 +278,18 @@ def _origin(results: Results | Aggregate) -> Iterable[str]:
 def markdown_table(
     header: Sequence[str], rows: Iterable[Sequence[str]], alignment: Sequence[str]
 ) -> str:
-    """Return a table in markdown, pipes in cells escaped.
+    """Return a table in markdown, with pipes in cells escaped.
 
     Args:
         header: Names of the columns.
         rows: Cells of every row.
         alignment: ":--", "--:" or "---" for each column.
+
+    Example:
+        >>> print(markdown_table(["task", "accuracy"], [["mnist", "98.0"]], [":--", "--:"]))
+        | task | accuracy |
+        | :-- | --: |
+        | mnist | 98.0 |
     """
     lines = [header, alignment, *rows]
     cells = ([cell.replace("|", "\\|") for cell in line] for line in lines)
@@ -282,7 +302,7 @@ def _room(
     rows: Iterable[Sequence[str]],
     width: int,
 ) -> int | None:
-    """Largest width of a column with which all columns fit; None if numbers would break."""
+    """Return the largest column width at which all columns fit; None if numbers would break."""
     padding = 3  # rich's, per column, and one more at the edge
     names = max(len("candidate"), *(len(_name(row)) for row in results.candidates.values()))
     number = max(len(cell) for cells in rows for cell in cells)

@@ -32,7 +32,7 @@ def test_report_wants_a_candidate_to_compare_with(run, tmp_path):
     output = tmp_path / "table.md"
     refused = run("report", "--runs", str(files), "--output", output, "--against", "z")
     assert refused.code != 0
-    assert "against='z' is no candidate: give one of ['x', 'y']" in refused.err
+    assert "against='z' is not a candidate: give one of ['x', 'y']" in refused.err
     assert not output.exists()
 
 

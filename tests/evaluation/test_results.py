@@ -211,7 +211,7 @@ def test_differences_are_taken_run_by_run(seeds):
 
 
 def test_differences_are_from_a_candidate(seeds):
-    with pytest.raises(InputError, match=r"against='tie' is no candidate: give one of \['base'"):
+    with pytest.raises(InputError, match=r"against='tie' is not a candidate: give one of \['base'"):
         aggregate(seeds, "tie")
 
 
