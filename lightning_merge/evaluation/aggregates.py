@@ -164,7 +164,7 @@ def _aggregate_candidate(
     return CandidateAggregate(
         name=runs[0].name,
         accuracy={task: _spread(run.accuracy[task] for run in runs) for task in tasks},
-        averages={name: _spread(found[name] for found in averages) for name in averages[0]},
+        averages={name: _spread(means[name] for means in averages) for name in averages[0]},
         samples={task: (min(count), max(count)) for task, count in counts.items()},
         seconds=_spread(run.seconds for run in runs),
         note="; ".join(_distinct(run.note for run in runs)),

@@ -21,7 +21,7 @@ class Candidate:
         bound: Whether it is a reference rather than a merged network, such as the base.
         transductive: Whether unlabelled test images were used to make it.
         options: Candidates to choose from on the validation split, by what distinguishes them.
-            The best one replaces `weights` and `figure`, and its cost counts as that of all.
+            The files and cost of the best one replace `weights`, `figure` and `cost`.
 
     Example:
         >>> ties = Candidate("ties", Path("ties.safetensors"))

@@ -241,10 +241,10 @@ def versions(device: str = "cpu") -> dict[str, str]:
         >>> versions("cuda: NVIDIA H100")["device"]
         'cuda: NVIDIA H100'
     """
-    found = {"python": platform.python_version(), "lightning_merge": __version__}
+    software = {"python": platform.python_version(), "lightning_merge": __version__}
     for distribution in DISTRIBUTIONS:
         try:
-            found[distribution] = metadata.version(distribution)
+            software[distribution] = metadata.version(distribution)
         except metadata.PackageNotFoundError:
             continue
     machine = {
@@ -252,4 +252,4 @@ def versions(device: str = "cpu") -> dict[str, str]:
         "cpus": str(os.cpu_count()),
         "device": device,
     }
-    return found | machine
+    return software | machine

@@ -148,8 +148,8 @@ def mergeability(
     Example:
         >>> network = nn.Sequential(nn.Linear(1, 1, bias=False), nn.ReLU())
         >>> base, up, down = ({"0.weight": torch.tensor([[w]])} for w in (1.0, 3.0, -1.0))
-        >>> found = mergeability(base, {"up": up, "down": down}, network, torch.ones(4, 1))
-        >>> float(found.layers["0"].all.layer)  # relu((3 - 1) / 2) against (3 + 0) / 2
+        >>> result = mergeability(base, {"up": up, "down": down}, network, torch.ones(4, 1))
+        >>> float(result.layers["0"].all.layer)  # relu((3 - 1) / 2) against (3 + 0) / 2
         0.5
     """
     require_choice(("merged", "base"), layer_inputs=layer_inputs)

@@ -69,8 +69,8 @@ def taking_part(
     }
     if not tied:
         return kept
-    told = enumerate_names([f"{name} = {other}" for name, other in tied.items()], 5)
-    warn(f"ignore={list(patterns)}: still merged, because tied in the base: {told}")
+    pairs = enumerate_names([f"{name} = {other}" for name, other in tied.items()], 5)
+    warn(f"ignore={list(patterns)}: still merged, because tied in the base: {pairs}")
     order = {name: name for name in base if name in kept["base"] or name in tied}
     return {**kept, "base": base.renamed(order)}
 
@@ -90,7 +90,7 @@ def _spelled(
 
 
 def _agree(expert: Checkpoint, name: str, other: str) -> bool:
-    """Whether an expert lacks one of two tensors, or has the same values in both."""
+    """Return whether an expert lacks one of two tensors, or has the same values in both."""
     if name not in expert or other not in expert:
         return True
     alike = expert.dtype(name) == expert.dtype(other) and expert.shape(name) == expert.shape(other)

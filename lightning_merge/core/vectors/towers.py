@@ -59,11 +59,11 @@ def align(base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]
     passed = set.intersection(*lacking) if lacking else set()
     tower, _ = vision_tower(whole) or ("", "")
     passed.discard(f"{tower}proj")  # networks that are run on images have it in their tower
-    found = {
+    completed = {
         task: expert.joined(_only(whole, names - passed)) for task, (expert, names) in held.items()
     }
     taking_part = (name for name in whole if name not in passed)
-    return Aligned(_only(whole, taking_part), found, [n for n in whole if n in passed])
+    return Aligned(_only(whole, taking_part), completed, [n for n in whole if n in passed])
 
 
 def _only(checkpoint: Checkpoint, names: Iterable[str]) -> Checkpoint:
@@ -72,10 +72,10 @@ def _only(checkpoint: Checkpoint, names: Iterable[str]) -> Checkpoint:
 
 def _held(base: Checkpoint, expert: Checkpoint) -> tuple[Checkpoint, set[str]]:
     """Return an expert under the base's names, and the base's names that it leaves out."""
-    found = vision_tower(base)
-    if found is None or set(base) == set(expert):
+    prefixes = vision_tower(base)
+    if prefixes is None or set(base) == set(expert):
         return expert, set()
-    (prefix, root), spelled = found, spelled_as(expert, base)
+    (prefix, root), spelled = prefixes, spelled_as(expert, base)
     parts = _parts(base, prefix, root, translated=spelled is not expert)
     tower = parts.pop(prefix)
     try:

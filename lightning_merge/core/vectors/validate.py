@@ -77,9 +77,9 @@ def check_experts(
     check_factors(reference, candidates)
     problems: dict[str, list[_Problem]] = {"base": []}
     problems |= {what: [*_mismatches(reference, models[what])] for what in [*models][1:]}
-    for what, found in _not_finite(models).items() if finite else ():
-        problems[what] += found
-    problems = {what: found for what, found in problems.items() if found}
+    for what, faults in _not_finite(models).items() if finite else ():
+        problems[what] += faults
+    problems = {what: faults for what, faults in problems.items() if faults}
     if problems:
         names = {name for model in models.values() for name in model}
         raise InputError(_report(problems, names, len(reference)))
@@ -188,27 +188,27 @@ def _kind(dtype: torch.dtype) -> str:
 
 def _not_finite(models: Mapping[str, Checkpoint]) -> dict[str, list[_Problem]]:
     """Return NaN and infinity by model, except in tensors that are the same in all (masks)."""
-    found = {what: _counts(model) for what, model in models.items()}
+    by_model = {what: _counts(model) for what, model in models.items()}
     base, *experts = models.values()
-    for name in list(found["base"]):
+    for name in list(by_model["base"]):
         if all(name in expert and not differ(base, expert, name) for expert in experts):
-            for counts in found.values():
+            for counts in by_model.values():
                 counts.pop(name, None)
     return {
         what: [_Problem("NaN or infinite", name, f": {text}") for name, text in counts.items()]
-        for what, counts in found.items()
+        for what, counts in by_model.items()
     }
 
 
 def _counts(tensors: Checkpoint) -> dict[str, str]:
     """Return the number of values that are not finite, for each tensor that has some."""
-    found = {}
+    texts = {}
     for name in tensors:
         if tensors.dtype(name).is_floating_point or tensors.dtype(name).is_complex:
             count = _count_not_finite(tensors[name])
             if count:
-                found[name] = f"{count} of {tensors[name].numel()} values"
-    return found
+                texts[name] = f"{count} of {tensors[name].numel()} values"
+    return texts
 
 
 def _count_not_finite(tensor: Tensor) -> int:
@@ -231,17 +231,17 @@ def _report(problems: Mapping[str, list[_Problem]], names: Collection[str], size
         names: Names of all tensors.
         size: Number of tensors in the base.
     """
-    total = sum(len(found) for found in problems.values())
+    total = sum(len(listed) for listed in problems.values())
     lines = [f"experts do not fit the base: {total} problem{'s' if total > 1 else ''}"]
-    for position, (model, found) in enumerate(problems.items()):
-        counts = Counter(problem.kind for problem in found)
+    for position, (model, listed) in enumerate(problems.items()):
+        counts = Counter(problem.kind for problem in listed)
         lines.append(f"  {model}: " + ", ".join(f"{n} {kind}" for kind, n in counts.items()))
         if position < _SHOWN_MODELS:
             for kind, count in counts.items():
-                texts = (f"{p.name}{p.text}" for p in found if p.kind == kind)
+                texts = (f"{p.name}{p.text}" for p in listed if p.kind == kind)
                 lines += [f"    {kind}: {text}" for text in islice(texts, _SHOWN)]
                 lines += [f"    ... and {count - _SHOWN} more"] if count > _SHOWN else []
-    every = [problem for found in problems.values() for problem in found]
+    every = [problem for listed in problems.values() for problem in listed]
     kinds = {kind: {p.name: None for p in every if p.kind == kind} for kind in _IGNORABLE}
     if kinds[CHANGED]:
         lines.append(
@@ -249,7 +249,7 @@ def _report(problems: Mapping[str, list[_Problem]], names: Collection[str], size
             "keep the base's counters and indices with --ignore"
         )
     lines.append("Give experts that were fine-tuned from this base")
-    left = [*dict.fromkeys(name for found in kinds.values() for name in found)]
+    left = [*dict.fromkeys(name for listed in kinds.values() for name in listed)]
     if left and 2 * len(kinds[MISSING] | kinds[SURPLUS]) <= size:
         option = ignore_option(left, [name for name in names if name not in left])
         lines[-1] += f", or leave tensors out of the merge: {option}"
