@@ -9,7 +9,14 @@ from safetensors.torch import load_file, save_file
 from torch.func import functional_call
 
 from lightning_merge.core.errors import InputError
-from lightning_merge.models import Encoder, MiniViT, OpenClipEncoder, TimmEncoder, encoders
+from lightning_merge.models import (
+    Encoder,
+    MiniViT,
+    OpenClipEncoder,
+    TimmEncoder,
+    TransformersEncoder,
+    encoders,
+)
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 HF = {
@@ -259,3 +266,13 @@ def test_backbone_is_an_ordinary_module(images):
     state = encoder.backbone.state_dict()
     direct = functional_call(encoder.backbone, state, (images,), strict=True)
     torch.testing.assert_close(direct, encoder(images))
+
+
+def test_only_options_that_name_files_are_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("resnet50", "clip", "weights.pt"):
+        (tmp_path / name).mkdir()
+    assert TimmEncoder.files({"name": "resnet50", "weights": "weights.pt"}) == ["weights.pt"]
+    assert TimmEncoder.files({"name": "resnet50", "weights": "none.pt"}) == []
+    options = {"source": "clip", "projection": None, "weights": "weights.pt"}
+    assert TransformersEncoder.files(options) == ["clip", "weights.pt"]
