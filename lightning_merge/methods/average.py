@@ -24,5 +24,5 @@ class Average(MergeMethod):
     facts: ClassVar[Facts] = Facts(reference="Wortsman et al. 2022", arxiv="2203.05482", readings=1)
 
     def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
-        """Average every tensor."""
+        """Return the function that averages task vectors."""
         return lambda span, tile: sum_tasks(tile).div_(len(tile))

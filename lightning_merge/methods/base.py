@@ -1,4 +1,4 @@
-"""What all methods share: their classes, transforms, and the registry of subclasses."""
+"""Base classes of methods and transforms, and the registry of their subclasses."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -21,12 +21,12 @@ Weights = Mapping[str, Tensor]
 
 
 class Origin(NamedTuple):
-    """What a method has learned elsewhere, and from what; nothing, for most.
+    """What a method learned before merging, and from which tasks; empty for most methods.
 
     Attributes:
-        tasks: Those that it has learned from.
-        transductive: Whether from their unlabelled test images.
-        note: What a reader of its numbers must know.
+        tasks: Tasks that it learned from.
+        transductive: Whether it saw their unlabelled test images.
+        note: Caveat for readers of its numbers.
 
     Example:
         >>> from lightning_merge.methods import Ties
@@ -42,7 +42,7 @@ class Origin(NamedTuple):
 
 
 class Transform(ABC):
-    """Maps task vectors to task vectors, in front of any method's combination.
+    """A map from task vectors to task vectors, applied before any method.
 
     Subclasses are frozen dataclasses whose fields are the hyperparameters.
 
@@ -64,13 +64,13 @@ class Transform(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
-    """What makes one thing of several experts, weights or a network; see its two subclasses.
+    """A way to merge experts, into weights (`MergeMethod`) or a network (`NetworkMethod`).
 
     Args:
         transforms: Applied to the task vectors first, in order.
 
     Attributes:
-        facts: What is known of every instance; see `requirements` for one of them.
+        facts: What holds for every instance; `requirements` describes a single one.
 
     Example:
         >>> from lightning_merge.methods import ModelStock, WiSEFT
@@ -84,21 +84,21 @@ class Method(ABC):
 
     @abstractmethod
     def merge(self, base: Weights, experts: Mapping[str, Weights], resources: Resources) -> Any:
-        """Make the one thing of the experts; a call does, with the resources one by one."""
+        """Merge the experts; calling the method does the same, with separate resources."""
 
     def requirements(self) -> Facts:
-        """Return the facts with these hyperparameters; another method within counts as well."""
+        """Return the facts for these hyperparameters, including those of a wrapped method."""
         return self.facts
 
     def origin(self) -> Origin:
-        """Return what was learned before, for methods that merge by it."""
+        """Return what the method learned before merging."""
         return Origin()
 
     def check_transforms(self) -> None:
-        """Check that the transforms are some.
+        """Check that the transforms are a sequence of transforms.
 
         Raises:
-            InputError: They are no sequence, or hold something else.
+            InputError: They are something else.
         """
         given = self.transforms
         if not isinstance(given, Sequence) or not all(isinstance(t, Transform) for t in given):
@@ -124,7 +124,7 @@ class Method(ABC):
         return vectors.whole() if self.requirements().whole else vectors
 
     def described(self) -> str:
-        """Return the method and its hyperparameters as they are written into files."""
+        """Return the method and its hyperparameters, as written into files."""
         values = {field.name: getattr(self, field.name) for field in _ordered_fields(self)}
         plain = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         parts = (
@@ -134,7 +134,7 @@ class Method(ABC):
 
 
 def brief(given: Any) -> str:
-    """Return a method or transform with what differs from its defaults, to be read.
+    """Return a readable form of a method or transform: what differs from its defaults.
 
     Example:
         >>> from lightning_merge.methods import LwPTV, Ties
@@ -161,16 +161,17 @@ def _default(field: Field[Any]) -> Any:
 
 
 class MergeMethod(Method):
-    """Merges experts of one base; subclasses are frozen dataclasses with the hyperparameters.
+    """A method that merges experts of one base into one set of weights.
 
-    A subclass defines `plan`, which may read the task vectors once or more (a global
-    threshold, a ranking of layers) and returns the function that merges one tile. The
-    loop in `merge_to` does the rest, for every method, so that merging in memory and out of
-    core, in one process or more, give the same bits. BatchNorm's running statistics are averaged
-    over the experts; integer tensors, and those that no expert has changed, are copied from the
-    base. All sums are in float32 or wider, and the result has the types of `StoredExperts.layout`.
-    Where a model is given that uses one tensor under several names, or one is equal to another in
-    the base and all experts, all of them get what the first one is merged to; an expert may then
+    Subclasses are frozen dataclasses whose fields are the hyperparameters. They define `plan`,
+    which may read the task vectors (for a global threshold or a ranking of layers) and returns
+    the function that merges one tile. One loop does the rest for every method, so merging in
+    memory or out of core, in one process or several, gives the same bits.
+
+    BatchNorm's running statistics are averaged over the experts; integer tensors and tensors that
+    no expert has changed are copied from the base. All sums are in float32 or wider, and the
+    result has the types of `StoredExperts.layout`. Tied tensors, which the model shares or which
+    are equal in the base and all experts, all get the merged value of the first; an expert may
     lack the others.
 
     Example:
@@ -189,8 +190,8 @@ class MergeMethod(Method):
     def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
         """Return the function from a span and its task vectors [K, n] to the update [n].
 
-        It may change the tile it is given, and is called in several processes, for all tiles
-        of one tensor in order in the same one.
+        The function may change its tile. It is called in several processes, but for all tiles of
+        one tensor in order and in the same process.
         """
 
     def __call__(
@@ -209,22 +210,22 @@ class MergeMethod(Method):
         Args:
             base: Pretrained weights by name.
             experts: Task to fine-tuned weights, of the base's names and shapes.
-            model: The network, for methods that run it, and to keep tied weights tied; it comes
-                back unchanged.
-            batches: Unlabelled inputs of the model, for methods that need them; by task, for
-                methods that need those of every task.
+            model: The network, for methods that run it and to keep tied weights tied; it is left
+                unchanged.
+            batches: Unlabelled inputs of the model, for methods that need them; by task for
+                methods that need inputs of every task.
             heads: Frozen head of every task, for methods that need them.
-            project: From what the model returns to the heads' input.
+            project: Map from the model's output to the heads' input.
             scope: Which tensors count in sums, ranks and quantiles: "all", as in published code,
-                or those that an expert has "changed", as the commands have it.
+                or those that an expert has "changed", the default of the commands.
 
         Returns:
-            Merged weights under the base's names, typed as `StoredExperts.layout` says. Inputs are
-            not changed.
+            Merged weights under the base's names, with the types of `StoredExperts.layout`.
+            Inputs are not changed.
 
         Raises:
-            InputError: Base and experts do not fit, have NaN or infinite values, or
-                something that the method needs is missing.
+            InputError: Base and experts do not fit or have NaN or infinite values, or a resource
+                that the method needs is missing.
         """
         return self.merge(base, experts, Resources(model, batches, heads, project, scope))
 
@@ -247,16 +248,16 @@ class MergeMethod(Method):
         resources: Resources,
         jobs: int = 1,
     ) -> None:
-        """Merge out of core: give the merged tensors to a sink, tile by tile.
+        """Merge out of core, writing the merged tensors to a sink tile by tile.
 
-        The tiles of one tensor come in order, the tensors in any. In memory at a time are some
-        tiles of every expert and what the method's plan holds; with `jobs`, as many processes
-        work at once, and the result is the same. See `__call__` for the rest.
+        The tiles of one tensor arrive in order, the tensors in any order. Memory holds a few tiles
+        of every expert and the method's plan. The number of processes, `jobs`, does not change
+        the result. See `__call__` for the other arguments.
         """
         self._merge(self.task_vectors(base, experts, jobs, resources.scope), resources, sink)
 
     def _merge(self, vectors: TaskVectors, resources: Resources, sink: Sink) -> None:
-        """Plan and merge; to be replaced where the plan has merged tensors already."""
+        """Plan and merge; overridden where the plan already merges tensors."""
         update, ties = self.plan(vectors, resources), resources.ties(vectors)
         merge_each(vectors, update, sink, ties)
 

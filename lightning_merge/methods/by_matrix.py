@@ -1,4 +1,4 @@
-"""What methods share that decompose every weight matrix by itself."""
+"""Base class of methods that decompose each weight matrix separately."""
 
 from abc import abstractmethod
 from typing import get_args
@@ -13,10 +13,10 @@ from lightning_merge.methods.base import MergeMethod, Resources, Update
 
 
 class ByMatrix(MergeMethod):
-    """Merges matrices by a decomposition, averages other tensors, and scales both.
+    """A method that merges matrices by a decomposition, averages other tensors and scales both.
 
-    Subclasses are dataclasses with these fields, whose facts say that they see whole tensors, and
-    say in `merged` what is made of a matrix.
+    Subclasses are dataclasses with these fields and facts with `whole=True`; their `merged`
+    defines the update of a matrix.
 
     Example:
         >>> import torch
@@ -43,7 +43,7 @@ class ByMatrix(MergeMethod):
         """Return the update [m, n] at scale 1, in float64, of task vectors [K, m, n]."""
 
     def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
-        """Decompose every matrix by itself."""
+        """Return the function that decomposes a matrix and merges it."""
 
         def update(span: Span, tile: Tensor) -> Tensor:
             matrices = as_matrices(tile, vectors.base.shape(span.name), self.convolutions)

@@ -1,4 +1,4 @@
-"""The file of learned coefficients: runs write it, `LearnedCoefficients` merges by it."""
+"""The file of learned coefficients, written by runs and read by `LearnedCoefficients`."""
 
 import json
 import math
@@ -14,23 +14,23 @@ from lightning_merge.core.errors import InputError
 from lightning_merge.core.vectors.learner import StatsMergeLearner
 
 SEEN = ("statistics_of", "rank", "features")
-"""Options of the statistics that a learner sees, beside its own."""
+"""Options of the statistics that a learner reads, stored with its own options."""
 _PREFIX = "learner."
 
 
 @dataclass(frozen=True)
 class CoefficientFile:
-    """What a run has learned.
+    """What a run learned.
 
     Attributes:
         values: Coefficients [K, L].
         tasks: Names of the K tasks.
         layers: Names of the L layers.
-        options: What the learner was made with; empty if it cannot be made again.
+        options: Arguments of the learner; empty if it cannot be rebuilt.
         state: Weights of the learner.
-        scale: What the learner's coefficients were multiplied by at the end.
+        scale: Factor applied to the learner's coefficients at the end.
         transductive: Whether they were learned from unlabelled test images.
-        note: What a reader of their numbers must know.
+        note: Caveat for readers of their numbers.
 
     Example:
         >>> import torch
@@ -52,7 +52,7 @@ class CoefficientFile:
 
     @property
     def described(self) -> dict[str, str]:
-        """What the metadata of the file, and of what is merged by it, tell of the learning."""
+        """Metadata on the learning, for this file and for weights merged with it."""
         return {
             "tasks": json.dumps(self.tasks),
             "layers": json.dumps(self.layers),
@@ -65,8 +65,8 @@ class CoefficientFile:
         """Write the file.
 
         Args:
-            path: Of the file.
-            metadata: What else it shall tell of the run.
+            path: Path of the file.
+            metadata: Further metadata of the run.
         """
         learner = {"learner": json.dumps(self.options)} if self.options else {}
         state = {_PREFIX + name: tensor.cpu() for name, tensor in self.state.items()}
@@ -78,7 +78,7 @@ class CoefficientFile:
         """Read a file.
 
         Raises:
-            InputError: It is missing, unreadable or something else.
+            InputError: It is missing, unreadable or not a file of coefficients.
         """
         stored = open_checkpoint(path)
         found = stored.metadata
@@ -107,7 +107,7 @@ class CoefficientFile:
         )
 
     def learner(self, features: Tensor) -> StatsMergeLearner:
-        """Return the run's learner, in front of other statistics [K, L, F]."""
+        """Return the run's learner, applied to other statistics [K, L, F]."""
         options = {key: value for key, value in self.options.items() if key not in SEEN}
         learner = StatsMergeLearner(features, **options)
         learner.load_state_dict(self.state)

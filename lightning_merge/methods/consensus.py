@@ -1,4 +1,4 @@
-"""Consensus merging: keep the parameters that TALL masks give to several tasks."""
+"""Consensus merging: keep the parameters that the TALL masks of several tasks share."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,24 +19,24 @@ from lightning_merge.methods.base import MergeMethod, Resources, Update
 class Consensus(MergeMethod):
     """Sum of task vectors where enough tasks claim the parameter. Needs nothing but weights.
 
-    A parameter is in the TALL mask of task k if |tau_k| > lambda_k |sum_j tau_j - tau_k|: what the
-    others add does not drown its own change. The update is scale * sum_j tau_j in the entries that
-    at least `agree` masks have, and zero elsewhere, where the change is selfish (one task's) or
-    catastrophic (no task's).
+    A parameter is in the TALL mask of task k if |tau_k| > lambda_k |sum_j tau_j - tau_k|, that is,
+    if the other tasks do not drown its change. The update is scale * sum_j tau_j for entries in at
+    least `agree` masks and zero elsewhere, where the change is selfish (of one task) or
+    catastrophic (of none).
 
     Reference: Wang et al. 2024, "Localizing Task Information for Improved Model Merging and
     Compression".
 
     Args:
-        agree: Number of masks k that an entry has to be in, at most that of the experts; 0 is task
-            arithmetic. A single expert has nobody to agree with: its own mask is enough.
-        tall: Lambda of the masks, one for all or one by task. The paper chooses each task's among
+        agree: Number of masks that must contain an entry, at most the number of experts; 0 is
+            task arithmetic. For a single expert its own mask is enough.
+        tall: Lambda of the masks, one for all tasks or one per task. The paper chooses each from
             0.2, 0.3, ..., 0.6 on validation data.
         scale: Factor of the update.
 
     Raises:
-        InputError: A value is out of its bounds, or a task has no lambda; or there are several
-            experts, but fewer than have to agree.
+        InputError: A value is out of bounds, a task has no lambda, or several experts are fewer
+            than `agree`.
 
     Example:
         >>> experts = {"a": {"w": torch.tensor([1.0, 1.0])}, "b": {"w": torch.tensor([1.0, 0.0])}}
@@ -58,7 +58,7 @@ class Consensus(MergeMethod):
         require_finite(scale=self.scale)
 
     def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
-        """Look up the tasks' lambdas; the masks are made tile by tile."""
+        """Look up the lambda of each task; masks are computed tile by tile."""
         if self.agree > len(vectors) > 1:
             raise InputError(
                 f"agree={self.agree}: there are {len(vectors)} experts, so nothing would be kept; "
@@ -84,7 +84,7 @@ class Consensus(MergeMethod):
 
 
 def tall_masks(task_vectors: Tensor, multi_task: Tensor, thresholds: Tensor) -> Tensor:
-    """Entries whose change a task needs, |tau_k| > lambda_k |tau - tau_k|, bool [K, n].
+    """Return the entries whose change a task needs, |tau_k| > lambda_k |tau - tau_k|, bool [K, n].
 
     Args:
         task_vectors: Stack [K, n].

@@ -15,11 +15,11 @@ from lightning_merge.methods.base import Transform
 
 @dataclass(frozen=True)
 class Dare(Transform):
-    """Drop each entry with probability p, divide the others by 1 - p. Needs nothing else.
+    """Drop each entry with probability p, divide the others by 1 - p. Needs nothing but weights.
 
-    The expectation of every task vector is unchanged. The random numbers depend on the
-    seed, the task and the tensor's name alone, not on the order of reading; the prefix that all
-    names of changed tensors share does not count. Tied weights lose the same entries.
+    The expectation of every task vector is unchanged. The random numbers depend only on the seed,
+    the task and the tensor's name, without the prefix that all changed tensors share. Tied weights
+    lose the same entries.
 
     Reference: Yu et al. 2024, "Language models are super Mario".
 

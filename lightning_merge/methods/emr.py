@@ -31,13 +31,13 @@ Rescale = Literal["entries", "tensors"]
 class MaskedNetwork(TaskNetwork):
     """theta_0 + lambda_k M_k tau with one tau for all tasks k.
 
-    A task that took no part has no mask: its images see theta_0 + tau, and the mean statistics
-    of BatchNorm. The weights of the task that was last asked for are kept, which takes one
-    network's memory more; batches of one task in a row make them once.
+    A task that was not merged has no mask; it uses theta_0 + tau and the mean statistics of
+    BatchNorm. The weights of the last task are cached, which takes the memory of one more network
+    and lets consecutive batches of a task share them.
 
     Args:
         model: Architecture of base and experts.
-        project: From what it returns to features.
+        project: Map from its output to features.
         tasks: Names of the tasks, in the order of the rows.
 
     Attributes:
@@ -83,7 +83,7 @@ class MaskedNetwork(TaskNetwork):
         self.register_load_state_dict_pre_hook(MaskedNetwork._forget)
 
     def weights(self, task: str) -> dict[str, Tensor]:
-        """All floating-point tensors of the network for a task, by their names in the model."""
+        """Return all floating-point tensors of the network for a task, by their model names."""
         if task in self.tasks:
             row = self.tasks.index(task)
             update = unpack(self.masks[row], len(self.unified)) * self.unified
@@ -97,7 +97,7 @@ class MaskedNetwork(TaskNetwork):
         return {name: tensor.to(base[name].dtype) for name, tensor in tensors.items()}
 
     def _last_weights(self, task: str) -> dict[str, Tensor]:
-        """`weights`, of which the last are kept, those of inference mode for it alone."""
+        """Return `weights`, cached for the last task and, separately, for inference mode."""
         key = (task, torch.is_inference_mode_enabled())
         if self._kept is None or self._kept[0] != key:
             self._kept = None  # before there are others
@@ -108,12 +108,12 @@ class MaskedNetwork(TaskNetwork):
         self._kept = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MaskedNetwork":
-        """Move or convert the tensors; what was made of the old ones is forgotten."""
+        """Move or convert the tensors, and drop the cached weights."""
         self._forget()
         return super()._apply(fn, recurse)
 
     def recalibrate(self, recalibrate: Recalibrate) -> None:
-        """Take every task's statistics from what is measured with its weights."""
+        """Replace the statistics of every task by those measured with its weights."""
         for task, row in zip(self.tasks, self.statistics, strict=True):
             weights = recalibrate({**self.network.state_dict(), **self.weights(task)}, task)
             for name, target in _split(row, self.measured).items():
@@ -131,13 +131,12 @@ class MaskedNetwork(TaskNetwork):
 class EMR(NetworkMethod):
     """Elect, mask and rescale: task k runs theta_0 + lambda_k M_k tau. Needs the task's name.
 
-    tau has in every entry the sign of sum_k tau_k (0 where it is 0) and the largest magnitude of
-    the tau_k of that sign; M_k keeps the entries where tau_k has it, and lambda_k = sum |tau_k| /
-    sum |M_k tau| gives back the mean magnitude. Where experts change different entries, or there
-    is one, each is restored as it was.
+    Each entry of tau has the sign of sum_k tau_k (0 if the sum is 0) and the largest magnitude
+    among the tau_k of that sign. M_k keeps the entries where tau_k has that sign, and lambda_k =
+    sum |tau_k| / sum |M_k tau| restores the mean magnitude. A single expert, and experts that
+    change different entries, are restored exactly.
 
-    BatchNorm statistics are the task's expert's own, or measured anew on images of the task:
-    it is known which task an image is of, and they are few numbers.
+    BatchNorm statistics are those of the task's expert, or measured on images of the task.
 
     Reference: Huang et al. 2024, "EMR-Merging", Algorithm 1.
 
@@ -178,7 +177,7 @@ class EMR(NetworkMethod):
         given: Resources,
         recalibrate: Recalibrate,
     ) -> MaskedNetwork:
-        """Unify the task vectors, and take over the statistics."""
+        """Unify the task vectors and copy the statistics."""
         model = given.network("EMR")
         network = MaskedNetwork(model, given.project, tuple(experts))
         network.network.load_state_dict(own_names(model, base))
@@ -215,13 +214,13 @@ class EMR(NetworkMethod):
 
 
 def unify(task_vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Elect a sign and the largest magnitude of that sign (steps 1 and 2 of Algorithm 1).
+    """Elect a sign and the largest magnitude of that sign (Algorithm 1, steps 1 and 2).
 
     Args:
         task_vectors: Stack [K, n].
 
     Returns:
-        The unified task vector [n], and where each expert has its sign, bool [K, n].
+        The unified task vector [n], and the entries where each expert has its sign, bool [K, n].
 
     Example:
         >>> unify(torch.tensor([[1.0, 2.0], [3.0, -1.0]]))
@@ -255,7 +254,7 @@ def pack(masks: Tensor) -> Tensor:
 
 
 def write_bits(packed: Tensor, start: int, masks: Tensor) -> None:
-    """Set those bits of packed zeros [K, b], from a start on, that are true in booleans [K, n].
+    """Write booleans [K, n] into packed zeros [K, b], from bit `start` on.
 
     Example:
         >>> packed = torch.zeros(1, 1, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""The mean of the experts' outputs: what every merged network stands in for."""
+"""The mean of the experts' outputs, which merged networks approximate."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -24,11 +24,11 @@ Outputs = Literal["logits", "probabilities"]
 
 
 class EnsembleNetwork(TaskNetwork):
-    """Several networks whose outputs are averaged.
+    """A set of networks whose outputs are averaged.
 
     Args:
-        model: Architecture of all of them.
-        project: From what it returns to features.
+        model: Architecture of the networks.
+        project: Map from its output to features.
         members: Number of networks, K.
         outputs: What is averaged.
 
@@ -47,7 +47,7 @@ class EnsembleNetwork(TaskNetwork):
         self.inference_cost = float(members)
 
     def logits(self, task: str, images: Tensor, head: nn.Module) -> Tensor:
-        """Return mean logits [n, C], or logarithms of mean probabilities."""
+        """Return mean logits [n, C], or log mean probabilities."""
         outputs = torch.stack([head(self.project(member(images))) for member in self.members])
         if self.outputs == "logits":
             return outputs.mean(0)
@@ -58,16 +58,16 @@ class EnsembleNetwork(TaskNetwork):
 class Ensemble(NetworkMethod):
     """Mean of the experts' outputs, 1/K sum_k f(x; theta_k). Needs K passes per image.
 
-    Every expert sees every image; the task's head is behind each of them. Nothing says which
-    expert knows the task, so the others, which do not, count alike.
+    Every expert sees every image and is followed by the task's head. All experts count equally,
+    as nothing tells which one was trained on the task.
 
     Reference: Wang et al. 2025, "M-Loss", section 2.2 and Table 1: "the output of the i-th
-    model", whose theory averages before the softmax. BatchNorm statistics are each expert's own,
-    as all its weights, and never recalibrated. Behind transforms the networks are those of the
-    weights theta_0 + tau_k that they leave.
+    model", whose theory averages before the softmax. Each expert keeps its own BatchNorm
+    statistics, which are never recalibrated. Transforms change the experts' weights
+    theta_0 + tau_k.
 
     Args:
-        outputs: "logits" are averaged, or "probabilities".
+        outputs: What is averaged, "logits" or "probabilities".
 
     Raises:
         InputError: `outputs` is unknown.
@@ -100,7 +100,7 @@ class Ensemble(NetworkMethod):
         given: Resources,
         recalibrate: Recalibrate,
     ) -> EnsembleNetwork:
-        """Put the experts side by side."""
+        """Copy the weights of every expert into a network of its own."""
         model = given.network("Ensemble")
         network = EnsembleNetwork(model, given.project, len(experts), self.outputs)
         vectors = self.task_vectors(base, experts, scope=given.scope)

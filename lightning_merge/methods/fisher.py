@@ -1,4 +1,4 @@
-"""Fisher merging: an average in which each expert's important parameters weigh more."""
+"""Fisher merging: an average weighted by how important each parameter is to each expert."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,31 +24,30 @@ class Fisher(MergeMethod):
     """Mean of the experts weighted with their diagonal Fisher information.
 
     theta_0 + sum_k F_k tau_k / sum_k F_k for every entry, where F_k is `epsilon` plus the mean,
-    over unlabelled inputs x of task k, of E_y (d log p_k(y | x) / d theta)^2. The gradient is
-    that of a single sample, the label y one of the expert's own. Entries that no expert has
-    information about, tensors outside the network among them, are averaged.
+    over unlabelled inputs x of task k, of E_y (d log p_k(y | x) / d theta)^2. Gradients are of
+    single samples, with labels y predicted by the expert. Entries without information from any
+    expert, such as tensors outside the network, are averaged.
 
-    A tensor that the network uses twice has one gradient, and is merged by it. Behind transforms
-    the information is that of the experts they stand for.
+    A tensor that the network uses twice has one gradient. After transforms, the information is
+    that of the transformed experts.
 
-    Cost: three readings (behind transforms 2K + 1), and K experts times one pass over their own
-    inputs, forward once and backward once per class ("expected") or once. In memory are the sums
-    of two networks, an expert, and the gradients of some samples.
+    Cost: three readings (2K + 1 with transforms), and for each expert one pass over its own
+    inputs, forward once and backward once per class ("expected") or once. Memory holds two
+    networks of sums, one expert and the gradients of a few samples.
 
     Reference: Matena and Raffel 2022, "Merging Models with Fisher-Weighted Averaging". Published
-    code for CLIP and language models squares the gradient of a whole batch instead, summed over
-    classes with weights sqrt(p), cross terms included; that is no Fisher information, and is not
-    offered.
+    code for CLIP and language models instead squares the gradient of a whole batch, summed over
+    classes with weights sqrt(p), which adds cross terms and is not the Fisher information.
 
     Args:
         labels: "expected", "predicted" or "sampled", see `fisher_diagonal`.
-        epsilon: Information that every entry has at least, as published.
-        normalize: Divide an expert's information by its L2 norm over all parameters, so that
-            all experts weigh the same in total.
-        seed: Of the sampled labels.
+        epsilon: Information added to every entry, as published.
+        normalize: Divide each expert's information by its L2 norm over all parameters, so that
+            all experts have the same total weight.
+        seed: Seed of the sampled labels.
 
     Raises:
-        InputError: A value is out of its bounds, or an expert's information is not finite.
+        InputError: A value is out of bounds, or an expert's information is not finite.
 
     Example:
         >>> from torch import nn
@@ -79,7 +78,7 @@ class Fisher(MergeMethod):
         require_in("[0, 1]", epsilon=self.epsilon)
 
     def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
-        """Sum the information of all experts, and what it weighs."""
+        """Sum the information of all experts and the task vectors weighted with it."""
         inputs = resources.task_inputs("Fisher", vectors.tasks)
         for task in vectors.tasks:
             resources.head("Fisher", task)
@@ -101,7 +100,7 @@ class Fisher(MergeMethod):
     def _information(
         self, networks: ExpertNetworks, resources: Resources, index: int, inputs: Tensor
     ) -> dict[str, Tensor]:
-        """Return the weights of one expert's entries, by the network's names."""
+        """Return the Fisher information of one expert, by the network's names."""
         task, model = networks.vectors.tasks[index], networks.model
         head, state = resources.head("Fisher", task), networks.expert(index)
 
@@ -124,10 +123,10 @@ class Fisher(MergeMethod):
 
 
 def _check_finite(total: Tensor, task: str, name: str) -> None:
-    """Return the sum of information up to a task's is finite.
+    """Check that the running sum of information is finite.
 
     Raises:
-        InputError: Names the task and the tensor.
+        InputError: It is not; names the task last added and the tensor.
     """
     if not bool(total.isfinite().all()):
         raise InputError(
@@ -137,7 +136,7 @@ def _check_finite(total: Tensor, task: str, name: str) -> None:
 
 
 def _divide(weighted: dict[str, Tensor], totals: dict[str, Tensor]) -> Update:
-    """Return the function that divides the sums, and averages where the divisor is zero."""
+    """Return the function that divides the sums, and averages where the divisor is 0."""
 
     def update(span: Span, tile: Tensor) -> Tensor:
         average = mean_of(tile)

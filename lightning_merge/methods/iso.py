@@ -1,4 +1,4 @@
-"""Isotropic merging: an update whose singular values are all the same."""
+"""Isotropic merging: an update whose singular values are all equal."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,11 +15,11 @@ from lightning_merge.methods.by_matrix import ByMatrix
 
 @dataclass(frozen=True)
 class IsoC(ByMatrix):
-    """The summed update with its singular values replaced by their mean. Needs only weights.
+    """The summed update with its singular values replaced by their mean. Needs nothing but weights.
 
     For sum_k tau_k = U S V^T of shape [out, rest] the update is scale * mean(S) U V^T, the mean
     over all min(out, rest) values; directions that no expert has changed stay at zero. Tensors
-    that are no matrices are averaged, times scale. Cost: 1 eigenvalue problem of size
+    other than matrices are averaged, times scale. Cost: 1 eigenvalue problem of size
     min(out, rest) per tensor.
 
     Reference: Marczak et al. 2025, "No task left behind: isotropic model merging", Algorithm 1.
@@ -28,7 +28,7 @@ class IsoC(ByMatrix):
 
     Args:
         scale: Factor of the update.
-        convolutions: A convolution's weight is a "matrix" [out, rest], or one takes the "average".
+        convolutions: Treat a convolution's weight as a "matrix" [out, rest], or "average" it.
 
     Raises:
         InputError: The scale is not finite, or `convolutions` unknown.
@@ -60,11 +60,11 @@ class IsoC(ByMatrix):
 class IsoCTS(ByMatrix):
     """Iso-C in a common and task-specific subspaces. Needs nothing but weights.
 
-    Of sum_k tau_k only the c largest singular triplets are common. Expert k adds the t largest
-    triplets of tau_k - U_c U_c^T tau_k, what it has changed outside of the common subspace. All
-    left vectors, and all right ones, are replaced by the nearest orthonormal ones, all
-    c + K t = min(out, rest) singular values by their mean. t is round((1 - common) min(out, rest)
-    / K). With t = 0, as for small tensors, this is Iso-C. Tensors that are no matrices are
+    The common subspace is spanned by the c largest singular triplets of sum_k tau_k. Expert k adds
+    the t largest triplets of tau_k - U_c U_c^T tau_k, its change outside the common subspace. The
+    left and the right vectors are replaced by the nearest orthonormal ones, and all
+    c + K t = min(out, rest) singular values by their mean; t is round((1 - common) min(out, rest)
+    / K). With t = 0, as for small tensors, this is Iso-C. Tensors other than matrices are
     averaged, times scale. Cost: K + 3 eigenvalue problems of size min(out, rest) per tensor.
 
     Reference: Marczak et al. 2025, "No task left behind: isotropic model merging", Algorithm 2.
@@ -73,11 +73,11 @@ class IsoCTS(ByMatrix):
 
     Args:
         scale: Factor of the update.
-        common: Fraction of the dimensions that is common, in [0, 1].
-        convolutions: A convolution's weight is a "matrix" [out, rest], or one takes the "average".
+        common: Fraction of dimensions in the common subspace, in [0, 1].
+        convolutions: Treat a convolution's weight as a "matrix" [out, rest], or "average" it.
 
     Raises:
-        InputError: A value is out of its bounds.
+        InputError: A value is out of bounds.
 
     Example:
         >>> experts = {"a": {"w": torch.diag(torch.tensor([4.0, 1]))}}
@@ -114,7 +114,7 @@ class IsoCTS(ByMatrix):
         return polar_factor(left) @ polar_factor(right).mT * (values.sum() / full)
 
     def _specific(self, matrices: Tensor) -> int:
-        """How many dimensions every expert has to itself, t."""
+        """Return the number of dimensions specific to each expert, t."""
         experts, full = len(matrices), min(matrices.shape[1:])
         rest = full - int(full * self.common)
         return min(round(rest / experts), full // experts)

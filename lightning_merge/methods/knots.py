@@ -26,18 +26,18 @@ from lightning_merge.methods.base import MergeMethod, Resources, Update
 class KnOTS(MergeMethod):
     """TIES on the experts' coordinates in a shared basis. Needs nothing but weights.
 
-    The updates of one tensor beside each other, [tau_1 ... tau_K] of shape [out, K rest], are
-    U S V^T; C_k = U^T tau_k = S V_k^T are expert k's coordinates. Each expert keeps the largest
-    magnitudes of all its coordinates together, signs are elected and C merged as in TIES (ties
-    go to +); the update is scale * U C. Tensors that are no matrices are averaged, times scale.
+    The concatenated updates of one tensor, [tau_1 ... tau_K] of shape [out, K rest], are U S V^T;
+    C_k = U^T tau_k = S V_k^T are expert k's coordinates. Each expert keeps the largest magnitudes
+    of all its coordinates together; signs are elected and the C_k merged as in TIES (ties go to
+    +). The update is scale * U C. Tensors other than matrices are averaged, times scale.
 
-    Made for experts tuned by LoRA. Cost: 1 eigenvalue problem of size min(out, K rest) per
-    tensor, the products with U, and three readings of everything. The plan holds U of every
-    tensor, up to out * out numbers each: for ViT-B/32 somewhat more than the model.
+    Designed for experts tuned by LoRA. Cost: 1 eigenvalue problem of size min(out, K rest) per
+    tensor, the products with U, and three readings. The plan holds U of every tensor, up to
+    out * out numbers each, for ViT-B/32 slightly more than the model.
 
     Reference: Stoica et al. 2025, "Model merging with SVD to tie the KnOTS", section 4. The
-    published code appends biases to their weights as columns; here they are averaged. Its
-    singular values below 1e-5 count as zero, here those below 1e-5 of the largest.
+    published code appends biases to their weights as columns; here they are averaged. It takes
+    singular values below 1e-5 as zero; here the bound is 1e-5 of the largest.
 
     Args:
         density: Fraction of each expert's coordinates that is kept, in [0, 1].
@@ -45,7 +45,7 @@ class KnOTS(MergeMethod):
         combine: Disjoint "mean" or "sum".
 
     Raises:
-        InputError: A value is out of its bounds.
+        InputError: A value is out of bounds.
 
     Example:
         >>> experts = {"a": {"w": torch.tensor([[2.0, 0], [0, 0]])}}
@@ -72,7 +72,7 @@ class KnOTS(MergeMethod):
         require_choice(get_args(Combine), combine=self.combine)
 
     def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
-        """Find the shared bases, and the magnitude that coordinates of each expert must reach."""
+        """Find the shared bases and the threshold of each expert's coordinates."""
         bases, sample = _shared_bases(vectors)
         thresholds = _thresholds(vectors, bases, self.density, sample)
 
@@ -89,7 +89,7 @@ class KnOTS(MergeMethod):
 
 
 class _Shared(NamedTuple):
-    """What the first reading of a tensor gives.
+    """The result of the first reading of a tensor.
 
     Attributes:
         basis: U, [out, r], in the type of its task vectors.
@@ -101,7 +101,7 @@ class _Shared(NamedTuple):
 
 
 def _shared_bases(vectors: TaskVectors) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """U of every tensor that has one, and a sample of all coordinates."""
+    """Return U of every tensor that has one, and a sample of all coordinates."""
     starts = sampled_blocks({name: vectors.numel(name) for name in vectors.names})
     each = vectors.each(vectors.names, lambda name: _shared(vectors, name, starts[name]))
     shared = {n: one for n, one in zip(vectors.names, each, strict=True) if one is not None}
@@ -110,7 +110,7 @@ def _shared_bases(vectors: TaskVectors) -> tuple[dict[str, Tensor], list[Tensor]
 
 
 def _shared(vectors: TaskVectors, name: str, starts: Iterable[int]) -> _Shared | None:
-    """Return the basis of one tensor and coordinates from some places on; None if it has none."""
+    """Return the basis of a tensor and sampled blocks of coordinates; None if it has no basis."""
     if vectors.is_zero(name):
         return None
     stack = vectors[name]
@@ -127,7 +127,7 @@ def _shared(vectors: TaskVectors, name: str, starts: Iterable[int]) -> _Shared |
 
 
 def _coordinates(basis: Tensor, tile: Tensor) -> Tensor:
-    """U^T tau_k of all experts, [K, r * rest], from U [out, r] and a whole tensor's tile."""
+    """Return U^T tau_k of all experts, [K, r * rest], from U [out, r] and a whole tensor."""
     return (basis.mT @ tile.view(len(tile), len(basis), -1)).flatten(1)
 
 
@@ -137,7 +137,7 @@ def _thresholds(
     density: float,
     blocks: Sequence[Tensor] = (),
 ) -> Tensor:
-    """Smallest magnitude that is kept, over all coordinates of each expert, [K] in float32.
+    """Return the smallest magnitude that each expert keeps, [K] in float32.
 
     As in TIES it is the (d - floor(d * density))-th smallest of d.
     """

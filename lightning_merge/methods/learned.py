@@ -1,4 +1,4 @@
-"""Merging by what another run has learned: on its own, or on any other, experts."""
+"""Merging with coefficients that another run learned, on the same or other experts."""
 
 import re
 from collections.abc import Sequence
@@ -25,22 +25,22 @@ By = Literal["layer", "depth", "statistics"]
 
 @dataclass(frozen=True)
 class LearnedCoefficients(MergeMethod):
-    """theta_0 + sum_k c_kl tau_kl with coefficients c that a run has learned. Needs its file.
+    """theta_0 + sum_k c_kl tau_kl with coefficients c that a run learned. Needs its file.
 
     How c [K, L] follows from the file, for K experts with L tensors:
 
-    * "layer": the file's coefficients, tasks and layers matched by name, whatever prefix the base's
-      names have. The file may have more of both, the base tensors that no expert has changed.
+    * "layer": the file's coefficients, with tasks and layers matched by name up to a prefix. The
+      file may have more tasks and layers, and the base more tensors that no expert has changed.
     * "depth": for another architecture. Layer l of L takes the coefficient of layer
-      floor(l (M - 1) / (L - 1) + 1/2) of the M in the file, which lies nearest at the same
-      relative depth; if L = 1, that of layer 0. Layers count in the base's order. A task that the
-      file does not know takes the mean over the file's tasks.
+      floor(l (M - 1) / (L - 1) + 1/2) of the M in the file, the nearest at the same relative
+      depth; if L = 1, that of layer 0. Layers count in the base's order. A task missing from the
+      file takes the mean over the file's tasks.
     * "statistics": the run's StatsMergeLearner predicts c from the standardised statistics of
-      these experts, times the factor that the run has applied at the end. It is the same network
-      for any tasks and layers, and knows neither names nor depth.
+      these experts, times the factor that the run applied at the end. It is the same network for
+      any tasks and layers, and depends on neither names nor depth.
 
-    Behind transforms the statistics are of what they leave. What was learned behind transforms
-    belongs behind the same ones: they are not in the file.
+    Statistics are of the transformed task vectors. Coefficients learned with transforms need the
+    same transforms here, as the file does not record them.
 
     Reference: StatsMerging 2025, appendix A.5.2 (there 320 coefficients of ViT-B/32 are
     subsampled to 22 of ResNet50; how, it does not say), after Wang et al. 2024, LiNeS.
@@ -50,9 +50,9 @@ class LearnedCoefficients(MergeMethod):
         by: "layer", "depth" or "statistics".
 
     Raises:
-        InputError: `by` is unknown or the file missing; when merging: the file is unreadable or
-            lacks what is asked for, or by "depth" the base is not in the network's order, or has
-            the very layers of the file in other places.
+        InputError: `by` is unknown or the file is missing. When merging: the file is unreadable or
+            lacks what `by` needs; or, by "depth", the base is not in the network's order or has
+            the same layers as the file in other places.
 
     Example:
         >>> values = torch.tensor([[0.5], [2.0]])
@@ -75,19 +75,19 @@ class LearnedCoefficients(MergeMethod):
             )
 
     def requirements(self) -> Facts:
-        """By statistics, one reading more for them."""
+        """Return the facts, with one more reading for statistics."""
         more = int(self.by == "statistics")
         return replace(self.facts, readings=self.facts.readings + more)
 
     def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
-        """Find the coefficients, and sum every tensor's task vectors with them."""
+        """Find the coefficients for the weighted sums of task vectors."""
         values = self.coefficients(vectors).to(vectors.device)
         columns = dict(zip(vectors.names, values.T.unsqueeze(2), strict=True))
         return lambda span, tile: sum_tasks(tile.mul_(columns[span.name]))
 
     @torch.no_grad()
     def coefficients(self, vectors: TaskVectors) -> Tensor:
-        """Return the coefficients [K, L] of these task vectors, rows `tasks`, columns `names`."""
+        """Return the coefficients [K, L] of these task vectors: rows `tasks`, columns `names`."""
         learned = CoefficientFile.read(self.file)
         if not vectors.names:
             return torch.zeros(len(vectors), 0)
@@ -95,7 +95,7 @@ class LearnedCoefficients(MergeMethod):
         return choose.get(self.by, self._by_statistics)(learned, vectors)
 
     def origin(self) -> Origin:
-        """Return the tasks, images and labels that the file's run has learned from."""
+        """Return the tasks, images and labels that the file's run learned from."""
         learned = CoefficientFile.read(self.file)
         return Origin(tuple(learned.tasks), learned.transductive, learned.note)
 
@@ -145,7 +145,7 @@ class LearnedCoefficients(MergeMethod):
         return chosen[:, nearest]
 
     def _by_statistics(self, learned: CoefficientFile, vectors: TaskVectors) -> Tensor:
-        """Return what the learner makes of these experts' statistics."""
+        """Return the learner's coefficients for these experts' statistics."""
         if learned.options.get("kind", "free") == "free":
             raise InputError(
                 f"file={self.file!r}: the run learned its coefficients without a network that "
@@ -166,7 +166,7 @@ class LearnedCoefficients(MergeMethod):
 
 
 def _places(layers: Sequence[str], vectors: TaskVectors) -> dict[str, int | None]:
-    """Where the file has the tensors that an expert has changed; None where it has not."""
+    """Return the position in the file of each tensor that an expert changed, or None."""
     wanted = [name for name in vectors.names if not vectors.stored.is_kept(name)]
     numbers = {layer: place for place, layer in enumerate(layers)}
     with suppress(InputError):  # the file may have more layers
@@ -178,9 +178,9 @@ def _places(layers: Sequence[str], vectors: TaskVectors) -> dict[str, int | None
 
 
 def same_depth(layers: int, source: int) -> list[int]:
-    """For each of some layers the nearest of `source` layers at the same relative depth.
+    """Return, for each layer, the nearest of `source` layers at the same relative depth.
 
-    Layer l of L corresponds to l (M - 1) / (L - 1) of M, halves rounded up; one layer alone to 0.
+    Layer l of L corresponds to l (M - 1) / (L - 1) of M, halves rounded up; a single layer to 0.
 
     Example:
         >>> same_depth(3, 5)
@@ -191,7 +191,7 @@ def same_depth(layers: int, source: int) -> list[int]:
 
 
 def _check_order(names: Sequence[str]) -> None:
-    """Check that names are not in an alphabetical order that puts block 10 before block 2."""
+    """Check that names are not sorted alphabetically, with block 10 before block 2."""
     by_number = sorted(names, key=lambda n: re.sub(r"\d+", lambda digits: digits[0].zfill(9), n))
     if list(names) == sorted(names) != by_number:
         raise InputError(

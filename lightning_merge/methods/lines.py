@@ -36,26 +36,26 @@ def _sum() -> MergeMethod:
 class LiNeS(MergeMethod):
     """Another method's update, scaled by relative depth. Needs what the other method needs.
 
-    The update of block b of B (from 0) is multiplied by alpha + beta b / (B - 1), that of
-    tensors outside of the blocks (embeddings, stems, final norms, heads) by alpha: shallow
-    layers, which are general, stay near the base.
+    The update of block b of B (from 0) is multiplied by alpha + beta b / (B - 1), and that of
+    tensors outside the blocks (embeddings, stems, final norms, heads) by alpha, so shallow layers,
+    which are general, stay near the base.
 
-    Blocks are found by `block_depths` from numbers in names: the blocks of transformers, the
-    stages of ResNets. A network without any is scaled by alpha as a whole. Transforms come before
-    the method's own.
+    `block_depths` finds the blocks from numbers in names: blocks of transformers, stages of
+    ResNets. A network without blocks is scaled by alpha as a whole. Transforms precede the wrapped
+    method's own.
 
-    By default alpha = ||sum_k tau_k||_1 / ||merged update||_1 / K, over all tensors, which brings
-    a method's update to the size of the average. It takes one more pass that merges everything.
+    By default alpha = ||sum_k tau_k||_1 / ||merged update||_1 / K over all tensors, which brings
+    the update to the size of the average and takes one more pass of merging.
 
     Reference: Wang et al. 2025, "LiNeS", equations 4 and 5. There beta is chosen on held-out data.
 
     Args:
-        method: Makes the update; its scale matters only if alpha is given.
-        beta: How much more the last block is scaled than the first.
-        alpha: Scale of the first block and of what is in none; by norms as above if None.
+        method: Method that computes the update; its scale matters only if alpha is given.
+        beta: Scale of the last block minus that of the first.
+        alpha: Scale of the first block and of tensors outside blocks; None for the ratio above.
 
     Raises:
-        InputError: A factor is not finite, or the method makes a network instead of weights.
+        InputError: A factor is not finite, or the method returns a network instead of weights.
 
     Example:
         >>> base = {"blocks.0.w": torch.zeros(1), "blocks.1.w": torch.zeros(1)}
@@ -80,7 +80,7 @@ class LiNeS(MergeMethod):
         require_finite(beta=self.beta, alpha=self.alpha or 0.0)
 
     def requirements(self) -> Facts:
-        """Those of the method, and a reading for the norms."""
+        """Return the facts of the wrapped method, with a reading for the norms."""
         inner = self.method.requirements()
         readings = inner.readings + inner.merges_in_plan + (self.alpha is None)
         return replace(
@@ -94,7 +94,7 @@ class LiNeS(MergeMethod):
         )
 
     def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
-        """Plan the method, and find alpha and the depths."""
+        """Plan the wrapped method; find alpha and the depths."""
         update = self.method.plan(vectors, resources)
         alpha = self._norm_ratio(vectors, update) if self.alpha is None else self.alpha
         base = vectors.base  # blocks that no expert has changed count as well
@@ -109,16 +109,16 @@ class LiNeS(MergeMethod):
         jobs: int = 1,
         scope: Scope = "all",
     ) -> TaskVectors:
-        """Those that the method sees after these transforms and its own."""
+        """Return the task vectors after these transforms and the wrapped method's own."""
         method = with_transforms(self.method, self.transforms)
         return method.task_vectors(base, experts, jobs, scope)
 
     def origin(self) -> Origin:
-        """Return what the method has learned before."""
+        """Return what the wrapped method learned before merging."""
         return self.method.origin()
 
     def _norm_ratio(self, vectors: TaskVectors, update: Update) -> float:
-        """Return the default of alpha, from summed absolute values; 0 where nothing is merged."""
+        """Return the default of alpha, from L1 norms; 0 if nothing is merged."""
 
         def norms(span: Span, tile: Tensor) -> Tensor:
             summed = sum_tasks(tile).double().abs().sum()
@@ -135,19 +135,19 @@ class LiNeS(MergeMethod):
 
 
 def block_depths(names: Sequence[str]) -> dict[str, float]:
-    """Relative depths in [0, 1] of the tensors that belong to blocks, from their names alone.
+    """Return relative depths in [0, 1] of the tensors in blocks, from their names alone.
 
     A series is a set of names that differ in one number: a level of its own
     (`visual.transformer.resblocks.3.`) or the end of a level that has others below it
-    (`layer2.0.`, but not `fc1.weight`). A name belongs to the first of its numbers that varies.
-    The series of most names are the blocks; those of other towers are the series that are called
-    alike (`transformer.resblocks.`). Each is numbered by itself.
+    (`layer2.0.`, but not `fc1.weight`). A name belongs to its first number that varies. The series
+    with the most names is that of the blocks; series of the same last level are those of other
+    towers (`transformer.resblocks.`). Each series is numbered separately.
 
     Args:
-        names: Of all tensors.
+        names: Names of all tensors.
 
     Returns:
-        B / (B - 1) for tensors of block b of B, in the order of `names`; no other names.
+        b / (B - 1) for tensors of block b of B, in the order of `names`; others are left out.
 
     Example:
         >>> block_depths(["stem.weight", "blocks.0.weight", "blocks.1.weight", "blocks.2.weight"])
@@ -182,5 +182,5 @@ def _numbers(name: str) -> Iterator[tuple[str, int]]:
 
 
 def _last_level(series: str) -> str:
-    """`resblocks` of `visual.transformer.resblocks.`, `layer` of `visual.layer`."""
+    """Return `resblocks` for `visual.transformer.resblocks.`, `layer` for `visual.layer`."""
     return series.rstrip(".").rpartition(".")[2]

@@ -19,23 +19,23 @@ class LwPTV(Transform):
     """Layer-wise pruning of task vectors. Needs nothing but weights.
 
     Score of task k in layer l: s_kl = mean over entries of |tau_kl - mean_j tau_jl|. Task k
-    keeps the layers whose score exceeds its floor(L * prune_ratio)-th smallest (from 0);
-    the layers that any task keeps are kept for all. A layer is one named tensor.
+    keeps the layers whose score exceeds its floor(L * prune_ratio)-th smallest (counted from 0);
+    layers that any task keeps are kept for all. A layer is one named tensor.
 
     PwPTV does the same for parameters, which the paper prefers for language models: the score is
     |tau_k - mean_j tau_j| of one entry, and all d entries of a task are ranked together.
 
-    One expert alone differs from none, so that there is nothing to rank by diversity: it keeps
-    everything, unless everything is to be pruned.
+    A single expert has no diversity to rank, so it keeps everything unless `prune_ratio` is 1 or
+    more.
 
     Reference: Zhang et al. 2025, "Merging Smarter, Generalizing Better", equations 5 to 7 and
     appendices B.10 and B.16.
 
     Args:
-        prune_ratio: Fraction eta of layers that each task prunes; 0 prunes nothing, 1 or
-            more everything. The paper's for language models is one of 0.1, 0.2, ..., 0.7.
+        prune_ratio: Fraction eta of layers that each task prunes; 0 prunes nothing, 1 or more
+            prunes everything. For language models the paper uses 0.1, 0.2, ..., 0.7.
         score: "diversity" as above, or "magnitude", the mean of |tau_kl| (ablation).
-        shared: Keep for all tasks what one keeps; False lets each task use its own mask
+        shared: Keep for all tasks what any task keeps; if False, each task has its own mask
             (ablation).
         granularity: What is scored and pruned, "layer" (LwPTV) or "parameter" (PwPTV).
 
@@ -101,7 +101,7 @@ class LwPTV(Transform):
         return vectors.map(prune)
 
     def scores(self, vectors: TaskVectors) -> Tensor:
-        """Saliency s_kl of every task and layer, [K, L] in float64; reads every tensor once."""
+        """Return the saliency s_kl of every task and layer, [K, L] in float64, in one reading."""
 
         def score(name: str) -> Tensor:
             tiles = (self._deviation(tile).abs_() for _, _, tile in vectors.tiles(name))
@@ -112,11 +112,11 @@ class LwPTV(Transform):
         return torch.stack(vectors.each(vectors.names, score), dim=1)
 
     def _deviation(self, tile: Tensor) -> Tensor:
-        """Return what the score is the magnitude of, [K, n]; it takes the place of the tile."""
+        """Return the values whose magnitude is the score, [K, n], computed in place."""
         return tile.sub_(sum_tasks(tile).div_(len(tile))) if self.score == "diversity" else tile
 
     def task_masks(self, scores: Tensor) -> Tensor:
-        """Return the layers that each task keeps by itself, bool [K, L], from scores [K, L]."""
+        """Return the layers that each task keeps on its own, bool [K, L], from scores [K, L]."""
         layers = scores.shape[1]
         rank = int(layers * self.prune_ratio)
         if self.prune_ratio == 0 or rank >= layers:

@@ -1,4 +1,4 @@
-"""M-DARE: DARE in which the nodes where averaging weights fails most keep the least."""
+"""M-DARE: DARE in which nodes keep less the more averaging their weights fails."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,30 +21,30 @@ class MDare(RankedByMLoss):
     """DARE with a keep probability per node, ranked by M-Loss. Needs unlabelled batches.
 
     In every layer that `MTies` ranks, an entry of row j of a task vector is kept with probability
-    p_j = keep - spread * rank_j, rank_j as in `MTies`, and divided by it; entries of all other
-    tensors with probability `keep`. The update is scale * sum. With spread 0 it is task arithmetic
-    behind `Dare(drop=1 - keep)`, with the same random numbers. Behind transforms the M-Loss is that
-    of the experts they stand for.
+    p_j = keep - spread * rank_j, with rank_j as in `MTies`, and divided by p_j; in all other
+    tensors p is `keep`. The update is scale * sum. With spread 0 this is task arithmetic after
+    `Dare(drop=1 - keep)`, with the same random numbers. After transforms, the M-Loss is that of the
+    transformed experts.
 
     Reference: Wang et al. 2025, "M-Loss", Figure 1, which names DARE as a backend of the row
-    ratios without details.
+    ratios but gives no details.
 
     Args:
-        keep: Probability of the node of lowest loss and of all other tensors, in [0, 1].
-        spread: How much less the node of highest loss has, in [0, keep].
+        keep: Keep probability of the node of lowest loss and of all other tensors, in [0, 1].
+        spread: Keep probability of the lowest-loss node minus the highest's, in [0, keep].
         scale: Factor of the sum.
-        layer_inputs: A layer sees activations of the "merged" prefix or of the "base".
+        layer_inputs: Activations that a layer sees, of the "merged" prefix or of the "base".
         reduce: Average of |D| ("abs") or of D^2 ("square") over samples and tokens.
-        layers: Which layers are ranked: positions among those found, or names of modules;
-            all that are found by default.
+        layers: Layers to rank: positions among the layers found, or names of modules; all layers
+            found by default.
         node_order: "loss", or a control: "random" ranks, "uniform" probability
             keep - spread / 2, "reversed" ranks.
         activation: Gelu, gelu_tanh, quick_gelu, relu, silu or tanh in place of the model's
-            own; required for named layers whose activation is no module.
-        seed: Of what is kept, and of the random ranks.
+            own; required for named layers whose activation is not a module.
+        seed: Seed of the dropped entries and of the random ranks.
 
     Raises:
-        InputError: A value is out of its bounds.
+        InputError: A value is out of bounds.
 
     Example:
         >>> from torch import nn
@@ -73,7 +73,7 @@ class MDare(RankedByMLoss):
         require_finite(scale=self.scale)
 
     def updating(self, vectors: TaskVectors, keep_ratios: dict[str, Tensor]) -> Update:
-        """Drop by row where a layer is ranked, evenly elsewhere; rescale and sum."""
+        """Return the function that drops by row in ranked layers, evenly elsewhere, and sums."""
 
         def update(span: Span, tile: Tensor) -> Tensor:
             keep = self._probabilities(span, vectors, keep_ratios)

@@ -1,4 +1,4 @@
-"""M-TIES: TIES in which the nodes where averaging weights fails most keep the least."""
+"""M-TIES: TIES in which nodes keep less the more averaging their weights fails."""
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -43,12 +43,12 @@ NodeOrder = Literal["loss", "random", "uniform", "reversed"]
 
 @dataclass(frozen=True)
 class MTiesAnalysis:
-    """What M-TIES merged, and why; layers by the name of their weight, in network order.
+    """The merged weights and the ranking behind them, by name of the layer's weight.
 
     Attributes:
         merged: Merged weights by name.
-        losses: Node M-Loss of every ranked layer, [out].
-        keep_ratios: Fraction of its inputs that every node kept, [out].
+        losses: Node M-Loss of every ranked layer, [out], in network order.
+        keep_ratios: Fraction of its inputs that each node kept, [out].
 
     Example:
         >>> model = nn.Sequential(nn.Linear(1, 2, bias=False), nn.ReLU())
@@ -66,9 +66,9 @@ class MTiesAnalysis:
 
 
 class RankedByMLoss(MergeMethod):
-    """What M-TIES and M-DARE share: keep ratios of nodes from one pass over the network.
+    """Base class of M-TIES and M-DARE: keep ratios of nodes from one pass over the network.
 
-    Subclasses are dataclasses with these fields and say in `updating` what is made of the ratios.
+    Subclasses are dataclasses with these fields; their `updating` defines how ratios are used.
 
     Example:
         >>> from lightning_merge.methods import MDare
@@ -112,7 +112,7 @@ class RankedByMLoss(MergeMethod):
     def updating(self, vectors: TaskVectors, keep_ratios: dict[str, Tensor]) -> Update:
         """Return the function that merges a tile, by row where a tensor has ratios [out].
 
-        They come while the network runs; a tensor is merged when its ratios are there.
+        Ratios are added while the network runs; a tensor is merged once its ratios are known.
         """
 
     def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
@@ -123,7 +123,7 @@ class RankedByMLoss(MergeMethod):
     def analyse(
         self, base: Weights, experts: Mapping[str, Weights], resources: Resources
     ) -> MTiesAnalysis:
-        """Merge as a call does, and return the node losses and keep ratios with the result."""
+        """Merge like a call, and return the node losses and keep ratios with the result."""
         vectors = self.task_vectors(base, experts, scope=resources.scope)
         sink = InMemory(vectors.stored.layout(), vectors.device)
         ranking = self._rank_and_merge(vectors, resources, sink)
@@ -193,33 +193,35 @@ class MTies(RankedByMLoss):
     In every linear or convolutional layer with an activation, row j of each expert's task vector
     [out, rest] keeps the fraction keep - spread * rank_j of its inputs, rank_j in [0, 1] ascending
     with the node's M-Loss |act(sum_k a_k h_kj) - sum_k a_k act(h_kj)|. A node is an output feature
-    or channel; BatchNorm in between, each expert's own, belongs to h_k. All other tensors are
-    trimmed to `keep`. Then sign election (ties go to +) and scale * disjoint mean or sum.
-    The network runs once: when it reaches a layer, that layer is merged, and the pass goes
-    on with the merged one. A weight that layers share is ranked and merged at the first of them.
-    Behind transforms the M-Loss is that of the experts they stand for.
+    or channel; h_k includes each expert's BatchNorm between layer and activation. All other tensors
+    are trimmed to `keep`. Signs are elected (ties go to +), and the update is scale * disjoint
+    mean or sum.
+
+    The network runs once: each layer is merged when the pass reaches it, and the pass continues
+    with the merged layer. A weight that layers share is ranked and merged at the first of them.
+    After transforms, the M-Loss is that of the transformed experts.
 
     Reference: Wang et al. 2025, "M-Loss", Algorithm 1. The published code differs from the
     paper: `layer_inputs="base"`, `reduce="square"`, `activation="gelu_tanh"`.
 
     Args:
-        keep: Fraction kept by the node of lowest loss and by all other tensors, in [0, 1].
-        spread: How much less the node of highest loss keeps, in [0, keep].
-        layer_inputs: A layer sees activations of the "merged" prefix or of the "base".
+        keep: Fraction kept by the node of lowest loss and in all other tensors, in [0, 1].
+        spread: Fraction kept by the lowest-loss node minus the highest's, in [0, keep].
+        layer_inputs: Activations that a layer sees, of the "merged" prefix or of the "base".
         reduce: Average of |D| ("abs") or of D^2 ("square") over samples and tokens.
-        layers: Which layers are ranked: positions among those found, or names of modules;
-            all that are found by default.
+        layers: Layers to rank: positions among the layers found, or names of modules; all layers
+            found by default.
         node_order: "loss", or a control: "random" ranks, "uniform" ratio keep - spread / 2,
             "reversed" ranks.
         activation: Gelu, gelu_tanh, quick_gelu, relu, silu or tanh in place of the model's
-            own; required for named layers whose activation is no module.
+            own; required for named layers whose activation is not a module.
         combine: Disjoint "mean" or "sum".
         scale: Factor of the update.
-        trim: Scope of the plain trim of other tensors, "per_tensor" or "global".
-        seed: Of the random ranks.
+        trim: Scope of the trim of other tensors, "per_tensor" or "global".
+        seed: Seed of the random ranks.
 
     Raises:
-        InputError: A value is out of its bounds.
+        InputError: A value is out of bounds.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(1, 2, bias=False), nn.ReLU())
@@ -251,7 +253,7 @@ class MTies(RankedByMLoss):
         require_choice(get_args(TrimScope), trim=self.trim)
 
     def updating(self, vectors: TaskVectors, keep_ratios: dict[str, Tensor]) -> Update:
-        """Trim by row where a layer is ranked, plainly elsewhere; elect and merge."""
+        """Return the function that trims by row in ranked layers, plainly elsewhere, and merges."""
         trim = row_trim(vectors, keep_ratios, trimming(vectors, self.keep, self.trim))
 
         def update(span: Span, tile: Tensor) -> Tensor:
@@ -264,7 +266,7 @@ class MTies(RankedByMLoss):
 
 @dataclass
 class _Ranking:
-    """The state of one run: what is known of the layers passed so far."""
+    """The state of one pass: losses and keep ratios of the layers so far."""
 
     method: RankedByMLoss
     vectors: TaskVectors
@@ -310,7 +312,7 @@ class _Ranking:
 
     @property
     def merged(self) -> dict[str, Tensor]:
-        """The tensors that the pass has merged, where the network holds them in full."""
+        """The tensors merged by the pass whose type in the network is the stored one."""
         return {
             name: self._running.tensors[name].to(self.vectors.device)
             for name in self._done
@@ -327,7 +329,7 @@ class _Ranking:
             self._merge([weight])
 
     def _node_losses(self, layer: AffineLayer, activation: Activation, inputs: Tensor) -> Tensor:
-        """M-Loss of every output feature or channel, at the widest type of all that takes part."""
+        """Return the M-Loss of every output feature or channel, in the widest type involved."""
         stacks = [
             {
                 own: self.vectors.weights(self._stored[f"{name}.{own}"])

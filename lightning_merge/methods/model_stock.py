@@ -1,4 +1,4 @@
-"""Model Stock: average, and go back to the base as far as the angles between experts say."""
+"""Model Stock: interpolate between base and average by the angles between experts."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,16 +15,15 @@ from lightning_merge.methods.base import MergeMethod, Resources, Update
 
 @dataclass(frozen=True)
 class ModelStock(MergeMethod):
-    """theta_0 + t mean_k tau_k, with t of every tensor from angles. Needs nothing but weights.
+    """theta_0 + t mean_k tau_k, with t of each tensor from angles. Needs nothing but weights.
 
-    t = K cos / (1 + (K - 1) cos), where cos is the mean over pairs of experts of the cosine
-    between their task vectors of the tensor; that of a zero vector counts as 0. Parallel
-    experts are averaged (t = 1), orthogonal ones leave the base (t = 0). Where experts point
-    away from each other t is negative; it has no lower limit as they cancel, and is not let
-    below -1. One expert alone has t = 1. Reads everything twice.
+    t = K cos / (1 + (K - 1) cos), where cos is the mean cosine between the task vectors of two
+    experts for the tensor; the cosine with a zero vector counts as 0. Parallel experts are
+    averaged (t = 1), orthogonal ones leave the base (t = 0). Experts that point away from each
+    other give a negative t, bounded by -1. A single expert has t = 1. Takes two readings.
 
-    It is meant for experts of one task that differ by seeds; task vectors of different tasks are
-    nearly orthogonal, so that it stays close to the base.
+    It is meant for experts of one task with different seeds; task vectors of different tasks are
+    nearly orthogonal, so the result stays close to the base.
 
     Reference: Jang et al. 2024, "Model Stock", equation 7. Its layers are tensors, as here.
 

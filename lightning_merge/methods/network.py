@@ -1,4 +1,4 @@
-"""What methods share that return a network of their own instead of one set of weights."""
+"""Base classes of methods that return a network instead of one set of weights."""
 
 import json
 from abc import ABC, abstractmethod
@@ -27,7 +27,7 @@ from lightning_merge.methods.base import (
 )
 
 ENCODED = 64
-"""Images that are encoded at a time where features are kept."""
+"""Number of images encoded at a time when features are kept."""
 
 
 class Recalibrate(Protocol):
@@ -43,7 +43,7 @@ class Recalibrate(Protocol):
     """
 
     def __call__(self, weights: Weights, task: str | None = None) -> Weights:
-        """Return the weights with other statistics; names are the model's own."""
+        """Return the weights with new statistics, under the model's names."""
 
 
 def keep_statistics(weights: Weights, task: str | None = None) -> Weights:
@@ -57,18 +57,18 @@ def keep_statistics(weights: Weights, task: str | None = None) -> Weights:
 
 
 class TaskNetwork(nn.Module, ABC):
-    """A network whose answer may depend on the task. It is frozen and always evaluates.
+    """A network whose output may depend on the task; it is frozen and always in eval mode.
 
-    All that it stores is in its state dict; the model gives the architecture, and the options,
-    which JSON can hold, the rest of what it takes to make it anew.
+    The state dict holds all tensors. The model's architecture and the options, which must be
+    JSON-serialisable, are enough to rebuild the network.
 
     Args:
-        model: The network that was merged.
-        project: From what the model returns to the heads' input.
-        options: What else the subclass was made with.
+        model: Network of the merged architecture.
+        project: Map from the model's output to the heads' input.
+        options: Other arguments of the subclass.
 
     Attributes:
-        inference_cost: Passes of the model that an image takes.
+        inference_cost: Cost of an image in passes of the model.
 
     Example:
         >>> class Plain(TaskNetwork):
@@ -91,7 +91,7 @@ class TaskNetwork(nn.Module, ABC):
         self._of_one = sum(map(_numbers, model.state_dict().values()))
 
     def train(self, mode: bool = True) -> "TaskNetwork":
-        """Stay in evaluation, whatever is asked for."""
+        """Stay in eval mode, whatever the mode."""
         return super().train(False)
 
     @abstractmethod
@@ -99,27 +99,28 @@ class TaskNetwork(nn.Module, ABC):
         """Map a task's images [n, ...] to logits [n, C].
 
         Args:
-            task: Name of the task; it may be one that took no part in merging.
+            task: Name of the task, which need not be a merged one.
             images: Inputs as the model takes them.
             head: The task's head, from features to logits.
         """
 
     @property
     def extra_parameters(self) -> int:
-        """How many numbers are stored beside those of one network, 32 bits of masks being one."""
+        """Stored numbers in excess of one network; 32 bits of masks count as one number."""
         return sum(map(_numbers, self.state_dict().values())) - self._of_one
 
 
 def _numbers(tensor: Tensor) -> int:
-    """Count what a tensor stores; bytes are packed masks."""
+    """Return how many numbers a tensor stores; bytes are packed masks."""
     return -(-tensor.numel() // 4) if tensor.dtype == torch.uint8 else tensor.numel()
 
 
 class NetworkMethod(Method):
-    """Makes one network of the experts of one base; subclasses are frozen dataclasses.
+    """A method that merges experts of one base into a network.
 
-    Unlike a `MergeMethod`, it returns a module: its weights depend on the task or the input, or
-    are several sets. So it needs the model, and it does not stream.
+    Unlike a `MergeMethod`, it returns a module, since its weights depend on the task or the input
+    or are several sets. It therefore needs the model and does not stream. Subclasses are frozen
+    dataclasses.
 
     Example:
         >>> from lightning_merge.methods import Ensemble
@@ -139,13 +140,13 @@ class NetworkMethod(Method):
         given: Resources,
         recalibrate: Recalibrate,
     ) -> TaskNetwork:
-        """Make the network of the experts; what a subclass defines. Gradients are off."""
+        """Build the network; subclasses define this. Gradients are disabled."""
 
     def check(self, model: nn.Module) -> None:
-        """Check what can be told from the architecture alone.
+        """Check the architecture.
 
         Raises:
-            InputError: The method cannot make anything of it.
+            InputError: The method does not support it.
         """
 
     def __call__(
@@ -160,23 +161,23 @@ class NetworkMethod(Method):
         scope: Scope = "all",
         recalibrate: Recalibrate = keep_statistics,
     ) -> TaskNetwork:
-        """Make the network of the experts.
+        """Merge the experts into a network.
 
         Args:
             base: Pretrained weights by name.
             experts: Task to fine-tuned weights, of the base's names and shapes.
-            model: The network of the weights; it comes back unchanged.
+            model: Network that fits the weights; it is left unchanged.
             batches: Unlabelled inputs by task, for methods that need them.
             heads: Frozen head of every task, for methods that need them.
-            project: From what the model returns to the heads' input.
+            project: Map from the model's output to the heads' input.
             scope: Which tensors count in sums, ranks and quantiles, see `MergeMethod`.
-            recalibrate: Gives weights other BatchNorm statistics, where there are some.
+            recalibrate: Function that measures BatchNorm statistics, if the network has any.
 
         Returns:
             A frozen network on the model's device.
 
         Raises:
-            InputError: Base and experts do not fit, have NaN or infinite values, or something
+            InputError: Base and experts do not fit or have NaN or infinite values, or a resource
                 that the method needs is missing.
         """
         resources = Resources(model, batches, heads, project, scope)
@@ -190,7 +191,7 @@ class NetworkMethod(Method):
         resources: Resources,
         recalibrate: Recalibrate = keep_statistics,
     ) -> TaskNetwork:
-        """Make the network of the experts, see `__call__`."""
+        """Merge the experts into a network, see `__call__`."""
         self.check(resources.network(type(self).__name__))
         return self.make(base, experts, resources, recalibrate).eval()
 
@@ -210,7 +211,7 @@ def stacked(vectors: TaskVectors, name: str) -> Tensor:
     """Return a tensor of every expert, [K, *shape], after the transforms of its task vector.
 
     Raises:
-        InputError: It has a NaN or infinite value.
+        InputError: A value is NaN or infinite.
 
     Example:
         >>> experts = {"a": {"w": torch.tensor([1.0])}, "b": {"w": torch.tensor([2.0])}}
@@ -224,7 +225,7 @@ def stacked(vectors: TaskVectors, name: str) -> Tensor:
 
 
 def frozen(model: nn.Module) -> nn.Module:
-    """Return a copy of a network that always evaluates and is not trained.
+    """Return a copy of a network in eval mode without gradients.
 
     Example:
         >>> copy = frozen(nn.Linear(1, 1))
@@ -246,7 +247,7 @@ def encode(network: nn.Module, project: Callable[[Any], Tensor], images: Tensor)
 
 
 def minibatches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield indices of min(size, count) samples for ever, every sample once per round.
+    """Yield index batches of size min(size, count) endlessly, every sample once per round.
 
     Example:
         >>> batches = minibatches(4, 2, torch.Generator().manual_seed(0))
@@ -262,7 +263,7 @@ def minibatches(count: int, size: int, generator: torch.Generator) -> Iterator[T
 
 
 def save_network(network: TaskNetwork, path: Path, *, metadata: Mapping[str, str]) -> Path:
-    """Write all that `load_network` needs beside the model's architecture.
+    """Write everything that `load_network` needs except the model's architecture.
 
     Example:
         >>> from lightning_merge.methods import Ensemble
@@ -278,7 +279,7 @@ def save_network(network: TaskNetwork, path: Path, *, metadata: Mapping[str, str
 
 
 def holds_network(path: str | Path) -> bool:
-    """Whether a file is one of `save_network`, and not of weights.
+    """Return whether a file was written by `save_network`, not as weights.
 
     Example:
         >>> file = save_checkpoint({"weight": torch.ones(1, 1)}, "weights.safetensors", metadata={})
@@ -291,15 +292,15 @@ def holds_network(path: str | Path) -> bool:
 def load_network(
     path: str | Path, model: nn.Module, project: Callable[[Any], Tensor] = identity
 ) -> TaskNetwork:
-    """Make the network of a file, on the CPU or the model's device.
+    """Load a network from a file, on the CPU or the model's device.
 
     Args:
-        path: What `save_network` has written.
-        model: A network of the architecture that was merged; it comes back unchanged.
-        project: From what the model returns to the heads' input.
+        path: File that `save_network` wrote.
+        model: A network of the merged architecture; it is left unchanged.
+        project: Map from the model's output to the heads' input.
 
     Raises:
-        InputError: The file cannot be read, or is of something else.
+        InputError: The file cannot be read or does not fit the model.
 
     Example:
         >>> from lightning_merge.methods import Ensemble
@@ -329,10 +330,10 @@ def _makers() -> list[str]:
 
 
 def check_learning(steps: int, learning_rate: float, batch_size: int) -> None:
-    """Check what the methods that learn a part of their network have in common.
+    """Check the hyperparameters of methods that learn part of their network.
 
     Raises:
-        InputError: Names the argument and its value.
+        InputError: One is out of bounds; names it and its value.
 
     Example:
         >>> check_learning(steps=100, learning_rate=0.0, batch_size=16)
@@ -346,10 +347,10 @@ def check_learning(steps: int, learning_rate: float, batch_size: int) -> None:
 
 
 def check_learned(learned: nn.Module, learning_rate: float) -> None:
-    """Check what was learned.
+    """Check that learned parameters are finite.
 
     Raises:
-        InputError: A parameter is not finite.
+        InputError: A parameter is NaN or infinite.
 
     Example:
         >>> layer = nn.Linear(1, 1)

@@ -1,4 +1,4 @@
-"""Methods that are made of other methods: transforms in front, a method within."""
+"""Methods made of parts: transforms and a wrapped method."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ Made = TypeVar("Made", bound=Method)
 
 
 def with_transforms(method: Made, transforms: Sequence[Transform]) -> Made:
-    """Return the method with more transforms, in front of its own.
+    """Return the method with transforms added before its own.
 
     Example:
         >>> from lightning_merge.methods import Average, WiSEFT
@@ -24,7 +24,7 @@ def with_transforms(method: Made, transforms: Sequence[Transform]) -> Made:
 
 
 def parts(method: Any) -> Iterator[Any]:
-    """Yield what a method holds: its transforms, the method within it, and theirs.
+    """Yield the parts of a method: transforms, the wrapped method, and their parts.
 
     Example:
         >>> from lightning_merge.methods import Average, Dare, LiNeS, WiSEFT
@@ -41,7 +41,7 @@ def parts(method: Any) -> Iterator[Any]:
 def hyperparameters(method: Any) -> set[str]:
     """Return the hyperparameters of a method and of its parts, such as `LwPTV.prune_ratio`.
 
-    Two parts of one kind cannot be told apart and are left out.
+    Parts of the same class cannot be told apart and are left out.
 
     Example:
         >>> from lightning_merge.methods import TaskArithmetic, WiSEFT
@@ -58,8 +58,8 @@ def with_values(method: Part, values: Mapping[str, Any]) -> Part:
     """Return the method with other hyperparameters.
 
     Args:
-        method: Has the others.
-        values: By name, see `hyperparameters`.
+        method: Method with the remaining hyperparameters.
+        values: New values by name, see `hyperparameters`.
 
     Example:
         >>> from lightning_merge.methods import TaskArithmetic, WiSEFT
@@ -79,7 +79,7 @@ def with_values(method: Part, values: Mapping[str, Any]) -> Part:
 
 
 def seeded(method: Part, seed: int) -> Part:
-    """Return the method or transform with a run's seed added to its own and its parts'.
+    """Return the method or transform with a run's seed added to all its seeds.
 
     Example:
         >>> from lightning_merge.methods import Dare
@@ -92,7 +92,7 @@ def seeded(method: Part, seed: int) -> Part:
 
 
 def _holding(method: Part, changed: Callable[[Any], Any]) -> Part:
-    """Return the method with every part that it holds changed."""
+    """Return the method with `changed` applied to its direct parts."""
     changes: dict[str, Any] = {}
     if transforms := getattr(method, "transforms", ()):
         changes["transforms"] = tuple(changed(transform) for transform in transforms)

@@ -1,4 +1,4 @@
-"""PCB-Merging: every parameter's coefficient is what it wins in a competition of the experts."""
+"""PCB-Merging: each parameter is weighted by how it competes with the other experts'."""
 
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
@@ -21,29 +21,29 @@ Variant = Literal["vision", "language"]
 class PCB(MergeMethod):
     """Parameter competition balancing. Needs nothing but weights.
 
-    With c_k the magnitudes |tau_k| clipped at their quantiles and u_k the same moved to [0, 1],
+    With c_k the magnitudes |tau_k| clipped at their quantiles and u_k the same scaled to [0, 1],
     both over all parameters of an expert, a parameter's score is the product of
 
     * how much it matters to its own expert: exp(K u_k^2), and
     * how well the experts agree: sum_j tanh(s_k u_k s_j u_j), s_k = sign tau_k, for "vision";
       tanh(tau_k sum_j tau_j) for "language".
 
-    Each expert's `density` highest scores, moved to [0, 1], are its weights beta_k, the others
-    zero; where the highest are all the same, and positive, they are 1. The update is
-    scale * sum_k beta_k s_k c_k / sum_k beta_k.
+    The weights beta_k are each expert's `density` highest scores, shifted and scaled to [0, 1],
+    and 0 elsewhere; if the highest scores are all equal and positive, they become 1. The update
+    is scale * sum_k beta_k s_k c_k / sum_k beta_k.
 
-    Reference: Du et al. 2024, "Parameter Competition Balancing for Model Merging", as in the code
-    published with it.
+    Reference: Du et al. 2024, "Parameter Competition Balancing for Model Merging", following its
+    published code.
 
     Args:
         density: Fraction r of each expert's parameters that keeps a weight, in [0, 1].
         scale: Factor lambda of the update.
-        variant: How agreement is measured, "vision" or "language", see above.
-        clip: Fraction of the magnitudes that is clipped at either end, in [0, 0.5]; 0 for none.
-        rescale: Move the kept scores to [0, 1], as the code does; False takes them as they are.
+        variant: Measure of agreement, "vision" or "language", see above.
+        clip: Fraction of the magnitudes clipped at either end, in [0, 0.5].
+        rescale: Scale the kept scores to [0, 1], as the published code does.
 
     Raises:
-        InputError: A value is out of its bounds.
+        InputError: A value is out of bounds.
 
     Example:
         >>> experts = {"a": {"w": torch.tensor([3.0, 1.0])}, "b": {"w": torch.tensor([1.0, -2.0])}}
@@ -71,7 +71,7 @@ class PCB(MergeMethod):
         require_choice(("vision", "language"), variant=self.variant)
 
     def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
-        """Find the quantiles of magnitudes, then those of the scores that they lead to."""
+        """Find the quantiles of the magnitudes, then those of the scores."""
         names, total = vectors.names, sum(map(vectors.numel, vectors.names))
         if total == 0 or self.density == 0:
             return lambda span, tile: torch.zeros_like(tile[0])
@@ -92,18 +92,18 @@ class PCB(MergeMethod):
 
 
 class _Contest(NamedTuple):
-    """From task vectors to scores [K, n], given the bounds of magnitudes [K, 1]."""
+    """The map from task vectors to scores [K, n], given bounds of magnitudes [K, 1]."""
 
     variant: Variant
     low: Tensor
     high: Tensor
 
     def clipped(self, tile: Tensor) -> Tensor:
-        """Magnitudes within the bounds, [K, n]."""
+        """Return the magnitudes clipped to the bounds, [K, n]."""
         return tile.abs().clamp_(self.low.to(tile), self.high.to(tile))
 
     def scores(self, span: Span, tile: Tensor) -> Tensor:
-        """See `PCB`; a score's factor exp(-K) cancels later, and prevents overflow."""
+        """Return the scores of `PCB` times exp(-K), which prevents overflow and cancels later."""
         width = (self.high - self.low).to(tile)
         unit = self.clipped(tile).sub_(self.low.to(tile)).div_(width.masked_fill(width == 0, 1))
         agreement = (
@@ -115,7 +115,7 @@ class _Contest(NamedTuple):
 
 
 def _agreement(signed: Tensor) -> Tensor:
-    """sum_j tanh(x_k x_j) of a stack [K, n]; every pair is computed once."""
+    """Return sum_j tanh(x_k x_j) of a stack [K, n]; each pair is computed once."""
     agreement = torch.zeros_like(signed)
     for one, other in combinations_with_replacement(range(len(signed)), 2):
         shared = torch.tanh(signed[one] * signed[other])
@@ -126,7 +126,7 @@ def _agreement(signed: Tensor) -> Tensor:
 
 
 def _weights(scores: Tensor, floor: Tensor, top: Tensor | None) -> Tensor:
-    """Scores [K, n] to weights, given each expert's lowest score that is kept and its highest."""
+    """Return weights from scores [K, n] and the lowest kept and the highest score of each."""
     lowest = floor[:, None].to(scores)
     if top is None:
         return scores.relu() * (scores >= lowest)

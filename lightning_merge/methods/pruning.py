@@ -1,4 +1,4 @@
-"""Simple pruning of task vectors, the controls of LwPTV: by magnitude, by chance, by layer."""
+"""Baselines of LwPTV: pruning task vectors by magnitude, at random or by layer."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -17,13 +17,13 @@ from lightning_merge.methods.lwptv import LwPTV
 class MagnitudePruning(Transform):
     """Magnitude-based weight pruning (MWP) of every task vector. Needs nothing but weights.
 
-    Over all d parameters of an expert the floor(d * prune_ratio) smallest |tau| become zero;
-    what equals the smallest that stays is kept as well.
+    Of all d parameters of an expert, the floor(d * prune_ratio) smallest |tau| become zero, except
+    those equal to the smallest one kept.
 
     Reference: Sanh et al. 2020, "Movement pruning"; a baseline in Zhang et al. 2025, table 3.
 
     Args:
-        prune_ratio: Fraction of the entries that is pruned, in [0, 1].
+        prune_ratio: Fraction of the entries to prune, in [0, 1].
 
     Raises:
         InputError: `prune_ratio` is outside [0, 1].
@@ -60,14 +60,14 @@ class MagnitudePruning(Transform):
 class RandomPruning(Transform):
     """Drop each entry with some probability and leave the others as they are.
 
-    DARE without its rescaling: with the same seed both drop the same entries. Needs nothing but
-    weights.
+    This is DARE without rescaling; with the same seed both drop the same entries. Needs nothing
+    but weights.
 
     Reference: Zhang et al. 2025, "Merging Smarter, Generalizing Better", table 3, "random mask".
 
     Args:
         prune_ratio: Probability of dropping an entry, in [0, 1].
-        seed: Seed of the random numbers, which depend on it, the task and the tensor's name.
+        seed: Seed of the random numbers, which also depend on the task and the tensor's name.
 
     Raises:
         InputError: `prune_ratio` is outside [0, 1].
@@ -102,13 +102,12 @@ class RandomPruning(Transform):
 class AbsolutePruning(Transform):
     """Prune the layers of every task vector whose mean |tau| is small. Needs nothing but weights.
 
-    As LwPTV with the magnitude for a score and a mask for each task: what one task keeps is not
-    kept for the others.
+    This is LwPTV with the magnitude as score and a separate mask for each task.
 
     Reference: Zhang et al. 2025, "Merging Smarter, Generalizing Better", table 3, "absolute value".
 
     Args:
-        prune_ratio: Fraction of the layers that is pruned, in [0, 1].
+        prune_ratio: Fraction of the layers to prune, in [0, 1].
 
     Raises:
         InputError: `prune_ratio` is outside [0, 1].

@@ -1,4 +1,4 @@
-"""RegMean: linear layers merged so that their outputs stay those of the experts."""
+"""RegMean: linear layers merged to reproduce the experts' outputs."""
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -22,9 +22,9 @@ from lightning_merge.methods.base import MergeMethod, Resources, Update
 
 Layers = Literal["all", "linear_modules"]
 BATCH = 32
-"""Inputs that pass through the network at a time."""
+"""Number of inputs that pass through the network at a time."""
 MEMORY = 5 * 2**27
-"""Bytes of the sums of layers that are regressed together, 0.625 GiB; others take another pass."""
+"""Limit in bytes of the sums of layers regressed in one pass, 0.625 GiB."""
 
 
 @dataclass(frozen=True)
@@ -33,31 +33,30 @@ class RegMean(MergeMethod):
 
     The merged layer minimises sum_k ||X_k W^T - X_k W_k^T||^2, X_k [n_k, in] being the layer's
     inputs in expert k on inputs of task k: the update is (sum_k G_k)^-1 sum_k G_k tau_k^T with
-    G_k = X_k^T X_k / n_k, whose entries off the diagonal are multiplied with `reduce` first.
-    Layers are linear ones, all projections of attention, and convolutions, whose inputs are
-    patches; other tensors are averaged. What the inputs do not determine, as with fewer inputs
-    than `in`, is averaged as well: the regression is that of the differences from the average,
-    with 1e-8 of the mean diagonal as a ridge.
+    G_k = X_k^T X_k / n_k, whose off-diagonal entries are first multiplied by `reduce`. It applies
+    to linear layers, all projections of attention, and convolutions, whose inputs are patches;
+    other tensors are averaged. Directions that the inputs do not determine, as with fewer inputs
+    than `in`, are averaged too: the regression is on differences from the average, with a ridge of
+    1e-8 of the mean diagonal.
 
-    Layers that share a weight are one layer, with the inputs of all. Behind transforms the inputs
-    are those of the experts they stand for.
+    Layers that share a weight count as one layer, with the inputs of all. After transforms, the
+    inputs are those of the transformed experts.
 
-    Cost: five readings (behind transforms 3K + 1) and K experts times one forward pass over their
-    own inputs. The sums of a layer are that of its Gram matrices [in, in], half of it, and the
-    right-hand side [in, out], in float64. Where those of all layers take more than 0.625 GiB, they
-    are regressed in rounds, each with passes of its own: two for ViT-B/32. In memory are also two
-    networks and the solved updates.
+    Cost: five readings (3K + 1 with transforms) and, for each expert, one forward pass over its
+    own inputs. The sums of a layer, in float64, are half of its Gram matrix [in, in] and the
+    right-hand side [in, out]. If all layers need more than 0.625 GiB, they are regressed in rounds
+    with separate passes, two for ViT-B/32. Memory also holds two networks and the solved updates.
 
     Reference: Jin et al. 2023, "Dataless Knowledge Fusion by Merging Weights of Language Models".
-    The published code sees modules of type `nn.Linear` only: not the projections of
-    `nn.MultiheadAttention`, no convolution. 0.95 is the factor in use for CLIP.
+    The published code handles only modules of type `nn.Linear`: neither the projections of
+    `nn.MultiheadAttention` nor convolutions. 0.95 is the usual factor for CLIP.
 
     Args:
-        reduce: Factor of the Gram matrices off their diagonal, in [0, 1].
-        layers: "all", or only "linear_modules" as published.
+        reduce: Factor of the off-diagonal entries of Gram matrices, in [0, 1].
+        layers: Layers to regress, "all" or only "linear_modules", as published.
 
     Raises:
-        InputError: A value is out of its bounds.
+        InputError: A value is out of bounds.
 
     Example:
         >>> import torch
@@ -155,7 +154,7 @@ def _groups(networks: ExpertNetworks, names: Sequence[str]) -> Iterator[list[str
 
 
 def regressed(networks: ExpertNetworks, layers: Layers) -> list[str]:
-    """Names of the tensors that may be weights of the layers asked for.
+    """Return the names of tensors that may be weights of the given layers.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(1, 1), nn.LayerNorm(1))
@@ -175,10 +174,10 @@ def regressed(networks: ExpertNetworks, layers: Layers) -> list[str]:
 
 
 def require_found(layers: Collection[str]) -> None:
-    """At least one layer has been found.
+    """Check that at least one layer was found.
 
     Raises:
-        InputError: There is none.
+        InputError: None was found.
 
     Example:
         >>> require_found([])
@@ -195,7 +194,7 @@ def require_found(layers: Collection[str]) -> None:
 
 
 def updates(solved: Mapping[str, Tensor]) -> Update:
-    """Return the function that gives solved updates [numel], and the average of other tensors.
+    """Return the function that looks up solved updates [numel] and averages other tensors.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""RegMean++: RegMean in which every block's inputs come from the blocks merged before it."""
+"""RegMean++: RegMean in which each block's inputs come from the blocks merged before it."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,29 +30,29 @@ Unit = Literal["block", "layer"]
 class RegMeanPlusPlus(MergeMethod):
     """RegMean with the activations of the merged prefix. Needs unlabelled batches of every task.
 
-    Units are merged one after the other in the order in which the network calls them. The
-    inputs of task k pass through the network merged so far up to the next unit; there expert
-    k's unit runs on them, and the inputs X_k of its layers enter the regression of `RegMean`. So
-    layers inside a unit see what the expert's own layers before them in the unit make of them.
-    A unit is a block of a transformer or ResNet, and outside of blocks a single layer. A weight
-    that several units share has no place in that order, and is averaged.
+    Units are merged in the order in which the network calls them. The inputs of task k pass
+    through the units merged so far; expert k's next unit then runs on the result, and the inputs
+    X_k of its layers enter the regression of `RegMean`. Within a unit, layers therefore see the
+    outputs of the expert's own preceding layers. A unit is a block of a transformer or ResNet;
+    outside blocks, each layer is a unit. A weight that several units share is averaged, as it has
+    no place in that order.
 
-    Cost: four readings, and per unit one pass of all inputs up to there: with U units about U / 2
-    forward passes and one more through the experts' units. In memory are one network, and one unit
-    of all experts with its Gram matrices; nothing is kept of the activations.
+    Cost: four readings, and for each unit one pass of all inputs up to it: with U units about
+    U / 2 forward passes and one more through the experts' units. Memory holds one network and one
+    unit of all experts with its Gram matrices; activations are not stored.
 
     Reference: Nguyen et al. 2025, "RegMean++". The published code merges linear layers
-    inside of blocks by regression (`layers="linear_modules"`), averages the embedding, and
-    leaves what comes after the last block as it was in the base; here that is averaged, too.
+    inside blocks by regression (`layers="linear_modules"`), averages the embedding, and leaves
+    everything after the last block at the base; here that is averaged, too.
 
     Args:
-        reduce: Factor of the Gram matrices off their diagonal, in [0, 1].
+        reduce: Factor of the off-diagonal entries of Gram matrices, in [0, 1].
         layers: As in `RegMean`.
-        unit: "block" as published, or "layer": every layer sees the merged prefix itself (attention
-            that is one module counts as one layer).
+        unit: "block" as published, or "layer", with which every layer sees the merged prefix (an
+            attention module counts as one layer).
 
     Raises:
-        InputError: A value is out of its bounds.
+        InputError: A value is out of bounds.
 
     Example:
         >>> import torch
@@ -99,7 +99,7 @@ class RegMeanPlusPlus(MergeMethod):
         return updates(solved)
 
     def _units(self, networks: ExpertNetworks, example: Tensor) -> dict[str, list[str]]:
-        """Modules in the order of their calls, and the weights that are merged in each."""
+        """Return the modules in order of their calls, and the weights merged in each."""
         model = networks.model
         seen: dict[str, None] = {}
         parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -124,7 +124,7 @@ class RegMeanPlusPlus(MergeMethod):
         weights: Sequence[str],
         inputs: Sequence[Tensor],
     ) -> dict[str, Tensor]:
-        """Return the updates of one unit's weights, with the prefix that is merged already."""
+        """Return the updates of one unit's weights, given the merged prefix."""
         prefix = f"{unit}." if unit else ""
         inside = {name: first for name, first in networks.ties.items() if name.startswith(prefix)}
         stacks = networks.stacks(set(inside.values()))
@@ -144,12 +144,12 @@ class RegMeanPlusPlus(MergeMethod):
 
 
 def _begin(vectors: Mapping[str, Tensor], reduce: float, name: str, rows: Rows) -> Regression:
-    """Return the regression of a weight that an expert is the first to use."""
+    """Return an empty regression of a weight."""
     return Regression(vectors[name][0].numel(), rows, reduce)
 
 
 def _owner(weight: str, called: Sequence[str], blocks: set[str]) -> str:
-    """Return the unit of a weight: its block if it is in one, else the innermost module called."""
+    """Return the unit of a weight: its block if any, else the innermost module called."""
     parts = weight.split(".")[:-1]
     above = [".".join(parts[:size]) for size in range(len(parts), -1, -1)]
     inside = [name for name in above if name in blocks and name in called]
@@ -166,7 +166,7 @@ def _run(
     names: Iterable[str],
     visit: Visit,
 ) -> None:
-    """Show the inputs of an expert's unit at what the merged prefix makes of its images."""
+    """Visit the inputs of an expert's unit, run on the merged prefix's output."""
     module, watched = model.get_submodule(unit), {name: own[name] for name in names}
     for part in images.split(BATCH):
         args, kwargs = arguments_of(model, merged, part, unit)

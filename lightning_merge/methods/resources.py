@@ -1,4 +1,4 @@
-"""What methods may use beside weights: a network, unlabelled inputs, heads."""
+"""Resources of methods besides weights: a network, unlabelled inputs, heads."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -17,7 +17,7 @@ Batches = Tensor | Iterable[Tensor]
 
 
 def identity(output: Any) -> Tensor:
-    """Take what the model returns for features.
+    """Return the model's output as features.
 
     Example:
         >>> identity(torch.tensor([1.0, 2.0]))
@@ -27,17 +27,16 @@ def identity(output: Any) -> Tensor:
 
 
 class Resources(NamedTuple):
-    """What a method may use beside the weights; each method says what it needs.
+    """Resources of a method besides the weights; its facts say which it needs.
 
     Attributes:
-        model: The network; its state dict has the names of the weights, or the same ones less a
-            prefix.
-        batches: Unlabelled inputs of the model: a tensor [n, ...], several of them, or either
-            by task.
+        model: The network; its state dict has the names of the weights, perhaps without a prefix.
+        batches: Unlabelled inputs of the model: a tensor [n, ...], several tensors, or either by
+            task.
         heads: Frozen head of every task, from features [n, dim] to logits [n, C].
-        project: From what the model returns to features [n, dim].
+        project: Map from the model's output to features [n, dim].
         scope: Which tensors count in sums, ranks and quantiles: "all", as in published code, or
-            those that an expert has "changed", so that it does not matter what else files hold.
+            those that an expert has "changed", regardless of what else the files hold.
 
     Example:
         >>> batches = {"cars": [torch.ones(1, 1), torch.zeros(1, 1)]}
@@ -59,16 +58,20 @@ class Resources(NamedTuple):
     scope: Scope = "all"
 
     def network(self, method: str) -> nn.Module:
-        """Return the model; an InputError that names the method if there is none."""
+        """Return the model.
+
+        Raises:
+            InputError: There is none; names the method.
+        """
         if self.model is None:
             raise InputError(f"model=None: {method} runs the network; pass model=encoder")
         return self.model
 
     def ties(self, vectors: TaskVectors) -> dict[str, str]:
-        """Names of tensors that are other ones' as well, to the first name of each.
+        """Return a map from each tied tensor's name to the first name of the tensor.
 
-        Those that are equal in the base and all experts, and those that the model ties, even where
-        an expert's file has different copies.
+        Tied are tensors equal in the base and all experts, and tensors that the model shares, even
+        if an expert's file has different copies.
         """
         tied = {} if self.model is None else tied_names(self.model)
         if self.model is None or all(name == first for name, first in tied.items()):
@@ -83,10 +86,10 @@ class Resources(NamedTuple):
     def inputs(self, method: str, tasks: Sequence[str]) -> Tensor:
         """Return the inputs as one tensor [n, ...] of the model's device and floating type.
 
-        Where they are given by task, those of other tasks are left out.
+        Inputs given by task are restricted to `tasks`.
 
         Raises:
-            InputError: There are no batches, or they are empty or no tensors.
+            InputError: There are no batches, or they are empty or not tensors.
         """
         if not isinstance(self.batches, Mapping):
             return self._joined(method, self.batches)
@@ -99,7 +102,7 @@ class Resources(NamedTuple):
         return torch.cat([self._joined(method, self.batches[task]) for task in known])
 
     def task_inputs(self, method: str, tasks: Sequence[str]) -> dict[str, Tensor]:
-        """Return the inputs of every task, as `inputs` gives those of all together.
+        """Return the inputs of each task as a tensor, like `inputs`.
 
         Raises:
             InputError: They are not given by task, or a task has none.
@@ -116,7 +119,11 @@ class Resources(NamedTuple):
         return {task: self._joined(method, self.batches[task]) for task in tasks}
 
     def head(self, method: str, task: str) -> nn.Module:
-        """Return the head of a task; an InputError that names the method if there is none."""
+        """Return the head of a task.
+
+        Raises:
+            InputError: There is none; names the method.
+        """
         if task not in (self.heads or {}):
             raise InputError(
                 f"heads: {method} needs the head of {task!r}; pass heads={{task: head}}"
@@ -124,7 +131,7 @@ class Resources(NamedTuple):
         return self.heads[task]  # type: ignore[index]
 
     def _joined(self, method: str, batches: Batches | None) -> Tensor:
-        """Return some batches as one tensor."""
+        """Concatenate batches into one tensor."""
         given = [batches] if isinstance(batches, Tensor) else list(batches or ())
         if not all(isinstance(batch, Tensor) for batch in given):
             kinds = sorted({type(batch).__name__ for batch in given})

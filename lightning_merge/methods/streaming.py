@@ -17,15 +17,15 @@ from lightning_merge.core.vectors.tiles import Span
 Update = Callable[[Span, Tensor], Tensor]
 """From a span of a tensor and its task vectors [K, n] to the merged update [n].
 
-It may change the task vectors; the result is the caller's to change.
+It may change the task vectors, and the caller may change the result.
 """
 
 
 class Sink(Protocol):
-    """Where merged tensors go, a run of entries at a time.
+    """A destination of merged tensors, written a run of entries at a time.
 
     Attributes:
-        shared: Whether it takes what other processes write, as a file does.
+        shared: Whether several processes can write to it, as to a file.
 
     Example:
         >>> class Printer:
@@ -46,21 +46,21 @@ class Sink(Protocol):
     shared: bool
 
     def write(self, name: str, start: int, values: Tensor) -> None:
-        """Take the flattened tensor's entries from `start` on, [n], in any floating type."""
+        """Write entries [n] of a flattened tensor from `start` on, of any floating type."""
 
     def written(self, name: str, runs: list[tuple[int, int]]) -> None:
-        """Be told which entries [start, stop) of a tensor were written, by any process."""
+        """Note which entries [start, stop) of a tensor any process has written."""
 
 
 class InMemory:
-    """A sink of tensors in memory.
+    """A sink that keeps tensors in memory.
 
     Args:
         layout: Type and shape by name.
         device: Where to keep the tensors.
 
     Attributes:
-        tensors: The result.
+        tensors: Merged tensors by name.
 
     Example:
         >>> sink = InMemory({"w": (torch.float32, (3,))})
@@ -95,14 +95,14 @@ def merge_each(
     ties: Mapping[str, str],
     merged: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Merge every tensor of the base into a sink, several at a time if it takes that.
+    """Merge every tensor of the base into a sink, in several processes if it is shared.
 
     Args:
         vectors: Task vectors.
-        update: What a method's plan has returned.
+        update: What a method's plan returned.
         sink: Where the merged tensors go.
-        ties: Names of tensors to the names of those that they are merged to, see `Resources.ties`.
-        merged: Tensors that are merged already, by name; they are passed on.
+        ties: Name of a tied tensor to the name of the first one, see `Resources.ties`.
+        merged: Tensors merged already, by name; they are only written.
 
     Example:
         >>> vectors = TaskVectors({"w": torch.ones(2)}, {"cars": {"w": torch.tensor([2.0, 4.0])}})
@@ -128,12 +128,15 @@ def merge_each(
 def merge_one(
     vectors: TaskVectors, name: str, update: Update, sink: Sink, to: str | None = None
 ) -> list[tuple[int, int]]:
-    """Write one tensor updated, averaged or copied as its kind asks; say which entries.
+    """Update, average or copy one tensor, depending on its kind, and write it.
 
-    It is written to the given name, by default its own, and rounded by the sink.
+    The tensor is written under the given name, by default its own, and rounded by the sink.
+
+    Returns:
+        The runs of entries [start, stop) that were written.
 
     Raises:
-        InputError: A value is not finite, or gets too large.
+        InputError: A value is not finite, or too large for its type.
 
     Example:
         >>> vectors = TaskVectors({"w": torch.ones(2)}, {"cars": {"w": torch.tensor([2.0, 4.0])}})
@@ -159,10 +162,10 @@ def merge_one(
 
 
 def _check_finite(name: str, merged: Tensor) -> None:
-    """Check that what a method has computed is finite.
+    """Check that merged values are finite.
 
     Raises:
-        InputError: It is not.
+        InputError: A value is not; names the tensor.
     """
     if not bool(merged.isfinite().all()):
         raise InputError(

@@ -1,4 +1,4 @@
-"""Surgery: a small correction of the merged network's features for every task."""
+"""Surgery: a small correction of the merged network's features for each task."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,11 +30,11 @@ from lightning_merge.methods.task_arithmetic import TaskArithmetic
 
 
 class Correction(nn.Module):
-    """z - U relu(D z), which begins as the identity, U being zero.
+    """The map z - U relu(D z), initially the identity, as U is zero.
 
     Args:
         dim: Width of the features z.
-        rank: Width between D and U.
+        rank: Output width of D.
 
     Example:
         >>> correction = Correction(dim=2, rank=1)
@@ -49,7 +49,7 @@ class Correction(nn.Module):
         self.up = skip_init(nn.Linear, rank, dim, bias=False)
 
     def reset(self, generator: torch.Generator) -> None:
-        """Sample D as linear layers do, uniform in +-1 / sqrt(dim); set U to zero."""
+        """Sample D uniformly in +-1 / sqrt(dim), like a linear layer; set U to zero."""
         with torch.no_grad():
             sampled = torch.rand(self.down.weight.shape, generator=generator)
             bound = self.down.in_features**-0.5
@@ -63,14 +63,14 @@ class Correction(nn.Module):
 
 
 class CorrectedNetwork(TaskNetwork):
-    """One merged network, and a correction of its features for each task that it knows.
+    """A merged network with a correction of its features for each known task.
 
     Args:
         model: Architecture of the merged network.
-        project: From what it returns to features.
+        project: Map from its output to features.
         tasks: Names of the tasks.
         dim: Width of the features.
-        rank: Of the corrections.
+        rank: Rank of the corrections.
 
     Example:
         >>> model, tasks = nn.Linear(4, 4), ["a", "b"]
@@ -104,28 +104,28 @@ class CorrectedNetwork(TaskNetwork):
 
 @dataclass(frozen=True)
 class Surgery(NetworkMethod):
-    """Correct a merged network's features: z - U_k relu(D_k z) for task k. Needs its name.
+    """Correct a merged network's features: z - U_k relu(D_k z) for task k. Needs the task's name.
 
     D_k [rank, dim] and U_k [dim, rank] minimise the mean |z - U_k relu(D_k z) - z_k| over
-    unlabelled held-out images of task k, z_k being its expert's features. The features are
-    computed once; then there are no more images to be seen. The paper learns on the unlabelled
-    test images. Transforms come before the method's own.
+    unlabelled held-out images of task k, where z_k are its expert's features. Features are computed
+    once, before learning. The paper learns on the unlabelled test images. Transforms precede the
+    wrapped method's own.
 
     Reference: Yang et al. 2024, "Representation surgery for multi-task model merging", with the
-    published code's 1000 steps of Adam. There U starts at random; here at zero, so that without a
-    step the merged network is unchanged. BatchNorm statistics are measured before the features.
+    published code's 1000 steps of Adam. There U starts at random, here at zero, so that zero steps
+    leave the merged network unchanged. BatchNorm statistics are measured before the features.
 
     Args:
-        method: Makes the merged network.
-        rank: Of the corrections.
-        steps: Of Adam, for each task.
-        learning_rate: Of Adam.
+        method: Method that merges the weights.
+        rank: Rank of the corrections.
+        steps: Steps of Adam for each task.
+        learning_rate: Learning rate of Adam.
         batch_size: Images per step.
-        seed: Of D and of the order of the images.
+        seed: Seed of D and of the order of the images.
 
     Raises:
-        InputError: A value is out of its bounds, the method makes a network, or (when it is
-            called) what was learned is not finite.
+        InputError: A value is out of bounds, the method returns a network, or (when called)
+            learned weights are not finite.
 
     Example:
         >>> model = nn.Linear(1, 1, bias=False)
@@ -163,7 +163,7 @@ class Surgery(NetworkMethod):
             )
 
     def requirements(self) -> Facts:
-        """Its own and those of the method."""
+        """Return the facts, combined with those of the wrapped method."""
         own, inner = self.facts, self.method.requirements()
         return replace(
             own,
@@ -181,7 +181,7 @@ class Surgery(NetworkMethod):
         given: Resources,
         recalibrate: Recalibrate,
     ) -> CorrectedNetwork:
-        """Merge, and correct the features of one task after the other."""
+        """Merge, then learn the correction of each task in turn."""
         model, images = given.network("Surgery"), given.task_inputs("Surgery", tuple(experts))
         method = with_transforms(self.method, self.transforms)
         merged = own_names(model, method.merge(base, experts, given))
@@ -197,7 +197,7 @@ class Surgery(NetworkMethod):
 
     @torch.enable_grad()
     def _fit(self, task: str, correction: nn.Module, inputs: Tensor, targets: Tensor) -> None:
-        """Bring corrected features [n, dim] near to the expert's."""
+        """Fit corrected features [n, dim] to the expert's."""
         assert isinstance(correction, Correction)
         generator = generator_for(self.seed, "surgery", task)
         correction.reset(generator)
@@ -212,5 +212,5 @@ class Surgery(NetworkMethod):
         check_learned(correction, self.learning_rate)
 
     def origin(self) -> Origin:
-        """Return what the method that merges has learned elsewhere."""
+        """Return what the wrapped method learned before merging."""
         return self.method.origin()

@@ -16,7 +16,7 @@ class TaskArithmetic(MergeMethod):
     Reference: Ilharco et al. 2023, "Editing models with task arithmetic".
 
     Args:
-        scale: Factor of the summed task vectors; 1/K makes it the average.
+        scale: Factor of the summed task vectors; 1/K gives the average.
 
     Raises:
         InputError: The scale is not finite.
@@ -36,5 +36,5 @@ class TaskArithmetic(MergeMethod):
         require_finite(scale=self.scale)
 
     def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
-        """Sum every tensor's task vectors."""
+        """Return the function that sums task vectors."""
         return lambda span, tile: sum_tasks(tile).mul_(self.scale)

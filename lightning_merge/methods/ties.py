@@ -1,4 +1,4 @@
-"""TIES: trim, elect sign, merge what agrees."""
+"""TIES: trim, elect signs, merge the entries that agree."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,20 +22,21 @@ TrimScope = Literal["global", "per_tensor"]
 class Ties(MergeMethod):
     """Trim, elect sign, disjoint merge. Needs nothing but weights.
 
-    Every expert keeps its largest magnitudes; an entry's sign is that of its summed mass
-    (where the mass is exactly zero, the majority sign of the whole vector); the update is
-    scale * mean (or sum) over the experts whose sign agrees, zeros excluded.
+    Every expert keeps its largest magnitudes, those that reach the (d - floor(d * density))-th
+    smallest of d. An entry's sign is that of the sum over experts (if the sum is exactly zero, the
+    majority sign of the whole vector). The update is scale * mean (or sum) over the experts whose
+    sign agrees, zeros excluded.
 
     Reference: Yadav et al. 2023, "TIES-Merging".
 
     Args:
-        density: Fraction of each expert's entries that is kept, in [0, 1].
-        scale: Factor of the update; 1 with the mean, 0.3 with the sum are usual.
+        density: Fraction of each expert's entries to keep, in [0, 1].
+        scale: Factor of the update; usually 1 with the mean and 0.3 with the sum.
         combine: Disjoint "mean" or "sum".
         trim: "global" ranks all parameters of an expert together, "per_tensor" each tensor.
 
     Raises:
-        InputError: A value is out of its bounds.
+        InputError: A value is out of bounds.
 
     Example:
         >>> import torch
@@ -58,7 +59,7 @@ class Ties(MergeMethod):
         require_choice(("global", "per_tensor"), trim=self.trim)
 
     def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
-        """Find the global thresholds; the majority sign only when some mass is zero."""
+        """Find the global thresholds; the majority sign is computed only if a sum is zero."""
         trim = trimming(vectors, self.density, self.trim)
         elect = _electing(vectors, trim)
 
@@ -71,17 +72,17 @@ class Ties(MergeMethod):
 
 @dataclass(frozen=True)
 class TrimAndElect(Transform):
-    """The first two steps of TIES as a transform: trim, then keep what has the elected sign.
+    """The first two steps of TIES as a transform: trim, then keep entries of the elected sign.
 
-    Their sum is the disjoint sum of TIES. In front of AdaMerging it makes AdaMerging++ (Yang et
-    al. 2024, section 3.2). Needs nothing but weights.
+    The sum of the result is the disjoint sum of TIES. Before AdaMerging it gives AdaMerging++
+    (Yang et al. 2024, section 3.2). Needs nothing but weights.
 
     Args:
         density: Fraction of each expert's entries that the trim keeps, in [0, 1].
         trim: "global" ranks all parameters of an expert together, "per_tensor" each tensor.
 
     Raises:
-        InputError: A value is out of its bounds.
+        InputError: A value is out of bounds.
 
     Example:
         >>> import torch
@@ -102,7 +103,7 @@ class TrimAndElect(Transform):
         require_choice(("global", "per_tensor"), trim=self.trim)
 
     def __call__(self, vectors: TaskVectors) -> TaskVectors:
-        """Return the trimmed task vectors without the entries of the other sign."""
+        """Return the trimmed task vectors without entries of the opposite sign."""
         trim = trimming(vectors, self.density, self.trim)
         elect = _electing(vectors, trim)
 
@@ -117,7 +118,7 @@ class TrimAndElect(Transform):
 def _electing(vectors: TaskVectors, trim: TileMap) -> Callable[[Tensor], Tensor]:
     """Return the map from a trimmed tile [K, n] to the elected signs [n].
 
-    The majority sign of all trimmed vectors is looked for when some mass cancels exactly.
+    The majority sign of all trimmed vectors is computed only if entries cancel exactly.
     """
     majority = cache(lambda: majority_sign(vectors.map(trim)))
 
@@ -132,7 +133,7 @@ def _electing(vectors: TaskVectors, trim: TileMap) -> Callable[[Tensor], Tensor]
 
 
 def trimming(vectors: TaskVectors, density: float, scope: TrimScope) -> TileMap:
-    """Return the trim of one scope: a global one reads all task vectors to find its thresholds.
+    """Return the trim of a scope; a global one reads all task vectors for its thresholds.
 
     Example:
         >>> import torch

@@ -16,21 +16,21 @@ class TSVM(ByMatrix):
     """Task singular vectors, whitened and added. Needs nothing but weights.
 
     Of each expert's update [out, rest] = U_k S_k V_k^T the largest floor(min(out, rest) / K)
-    triplets are kept, at least one. Beside each other, U = [U_1 ... U_K] and V = [V_1 ... V_K]
+    triplets are kept, at least one. The concatenations U = [U_1 ... U_K] and V = [V_1 ... V_K]
     are replaced by the nearest matrices with orthonormal columns (orthogonal Procrustes), so that
-    tasks no longer interfere; the update is scale * U S V^T. Tensors that are no matrices are
+    tasks no longer interfere; the update is scale * U S V^T. Tensors other than matrices are
     averaged, times scale.
 
-    Where columns of different experts coincide, the nearest matrix is not unique; the part that
-    is not determined is left out, so that K copies of one expert merge to its largest triplets.
-    Cost: 1 eigenvalue problem of size min(out, rest) per expert and tensor, and 2 for all.
+    If columns of different experts coincide, the nearest matrix is not unique; the undetermined
+    part is left out, so K copies of one expert merge to its largest triplets.
+    Cost per tensor: 1 eigenvalue problem of size min(out, rest) for each expert and 2 for all.
 
     Reference: Gargiulo et al. 2025, "Task Singular Vectors", Algorithm 1. The published code
     averages convolutions (`convolutions="average"`) and the text projection.
 
     Args:
         scale: Factor of the update.
-        convolutions: A convolution's weight is a "matrix" [out, rest], or one takes the "average".
+        convolutions: Treat a convolution's weight as a "matrix" [out, rest], or "average" it.
 
     Raises:
         InputError: The scale is not finite, or `convolutions` unknown.

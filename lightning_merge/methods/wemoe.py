@@ -1,4 +1,4 @@
-"""WEMoE: the MLPs' task vectors are mixed anew for every input, by routers."""
+"""WEMoE: routers mix the MLPs' task vectors for each input."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -38,14 +38,14 @@ from lightning_merge.methods.task_arithmetic import TaskArithmetic
 class RoutedMLP(nn.Module):
     """An MLP with weights theta_0 + sum_k r_k(x) tau_k for each sample x.
 
-    r(x) [K] is the mean over the sample's tokens of W_2 relu(W_1 t + b_1) + b_2, in float32
-    whatever the MLP is in: it is learned, and Adam's steps are too small for half precision.
+    r(x) [K] is the mean over the sample's tokens of W_2 relu(W_1 t + b_1) + b_2, always in float32
+    or wider, as Adam's steps are too small for half precision.
 
     Args:
-        mlp: The base's.
-        width: Of the tokens.
+        mlp: MLP of the base.
+        width: Width of the tokens.
         experts: Number of task vectors, K.
-        batch_dim: Dimension of the input that counts samples.
+        batch_dim: Dimension of the input that indexes samples.
 
     Example:
         >>> mlp = RoutedMLP(nn.Linear(1, 1, bias=False), width=1, experts=2)
@@ -76,23 +76,23 @@ class RoutedMLP(nn.Module):
             layer.bias.fill_(bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Map tokens [..., width] of samples to others.
+        """Return the MLP's output for the tokens [..., width] of samples.
 
-        As many samples at a time as there are experts: their weights take no more memory than the
-        task vectors, which are read once for all of them.
+        Samples are processed K at a time, so that their weights take no more memory than the task
+        vectors.
         """
         samples = tokens.movedim(self.batch_dim, 0).split(len(self.vectors))
         return torch.cat([self._recomputed(some) for some in samples]).movedim(0, self.batch_dim)
 
     def _recomputed(self, samples: Tensor) -> Tensor:
-        """Keep no sample's weights for the backward pass, which makes them again."""
+        """Run `_routed`, recomputing the samples' weights in the backward pass."""
         if not torch.is_grad_enabled():
             return self._routed(samples)
         out: Tensor = checkpoint(self._routed, samples, use_reentrant=False)
         return out
 
     def _routed(self, samples: Tensor) -> Tensor:
-        """Merge for every one of samples [n, ..., width] and map it."""
+        """Merge the MLP for each of the samples [n, ..., width] and apply it."""
         tokens = samples.to(self.gate[0].weight.dtype)  # type: ignore[union-attr,arg-type]
         weights = self.gate(tokens).flatten(1, -2).mean(1)
         with torch.autocast(samples.device.type, enabled=False):
@@ -108,14 +108,14 @@ class RoutedMLP(nn.Module):
 
 
 class RoutedNetwork(TaskNetwork):
-    """A merged network with routed MLPs; the images tell it enough about the task.
+    """A merged network with routed MLPs, which needs no task name.
 
     Args:
         model: Architecture of the merged network.
-        project: From what it returns to features.
+        project: Map from its output to features.
         experts: Number of task vectors, K.
-        blocks: Name of each MLP to the width and the number of an image's tokens.
-        batch_dim: Dimension of the MLPs' inputs that counts images.
+        blocks: Name of each MLP to the width and number of an image's tokens.
+        batch_dim: Dimension of the MLPs' inputs that indexes images.
 
     Example:
         >>> from collections import OrderedDict
@@ -152,9 +152,9 @@ class RoutedNetwork(TaskNetwork):
 
     @property
     def inference_cost(self) -> float:  # type: ignore[override]
-        """Multiplications by weights in relation to one pass, which takes d per token.
+        """Multiplications by weights relative to one pass, which takes d per token.
 
-        The routers add theirs per token, and merging K entries per MLP's parameter and image.
+        Routers add theirs per token; merging adds K per parameter of an MLP and image.
         """
         tokens = max(tokens for _, tokens in self.blocks.values())
         more = 0
@@ -175,27 +175,27 @@ class WEMoE(NetworkMethod):
 
     All other tensors are merged by task arithmetic. A router r in front of every MLP is learned
     by minimising the mean entropy of the predictions on unlabelled held-out images of every task
-    (the paper takes the test images); all else is frozen. It needs no task's name.
+    (the paper uses the test images); all else is frozen. It needs no task name.
 
-    MLPs are modules `mlp` of numbered blocks with two linear layers or more: `resblocks.N.mlp` of
-    open_clip, `blocks.N.mlp` of timm, `layers.N.mlp` of transformers. Those that images do not go
-    through, such as a text tower's, are merged as all other tensors. BatchNorm layers elsewhere
+    MLPs are modules `mlp` of numbered blocks with at least two linear layers: `resblocks.N.mlp` of
+    open_clip, `blocks.N.mlp` of timm, `layers.N.mlp` of transformers. MLPs that images do not pass
+    through, such as a text tower's, are merged like all other tensors. BatchNorm layers elsewhere
     have the statistics of the network merged by task arithmetic.
 
     Reference: Tang et al. 2024, "Merging multi-task models via weight-ensembling mixture of
     experts", with the routers of two layers and the learning rate of FusionBench's code.
 
     Args:
-        scale: Of task arithmetic, outside of the MLPs.
-        prior: What every router gives before learning.
-        steps: Of Adam.
-        learning_rate: Of Adam.
+        scale: Factor of task arithmetic, outside the MLPs.
+        prior: Initial output of every router.
+        steps: Steps of Adam.
+        learning_rate: Learning rate of Adam.
         batch_size: Images of each task per step.
-        seed: Of the routers' weights and the order of the images.
+        seed: Seed of the routers' weights and of the order of the images.
 
     Raises:
-        InputError: A value is out of its bounds, the model has no such MLP, or what was learned is
-            not finite.
+        InputError: A value is out of bounds, the model has no such MLP, or learned weights are not
+            finite.
 
     Example:
         >>> from collections import OrderedDict
@@ -229,7 +229,11 @@ class WEMoE(NetworkMethod):
         check_learning(self.steps, self.learning_rate, self.batch_size)
 
     def check(self, model: nn.Module) -> None:
-        """Check that there are MLPs to route."""
+        """Check that there are MLPs to route.
+
+        Raises:
+            InputError: There are none.
+        """
         if not _mlp_names(model):
             raise InputError(
                 f"model={type(model).__name__}: WEMoE routes MLPs of Transformer blocks, such as "
@@ -243,7 +247,7 @@ class WEMoE(NetworkMethod):
         given: Resources,
         recalibrate: Recalibrate,
     ) -> RoutedNetwork:
-        """Merge, put routers in front of the MLPs, and learn them."""
+        """Merge, add a router before each MLP, and train the routers."""
         model, images = given.network("WEMoE"), given.task_inputs("WEMoE", tuple(experts))
         heads = {task: given.head("WEMoE", task) for task in experts}
         blocks, batch_dim = find_mlps(model, next(iter(images.values()))[:1])
@@ -272,7 +276,7 @@ class WEMoE(NetworkMethod):
         images: Mapping[str, Tensor],
         heads: Mapping[str, nn.Module],
     ) -> None:
-        """Learn the routers, one task's images at a time within a step."""
+        """Train the routers, accumulating the gradients of all tasks in each step."""
         gates = nn.ModuleList(mlp.gate for _, mlp in network.routed()).requires_grad_(True)
         learned = [*gates.parameters()]
         optimizer = torch.optim.Adam(learned, self.learning_rate)
@@ -292,7 +296,7 @@ class WEMoE(NetworkMethod):
 
 
 def _mlp_names(model: nn.Module) -> list[str]:
-    """Return the MLPs of numbered blocks: modules `N.mlp` that have two linear layers or more."""
+    """Return the MLPs of numbered blocks: modules `N.mlp` with at least two linear layers."""
     return [
         name
         for name, module in model.named_modules()
@@ -303,19 +307,19 @@ def _mlp_names(model: nn.Module) -> list[str]:
 
 @torch.no_grad()
 def find_mlps(model: nn.Module, image: Tensor) -> tuple[dict[str, tuple[int, int]], int]:
-    """Find what routers of the MLPs have to know: sizes of their inputs, and their order.
+    """Find the shapes of the MLPs' inputs.
 
     Args:
-        model: A network that has such MLPs; it comes back unchanged.
-        image: An input that it takes, [1, ...].
+        model: A network with such MLPs; it is left unchanged.
+        image: An input of the network, [1, ...].
 
     Returns:
-        Name of each MLP that is called to the width and number of an image's tokens, and which
-        dimension of the MLPs' inputs counts images.
+        Name of each MLP called to the width and number of an image's tokens; and the dimension of
+        the MLPs' inputs that indexes images.
 
     Raises:
-        InputError: No MLP is called, one is called several times, or images cannot be told apart
-            in what goes into one.
+        InputError: No MLP is called, one is called several times, or no dimension of its input
+            indexes images.
 
     Example:
         >>> from collections import OrderedDict
@@ -345,7 +349,7 @@ def find_mlps(model: nn.Module, image: Tensor) -> tuple[dict[str, tuple[int, int
 
 
 def _inputs(network: nn.Module, images: Tensor) -> dict[str, list[torch.Size]]:
-    """Shapes that every MLP is called with, in order; none for what is not one tensor."""
+    """Return the shapes each MLP is called with, in order; empty if not a single tensor."""
     shapes: dict[str, list[torch.Size]] = {}
 
     def note(name: str, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
@@ -358,7 +362,7 @@ def _inputs(network: nn.Module, images: Tensor) -> dict[str, list[torch.Size]]:
 
 
 def _batch_dim(one: torch.Size, two: torch.Size) -> int | None:
-    """Return the only dimension, before the last, that counts one image here and two there."""
+    """Return the only dimension before the last that is 1 for one image and 2 for two."""
     counting = [i for i, sizes in enumerate(zip(one, two, strict=False)) if sizes[0] != sizes[1]]
     if len(counting) != 1 or len(one) < 2:
         return None

@@ -1,4 +1,4 @@
-"""WiSE-FT: go only a part of the way from the base to each expert."""
+"""WiSE-FT: interpolate between the base and each expert."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,10 +11,10 @@ from lightning_merge.methods.base import Transform
 
 @dataclass(frozen=True)
 class WiSEFT(Transform):
-    """Replace every expert by theta_0 + alpha tau_k. Needs nothing else.
+    """Replace every expert by theta_0 + alpha tau_k. Needs nothing but weights.
 
-    Before a method that is linear it is nothing but another scale; it matters for one expert
-    alone, and in front of what depends on the size of task vectors.
+    Before a linear method this only changes the scale; it matters for a single expert and before
+    methods that depend on the size of task vectors.
 
     Reference: Wortsman et al. 2022, "Robust fine-tuning of zero-shot models".
 
