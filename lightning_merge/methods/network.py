@@ -31,7 +31,7 @@ ENCODED = 64
 
 
 class Recalibrate(Protocol):
-    """Gives weights the BatchNorm statistics of a task's images, or of all tasks' together.
+    """A function that measures BatchNorm statistics on images of one task or of all.
 
     Example:
         >>> class Reset:
@@ -47,7 +47,7 @@ class Recalibrate(Protocol):
 
 
 def keep_statistics(weights: Weights, task: str | None = None) -> Weights:
-    """Leave the statistics alone.
+    """Return the weights unchanged.
 
     Example:
         >>> keep_statistics({"bn.running_mean": torch.tensor([3.0])}, "cars")
@@ -197,7 +197,7 @@ class NetworkMethod(Method):
 
 
 def own_names(model: nn.Module, weights: Weights) -> dict[str, Tensor]:
-    """Return the weights under the names of the model's state dict, and no others.
+    """Return the weights of the model's state dict, under its names.
 
     Example:
         >>> own_names(nn.Linear(1, 1, bias=False), {"encoder.fc.weight": torch.ones(1, 1)})

@@ -1,4 +1,4 @@
-"""Encoders and classification heads; the libraries behind them are imported when one is built."""
+"""Encoders and classification heads; their libraries are imported only when one is built."""
 
 from lightning_merge.core.subclasses import concrete
 from lightning_merge.models.encoder import Encoder
@@ -42,7 +42,7 @@ __all__ = [
 
 
 def encoders() -> dict[str, str]:
-    """Return the name of every encoder class known so far, with the first line of its docstring.
+    """Return the names of all known encoder classes, with the first line of their docstrings.
 
     Example:
         >>> encoders()["MiniViT"]

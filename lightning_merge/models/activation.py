@@ -1,4 +1,4 @@
-"""Whether weights and model have the same activation, where two models have the same tensors."""
+"""Activations of models, which weights alone do not tell: GELU or QuickGELU."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _WORDS = {"quick_gelu": "QuickGELU", "gelu": "GELU"}
 
 @dataclass(frozen=True)
 class Activation:
-    """What a model computes between the two layers of a block.
+    """The activation of a model, between the two layers of an MLP.
 
     Attributes:
-        kind: ``quick_gelu``, ``gelu``, or what else transformers calls one.
-        model: What chooses the model, such as ``name='ViT-B-32'``.
-        other: What would choose the model that differs in it alone; nothing if there is none.
-        settle: How to say which one the weights need; nothing where it is said.
+        kind: ``quick_gelu``, ``gelu`` or another name that transformers uses.
+        model: Argument that selects the model, such as ``name='ViT-B-32'``.
+        other: Argument that selects the model with the other activation; empty if there is none.
+        settle: How to specify the activation of the weights; empty if it is known.
 
     Example:
         >>> import torch
@@ -42,10 +42,10 @@ class Activation:
     settle: str = ""
 
     def check(self, source: str | Path) -> None:
-        """Compare with what a checkpoint says; warn where nothing says which one it needs.
+        """Compare with the activation that a checkpoint records; warn if it is unknown.
 
         Raises:
-            InputError: If it says that it was trained with another activation.
+            InputError: The checkpoint was trained with another activation.
         """
         own, told = _WORDS.get(self.kind, self.kind), activation_of(source)
         if told is not None and told != self.kind:
@@ -63,7 +63,7 @@ class Activation:
 
 
 def activation_in(module: nn.Module) -> str | None:
-    """Return the activation of a network's modules, if it is one of the two.
+    """Return the activation of a network's modules if it is GELU or QuickGELU.
 
     Example:
         >>> activation_in(nn.Sequential(nn.Linear(2, 2), nn.GELU()))

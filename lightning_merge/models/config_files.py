@@ -1,4 +1,4 @@
-"""JSON files that describe a model: every field is checked, and what is wrong is named."""
+"""JSON files that describe a model: fields are checked, and errors name the wrong one."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any
 from lightning_merge.core.errors import InputError
 
 Colours = tuple[float, float, float]
-_MOST_PIXELS = 16384  # along a side; more is a slip of the pen
+_MOST_PIXELS = 16384  # along a side; more must be a typing error
 
 
 @dataclass(frozen=True)
 class Fields:
-    """The fields of a file; null, and what is not there, stands for a default.
+    """The fields of a file; null and missing fields stand for defaults.
 
     Attributes:
-        file: Name of the file, for messages.
-        values: Name of a field to its value.
+        file: Name of the file, used in messages.
+        values: Values by name of the field.
 
     Example:
         >>> fields = Fields("config.json", {"image_size": [224, 224], "patch_size": 0})
@@ -38,16 +38,16 @@ class Fields:
     values: Mapping[str, Any]
 
     def get(self, key: str, default: Any) -> Any:
-        """Return a field as it is."""
+        """Return a field unchecked."""
         value = self.values.get(key)
         return default if value is None else value
 
     def wrong(self, key: str, remedy: str) -> InputError:
-        """Return the error for a field: file, name, value, and what to do."""
+        """Return the error for a field: file, name, value and remedy."""
         return InputError(f"{self.file}: {key}={self.values.get(key)!r}: {remedy}")
 
     def flag(self, key: str, default: bool) -> bool:
-        """Return a truth value; null is none, as libraries take it for false."""
+        """Return a bool; null is an error, since libraries take it as false."""
         if not isinstance(value := self.values.get(key, default), bool):
             raise self.wrong(key, "give true or false")
         return value
@@ -84,10 +84,10 @@ class Fields:
         return red, green, blue
 
     def part(self, key: str) -> Fields:
-        """Return the fields within a field; none where it is null.
+        """Return the fields of a nested mapping; empty if it is null.
 
         Raises:
-            InputError: If it has no fields.
+            InputError: The value is not a mapping.
         """
         if not isinstance(value := self.get(key, {}), Mapping):
             raise self.wrong(key, "give fields by name, {...}")
@@ -95,7 +95,7 @@ class Fields:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite number, and no truth value.
+    """Return whether a value is a finite number and not a bool.
 
     Example:
         >>> is_number(3), is_number(True), is_number(math.nan)
@@ -112,7 +112,7 @@ def read_fields(file: Path) -> Fields:
     """Read a JSON file.
 
     Raises:
-        InputError: If it cannot be read, is no JSON, or has no fields.
+        InputError: The file cannot be read, is not JSON, or does not hold a mapping.
 
     Example:
         >>> file = Path("config.json")

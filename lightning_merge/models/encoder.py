@@ -1,4 +1,4 @@
-"""The one shape of every image encoder: a backbone, its preprocessing, its feature width."""
+"""The interface of image encoders: a backbone, its preprocessing and the feature width."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ class Encoder(nn.Module):
     """An image encoder whose backbone is what gets merged.
 
     The names in ``backbone.state_dict()`` are the names of checkpoints, task vectors and
-    coefficients. A subclass builds its backbone and hands it to this constructor.
+    coefficients. A subclass builds its backbone and passes it to this constructor.
 
-    The encoder starts in eval mode. BatchNorm layers stay there even while training, so that
-    all experts share the statistics of their base, unless ``update_statistics`` is set (as
-    pretraining from scratch needs).
+    The encoder starts in eval mode. BatchNorm layers stay in it even during training, so that all
+    experts share the statistics of their base, unless ``update_statistics`` is set (needed for
+    pretraining from scratch).
 
     Args:
         backbone: Maps normalised float images [n, 3, s, s] to features [n, dim].
-        preprocess: How images are made for it.
+        preprocess: Preprocessing of its images.
         dim: Width of the features.
 
     Attributes:
-        reads: Names of the constructor's options that may name files to read, folders of them, or
-            repositories of the Hub; a subclass says its own.
-        spare: What files of another library lack that have the same tower, by name.
-        activation: That of the backbone, where weights do not tell which of two they need.
+        reads: Names of the constructor's options that may name files, folders or repositories of
+            the Hub; subclasses override it.
+        spare: Tensors that files of another library lack for the same tower, by name.
+        activation: Activation of the backbone, if weights alone do not determine it.
 
     Example:
         >>> import torch
@@ -68,22 +68,22 @@ class Encoder(nn.Module):
     def functional(self, state: Mapping[str, Tensor], images: Tensor) -> Tensor:
         """Return the features with the backbone's tensors replaced by ``state``.
 
-        Gradients flow into ``state``; the encoder itself is left alone. Only where
-        ``update_statistics`` is set does training mode write new statistics into ``state``.
+        Gradients flow into ``state``; the encoder itself is unchanged. In training mode, new
+        statistics are written into ``state`` only if ``update_statistics`` is set.
 
         Args:
-            state: A tensor for exactly each name of ``backbone.state_dict()``.
+            state: Tensors under exactly the names of ``backbone.state_dict()``.
             images: Normalised float images [n, 3, s, s].
 
         Raises:
-            RuntimeError: If a name is missing or unknown.
+            RuntimeError: A name is missing or unknown.
         """
         tensors = {**self._constants(), **state}
         pooled = functional_call(self.backbone, tensors, (images,), strict=True, tie_weights=False)
         return self.project(pooled)
 
     def project(self, pooled: Tensor) -> Tensor:
-        """Turn what the backbone returns into features; the identity unless overridden."""
+        """Map the backbone's output to features; the identity unless overridden."""
         return pooled
 
     def train(self, mode: bool = True) -> Encoder:
@@ -98,8 +98,8 @@ class Encoder(nn.Module):
     def load(self, source: CheckpointLike) -> Encoder:
         """Load the backbone's weights, all of them and no others.
 
-        A file may hold more than the backbone - a text tower, a classifier - under other names.
-        Those of a CLIP may be open_clip's (and OpenAI's) or transformers'.
+        A file may also hold other modules, such as a text tower or a classifier. The names of a
+        CLIP may be those of open_clip (and OpenAI) or transformers.
 
         Args:
             source: A checkpoint file or folder, or a mapping from names to tensors.
@@ -108,20 +108,20 @@ class Encoder(nn.Module):
             This encoder.
 
         Raises:
-            InputError: If the file cannot be read, or holds another architecture; the message
-                lists the tensors that are missing, left over or of another shape.
+            InputError: The file cannot be read or holds another architecture; the message lists
+                tensors that are missing, left over or of another shape.
         """
         self.backbone.load_state_dict(self.fitting(source))
         return self
 
     def fitting(self, source: CheckpointLike) -> Checkpoint:
-        """Return the weights that `load` would load, under the names of the backbone, unread.
+        """Return the weights that `load` would load, lazily, under the backbone's names.
 
         Args:
-            source: As in `load`.
+            source: See `load`.
 
         Raises:
-            InputError: As `load`.
+            InputError: See `load`.
         """
         if self.activation is not None and not isinstance(source, Mapping):
             self.activation.check(source)
@@ -129,10 +129,10 @@ class Encoder(nn.Module):
 
     @classmethod
     def files(cls, options: Mapping[str, Any]) -> list[str]:
-        """Return the files, folders and repositories that an encoder of these options reads.
+        """Return the files, folders and repositories that an encoder with these options reads.
 
         Args:
-            options: Of the constructor, by name.
+            options: Options of the constructor by name.
 
         Example:
             >>> from lightning_merge.models import MiniViT
@@ -144,11 +144,11 @@ class Encoder(nn.Module):
 
     @property
     def described(self) -> dict[str, str]:
-        """What metadata of the backbone's weights say of the network."""
+        """Metadata that describes the network, saved with the backbone's weights."""
         return {} if self.activation is None else {KEY: self.activation.kind}
 
     def _constants(self) -> dict[str, Tensor]:
-        """Return the backbone's buffers that no checkpoint holds, such as position indices."""
+        """Return the backbone's non-persistent buffers, such as position indices."""
         persistent = set(self.backbone.state_dict())
         buffers = self.backbone.named_buffers()
         return {name: buffer for name, buffer in buffers if name not in persistent}

@@ -20,27 +20,27 @@ from lightning_merge.models.preprocess import Preprocess
 
 
 class OpenClipEncoder(Encoder):
-    """Visual tower of any open_clip model; the text tower is not kept.
+    """Visual tower of any open_clip model; the text tower is dropped.
 
-    Features are the image embeddings that zero-shot text heads are compared with. OpenAI's
-    weights, and all experts fine-tuned from them, need a ``-quickgelu`` model.
+    Features are the image embeddings that zero-shot heads compare with text embeddings. OpenAI's
+    weights and all experts fine-tuned from them need a ``-quickgelu`` model.
 
     Args:
         name: Model, such as ViT-B-32-quickgelu, ViT-B-16, ViT-L-14 or ViT-H-14.
         pretrained: Tag of published weights, such as openai or laion2b_s34b_b79k; none if empty.
-        weights: File of weights, of the tower or of the whole model, under open_clip's names or
-            transformers'. ``pretrained`` beside it only tells which weights they were fine-tuned
-            from: it settles the preprocessing and the check of the activation, and nothing is
-            downloaded. Vision towers of transformers, which come without the projection, can be
-            loaded into the encoder afterwards; they get that of these weights.
+        weights: File of weights, of the tower or of the whole model, under the names of open_clip
+            or transformers. If given, ``pretrained`` only tells which weights these were fine-tuned
+            from, for the preprocessing and the check of the activation; nothing is downloaded.
+            Vision towers of transformers, which lack the projection, can be loaded into the
+            encoder afterwards and get the projection of these weights.
 
     Raises:
-        InputError: If the name or the tag is unknown, the tag's weights or the file's need the
-            other activation, they cannot be had, or the file fits another architecture.
+        InputError: The name or tag is unknown, the weights need the other activation, cannot be
+            loaded or fit another architecture.
 
     Warns:
-        InputWarning: If there is a model with the other activation, and neither a tag nor a file
-            says which one the weights were trained with.
+        InputWarning: A model with the other activation exists, and neither a tag nor a file tells
+            which one the weights were trained with.
 
     Example:
         >>> OpenClipEncoder("ViT-B-23")
@@ -59,7 +59,7 @@ class OpenClipEncoder(Encoder):
         import open_clip
 
         if weights is not None:
-            open_checkpoint(weights)  # a missing file shows before a large tower is built
+            open_checkpoint(weights)  # report a missing file before building a large tower
         pretrained = pretrained or None  # the command line cannot give null
         visual = create_clip(name, pretrained, download=weights is None).visual
         if getattr(visual, "output_tokens", False):  # CoCa returns its tokens as well
@@ -83,7 +83,7 @@ def create_clip(name: str, pretrained: str | None = None, *, download: bool = Tr
             weights are random.
 
     Raises:
-        InputError: As :class:`OpenClipEncoder`.
+        InputError: See :class:`OpenClipEncoder`.
 
     Example:
         >>> create_clip("ViT-B-32", pretrained="openai")
@@ -110,7 +110,7 @@ def tokenizer(name: str) -> Any:
     """Return the tokenizer of an open_clip model; some come from the Hub.
 
     Raises:
-        InputError: If it cannot be had.
+        InputError: It cannot be loaded.
 
     Example:
         >>> tokenizer("ViT-B-32")(["a photo of a cat"])[0, :7].tolist()
@@ -124,7 +124,7 @@ def tokenizer(name: str) -> Any:
 
 
 def _text_of(name: str, key: str) -> bool:
-    """Whether a part of the text tower is kept on the Hub and not in open_clip."""
+    """Whether part of the text tower comes from the Hub instead of open_clip."""
     import open_clip
 
     return bool(open_clip.get_model_config(name).get("text_cfg", {}).get(key))
@@ -132,7 +132,7 @@ def _text_of(name: str, key: str) -> bool:
 
 @contextmanager
 def _fetching(what: str, *, asks: bool, remedy: str = "") -> Iterator[None]:
-    """Ask the Hub if need be, no longer than needed; say what could not be had."""
+    """Allow requests to the Hub if needed, and report what could not be loaded."""
     try:
         with offline_if_unreachable() if asks else nullcontext():
             yield
@@ -144,12 +144,12 @@ def _fetching(what: str, *, asks: bool, remedy: str = "") -> Iterator[None]:
 
 
 def activation(name: str, model: nn.Module, *, settled: bool) -> Activation | None:
-    """Return the activation of an open_clip model, and the name of the one with the other.
+    """Return the activation of an open_clip model, and the name of its counterpart.
 
     Args:
         name: Model name of open_clip.
         model: The model, or a tower of it.
-        settled: Whether a tag says which activation its weights need.
+        settled: Whether a tag tells which activation the weights need.
 
     Example:
         >>> own = activation("ViT-B-32", nn.Sequential(nn.GELU()), settled=True)
@@ -172,7 +172,11 @@ def _with_other_activation(name: str) -> str:
 
 
 def _check(name: str, pretrained: str | None) -> dict[str, Any]:
-    """Return open_clip's record of the tag, or raise InputError for a pair that does not fit."""
+    """Return open_clip's record of the tag.
+
+    Raises:
+        InputError: Name or tag is unknown, or they do not fit.
+    """
     import open_clip
 
     if name not in open_clip.list_models():
@@ -198,7 +202,7 @@ def _check(name: str, pretrained: str | None) -> dict[str, Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep open_clip from warning that weights are random, which the caller asked for."""
+    """Silence open_clip's warning that weights are random, as the caller asked for that."""
     before = logging.root.manager.disable
     logging.disable(max(before, logging.ERROR))
     try:

@@ -20,16 +20,16 @@ _ON_THE_HUB = ("hf-hub:", "hf_hub:")
 class TimmEncoder(Encoder):
     """Any timm model without its classifier: resnet50, every ViT.
 
-    Features are what timm's classifier would see, pooled and normalised as the model does.
+    Features are the input of timm's classifier, pooled and normalised by the model.
 
     Args:
         name: Model, with or without a tag: resnet50, vit_base_patch16_224.augreg_in21k.
         pretrained: Download the weights of the tag, or of the model's default tag.
-        weights: File of weights instead; a classifier in it is left out.
+        weights: File of weights to use instead; its classifier is ignored.
         options: Further arguments of ``timm.create_model``, such as img_size or drop_path_rate.
 
     Raises:
-        InputError: If the name is unknown, the weights cannot be had, or the file fits another
+        InputError: The name is unknown, the weights cannot be loaded, or the file fits another
             architecture.
 
     Example:
@@ -74,7 +74,7 @@ class TimmEncoder(Encoder):
 
 
 def _activation(name: str, model: Any, pretrained: bool) -> Activation | None:
-    """Return the activation of a CLIP's tower; warn of a tag whose weights need the other one."""
+    """Return the activation of a CLIP tower; warn if the tag's weights need the other one."""
     import timm
 
     architecture, _, tag = name.partition(".")
@@ -95,7 +95,11 @@ def _activation(name: str, model: Any, pretrained: bool) -> Activation | None:
 
 
 def _check(name: str) -> None:
-    """Raise InputError unless timm has the model and, if the name has one, the tag."""
+    """Check that timm has the model and the tag, if the name has one.
+
+    Raises:
+        InputError: Model or tag is unknown.
+    """
     import timm
 
     if name.startswith((*_ON_THE_HUB, "local-dir:")):

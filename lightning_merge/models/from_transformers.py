@@ -55,24 +55,24 @@ class TransformersEncoder(Encoder):
     FusionBench names its experts ``tanganke/clip-vit-base-patch32_<task>`` (also
     ``-patch16_`` and ``clip-vit-large-patch14_``), with task one of sun397, stanford-cars,
     resisc45, eurosat, svhn, gtsrb, mnist, dtd; their base is ``openai/clip-vit-base-patch32``.
-    The experts are vision models alone. Zero-shot text heads compare *projected* features, and
-    the projection was frozen while the experts were trained, so it stays outside ``backbone``
-    and is never merged: build the encoder from the base, which has it, and load experts into
-    it, or name the base as ``projection``.
+    The experts are vision models alone. Zero-shot heads compare *projected* features, and the
+    projection was frozen while the experts were trained, so it stays outside ``backbone`` and is
+    never merged: build the encoder from the base, which has it, and load experts into it, or name
+    the base as ``projection``.
 
-    Images are prepared as the folder's ``processor_config.json`` (transformers 5) or
-    ``preprocessor_config.json`` says, and as OpenAI's CLIP without either.
+    Images are preprocessed as in the folder's ``processor_config.json`` (transformers 5) or
+    ``preprocessor_config.json``, and as for OpenAI's CLIP if there is neither.
 
     Args:
         source: Repository on the Hub, folder with ``config.json``, or the fields of a
             ``CLIPVisionConfig`` for an untrained tower.
-        projection: Repository, folder or file with ``visual_projection.weight``, if the
-            source has none. Without any, the features are the pooled output.
+        projection: Repository, folder or file with ``visual_projection.weight``, if the source
+            has none. Without a projection, the features are the pooled output.
         weights: File or folder of weights to use instead of the source's own.
 
     Raises:
-        InputError: If the source cannot be had or is not a CLIP model, one of its files is
-            broken or asks for what cannot be done, or the weights are of another architecture.
+        InputError: The source cannot be loaded or is not a CLIP model, one of its files is broken
+            or unsupported, or the weights fit another architecture.
 
     Example:
         >>> config = {"hidden_size": 8, "intermediate_size": 16, "image_size": 8, "patch_size": 4}
@@ -104,7 +104,7 @@ class TransformersEncoder(Encoder):
             self.load(stored)
 
     def fitting(self, source: CheckpointLike) -> Checkpoint:
-        """Return the weights of the tower; warn of a projection other than the encoder's."""
+        """Return the weights of the tower; warn if their projection differs from the encoder's."""
         checkpoint = source if isinstance(source, Mapping) else open_checkpoint(source)
         matrix, own = _stored_projection(checkpoint), getattr(self, "projection", None)
         if matrix is not None and own is not None and not _agree(matrix, own):
@@ -116,12 +116,12 @@ class TransformersEncoder(Encoder):
         return super().fitting(source)
 
     def project(self, pooled: Tensor) -> Tensor:
-        """Apply the visual projection, where there is one."""
+        """Apply the visual projection, if there is one."""
         return pooled if self.projection is None else F.linear(pooled, self.projection)
 
 
 def _folder(argument: str, source: str | Path) -> Path:
-    """Return the local folder of a source, downloading a repository once."""
+    """Return the local folder of a source, downloading a repository if needed."""
     try:
         folder = hub.local(source)
     except InputError as fault:
@@ -135,7 +135,7 @@ def _folder(argument: str, source: str | Path) -> Path:
 
 
 def _config(source: Path | Mapping[str, Any]) -> Any:
-    """Make the configuration of the vision tower, or read it from a folder."""
+    """Build the configuration of the vision tower from fields or a folder."""
     from transformers import CLIPVisionConfig
 
     default = CLIPVisionConfig()
@@ -149,7 +149,7 @@ def _config(source: Path | Mapping[str, Any]) -> Any:
 
 
 def _vision_fields(folder: Path) -> Fields:
-    """Read what the config.json of a folder says of the vision tower."""
+    """Read the fields of the vision tower from a folder's config.json."""
     file = folder / "config.json"
     if not file.is_file():
         raise InputError(f"source={folder} has no config.json; give the folder of a CLIP")
@@ -166,7 +166,7 @@ def _vision_fields(folder: Path) -> Fields:
 
 
 def _checked(fields: Fields, default: Any) -> dict[str, Any]:
-    """Return the fields of a vision tower; null, and what is missing, is the class's default."""
+    """Return the checked fields of a vision tower; null and missing ones get defaults."""
     from transformers.activations import ACT2FN
 
     config: dict[str, Any] = {
@@ -201,7 +201,7 @@ def _checked(fields: Fields, default: Any) -> dict[str, Any]:
 
 
 def _projection(source: str | Path | None, *, required: bool) -> Tensor | None:
-    """Read the projection [dim, width] of a source, or None where it has none."""
+    """Read the projection [dim, width] of a source; None if it has none."""
     if source is None:
         return None
     if (matrix := _stored_projection(open_checkpoint(source))) is not None:
@@ -212,7 +212,7 @@ def _projection(source: str | Path | None, *, required: bool) -> Tensor | None:
 
 
 def _agree(one: Tensor, other: Tensor) -> bool:
-    """Whether two projections are the same, one of them perhaps stored in half precision."""
+    """Whether two projections are equal up to half precision."""
     return one.shape == other.shape and torch.allclose(one, other.to(one), rtol=2e-3, atol=1e-5)
 
 
@@ -224,7 +224,7 @@ def _stored_projection(source: Mapping[str, Tensor]) -> Tensor | None:
 
 
 def _preprocess(folder: Path | None, size: int) -> Preprocess:
-    """Read the preprocessing of a folder; published experts without one use CLIP's."""
+    """Read the preprocessing of a folder; CLIP's by default."""
     processor = None if folder is None else _processor(folder)
     if processor is None:
         return Preprocess.from_transformers({"size": size, "crop_size": size})
@@ -238,7 +238,7 @@ def _preprocess(folder: Path | None, size: int) -> Preprocess:
 
 
 def _processor(folder: Path) -> Fields | None:
-    """Return the fields of a folder's image processor, the one that transformers 5 would take."""
+    """Return the fields of the image processor that transformers 5 would use."""
     old, new = folder / "preprocessor_config.json", folder / "processor_config.json"
     first = read_fields(old) if old.is_file() else None
     nested = read_fields(new) if new.is_file() else None

@@ -1,4 +1,4 @@
-"""Files of heads: what `save_heads` writes, and what is published with task vectors."""
+"""Files of heads: those of `save_heads`, and those published with task vectors."""
 
 from __future__ import annotations
 
@@ -28,21 +28,20 @@ def save_heads(
     """Write the heads of all tasks into one safetensors file.
 
     Tensors are named ``task/weight`` and so on; the metadata entries ``heads`` and ``classes`` are
-    JSON mappings from task to kind of head and to names of classes, beside whatever ``metadata``
-    adds. Heads without names of classes are refused wherever they would meet data.
+    JSON mappings from task to the kind of head and to class names. Heads without class names
+    cannot be used with data.
 
     Args:
         heads: Heads by task.
         path: File to write.
-        classes: Names of the classes of a task, in the order of its logits, where the head does
-            not know them.
-        metadata: Further entries.
+        classes: Class names by task, in the order of the logits, for heads that lack them.
+        metadata: Further metadata.
 
     Returns:
         The path written.
 
     Raises:
-        InputError: If a head is of an unknown kind, or there are more or fewer names than classes.
+        InputError: A head is of an unknown kind, or the number of names is not that of classes.
 
     Example:
         >>> import torch
@@ -72,13 +71,13 @@ def load_heads(source: str | Path | Mapping[str, str | Path]) -> dict[str, Head]
     """Read frozen heads by task.
 
     Args:
-        source: A file that :func:`save_heads` wrote, whose heads come in their saved order; or a
-            file for each task, either such a one or a published ``head_<Task>.pt``. Published
-            files, a module with ``weight``, ``bias`` and perhaps ``normalize``, or a state dict
-            of it, say no names of classes: those heads are ``published``.
+        source: A file that :func:`save_heads` wrote, whose heads keep their order; or a file for
+            each task, either such a file or a published ``head_<Task>.pt``. Published files hold a
+            module with ``weight``, ``bias`` and perhaps ``normalize``, or its state dict, without
+            class names: those heads are ``published``.
 
     Raises:
-        InputError: If a file is missing, unreadable, not one of heads, or lacks the task.
+        InputError: A file is missing, unreadable or holds no heads, or lacks the task.
 
     Example:
         >>> import torch
@@ -115,7 +114,7 @@ def _one_head(task: str, path: str | Path) -> Head:
 
 
 def _entry(checkpoint: Checkpoint, key: str) -> dict[str, Any] | None:
-    """Return a metadata entry, a JSON mapping from task to something; None if it is not there."""
+    """Return a metadata entry, a JSON mapping by task; None if it is missing."""
     if key not in checkpoint.metadata:
         return None
     try:
@@ -130,7 +129,7 @@ def _entry(checkpoint: Checkpoint, key: str) -> dict[str, Any] | None:
 
 
 def _stored_head(checkpoint: Checkpoint, task: str) -> Head:
-    """Build one head of a file that :func:`save_heads` wrote."""
+    """Build one head from a file that :func:`save_heads` wrote."""
     kind = (_entry(checkpoint, "heads") or {})[task]
     if kind not in _KINDS:
         raise InputError(
@@ -147,7 +146,7 @@ def _stored_head(checkpoint: Checkpoint, task: str) -> Head:
 
 
 def _weight_and_bias(checkpoint: Checkpoint) -> dict[str, str]:
-    """Return the stored names of a lone linear layer's tensors; nothing if it is none."""
+    """Return the stored names of a single linear layer's tensors; empty for anything else."""
     last = {name.rpartition(".")[2]: name for name in checkpoint}
     prefixes = {name.rpartition(".")[0] for name in checkpoint}
     alone = len(last) == len(checkpoint) and len(prefixes) == 1
@@ -156,7 +155,7 @@ def _weight_and_bias(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def _published_head(path: str | Path, checkpoint: Checkpoint) -> Head:
-    """Build the head of a module that was saved as a whole, or of its state dict."""
+    """Build the head from a pickled module or its state dict."""
     names = _weight_and_bias(checkpoint)
     if not names:
         raise InputError(

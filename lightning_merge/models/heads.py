@@ -1,4 +1,4 @@
-"""Classification heads: frozen while merging, one for each task."""
+"""Classification heads, one for each task and frozen while merging."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ AnyHead = TypeVar("AnyHead", bound="Head")
 class Head(nn.Module):
     """A map from features [n, dim] to logits [n, C]; subclasses register ``weight`` [C, dim].
 
-    A head is born frozen, as merging needs it: ``head.requires_grad_(True)`` trains it.
+    A head starts frozen, as merging needs it; ``head.requires_grad_(True)`` makes it trainable.
 
     Attributes:
-        classes: Names of the classes, in the order of the logits; None where nobody has said them.
-        published: Whether it comes from a file without names, whose order is that of the
-            data set's labels.
-        by_class: Names of the tensors that have a row for each class.
+        classes: Names of the classes, in the order of the logits; None if unknown.
+        published: Whether it comes from a file without names, ordered by the data set's labels.
+        by_class: Names of the tensors with one row per class.
 
     Example:
         >>> class Sums(Head):
@@ -57,10 +56,10 @@ class Head(nn.Module):
         return self.weight.shape[1]
 
     def named(self: AnyHead, classes: Sequence[str] | None) -> AnyHead:
-        """Say the names of the classes, in the order of the logits; return this head.
+        """Set the class names, in the order of the logits, and return this head.
 
         Raises:
-            InputError: If there are more or fewer names than classes, or one stands twice.
+            InputError: The number of names is not that of classes, or a name is repeated.
         """
         if classes is not None and not len(set(classes)) == len(classes) == self.num_classes:
             raise InputError(f"classes={list(classes)}: give {self.num_classes} different names")
@@ -68,10 +67,10 @@ class Head(nn.Module):
         return self
 
     def arranged(self: AnyHead, rows: Sequence[int], classes: Sequence[str]) -> AnyHead:
-        """Return a head whose logits stand in another order.
+        """Return a head with its logits reordered.
 
         Args:
-            rows: Where each class of the new head stands in this one.
+            rows: Index in this head of each class of the new head.
             classes: Names of the new head's classes.
         """
         head = copy.deepcopy(self)
@@ -87,8 +86,8 @@ class CosineHead(Head):
 
     Args:
         weight: Directions of the classes [C, dim], rows of norm 1.
-        scale: What the cosines are multiplied by (CLIP: exp of its logit scale, about 100).
-        centre: Common part [dim] taken off the normalised features, or nothing.
+        scale: Factor of the cosines (CLIP: exp of its logit scale, about 100).
+        centre: Vector [dim] subtracted from the normalised features; zeros by default.
 
     Example:
         >>> CosineHead(torch.eye(2), scale=10.0)(torch.tensor([[3.0, 4.0]]))
@@ -117,7 +116,7 @@ class LinearHead(Head):
 
     Args:
         weight: [C, dim].
-        bias: [C], or nothing for zeros.
+        bias: [C]; zeros by default.
 
     Example:
         >>> LinearHead(torch.eye(2), bias=torch.tensor([1.0, 0.0]))(torch.tensor([[3.0, 4.0]]))
@@ -139,10 +138,10 @@ class LinearHead(Head):
 
 
 class NormalizedLinearHead(LinearHead):
-    """An affine map of features of norm 1: ``logits = normalize(features) @ weight.T + bias``.
+    """An affine map of normalised features: ``logits = normalize(features) @ weight.T + bias``.
 
-    It is what heads are that are published with task vectors (Ilharco et al. 2023): the rows of
-    ``weight`` are text embeddings times exp of CLIP's logit scale.
+    Heads published with task vectors (Ilharco et al. 2023) have this form: the rows of ``weight``
+    are text embeddings times exp of CLIP's logit scale.
 
     Example:
         >>> NormalizedLinearHead(100 * torch.eye(2))(torch.tensor([[3.0, 4.0]]))
@@ -170,11 +169,11 @@ def class_mean_head(
         features: [n, dim].
         labels: Classes [n], in 0 .. num_classes - 1.
         num_classes: C.
-        scale: What the cosines are multiplied by.
+        scale: Factor of the cosines.
         classes: Names of the classes.
 
     Raises:
-        InputError: If a class has no sample, or labels do not fit features or num_classes.
+        InputError: A class has no sample, or labels do not fit features or num_classes.
 
     Example:
         >>> features = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
@@ -207,7 +206,7 @@ def linear_probe_head(
         classes: Names of the classes.
 
     Raises:
-        InputError: If a class has no sample, or labels do not fit features or num_classes.
+        InputError: A class has no sample, or labels do not fit features or num_classes.
 
     Example:
         >>> features = torch.tensor([[-1.0], [-2.0], [1.0], [2.0]])
@@ -228,7 +227,11 @@ def linear_probe_head(
 
 
 def _check_labels(features: Tensor, labels: Tensor, num_classes: int) -> None:
-    """Raise InputError unless the labels name every class at least once, and nothing else."""
+    """Check that every class has a label, and that labels fit features and classes.
+
+    Raises:
+        InputError: They do not; names the argument.
+    """
     if features.ndim != 2 or labels.shape != features.shape[:1]:
         shapes = f"{list(features.shape)} and {list(labels.shape)}"
         raise InputError(f"features and labels of shapes {shapes}: give [n, dim] and [n]")

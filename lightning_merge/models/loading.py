@@ -1,4 +1,4 @@
-"""Strict loading of a module from published weights, and errors about names."""
+"""Strict loading of modules from published weights, and errors about names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PROJECTION = "proj"  # of open_clip's visual towers
 
 
 def unknown_name(argument: str, value: str, known: Iterable[str], remedy: str = "") -> InputError:
-    """Return the error for a name that is not known, with the nearest known ones.
+    """Return the error for an unknown name, with the nearest known names.
 
     Example:
         >>> raise unknown_name("name", "resnet5O", ["resnet18", "resnet50"])
@@ -41,12 +41,12 @@ def unknown_name(argument: str, value: str, known: Iterable[str], remedy: str = 
 
 
 def load_strict(module: nn.Module, source: CheckpointLike, *, leave_out: str = "") -> None:
-    """Load every tensor of ``module`` from a checkpoint that may hold other modules beside it.
+    """Load every tensor of ``module`` from a checkpoint that may also hold other modules.
 
     Args:
-        module: What is loaded; its state dict names what is wanted.
+        module: Module to load into; its state dict gives the names.
         source: A checkpoint file or folder, or a mapping.
-        leave_out: Prefix of names that are not loaded, and need not be there.
+        leave_out: Prefix of names that are not loaded and may be missing.
 
     Raises:
         InputError: See :func:`fitting`.
@@ -68,18 +68,18 @@ def fitting(
     spare: Mapping[str, Tensor] | None = None,
     leave_out: str = "",
 ) -> Checkpoint:
-    """Return a checkpoint's tensors under the names of ``module``, all of them and no others.
+    """Return a checkpoint's tensors under the names of ``module``, exactly those it has.
 
     Args:
-        module: Its state dict names what is wanted.
+        module: Module whose state dict gives the names.
         source: A checkpoint file or folder, or a mapping; a CLIP under either library's names.
-        spare: What a tower of transformers has outside, and this module inside, by its name; it
-            is taken where the checkpoint has such a tower alone.
+        spare: Tensors that transformers keeps outside a tower and this module inside, by name; used
+            if the checkpoint holds only such a tower.
         leave_out: Prefix of names that are not wanted.
 
     Raises:
-        InputError: If the file cannot be read, or if tensors are missing, have another shape,
-            or have no place in the submodules of ``module`` that the checkpoint fills.
+        InputError: The file cannot be read, or tensors are missing, have another shape, or have no
+            place in the submodules of ``module`` that the checkpoint fills.
 
     Example:
         >>> import torch
@@ -110,7 +110,7 @@ def fitting(
 def _completed(
     checkpoint: Checkpoint, own: Mapping[str, Tensor], spare: Mapping[str, Tensor], origin: str
 ) -> Checkpoint:
-    """Add to a translated tower what the other library keeps outside of it: its projection."""
+    """Add the projection, which the other library keeps outside, to a translated tower."""
     if _PROJECTION not in own or any(
         n == _PROJECTION or n.endswith(f".{_PROJECTION}") for n in checkpoint
     ):
@@ -136,9 +136,9 @@ def _misshapen(own: Mapping[str, Tensor], stored: Checkpoint) -> Iterator[str]:
 def _left_over(
     module: nn.Module, names: Iterable[str], checkpoint: Mapping[str, Tensor]
 ) -> Iterator[str]:
-    """Describe stored tensors of submodules that the module has, which it has no place for.
+    """Describe stored tensors that fit no place in the module's submodules.
 
-    A deeper network of the same width would otherwise load as its own first half.
+    Otherwise, a deeper network of the same width would load as its own first half.
     """
     own = list(names)
     stored = match_names(own, checkpoint)
@@ -153,6 +153,6 @@ def _left_over(
 
 
 def _enumerate(problems: list[str], limit: int = 20) -> str:
-    """Join the first problems, and count the others."""
+    """Join the first problems and count the others."""
     more = [f"and {len(problems) - limit} more"] if len(problems) > limit else []
     return "; ".join(problems[:limit] + more)

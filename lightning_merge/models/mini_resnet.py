@@ -10,14 +10,14 @@ from lightning_merge.models.encoder import Encoder
 from lightning_merge.models.preprocess import Preprocess
 
 FEWEST_LAST = 8
-"""Channels from which on images are channels-last.
+"""Smallest number of channels for which images are channels-last.
 
 With fewer, the backward pass of torch 2.14 writes past the end of its memory on a CPU with AVX2.
 """
 
 
 class Stem(nn.Conv2d):
-    """A first convolution after which all run on channels-last images, half as fast again.
+    """A first convolution that makes images channels-last, which is 1.5 times as fast.
 
     Example:
         >>> import torch
@@ -33,20 +33,20 @@ class Stem(nn.Conv2d):
 
 
 class MiniResNet(Encoder):
-    """A ResNet of 0.4 million weights, which keeps small images at full size for one stage.
+    """A ResNet of 0.4 million weights whose first stage keeps small images at full size.
 
     It is timm's ResNet of basic blocks (He et al. 2016, "Deep Residual Learning for Image
-    Recognition"), whose stem, made for large images, is one 3x3 convolution without pooling
-    here, as their networks for 32-pixel images have it.
+    Recognition"). Its stem is one 3x3 convolution without pooling, as in their networks for
+    32-pixel images.
 
     Args:
         image_size: Side of the square input, in pixels.
-        channels: Of the four stages; the first is even. The last is the width of the features.
-        layers: Blocks of each stage. All stages but the first halve the side.
+        channels: Channels of the four stages, the first even, the last the feature width.
+        layers: Blocks of each stage. All stages except the first halve the side.
         weights: Checkpoint to start from; random weights without one.
 
     Raises:
-        InputError: There are not four stages, one is empty, or the first has odd channels.
+        InputError: There are not four stages, one is empty, or the first has an odd width.
 
     Example:
         >>> import torch

@@ -11,15 +11,15 @@ from lightning_merge.models.preprocess import Preprocess
 
 
 class ConvStem(nn.Module):
-    """Replace the patch embedding of a Vision Transformer by overlapping 3x3 convolutions.
+    """A patch embedding of overlapping 3x3 convolutions for a Vision Transformer.
 
-    Early convolutions make Vision Transformers learn faster and from less data
-    (Xiao et al. 2021, "Early Convolutions Help Transformers See Better").
-    Group normalisation with one group has no running statistics, so all of the stem merges.
+    Early convolutions make Vision Transformers learn faster and from less data (Xiao et al. 2021,
+    "Early Convolutions Help Transformers See Better"). Group normalisation has no running
+    statistics, so the whole stem is merged.
 
     Args:
         channels: Output channels of each 3x3 convolution.
-        strides: Stride of each; their product divides the image size.
+        strides: Stride of each convolution; their product divides the image size.
         embed_dim: Width of the tokens.
         img_size: Side of the square image, in pixels.
 
@@ -69,7 +69,7 @@ class MiniViT(Encoder):
         weights: Checkpoint to start from; random weights without one.
 
     Raises:
-        InputError: Where channels and strides differ in length or heads do not divide the width.
+        InputError: Channels and strides differ in length, or heads do not divide the width.
 
     Example:
         >>> import torch

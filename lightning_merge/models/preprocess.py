@@ -1,4 +1,4 @@
-"""What an encoder's images must look like, read from the library that publishes the encoder."""
+"""Preprocessing of an encoder's images, as defined by the library that publishes it."""
 
 from __future__ import annotations
 
@@ -28,23 +28,22 @@ _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 class Preprocess:
     """Resizing, cropping and normalisation of the images of one encoder.
 
-    The work is split in two: :meth:`transform` makes uint8 images once, in the data loader,
-    and :meth:`normalize` turns batches of them into floats on the device of the model.
-    Images become RGB *before* they are resized, so that palettes and grey images are
-    interpolated like any other.
+    It has two steps: :meth:`transform` makes uint8 images once, in the data loader, and
+    :meth:`normalize` turns batches of them into floats on the model's device. Images become RGB
+    *before* they are resized, so palettes and grey images are interpolated like any other.
 
     Attributes:
-        size: Side of the square image that the encoder takes, in pixels.
+        size: Side of the encoder's square input, in pixels.
         mean: Mean of each channel, on the scale 0 to 1.
         std: Standard deviation of each channel, on the same scale.
-        interpolation: Filter of the resizing, as Pillow calls it: ``nearest``, ``lanczos``,
+        interpolation: Pillow's name of the resizing filter: ``nearest``, ``lanczos``,
             ``bilinear``, ``bicubic``, ``box`` or ``hamming``.
         resize: Side in pixels to which an image is resized before the centre crop; ``size``
-            when None.
-        mode: ``shortest`` and ``longest`` resize that side and keep the proportions (``longest``
-            then fills up with black), ``squash`` resizes both, ``keep`` none.
-        crop: Where an odd margin goes: ``round`` as torchvision, open_clip and timm, ``floor`` as
-            transformers' Pillow pipeline.
+            if None.
+        mode: Sides to resize: ``shortest`` or ``longest`` with the proportions kept (``longest``
+            then pads with black), both (``squash``) or none (``keep``).
+        crop: Rounding of odd margins: ``round`` like torchvision, open_clip and timm, ``floor``
+            like transformers' Pillow pipeline.
 
     Example:
         >>> from PIL import Image
@@ -68,13 +67,13 @@ class Preprocess:
         require_choice(("shortest", "longest", "squash", "keep"), mode=self.mode)
 
     def transform(self) -> Transform:
-        """Build the pipeline from a PIL image to a uint8 tensor [3, size, size]."""
+        """Build the transform from a PIL image to a uint8 tensor [3, size, size]."""
         from torchvision.transforms import v2
 
         return v2.Compose([v2.RGB(), v2.Lambda(self._fit), v2.PILToTensor()])
 
     def _fit(self, image: Any) -> Any:
-        """Resize a PIL image and cut the centre out of it."""
+        """Resize a PIL image and crop its centre."""
         from torchvision.transforms.v2 import InterpolationMode, functional
 
         width, height = image.size
@@ -99,7 +98,7 @@ class Preprocess:
         """Turn uint8 images [..., 3, s, s] into normalised float32 images of that shape.
 
         Raises:
-            InputError: If the images are not uint8.
+            InputError: The images are not uint8.
         """
         if images.dtype is not torch.uint8:
             raise InputError(f"images of {images.dtype}: give uint8 images, before normalisation")
@@ -109,7 +108,7 @@ class Preprocess:
 
     @classmethod
     def from_open_clip(cls, config: Mapping[str, Any]) -> Preprocess:
-        """Read the ``preprocess_cfg`` that open_clip leaves on a visual tower."""
+        """Read the ``preprocess_cfg`` of an open_clip visual tower."""
         fields = Fields("preprocess_cfg", config)
         return cls(
             size=fields.side("size", _CLIP_SIZE),
@@ -121,7 +120,7 @@ class Preprocess:
 
     @classmethod
     def from_timm(cls, config: Mapping[str, Any]) -> Preprocess:
-        """Read what ``timm.data.resolve_model_data_config`` says about a model."""
+        """Read the result of ``timm.data.resolve_model_data_config`` for a model."""
         modes: dict[str, Any] = {"center": "shortest", "squash": "squash"}
         if (mode := modes.get(config["crop_mode"])) is None:
             raise InputError(
@@ -144,16 +143,17 @@ class Preprocess:
     def from_transformers(
         cls, config: Mapping[str, Any], file: str = "preprocessor_config.json"
     ) -> Preprocess:
-        """Read what a CLIPImageProcessor of transformers saves, old (integer sizes) or new.
+        """Read the configuration of a CLIPImageProcessor of transformers.
 
-        What is missing stands for the class's default, and so does null, but of truth values.
+        Both the old format, with integer sizes, and the new one are supported. Missing fields
+        stand for the class's defaults, and so does null except for bools.
 
         Args:
             config: Fields of the file.
-            file: Its name, for messages.
+            file: Name of the file, used in messages.
 
         Raises:
-            InputError: If a field is wrong, or asks for what cannot be done here.
+            InputError: A field is wrong or asks for something unsupported.
         """
         fields = Fields(file, config)
         kind = fields.get("image_processor_type", fields.get("feature_extractor_type", None))
@@ -178,7 +178,7 @@ class Preprocess:
 
 
 def _resizing(fields: Fields) -> tuple[Literal["shortest", "squash", "keep"], int | None]:
-    """Return which sides are resized, and to how many pixels."""
+    """Return which sides to resize, and to how many pixels."""
     if not fields.flag("do_resize", True):
         return "keep", None
     if fields.flag("use_square_size", False):
@@ -192,7 +192,7 @@ def _resizing(fields: Fields) -> tuple[Literal["shortest", "squash", "keep"], in
 
 
 def _square_side(fields: Fields, key: str) -> int:
-    """Return the side of a square, given as height and width or without these names."""
+    """Return the side of a square, given as one number or as height and width."""
     value = fields.get(key, _CLIP_SIZE)
     if not isinstance(value, Mapping):
         return fields.side(key, _CLIP_SIZE)
@@ -210,7 +210,7 @@ def _given(size: Mapping[str, Any]) -> set[str]:
 
 
 def _cropped(fields: Fields, mode: str, edge: int | None) -> int:
-    """Return the side of the images at the end."""
+    """Return the side of the final images."""
     if fields.flag("do_center_crop", True):
         return _square_side(fields, "crop_size")
     if mode != "squash" or edge is None:
@@ -220,7 +220,7 @@ def _cropped(fields: Fields, mode: str, edge: int | None) -> int:
 
 
 def _normalisation(fields: Fields) -> tuple[Colours, Colours]:
-    """Return mean and deviation for colours from 0 to 1, whatever a file's are meant for."""
+    """Return mean and standard deviation for colours scaled to [0, 1]."""
     mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     if fields.flag("do_normalize", True):
         mean, std = fields.colours("image_mean", _CLIP_MEAN), fields.colours("image_std", _CLIP_STD)

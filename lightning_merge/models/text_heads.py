@@ -1,4 +1,4 @@
-"""Zero-shot heads from the names of classes, through the text tower of an open_clip model."""
+"""Zero-shot heads from class names, with the text tower of an open_clip model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def zero_shot_head(
     templates: Sequence[str],
     scale: float | None = None,
 ) -> CosineHead:
-    """Build a head from text, as CLIP's zero-shot classification does.
+    """Build a head from text, as in CLIP's zero-shot classification.
 
     The row of a class is the normalised mean, over templates, of the normalised embeddings of
     its prompts (Radford et al. 2021, section 3.1.4).
@@ -38,10 +38,10 @@ def zero_shot_head(
         tokenizer: Maps texts to token indices [texts, context].
         class_names: Names of the C classes.
         templates: Prompts such as ``a photo of a {}.``
-        scale: What the cosines are multiplied by; exp of the model's logit scale when None.
+        scale: Factor of the cosines; exp of the model's logit scale if None.
 
     Raises:
-        InputError: If there is no class or no template, or a template has no ``{}``.
+        InputError: There are no classes or templates, or a template has no ``{}``.
 
     Example:
         >>> import open_clip
@@ -80,10 +80,10 @@ def zero_shot_heads(
         tasks: Class names and templates of each task.
         name: Model name of open_clip.
         pretrained: Tag of published weights.
-        weights: File of the whole model's weights instead.
+        weights: File of the whole model's weights to use instead.
 
     Raises:
-        InputError: As :func:`zero_shot_head` and :class:`OpenClipEncoder`; also if neither
+        InputError: See :func:`zero_shot_head` and :class:`OpenClipEncoder`; or neither
             ``pretrained`` nor ``weights`` is given.
 
     Example:
@@ -121,7 +121,11 @@ def _text_tower(name: str, pretrained: str | None, weights: str | Path | None) -
 
 
 def _check_prompts(class_names: Sequence[str], templates: Sequence[str]) -> None:
-    """Raise InputError where prompts cannot be made."""
+    """Check that prompts can be made.
+
+    Raises:
+        InputError: They cannot; names the argument.
+    """
     if not class_names or not templates:
         given = f"class_names={list(class_names)}, templates={list(templates)}"
         raise InputError(f"{given}: give at least one of each")
