@@ -81,11 +81,11 @@ class CoefficientFile:
             InputError: It is missing, unreadable or not a file of coefficients.
         """
         stored = open_checkpoint(path)
-        found = stored.metadata
+        metadata = stored.metadata
         try:
-            tasks, layers = (json.loads(found[key]) for key in ("tasks", "layers"))
-            options = json.loads(found.get("learner", "{}"))
-            scale = float(found.get("final_scale", 1))
+            tasks, layers = (json.loads(metadata[key]) for key in ("tasks", "layers"))
+            options = json.loads(metadata.get("learner", "{}"))
+            scale = float(metadata.get("final_scale", 1))
             fits = stored.shape("coefficients") == (len(tasks), len(layers))
             fits = fits and isinstance(options, dict) and math.isfinite(scale)
         except (KeyError, ValueError, TypeError):
@@ -102,8 +102,8 @@ class CoefficientFile:
             options,
             {n.removeprefix(_PREFIX): stored[n] for n in stored if n.startswith(_PREFIX)},
             scale,
-            found.get("transductive") == "True",
-            found.get("note", ""),
+            metadata.get("transductive") == "True",
+            metadata.get("note", ""),
         )
 
     def learner(self, features: Tensor) -> StatsMergeLearner:

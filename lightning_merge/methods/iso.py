@@ -51,7 +51,7 @@ class IsoC(ByMatrix):
     )
 
     def merged(self, matrices: Tensor) -> Tensor:
-        """See the class; [m, n] from [K, m, n]."""
+        """Return the update of the class, [m, n], from task vectors [K, m, n]."""
         left, values, right = singular_triplets(sum_tasks(matrices))
         return left @ right.mT * (values.sum() / min(matrices.shape[1:]))
 
@@ -103,7 +103,7 @@ class IsoCTS(ByMatrix):
         require_in("[0, 1]", common=self.common)
 
     def merged(self, matrices: Tensor) -> Tensor:
-        """See the class; [m, n] from [K, m, n]."""
+        """Return the update of the class, [m, n], from task vectors [K, m, n]."""
         full, specific = min(matrices.shape[1:]), self._specific(matrices)
         shared = singular_triplets(sum_tasks(matrices), full - len(matrices) * specific)
         parts = [shared]

@@ -160,8 +160,8 @@ def block_depths(names: Sequence[str]) -> dict[str, float]:
     place: dict[str, tuple[str, int]] = {}
     for name in names:
         varying = ((s, n) for s, n in _numbers(name) if len(numbers[s]) > 1)
-        if found := next(varying, None):
-            place[name] = found
+        if first := next(varying, None):
+            place[name] = first
     sizes = Counter(series for series, _ in place.values())
     largest = max(sizes, key=sizes.__getitem__, default="")
     order = {s: sorted(numbers[s]) for s in sizes if _last_level(s) == _last_level(largest)}

@@ -91,7 +91,7 @@ class TaskNetwork(nn.Module, ABC):
         self._of_one = sum(map(_numbers, model.state_dict().values()))
 
     def train(self, mode: bool = True) -> "TaskNetwork":
-        """Stay in eval mode, whatever the mode."""
+        """Stay in eval mode, whatever `mode` says."""
         return super().train(False)
 
     @abstractmethod

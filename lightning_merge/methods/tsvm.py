@@ -53,7 +53,7 @@ class TSVM(ByMatrix):
     )
 
     def merged(self, matrices: Tensor) -> Tensor:
-        """See `whitened_sum`."""
+        """Return `whitened_sum` of the task vectors."""
         return whitened_sum(matrices)
 
 

@@ -124,7 +124,7 @@ def tokenizer(name: str) -> Any:
 
 
 def _text_of(name: str, key: str) -> bool:
-    """Whether part of the text tower comes from the Hub instead of open_clip."""
+    """Return whether part of the text tower comes from the Hub instead of open_clip."""
     import open_clip
 
     return bool(open_clip.get_model_config(name).get("text_cfg", {}).get(key))

@@ -212,7 +212,7 @@ def _projection(source: str | Path | None, *, required: bool) -> Tensor | None:
 
 
 def _agree(one: Tensor, other: Tensor) -> bool:
-    """Whether two projections are equal up to half precision."""
+    """Return whether two projections are equal up to half precision."""
     return one.shape == other.shape and torch.allclose(one, other.to(one), rtol=2e-3, atol=1e-5)
 
 
