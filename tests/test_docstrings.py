@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+from tiny_zoo import quiet  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted([*ROOT.glob("lightning_merge/**/*.py"), *ROOT.glob("callbacks/**/*.py")])

@@ -1,4 +1,4 @@
-"""AdaMerging: coefficients that make the merged network sure of its answers."""
+"""AdaMerging: coefficients that minimise the entropy of the merged network's predictions."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -19,28 +19,38 @@ from lightning_merge.modules.zoo import Zoo
 
 
 class AdaMerging(CoefficientModule):
-    """Learn clamp(c, 0, 1) by the least mean entropy of the merged network's predictions.
+    """Coefficients clamp(c, 0, 1) that minimise the mean entropy of the merged predictions.
 
-    No label is used, neither true nor a teacher's. The paper sums the losses of tasks, here they
-    are averaged, which is the same to Adam. With the callback `TrimTaskVectors` it is AdaMerging++.
+    Neither true labels nor a teacher's are used. The paper sums the losses of the tasks; here they
+    are averaged, which makes no difference to Adam. With the callback `TrimTaskVectors` this is
+    AdaMerging++.
 
     Reference: Yang et al. 2024, "AdaMerging", equations 2 to 4.
 
     Args:
         encoder: Architecture of the base and the experts.
         zoo: Files of base, experts and heads.
-        name: Of the merged network in tables and files.
+        name: Name of the merged network in tables and files.
         level: One coefficient per task and layer, or per task.
         prior: Coefficient at the start, between 0 and 1.
-        learning_rate: Of Adam.
-        transductive: Learn from the unlabelled test images, as published, in place of held-out
-            ones. Every table marks the result, which then is no estimate for new images.
+        learning_rate: Learning rate of Adam.
+        transductive: Learn from the unlabelled test images, as published, instead of held-out
+            images. Every table marks the result, as it does not estimate accuracy on new images.
         transforms: Applied to the task vectors before learning.
         offload: Keep the task vectors in the host's memory.
         batch_norm: See `CoefficientModule`.
 
     Raises:
         InputError: An option is out of range or files do not fit.
+
+    Example:
+        >>> from lightning_merge.models import MiniViT
+        >>> zoo = Zoo("base.safetensors", "{task}.safetensors", "heads.safetensors")
+        >>> module = AdaMerging(MiniViT(depth=1), zoo, level="task", prior=0.5)
+        >>> experts = {"cars": {"w": torch.ones(2)}, "pets": {"w": -torch.ones(2)}}
+        >>> vectors = TaskVectors({"w": torch.zeros(2)}, experts)
+        >>> module.make_learner(vectors)().tolist()
+        [[0.5], [0.5]]
     """
 
     end_counts: ClassVar[bool] = False
@@ -68,16 +78,16 @@ class AdaMerging(CoefficientModule):
     ) -> None:
         super().__init__(encoder, zoo, name, level, transforms, offload, batch_norm)
         require_in("[0, inf]", learning_rate=learning_rate)
-        self._learner(1, 1, level, prior)  # a prior out of range shows now
+        self._learner(1, 1, level, prior)  # refuses a prior out of range before long work
         self.prior, self.learning_rate, self.transductive = prior, learning_rate, transductive
 
     def hyperparameters(self) -> dict[str, Any]:
-        """Return what the learning depended on, for the metadata of its files."""
+        """Return the options of the learning, for the metadata of its files."""
         own = ("level", "prior", "learning_rate", "transductive")
         return {**{name: getattr(self, name) for name in own}, **super().hyperparameters()}
 
     def make_learner(self, vectors: TaskVectors) -> StatsMergeLearner:
-        """Return the coefficients as parameters, which see nothing of the weights."""
+        """Return the coefficients as free parameters, independent of the weights."""
         return self._learner(len(vectors), len(vectors.names), self.level, self.prior)
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""What every training and evaluation module shares: encoder, heads, metrics, logging."""
+"""The base of all modules that train and evaluate: encoder, heads, metrics, logging."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, cast
@@ -23,11 +23,20 @@ from lightning_merge.modules.heads import HeadFiles, fitting_heads
 from lightning_merge.modules.zoo import Zoo
 
 NOT_COUNTED = -100
-"""The label of an image that takes no part."""
+"""Label of an image that is not counted."""
 
 
 def limit(trainer: Trainer, part: str) -> str:
-    """Return the option of a trainer that limits a part of the data, with its value."""
+    """Return the option of a trainer that limits a part of the data, with its value.
+
+    Args:
+        trainer: Trainer with the limit.
+        part: "train", "val", "test" or "predict".
+
+    Example:
+        >>> limit(Trainer(limit_val_batches=2, accelerator="cpu", logger=False), "val")
+        'trainer.limit_val_batches=2'
+    """
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return "trainer.fast_dev_run"
     name = f"limit_{part}_batches"
@@ -35,12 +44,17 @@ def limit(trainer: Trainer, part: str) -> str:
 
 
 class Measured(NamedTuple):
-    """What one pass over a part of the data found.
+    """Accuracies of one pass over a part of the data.
 
     Attributes:
-        accuracy: Fraction of right answers by task.
-        samples: Number of images that were really looked at, by task.
-        images: Number of images that there are to look at, by task.
+        accuracy: Fraction of right predictions by task.
+        samples: Number of evaluated images by task.
+        images: Number of all images by task.
+
+    Example:
+        >>> measured = Measured(accuracy={"cars": 0.5}, samples={"cars": 4}, images={"cars": 8})
+        >>> measured.average, measured.shares
+        (0.5, '4 of 8 images of cars')
     """
 
     accuracy: dict[str, float]
@@ -49,17 +63,17 @@ class Measured(NamedTuple):
 
     @property
     def average(self) -> float:
-        """Mean accuracy over all tasks, each counting alike."""
+        """Mean accuracy over all tasks, with equal weights."""
         return self.mean([*self.accuracy])
 
     def share(self, task: str) -> str:
-        """Return how many images of a task were looked at; nothing where all were."""
+        """Return how many images of a task were evaluated; "" if all were."""
         seen, there = self.samples[task], self.images[task]
         return f"{seen} of {there} images" if seen < there else ""
 
     @property
     def shares(self) -> str:
-        """What `share` says of all tasks."""
+        """The shares of all tasks that were not evaluated completely."""
         return ", ".join(f"{s} of {task}" for task in self.samples if (s := self.share(task)))
 
     def mean(self, tasks: Sequence[str]) -> float:
@@ -70,19 +84,24 @@ class Measured(NamedTuple):
 class TaskModule(LightningModule):
     """An encoder with one head per task.
 
-    Subclasses say how features are made (`features`) and what is trained. Images arrive as
+    Subclasses define how features are made (`features`) and what is trained. Images arrive as
     uint8 and are normalised on the device; every part of the data has one accuracy per task.
-    Processes count their own images; the counts are added up when a pass ends.
+    Every process counts its own images, and the counts are summed at the end of a pass.
 
     Args:
         encoder: Image encoder whose backbone is trained or merged.
 
     Attributes:
-        zoo: Base, experts and heads of a module that merges them; None of any other.
+        zoo: Base, experts and heads, if the module merges them; None otherwise.
         measured: Part of the data ("train", "val", "test") -> its last pass.
-        strategies: How the network may lie on several devices.
-        end_counts: Whether steps of training depend on where it ends, as by a learning rate that
-            decays until then.
+        strategies: Lightning strategies that the module supports.
+        end_counts: Whether training steps depend on where training ends, as with a learning rate
+            that decays until then.
+
+    Example:
+        >>> from lightning_merge.models import MiniViT
+        >>> TaskModule(MiniViT(depth=1)).logged(["cars"], ["cars"])
+        ['train/loss', 'train/cars', 'train/average', 'val/cars', 'val/average']
     """
 
     zoo: Zoo | None = None
@@ -109,24 +128,23 @@ class TaskModule(LightningModule):
 
     @property
     def ranks(self) -> Ranks:
-        """The processes of the run."""
+        """Processes of the run."""
         return Ranks.of(self.trainer)
 
     def input_files(self, tasks: Sequence[str]) -> list[str]:
-        """Return the files, beside the encoder's own, that the numbers of a run depend on."""
+        """Return the files, apart from the encoder's, that the results of a run depend on."""
         return []
 
     def check(self, trainer: Trainer, tasks: Sequence[str], stage: str) -> None:
-        """Check what can be told before any file is opened.
+        """Check what is possible before any file is opened.
 
         Args:
-            trainer: What will run the module.
+            trainer: Trainer that will run the module.
             tasks: Names of the tasks, without those that are evaluated only.
             stage: "fit", "validate", "test" or "predict".
 
         Raises:
-            InputError: The trainer would lay the network out, or store it, as this module cannot
-                use it.
+            InputError: The module does not support the trainer's strategy or precision.
         """
         if not isinstance(trainer.strategy, self.strategies):
             raise InputError(
@@ -145,13 +163,13 @@ class TaskModule(LightningModule):
 
         Args:
             seen: Names of the tasks that are trained on.
-            validated: Names of those that are validated on; none without validation.
+            validated: Names of the tasks that are validated on, if any.
         """
         names = ["train/loss", *(f"train/{task}" for task in seen), "train/average"]
         return [*names, *(f"val/{task}" for task in validated), *["val/average"][: len(validated)]]
 
     def setup(self, stage: str) -> None:
-        """Check all that is needed, and get it, in every process or in none.
+        """Check the input and prepare the module; all processes fail if one does.
 
         Raises:
             InputError: See `check` and `prepare`.
@@ -165,21 +183,21 @@ class TaskModule(LightningModule):
         """Load the state of a checkpoint.
 
         Raises:
-            InputError: It is another module's.
+            InputError: The checkpoint is another module's.
         """
         with self.ranks.agreed():
             try:
                 return super().load_state_dict(state_dict, *args, **kwargs)
             except RuntimeError as fault:
                 raise InputError(
-                    f"the checkpoint is of another module than {type(self).__name__}, or of "
-                    "another encoder; give one that this configuration has written"
+                    f"the checkpoint does not fit {type(self).__name__} and its encoder; give one "
+                    "that this configuration has written"
                 ) from fault
 
-    # What a run may diverge in
+    # Divergence
 
     def learned(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield what training changes, by name."""
+        """Yield the tensors that training changes, by name."""
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 yield name.removeprefix("encoder.backbone."), parameter
@@ -188,7 +206,7 @@ class TaskModule(LightningModule):
         """Check that training has not diverged, before anything is saved.
 
         Raises:
-            InputError: It has.
+            InputError: Training has diverged.
         """
         with self.ranks.agreed():
             if name := first_not_finite(self.learned()):
@@ -201,16 +219,16 @@ class TaskModule(LightningModule):
         rate = trainer.optimizers[0].param_groups[0]
         return (
             f"training has diverged in epoch {trainer.current_epoch}, step {trainer.global_step}: "
-            f"{what}; give a model.learning_rate below {rate.get('initial_lr', rate['lr'])}, or "
-            "trainer.gradient_clip_val. Nothing was written"
+            f"{what}, so nothing was written; give a model.learning_rate below "
+            f"{rate.get('initial_lr', rate['lr'])}, or trainer.gradient_clip_val"
         )
 
     def on_train_epoch_start(self) -> None:
-        """Forget whether losses were finite."""
+        """Reset the record of finite losses."""
         self._any_finite = None
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Look at what is trained now and then."""
+        """Check every `EVERY` steps that training has not diverged."""
         if isinstance(outputs, Mapping):
             finite = outputs["loss"].isfinite()
             self._any_finite = finite if self._any_finite is None else self._any_finite | finite
@@ -218,16 +236,16 @@ class TaskModule(LightningModule):
             self.check_finite()
 
     def on_train_epoch_end(self) -> None:
-        """Look at what is trained before a checkpoint is written."""
+        """Check that training has not diverged before a checkpoint is written."""
         self.check_finite()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the names of the classes; let an epoch that was cut short go on where it ended."""
+        """Store the class names, and mark an epoch that was cut short as unfinished."""
         checkpoint["classes"] = {task: list(names) for task, names in self.data.classes.items()}
         leave_open(self.trainer, checkpoint)
 
     def prepare(self, stage: str) -> None:
-        """Make one accuracy per task and part of the data; a subclass adds what it needs.
+        """Make one accuracy per task and part of the data; subclasses prepare more.
 
         Raises:
             InputError: A task has a single class.
@@ -236,8 +254,8 @@ class TaskModule(LightningModule):
             classes = len(self.data.classes[task])
             if classes < 2:
                 raise InputError(
-                    f"task {task!r} has the one class {self.data.classes[task][0]!r}; "
-                    "classification takes two or more"
+                    f"task {task!r} has only the class {self.data.classes[task][0]!r}; give images "
+                    "of two classes or more"
                 )
             for part in ("train", "val", "test"):
                 key = f"{part}/{task}"
@@ -247,7 +265,7 @@ class TaskModule(LightningModule):
                     )
 
     def open_heads(self, files: HeadFiles) -> None:
-        """Take the frozen heads of the tasks from their files.
+        """Load the frozen heads of the tasks from their files.
 
         Raises:
             InputError: See `fitting_heads`.
@@ -255,19 +273,19 @@ class TaskModule(LightningModule):
         self.heads.update(fitting_heads(files, self.data, self.encoder))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the checkpoint's heads are of the data's classes.
+        """Check that the checkpoint's heads have the data's classes.
 
         Raises:
-            InputError: They are of others, or in another order.
+            InputError: They have other classes, or another order.
         """
         if "classes" not in checkpoint:
-            warn("the checkpoint does not name its classes: they are taken to be the data's")
+            warn("the checkpoint does not name its classes; they are assumed to be the data's")
         for task, names in checkpoint.get("classes", {}).items():
             if task in self.data.classes and list(self.data.classes[task]) != names:
                 raise InputError(
-                    f"the checkpoint's head of {task!r} is of the classes "
+                    f"the checkpoint's head of {task!r} has the classes "
                     f"{enumerate_names(names, 5)}, the data has "
-                    f"{enumerate_names(self.data.classes[task], 5)}; give it the data it was "
+                    f"{enumerate_names(self.data.classes[task], 5)}; give the data that it was "
                     "trained on"
                 )
 
@@ -294,10 +312,10 @@ class TaskModule(LightningModule):
         return cast(MulticlassStatScores, self.metrics[f"{part}/{task}"])
 
     def logits(self, batch: Batch, dataloader_idx: int) -> Tensor:
-        """Return the logits [n, C] of one batch of one task; [1, C] of a blank image for none.
+        """Return the logits [n, C] of one batch of one task.
 
-        A process whose batches have run out gets an empty one. Its part of the network runs all
-        the same, as others may need it.
+        A process without a batch left gets an empty one. It runs the network on a blank image and
+        returns [1, C], because other processes may wait for its part of the network.
         """
         images = batch.images
         if not len(images):
@@ -323,16 +341,17 @@ class TaskModule(LightningModule):
         return self.logits(batch, dataloader_idx).argmax(1)[: len(batch.labels)]
 
     def on_predict_epoch_end(self) -> None:
-        """Say where not all images were predicted."""
+        """Warn if not all images were predicted."""
         there = count_batches(self.data, "predict", self.ranks.size)
         batches = zip(there.items(), self.trainer.num_predict_batches, strict=True)
         if few := [f"{n} of {all} batches of {task}" for (task, all), n in batches if n < all]:
-            warn(f"{limit(self.trainer, 'predict')}: predictions are those of {', '.join(few)}")
+            warn(f"{limit(self.trainer, 'predict')}: predictions cover only {', '.join(few)}")
 
     def close(self, part: str) -> None:
-        """Add up and log what a pass over a part found, and get ready for the next one.
+        """Sum and log the counts of a pass over a part, and reset them for the next pass.
 
-        Unseen tasks count in the average of test images alone: the others may choose.
+        Unseen tasks count only in the average of test images, because choices may be made by the
+        other averages.
         """
         tasks = self.data.seen if part == "train" else self.data.tasks
         metrics = [self.counts(part, task) for task in tasks]
@@ -345,7 +364,7 @@ class TaskModule(LightningModule):
             metric.reset()
         self.measured[part] = measured
         if part != "train" and measured.shares and not self.trainer.sanity_checking:
-            warn(f"{limit(self.trainer, part)}: {part} accuracies are those of {measured.shares}")
+            warn(f"{limit(self.trainer, part)}: {part} accuracies cover only {measured.shares}")
         values = {f"{part}/{task}": value for task, value in measured.accuracy.items()}
         # Equal in all processes; "max" keeps them to the bit, and Lightning from warning.
         self.log_dict(values, sync_dist=True, reduce_fx="max")
@@ -353,9 +372,9 @@ class TaskModule(LightningModule):
         self.log(f"{part}/average", average, prog_bar=True, sync_dist=True, reduce_fx="max")
 
     def on_validation_epoch_end(self) -> None:
-        """Keep and log the accuracy of every task and their average."""
+        """Store and log the accuracy of every task and their average."""
         self.close("val")
 
     def on_test_epoch_end(self) -> None:
-        """Keep and log the accuracy of every task and their average."""
+        """Store and log the accuracy of every task and their average."""
         self.close("test")

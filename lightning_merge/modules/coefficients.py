@@ -1,4 +1,4 @@
-"""What all modules that learn merging coefficients share."""
+"""The base of all modules that learn merging coefficients."""
 
 import json
 import time
@@ -36,34 +36,45 @@ BatchNorm = Literal["recalibrate", "average", "both"]
 
 
 class CoefficientModule(TaskModule):
-    """Learn coefficients c_kl of theta_0 + sum_k c_kl tau_kl with everything else frozen.
+    """Learned coefficients c_kl of theta_0 + sum_k c_kl tau_kl, with everything else frozen.
 
-    The network is merged once per step, whatever the number of tasks, and all tasks' images go
-    through it together. Only `learner` is in the state dict, so checkpoints are kilobytes.
-    Every process holds the stacked task vectors and one merged network; a step of N processes
-    is that of one with N times the batch size, but for BatchNorm, whose statistics each process
-    takes from its own images.
+    The network is merged once per step, whatever the number of tasks, and the images of all tasks
+    pass through it together. The state dict has only `learner`, so checkpoints are kilobytes.
+    Every process holds the stacked task vectors and one merged network. A step of N processes
+    equals one of a single process with N times the batch size, except that each process takes
+    BatchNorm statistics from its own images.
 
-    Tasks that the data module calls unseen have a head and are measured, no more.
+    Unseen tasks of the data module have a head and are only evaluated.
 
     Args:
         encoder: Architecture of the base and the experts.
         zoo: Files of base, experts and heads.
-        name: Of the merged network in tables and files.
+        name: Name of the merged network in tables and files.
         level: One coefficient per task and layer, or per task.
         transforms: Applied to the task vectors before learning.
-        offload: Keep the task vectors in the host's memory and send a tensor's to the device
-            when it is merged, for experts that do not fit there together.
-        batch_norm: Where the network has BatchNorm: "recalibrate" its statistics on held-out
-            images after every merge (a step of learning then uses those of its batch), or
-            "average" those of the experts; "both" measures every merged network either way.
+        offload: Keep the task vectors in the host's memory and send those of one tensor at a time
+            to the device, for experts that do not fit there together.
+        batch_norm: Statistics of BatchNorm layers: "recalibrate" them on held-out images after
+            every merge (learning steps then use those of their batch), "average" those of the
+            experts, or evaluate every merged network with "both".
 
     Attributes:
-        candidates: What the run compares, by name; merging callbacks add theirs.
-        held_out: The unlabelled images that methods and BatchNorm may see, once it is set up.
-        final_scale: What the learned coefficients are multiplied by.
+        candidates: Candidates that the run compares, by name; merging callbacks add theirs.
+        held_out: Unlabelled images for methods and BatchNorm, available after `setup`.
+        final_scale: Factor of the learned coefficients.
         seconds: Time spent learning.
-        transductive: Whether it learns from unlabelled test images.
+        transductive: Whether the module learns from unlabelled test images.
+
+    Example:
+        >>> from lightning_merge.models import MiniViT
+        >>> class Uniform(CoefficientModule):
+        ...     def make_learner(self, vectors):
+        ...         return nn.ParameterList([torch.ones(len(vectors), 1)])
+        ...     def task_loss(self, task, logits, batch):
+        ...         return nn.functional.cross_entropy(logits, batch.labels)
+        >>> zoo = Zoo("base.safetensors", "{task}.safetensors", "heads.safetensors")
+        >>> Uniform(MiniViT(depth=1), zoo, "uniform").logged(["cars"], [])
+        ['train/loss', 'train/loss_epoch', 'train/loss/cars']
     """
 
     zoo: Zoo
@@ -103,29 +114,30 @@ class CoefficientModule(TaskModule):
         """Return the mean loss of one task's images."""
 
     def describe_learner(self) -> dict[str, Any]:
-        """Return what it takes to build the learner anew for other experts; nothing if it can't."""
+        """Return the options to build the learner for other experts; {} if that is impossible."""
         return {}
 
     def hyperparameters(self) -> dict[str, Any]:
-        """Return what the learning depended on, for the metadata of its files."""
+        """Return the options of the learning, for the metadata of its files."""
         return {"transforms": repr(self.transforms), "final_scale": self.final_scale}
 
     # What callbacks use
 
     def transform(self, transform: Transform, final_scale: float = 1.0) -> None:
-        """Have the task vectors transformed, after all transforms so far, before learning.
+        """Append a transform of the task vectors, applied before learning.
 
         Args:
-            transform: Of the task vectors.
-            final_scale: What the learned coefficients are multiplied by, where there is one for
-                every layer.
+            transform: The transform.
+            final_scale: Factor of the learned coefficients if there is one for every layer.
 
         Raises:
-            InputError: The task vectors are stacked already, without it.
+            InputError: The task vectors are already stacked without the transform.
         """
         if hasattr(self, "learner"):
             if transform not in self.transforms:
-                raise InputError(f"transform={transform}: the module has learned without it")
+                raise InputError(
+                    f"transform={transform} comes after learning; add it before the first fit"
+                )
             return
         self.transforms += (transform,)
         if self.level == "layer":
@@ -133,32 +145,20 @@ class CoefficientModule(TaskModule):
 
     @property
     def variants(self) -> dict[str, bool]:
-        """What to add to the name of a merged network -> whether to recalibrate it.
-
-        Without BatchNorm there is one variant, as it is.
-        """
+        """Suffix of a merged network's name -> whether to recalibrate its BatchNorm."""
         if not has_batch_norm(self.encoder.backbone):
             return {"": False}
         if self.batch_norm == "both":
             return {"": True, "_not_recalibrated": False}
         return {"": self.batch_norm == "recalibrate"}
 
-    def describe_statistics(self, recalibrate: bool) -> dict[str, str]:
-        """Return where BatchNorm's statistics come from, for the metadata of merged weights."""
-        if not has_batch_norm(self.encoder.backbone):
-            return {}
-        if not recalibrate:
-            return {"batch_norm": "average"}
-        images = f"{len(self.held_out)} images of digest {self.held_out.digest}"
-        return {"batch_norm": f"recalibrated on {images}"}
-
     def notes(self) -> list[str]:
-        """Return what a reader of all the run's merged networks must know."""
+        """Return notes that hold for all merged networks of the run."""
         if not any(self.variants.values()):
             return []
         return [
-            f"BatchNorm statistics of merged networks are those of {len(self.held_out)} "
-            "unlabelled held-out images, but where a name says that they are not recalibrated."
+            f"BatchNorm statistics of merged networks are those of {len(self.held_out)} unlabelled "
+            "held-out images, except where the name says that they are not recalibrated."
         ]
 
     # State
@@ -168,18 +168,18 @@ class CoefficientModule(TaskModule):
         return self.zoo.inputs(tasks)
 
     def check(self, trainer: Trainer, tasks: Sequence[str], stage: str) -> None:
-        """Check what can be told before any file is opened.
+        """Check what is possible before any file is opened.
 
         Raises:
-            InputError: Fewer than two tasks, weights would be in another precision, networks are
-                sharded over devices, or the name is taken.
+            InputError: There are fewer than two tasks, the name is taken, or the module does not
+                support the trainer's strategy or precision.
         """
         super().check(trainer, tasks, stage)
         if self.name in BOUNDS:
-            raise InputError(f"model.name={self.name!r} is that of a reference; give another")
+            raise InputError(f"model.name={self.name!r} is reserved for a reference; give another")
         if len(tasks) < 2:
             raise InputError(
-                f"data.tasks={list(tasks)}: merging takes two tasks or more that are not unseen"
+                f"data.tasks={list(tasks)}: merging takes two tasks or more besides data.unseen"
             )
 
     def logged(self, seen: Sequence[str], validated: Sequence[str]) -> list[str]:
@@ -195,13 +195,13 @@ class CoefficientModule(TaskModule):
         super().prepare(stage)
         if stage == "fit" and self.data.fit_on == "train":
             raise InputError(
-                "data.fit_on='train': experts were trained on these images, which tell nothing "
-                "about their merge; give data.fit_on: coefficients"
+                "data.fit_on='train': these images trained the experts, so they say nothing about "
+                "their merge; give data.fit_on: coefficients"
             )
         if any(self.variants.values()) and self.data.unlabelled_images < 2:
             raise InputError(
-                f"data.unlabelled_images={self.data.unlabelled_images}: BatchNorm statistics take "
-                "two or more, better some hundred"
+                f"data.unlabelled_images={self.data.unlabelled_images}: BatchNorm statistics need "
+                "at least two images; give a hundred or more"
             )
         if hasattr(self, "learner"):
             return
@@ -225,11 +225,11 @@ class CoefficientModule(TaskModule):
             self.candidates[candidate.name] = candidate
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """Return the learner's state alone."""
+        """Return only the learner's state."""
         return self.learner.state_dict(prefix="learner.")
 
     def learned(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the learner's parameters, and the coefficients that it gives."""
+        """Yield the learner's parameters and its coefficients."""
         yield from self.learner.named_parameters(prefix="learner")
         yield "coefficients", self.coefficients()
 
@@ -237,7 +237,7 @@ class CoefficientModule(TaskModule):
         """Load the learner's state, strictly.
 
         Raises:
-            InputError: It is another learner's.
+            InputError: The state is another learner's.
         """
         self._merged = None
         state = {name.removeprefix("learner."): value for name, value in state_dict.items()}
@@ -246,29 +246,30 @@ class CoefficientModule(TaskModule):
                 return self.learner.load_state_dict(state)
             except RuntimeError as fault:
                 raise InputError(
-                    f"the checkpoint is of another learner than the model's; {fault}"
+                    f"the checkpoint does not fit the model's learner ({fault}); give one that "
+                    "this configuration has written"
                 ) from fault
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the time spent."""
+        """Store the time spent."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["seconds"] = self.seconds
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on counting the time."""
+        """Restore the time spent."""
         self.seconds = checkpoint["seconds"]
 
     def on_fit_start(self) -> None:
-        """Move the task vectors, which are no module state, to the device; start the clock.
+        """Move the task vectors, which are not module state, to the device; start the clock.
 
-        The encoder's own weights are the base's, and lie in the same memory until fit ends.
+        The encoder's weights share the base's memory until fit ends.
         """
         self._started = time.perf_counter()
         self.stacked.to(self.device)
         self.stacked.share(dict(self.encoder.backbone.named_parameters(remove_duplicate=False)))
 
     def on_train_epoch_end(self) -> None:
-        """Add the epoch's time to what earlier epochs, and interrupted sessions, took."""
+        """Add the time of the epoch."""
         super().on_train_epoch_end()
         now = time.perf_counter()
         self.seconds += now - self._started
@@ -277,19 +278,16 @@ class CoefficientModule(TaskModule):
     # The merged network
 
     def coefficients(self) -> Tensor:
-        """Return the coefficients [K, L], rows as `stacked.tasks`, columns as `stacked.names`.
-
-        They are in float32 whatever the precision of the run.
-        """
+        """Return the coefficients [K, L] of `stacked.tasks` and `stacked.names`, in float32."""
         with torch.autocast(self.device.type, enabled=False):
             return self.learner()
 
     def final_coefficients(self) -> Tensor:
-        """Return the coefficients [K, L] that the result is merged with."""
+        """Return the coefficients [K, L] of the final merge."""
         return self.final_scale * self.coefficients()
 
     def features(self, images: Tensor) -> Tensor:
-        """Map normalised images to features by the merged network, merged once and kept."""
+        """Map normalised images to features by the merged network, which is kept."""
         if self._merged is None:
             with torch.no_grad():
                 merged = self.stacked.to(self.device).merge(self.final_coefficients())
@@ -317,7 +315,7 @@ class CoefficientModule(TaskModule):
 
     @property
     def _loss_scale(self) -> float:
-        """What mixed precision in float16 multiplies losses with."""
+        """Factor of the losses in float16 mixed precision; 1 otherwise."""
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         return 1.0 if scaler is None else scaler.get_scale()
 
@@ -336,7 +334,7 @@ class CoefficientModule(TaskModule):
 
     @torch.no_grad()
     def on_fit_end(self) -> None:
-        """Save coefficients.safetensors and the merged network, a candidate of its own."""
+        """Save coefficients.safetensors and the merged network, and add it as a candidate."""
         self.to(self.trainer.strategy.root_device)  # Lightning has put it on the CPU by now
         self.check_finite()
         values = self.final_coefficients()
@@ -390,7 +388,7 @@ class CoefficientModule(TaskModule):
         merged = self.stacked.merge(values)
         for suffix, recalibrate in self.variants.items():
             weights = self.held_out.recalibrate(merged) if recalibrate else merged
-            about = {**metadata, **self.describe_statistics(recalibrate)}
+            about = {**metadata, **self.held_out.describe_statistics(recalibrate)}
             cpu = {name: tensor.cpu() for name, tensor in weights.items()}
             named = self.zoo.named_as_base(cpu)
             save_checkpoint(named, self.merged_file(self.name + suffix), metadata=about)

@@ -1,4 +1,4 @@
-"""Measure every candidate of a run and write one table."""
+"""Comparison of all candidates of a run in one table."""
 
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ from lightning_merge.evaluation.tables import markdown
 from lightning_merge.modules.base import Measured, limit
 from lightning_merge.modules.evaluate import Evaluate
 
-TRIAL = "A trial run of a few batches (trainer.fast_dev_run), no measurement."
+TRIAL = "A trial run of a few batches (trainer.fast_dev_run), not a measurement."
 
 
 def compare(
@@ -38,24 +38,45 @@ def compare(
 ) -> Results:
     """Test every candidate; write results.json and results.md.
 
-    Where a candidate has options, the one with the best average accuracy on the held-out
-    images of the seen tasks is taken; test images are looked at once per candidate, after all
-    choices. Files of options are kept until all is measured, for a run that is stopped to go on
-    from. The accuracies do not depend on the number of processes.
+    Of a candidate with options, the option with the best average accuracy on the held-out images
+    of the seen tasks is chosen; test images are used once per candidate, after all choices. Files
+    of options are kept until everything is measured, so that a stopped run can be resumed. The
+    accuracies do not depend on the number of processes.
 
     Args:
-        trainer: Runs the evaluation; any number of devices. It loses its loggers, its profiler and
-            its bar.
+        trainer: Trainer that runs the evaluation, on any number of devices. Its loggers, profiler
+            and progress bar are removed.
         evaluate: Encoder and heads.
         data: The tasks.
-        candidates: Name -> what to measure.
+        candidates: Candidates by name.
         folder: Run folder.
-        seed: Of the run, for the record.
-        command: That made the run, for the record.
+        seed: Seed of the run, for the record.
+        command: Command that made the run, for the record.
         notes: Sentences under the table.
 
     Returns:
         The accuracies.
+
+    Example:
+        >>> import torch
+        >>> from PIL import Image
+        >>> from lightning_merge.core.checkpoints.checkpoint import save_checkpoint
+        >>> from lightning_merge.models import MiniViT, class_mean_head, save_heads
+        >>> for i in range(16):
+        ...     file = Path("pets", ("train", "test")[i % 2], ("cat", "dog")[i // 8], f"{i}.png")
+        ...     file.parent.mkdir(parents=True, exist_ok=True)
+        ...     Image.new("RGB", (8, 8), (i, 0, 0)).save(file)
+        >>> encoder = MiniViT(depth=1)
+        >>> base = save_checkpoint(encoder.backbone.state_dict(), Path("base.safetensors"))
+        >>> head = class_mean_head(torch.eye(2, 192), torch.arange(2), 2, classes=["cat", "dog"])
+        >>> heads = save_heads({"pets": head}, "heads.safetensors")
+        >>> evaluate = Evaluate(encoder, "heads.safetensors", "base.safetensors")
+        >>> trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+        >>> data = MergeDataModule(".", tasks=["pets"])
+        >>> rows = {"weights": evaluate.candidate}
+        >>> results = compare(trainer, evaluate, data, rows, Path(), seed=0)
+        >>> results.candidates["weights"].samples
+        {'pets': 8}
     """
     few = [*_learned_from(trainer)]
     trial = [TRIAL] if trainer.fast_dev_run else []  # type: ignore[attr-defined]
@@ -87,7 +108,7 @@ def compare(
 
 
 class _Bar(Callback):
-    """Show how much of one candidate's pass is done."""
+    """Progress bar of one candidate's pass."""
 
     def __init__(self) -> None:
         self._shown = ExitStack()
@@ -126,7 +147,7 @@ def _write(results: Results, folder: Path) -> None:
 
 
 def _learned_from(trainer: Trainer) -> Iterator[str]:
-    """Say where an epoch of learning was cut short."""
+    """Yield a note if epochs of learning were cut short."""
     loaders: Any = trainer.train_dataloader  # measuring forgets them
     batches = max(map(len, loaders.values())) if loaders else 0
     if trainer.num_training_batches < batches:
@@ -135,10 +156,10 @@ def _learned_from(trainer: Trainer) -> Iterator[str]:
 
 
 def _measured_on(trainer: Trainer, measured: Mapping[str, Measured]) -> Iterator[str]:
-    """Say where accuracies are those of part of the images."""
+    """Yield a note for every part whose accuracies do not cover all images."""
     for part, what in (("val", "choices on held-out images"), ("test", "accuracies")):
         if part in measured and (shares := measured[part].shares):
-            yield f"{limit(trainer, part)}: {what} are those of {shares}."
+            yield f"{limit(trainer, part)}: {what} cover only {shares}."
 
 
 def _processes(trainer: Trainer) -> dict[str, str]:
@@ -171,7 +192,7 @@ def _choose(
 
 
 def _keep(candidates: Mapping[str, Candidate], chosen: Mapping[str, Candidate]) -> None:
-    """Let files of the chosen options take their candidates' names, and remove the others."""
+    """Rename files of the chosen options to their candidates' files, and remove the others."""
     for name, candidate in candidates.items():
         for option in (candidate.options or {}).values():
             for file, place in _files(option, candidate):
@@ -182,7 +203,7 @@ def _keep(candidates: Mapping[str, Candidate], chosen: Mapping[str, Candidate]) 
 
 
 def _files(option: Candidate, candidate: Candidate) -> Iterator[tuple[Path, Path]]:
-    """Yield the files of an option that are there, and the candidate's names of them."""
+    """Yield every existing file of an option with the candidate's file that it becomes."""
     for kind in ("weights", "figure"):
         file, place = getattr(option, kind), getattr(candidate, kind)
         if file is not None and file.exists():

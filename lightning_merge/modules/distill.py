@@ -1,4 +1,4 @@
-"""Distil an expert of one architecture into another, so that the two can be merged with others."""
+"""Distillation of an expert into another architecture, so that it can be merged with others."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,9 +29,15 @@ class Teacher:
     """A trained expert: an encoder, its weights, and the heads it was trained with.
 
     Args:
-        encoder: Architecture, with the preprocessing of its own.
+        encoder: Architecture, with its own preprocessing.
         weights: File of the backbone's weights.
-        heads: File of heads, one for every task that is distilled, or a file for each.
+        heads: File with a head for every distilled task, or one file per task.
+
+    Example:
+        >>> from lightning_merge.models import MiniResNet
+        >>> teacher = Teacher(MiniResNet(), "teacher.safetensors", "head_{task}.pt")
+        >>> head_files(teacher.heads, ["cars", "pets"])
+        ['head_cars.pt', 'head_pets.pt']
     """
 
     encoder: Encoder
@@ -54,12 +60,18 @@ def distillation_loss(
     architectures"). T^2 keeps the size of the second gradient whatever the temperature.
 
     Args:
-        student: Logits [n, C]; gradients flow into them alone.
+        student: Logits [n, C]; only they receive gradients.
         teacher: Logits [n, C].
         labels: Classes y [n].
-        alpha: A, in [0, 1].
-        temperature: T, above 0.
-        label_smoothing: Of the cross-entropy.
+        alpha: Weight a of the cross-entropy, in [0, 1].
+        temperature: Temperature T, above 0.
+        label_smoothing: Label smoothing of the cross-entropy.
+
+    Example:
+        >>> import torch
+        >>> student, teacher = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]])
+        >>> distillation_loss(student, teacher, torch.tensor([0]), alpha=1.0)  # labels only
+        tensor(0.1269)
     """
     hard = F.cross_entropy(student, labels, label_smoothing=label_smoothing)
     soft = F.kl_div(
@@ -72,26 +84,32 @@ def distillation_loss(
 
 
 class Distill(FineTune):
-    """Train a student to answer as a teacher of any architecture does.
+    """Distillation of a teacher of any architecture into a student.
 
-    The student is fine-tuned as `FineTune` does it, its heads frozen; what changes is the loss,
-    see `distillation_loss`. Students to be merged start from one base, or their task vectors
-    mean nothing together. The teacher answers once per run, for the training images without
-    augmentation, prepared as its own encoder wants them. With `labels` "teacher" its most likely
-    class stands for the true one, which is then used in no loss.
+    The student is trained as in `FineTune`, with frozen heads and the loss `distillation_loss`.
+    Students must start from one base to be merged. The teacher predicts once per run, on the
+    training images without augmentation, with its own preprocessing. With `labels` "teacher" its
+    most likely class replaces the true one, which then enters no loss.
 
     Args:
         encoder: Architecture of the student.
         output: File that receives the student's backbone.
-        teacher: Who is learned from.
-        heads: File of the student's frozen heads, or one for each task.
-        alpha: Weight of the cross-entropy; the divergence has what remains.
-        temperature: Of the divergence.
-        labels: Of the cross-entropy.
-        options: Those of FineTune.
+        teacher: Expert to learn from.
+        heads: File of the student's frozen heads, or one file per task.
+        alpha: Weight of the cross-entropy; the divergence has weight 1 - alpha.
+        temperature: Temperature of the divergence.
+        labels: Labels of the cross-entropy.
+        options: Options of `FineTune`.
 
     Raises:
-        InputError: An option is out of range, files do not fit, or see FineTune.
+        InputError: An option is out of range, files do not fit, or see `FineTune`.
+
+    Example:
+        >>> from lightning_merge.models import MiniResNet, MiniViT
+        >>> teacher = Teacher(MiniResNet(), "teacher.safetensors", "teacher_heads.safetensors")
+        >>> module = Distill(MiniViT(depth=1), "cars.safetensors", teacher, "heads.safetensors")
+        >>> module.input_files(["cars"])
+        ['heads.safetensors', 'teacher.safetensors', 'teacher_heads.safetensors']
     """
 
     def __init__(
@@ -109,12 +127,12 @@ class Distill(FineTune):
         require_in("(0, inf)", temperature=temperature)
         require_choice(("teacher", "true"), labels=labels)
         super().__init__(encoder, output, heads=heads, **options)
-        self.teacher = teacher  # in a dataclass, so no part of the module's state
+        self.teacher = teacher  # in a dataclass, so not part of the module's state
         self.alpha, self.temperature, self.labels = alpha, temperature, labels
         self.teacher_logits: dict[str, Tensor] = {}
 
     def check(self, trainer: Trainer, tasks: Sequence[str], stage: str) -> None:
-        """Check what can be told before any file is opened.
+        """Check what is possible before any file is opened.
 
         Raises:
             InputError: As `FineTune.check`, or the teacher's heads are missing.
@@ -136,19 +154,19 @@ class Distill(FineTune):
         }
 
     def hyperparameters(self) -> dict[str, Any]:
-        """Return what the training depended on, for the metadata of the weights' file."""
+        """Return the options of the training, for the metadata of the weights' file."""
         own = {name: getattr(self, name) for name in ("alpha", "temperature", "labels")}
         return {**super().hyperparameters(), **own}
 
     def prepare(self, stage: str) -> None:
-        """Load the teacher, and see that its heads fit, before training."""
+        """Load the teacher and check that its heads fit, before training."""
         super().prepare(stage)
         if stage == "fit":
             self.teacher.encoder.load(self.teacher.weights)
             fitting_heads(self.teacher.heads, self.data, self.teacher.encoder)
 
     def on_fit_start(self) -> None:
-        """Let the teacher answer for every training image, once."""
+        """Compute the teacher's logits of every training image, once."""
         encoder = self.teacher.encoder.to(self.device).eval()
         heads = fitting_heads(self.teacher.heads, self.data, encoder)
         for task in self.data.seen:
@@ -164,13 +182,13 @@ class Distill(FineTune):
         encoder.cpu()
 
     def _seen_by(self, encoder: Encoder, images: TaskImages) -> DataLoader[Batch]:
-        """Return this process's batches of the same images as another encoder wants them."""
+        """Return this process's batches of the same images, prepared for another encoder."""
         own = TaskImages(images.examples, images.rows, encoder.preprocess, cache=False)
         workers = self.data.num_workers
         return loader(own, self.data.eval_batch_size, num_workers=workers, ranks=self.ranks)
 
     def summed_loss(self, task: str, logits: Tensor, batch: Batch) -> Tensor:
-        """Return the loss of one task's images, added up."""
+        """Return the summed loss of one task's images."""
         teacher = self.teacher_logits[task][batch.index]
         labels = batch.labels if self.labels == "true" else teacher.argmax(1)
         options = (self.alpha, self.temperature, self.label_smoothing)

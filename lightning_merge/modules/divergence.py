@@ -1,4 +1,4 @@
-"""Training that has diverged, found while it runs."""
+"""Detection of training that has diverged, while it runs."""
 
 from collections.abc import Iterable
 
@@ -6,25 +6,29 @@ import torch
 from torch import Tensor
 
 EVERY = 100
-"""Steps between two looks at what is trained; an epoch's end is one, too."""
+"""Steps between two checks; the end of an epoch is checked, too."""
 
 
 @torch.no_grad()
 def first_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
-    """Return the name of the first tensor with a NaN or an infinite entry, and which of the two.
+    """Return the name of the first tensor with a NaN or infinite entry, and which of the two.
 
-    Costs a sum over each tensor, and waits for a GPU once.
+    Costs one sum per tensor and synchronises with a GPU once.
 
     Args:
-        tensors: On one device, by name.
+        tensors: Names and tensors, on one device.
 
     Returns:
-        As in "blocks.0.weight (NaN)"; None where all are finite.
+        Text such as "blocks.0.weight (NaN)"; None if all entries are finite.
+
+    Example:
+        >>> first_not_finite([("a", torch.ones(2)), ("b", torch.tensor([1.0, float("nan")]))])
+        'b (NaN)'
     """
     named = [(name, tensor) for name, tensor in tensors if tensor.is_floating_point()]
     if not named or torch.stack([tensor.float().sum() for _, tensor in named]).isfinite().all():
         return None
-    for name, tensor in named:  # a sum may be infinite where no entry is
+    for name, tensor in named:  # a sum may overflow although all entries are finite
         if not tensor.isfinite().all():
             return f"{name} ({'NaN' if tensor.isnan().any() else 'infinite'})"
     return None

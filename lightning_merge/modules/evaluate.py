@@ -1,4 +1,4 @@
-"""Measure weights on every task: what the table is made of."""
+"""Evaluation of weights on every task, for the table of results."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,15 +15,21 @@ from lightning_merge.modules.heads import HeadFiles, head_files
 
 
 class Evaluate(TaskModule):
-    """Test one set of weights, or one per task, or a network made of several.
+    """Evaluation of weights for all tasks, weights per task, or a network of several experts.
 
     Heads are frozen.
 
     Args:
         encoder: Architecture of the weights.
-        heads: File of the heads of the tasks, or one for each, see `Zoo`.
-        weights: File of weights, or of a network as `save_network` writes it, for all tasks; or a
+        heads: File of the heads of the tasks, or one file per task, see `Zoo`.
+        weights: File of weights, or of a network that `save_network` wrote, for all tasks; or a
             mapping from task to file.
+
+    Example:
+        >>> from lightning_merge.models import MiniViT
+        >>> experts = {"cars": "cars.safetensors", "pets": "pets.safetensors"}
+        >>> Evaluate(MiniViT(depth=1), "heads.safetensors", experts).input_files(["pets"])
+        ['heads.safetensors', 'pets.safetensors']
     """
 
     def __init__(self, encoder: Encoder, heads: HeadFiles, weights: str | dict[str, str]) -> None:
@@ -50,16 +56,16 @@ class Evaluate(TaskModule):
         self.open_heads(self.heads_files)
 
     def show(self, candidate: Candidate) -> None:
-        """Measure another candidate from now on."""
+        """Evaluate another candidate from now on."""
         self.candidate = candidate
         self._loaded = None
 
     def logits(self, batch: Batch, dataloader_idx: int) -> Tensor:
-        """Load what answers for the task and return the logits."""
+        """Load the weights of the task, if necessary, and return the logits."""
         self._load(dataloader_idx)
         if self.network is None:
             return super().logits(batch, dataloader_idx)
-        if not len(batch.images):  # a process whose batches have run out
+        if not len(batch.images):  # a process without a batch left
             batch = batch._replace(images=batch.images.new_zeros(1, *batch.images.shape[1:]))
         task = self.data.tasks[dataloader_idx]
         return self.network.logits(task, batch.images, self.heads[task])

@@ -1,4 +1,4 @@
-"""Train one encoder: an expert of one task, a multi-task network, or a base to fine-tune."""
+"""Training of one encoder: an expert of one task, a multi-task network, or a base."""
 
 import json
 import math
@@ -27,41 +27,46 @@ from lightning_merge.modules.base import TaskModule
 from lightning_merge.modules.heads import HeadFiles, check_heads, head_files, heads_hash
 
 SHARDED = "_fsdp_wrapped_module."
-"""What FSDP puts into the names of parameters."""
+"""Part that FSDP adds to the names of parameters."""
 
 
 class FineTune(TaskModule):
-    """Train an encoder by cross-entropy on the train split of one or more tasks.
+    """Training of an encoder by cross-entropy on the train split of one task or more.
 
-    With `heads` the classifiers are loaded and stay frozen, as zero-shot heads do, so that all
-    change is in the encoder and can be merged. Without, a linear head per task is trained
-    along and dropped: the way to pretrain a base.
+    With `heads` the classifiers are loaded and stay frozen, like zero-shot heads, so that the
+    encoder has all changes and can be merged. Without `heads`, a linear head per task is trained
+    as well and then dropped, to pretrain a base.
 
-    A run that goes on from a checkpoint, on as many processes, ends with the same weights to the
-    bit as one without a break, if the encoder draws no random numbers (dropout). N processes train
-    as one does with N times the batch size. With FSDP the network is sharded over them, and the
-    output is whole.
+    A run that is resumed from a checkpoint on as many processes ends with exactly the weights of
+    an uninterrupted one, if the encoder draws no random numbers (dropout). N processes train like
+    one with N times the batch size. FSDP shards the network; the output file is whole.
 
     Args:
         encoder: Network to train.
         output: File that receives the backbone's weights (safetensors).
-        base: Weights to start from; those of the encoder itself without.
-        heads: File of frozen heads of the tasks, or one for each, see `Zoo`.
-        learning_rate: Of AdamW, after the warm-up and before the cosine decay.
-        weight_decay: Of AdamW, for matrices only.
+        base: Weights to start from; the encoder's own if None.
+        heads: File of frozen heads of the tasks, or one file per task, see `Zoo`.
+        learning_rate: Learning rate of AdamW, after the warm-up and before the cosine decay.
+        weight_decay: Weight decay of AdamW, only for matrices.
         warmup: Share of the steps with a rising learning rate.
-        label_smoothing: Of the cross-entropy.
+        label_smoothing: Label smoothing of the cross-entropy.
         augment: Random changes of the training images.
-        update_statistics: Let BatchNorm normalise by each batch of each process, and keep the
-            running statistics of process zero, as pretraining has to. Without, the network is
-            trained with the statistics that it starts with.
-        storage: "float32", "float16" or "bfloat16" of the output file.
-        metadata: Written into the output file.
+        update_statistics: Let BatchNorm normalise by each batch of each process and keep the
+            running statistics of process zero, as pretraining needs. Otherwise the network is
+            trained with its initial statistics.
+        storage: Data type of the output file: "float32", "float16" or "bfloat16".
+        metadata: Entries to add to the output file's metadata.
         overwrite: Replace the output if it exists.
 
     Raises:
-        InputError: An unknown storage, a number out of range, heads that lack a task, or an
-            output that exists.
+        InputError: The storage is unknown, a number is out of range, the heads lack a task, or the
+            output exists.
+
+    Example:
+        >>> from lightning_merge.models import MiniViT
+        >>> module = FineTune(MiniViT(depth=1), "cars.safetensors", heads="head_{task}.pt")
+        >>> module.input_files(["cars"])
+        ['head_cars.pt']
     """
 
     strategies: ClassVar[tuple[type, ...]] = (SingleDeviceStrategy, DDPStrategy, FSDPStrategy)
@@ -97,23 +102,23 @@ class FineTune(TaskModule):
         )
 
     def input_files(self, tasks: Sequence[str]) -> list[str]:
-        """Return base and heads, where they are given."""
+        """Return base and heads, if they are given."""
         heads = [] if self.heads_files is None else head_files(self.heads_files, tasks)
         return [*([] if self.base is None else [self.base]), *heads]
 
     def hashes(self) -> dict[str, str]:
-        """Return the hashes of what the training starts from, by what it is."""
+        """Return the hashes of base and heads, if they are given."""
         hashes = {} if self.base is None else {"base": file_hash(self.base)}
         if self.heads_files is not None:
             hashes["heads"] = heads_hash(self.heads_files, self.data.tasks)
         return hashes
 
     def check(self, trainer: Trainer, tasks: Sequence[str], stage: str) -> None:
-        """Check what can be told before any file is opened.
+        """Check what is possible before any file is opened.
 
         Raises:
-            InputError: The output exists, heads are missing, the trainer's strategy does not fit,
-                or its end is not known.
+            InputError: The output exists, heads are missing, the trainer's strategy is not
+                supported, or its end is unknown.
         """
         super().check(trainer, tasks, stage)
         if self.heads_files is not None:
@@ -137,11 +142,11 @@ class FineTune(TaskModule):
         if not self.heads:
             if self.data.unseen and self.heads_files is None:
                 raise InputError(
-                    f"data.unseen={list(self.data.unseen)} without model.heads: heads are trained "
-                    "along, and theirs would not be; give a file of frozen heads"
+                    f"data.unseen={list(self.data.unseen)} without model.heads: the heads of "
+                    "unseen tasks would stay untrained; give a file of frozen heads"
                 )
             self._make_heads()
-        # Shards of parameters are vectors, so their shapes are noted before there are any.
+        # Shards of parameters are vectors, so matrices are recorded before sharding.
         self._matrices = {name for name, p in self.named_parameters() if p.ndim > 1}
 
     def _make_heads(self) -> None:
@@ -152,15 +157,16 @@ class FineTune(TaskModule):
             self.heads[task] = nn.Linear(self.encoder.dim, len(classes))
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Leave training images as they are: `training_step` augments and normalises them."""
+        """Leave training images to `training_step`, which augments and normalises them."""
         if self.trainer.training:
             return batch
         return super().on_after_batch_transfer(batch, dataloader_idx)
 
     def augmented(self, task: str, batch: Batch, batch_idx: int) -> Batch:
-        """Return a task's training batch changed at random, and normalised.
+        """Augment and normalise a task's training batch.
 
-        The changes follow from the run's seed, the task, the epoch, the step and the process.
+        The augmentation depends only on the run's seed, the task, the epoch, the step and the
+        process.
         """
         images = batch.images
         if self.augment is not None:
@@ -183,13 +189,13 @@ class FineTune(TaskModule):
         return loss
 
     def summed_loss(self, task: str, logits: Tensor, batch: Batch) -> Tensor:
-        """Return the cross-entropy of one task's images, added up."""
+        """Return the summed cross-entropy of one task's images."""
         return F.cross_entropy(
             logits, batch.labels, reduction="sum", label_smoothing=self.label_smoothing
         )
 
     def learned(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield what training changes, by name."""
+        """Yield the tensors that training changes, by name."""
         yield from super().learned()
         if self.update_statistics:
             named = self.encoder.backbone.named_buffers()
@@ -225,7 +231,7 @@ class FineTune(TaskModule):
         }
 
     def on_fit_end(self) -> None:
-        """Write the trained backbone; an interrupted run never comes here."""
+        """Write the trained backbone; Lightning does not call this in an interrupted run."""
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         self.check_finite()  # a callback may have averaged it
@@ -233,7 +239,7 @@ class FineTune(TaskModule):
         self.ranks.once(lambda: self._save(state))
 
     def _whole_backbone(self) -> dict[str, Tensor]:
-        """Return the backbone's tensors; of shards put together, in process zero alone."""
+        """Return the backbone's tensors; shards are gathered in process zero only."""
         if not isinstance(self.trainer.strategy, FSDPStrategy):
             return self.encoder.backbone.state_dict()
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -248,10 +254,10 @@ class FineTune(TaskModule):
         save_checkpoint(stored, Path(self.output), metadata=self._provenance() | self.metadata)
 
     def _narrowed(self, name: str, tensor: Tensor) -> Tensor:
-        """Return a tensor of the state as it is stored.
+        """Convert a tensor of the state to the data type of the output file.
 
         Raises:
-            InputError: The type of storage cannot hold it.
+            InputError: An entry is too large for the data type.
         """
         if not tensor.is_floating_point():
             return tensor
@@ -259,13 +265,13 @@ class FineTune(TaskModule):
         if not stored.isfinite().all() and tensor.isfinite().all():
             raise InputError(
                 f"model.storage={self.storage!r} cannot hold {name}, whose entries reach "
-                f"{tensor.abs().max():g}; give bfloat16 or float32. The training is kept: the same "
-                "command with another storage writes it"
+                f"{tensor.abs().max():g}; give bfloat16 or float32. The training is not lost: the "
+                "same command with another storage writes its result"
             )
         return stored
 
     def hyperparameters(self) -> dict[str, Any]:
-        """Return what the training depended on, for the metadata of the weights' file."""
+        """Return the options of the training, for the metadata of the weights' file."""
         names = ("learning_rate", "weight_decay", "warmup", "label_smoothing", "storage")
         options = {name: getattr(self, name) for name in (*names, "update_statistics")}
         return {
@@ -279,7 +285,7 @@ class FineTune(TaskModule):
         }
 
     def _provenance(self) -> dict[str, str]:
-        """Return what the weights were made from, for the metadata of their file."""
+        """Return the origin of the weights, for the metadata of their file."""
         return {
             "method": type(self).__name__,
             "hyperparameters": json.dumps(self.hyperparameters()),

@@ -1,4 +1,4 @@
-"""Heads where they meet data: those of the tasks, in the order of the data's classes."""
+"""Heads of the tasks of a data module, in the order of the data's classes."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -19,15 +19,28 @@ HeadFiles = str | dict[str, str]
 
 
 def by_task(heads: HeadFiles) -> bool:
-    """Whether each task has a file of its own; such files are given, never made."""
+    """Whether each task has its own file of heads; such files must exist, as none is made.
+
+    Example:
+        >>> by_task("head_{task}.pt"), by_task("heads.safetensors")
+        (True, False)
+    """
     return not isinstance(heads, str) or TASK in heads
 
 
 def head_file(heads: HeadFiles, task: str) -> str:
     """Return the file that holds a task's head.
 
+    Args:
+        heads: Files of heads.
+        task: Name of the task.
+
     Raises:
         InputError: A mapping lacks the task.
+
+    Example:
+        >>> head_file("head_{task}.pt", "cars"), head_file("heads.safetensors", "cars")
+        ('head_cars.pt', 'heads.safetensors')
     """
     if isinstance(heads, str) and not by_task(heads):
         return heads
@@ -35,20 +48,30 @@ def head_file(heads: HeadFiles, task: str) -> str:
 
 
 def head_files(heads: HeadFiles, tasks: Sequence[str]) -> list[str]:
-    """Return the files that hold the heads of some tasks, each once."""
+    """Return the files that hold the heads of some tasks, without duplicates.
+
+    Example:
+        >>> head_files("heads.safetensors", ["cars", "pets"])
+        ['heads.safetensors']
+    """
     return list(dict.fromkeys(head_file(heads, task) for task in tasks))
 
 
 def check_heads(option: str, heads: HeadFiles, tasks: Sequence[str]) -> None:
-    """Check that the files of heads are there.
+    """Check that the files of heads exist.
 
     Args:
-        option: That names them, for messages.
-        heads: Their files.
-        tasks: Whose heads are needed.
+        option: Option that names the files, for messages.
+        heads: Files of heads.
+        tasks: Tasks whose heads are needed.
 
     Raises:
-        InputError: One is missing.
+        InputError: A file is missing.
+
+    Example:
+        >>> check_heads("model.heads", "nowhere.safetensors", ["cars"])
+        Traceback (most recent call last):
+        lightning_merge.core.errors.InputError: model.heads: nowhere.safetensors does not ...
     """
     for file in head_files(heads, tasks):
         if not hub.exists(file):
@@ -59,7 +82,14 @@ def check_heads(option: str, heads: HeadFiles, tasks: Sequence[str]) -> None:
 
 
 def heads_hash(heads: HeadFiles, tasks: Sequence[str]) -> str:
-    """Return the SHA-256 of the file of heads; of several, that of a list of them by task."""
+    """Return the SHA-256 of the file of heads; of several files, that of the list of theirs.
+
+    Example:
+        >>> from pathlib import Path
+        >>> Path("empty.safetensors").touch()
+        >>> heads_hash("empty.safetensors", ["cars"])[:8]
+        'e3b0c442'
+    """
     if isinstance(heads, str) and not by_task(heads):
         return file_hash(heads)
     lines = "".join(f"{file_hash(head_file(heads, task))}  {task}\n" for task in tasks)
@@ -67,10 +97,22 @@ def heads_hash(heads: HeadFiles, tasks: Sequence[str]) -> str:
 
 
 def open_heads(heads: HeadFiles, tasks: Sequence[str]) -> Mapping[str, Head]:
-    """Read the heads of some tasks; of one file, all heads that it holds.
+    """Read the heads of some tasks; from a single file, all its heads.
+
+    Args:
+        heads: Files of heads.
+        tasks: Tasks whose heads are needed.
 
     Raises:
-        InputError: A file is missing, unreadable or not one of heads, or lacks its task.
+        InputError: A file is missing, unreadable or not a file of heads, or lacks its task.
+
+    Example:
+        >>> import torch
+        >>> from lightning_merge.models import class_mean_head, save_heads
+        >>> head = class_mean_head(torch.eye(2), torch.arange(2), 2, classes=["cat", "dog"])
+        >>> file = save_heads({"pets": head}, "heads.safetensors")
+        >>> open_heads("heads.safetensors", ["pets"])["pets"].classes
+        ('cat', 'dog')
     """
     if isinstance(heads, str) and not by_task(heads):
         return load_heads(heads)
@@ -78,19 +120,32 @@ def open_heads(heads: HeadFiles, tasks: Sequence[str]) -> Mapping[str, Head]:
 
 
 def fitting_heads(heads: HeadFiles, data: MergeDataModule, encoder: Encoder) -> dict[str, Head]:
-    """Return one head per task of the data, whose logits stand in the order of its classes.
+    """Return one head per task of the data, with logits in the order of the data's classes.
 
-    Classes are compared by name, see `TaskSpec.rows`. Published files say no names; the task
-    table knows those of its tasks, and the order of any other task is taken to be the data's.
+    Classes are compared by name, see `TaskSpec.rows`. Published files do not name classes: the
+    task table names those of its tasks, and heads of other tasks are assumed to have the data's
+    order.
 
     Args:
-        heads: Their files.
-        data: The tasks, loaded.
-        encoder: What makes the features.
+        heads: Files of heads.
+        data: Data module that has been loaded.
+        encoder: Encoder that makes the features.
 
     Raises:
         InputError: A file cannot be read, or a head is missing, does not fit, has other classes
-            or none that are named.
+            than the data or does not name its classes.
+
+    Example:
+        >>> import torch
+        >>> from lightning_merge.models import MiniViT, class_mean_head, save_heads
+        >>> data = MergeDataModule(source="drawn", tasks=["drawn_hues"])
+        >>> data.load(test=False)
+        >>> hues = data.classes["drawn_hues"][::-1]
+        >>> head = class_mean_head(torch.eye(8, 192), torch.arange(8), 8, classes=hues)
+        >>> file = save_heads({"drawn_hues": head}, "heads.safetensors")
+        >>> fitted = fitting_heads("heads.safetensors", data, MiniViT(depth=1))
+        >>> head.classes[0], fitted["drawn_hues"].classes[0]
+        ('pink', 'red')
     """
     opened = open_heads(heads, data.tasks)
     fitting = {}
@@ -112,19 +167,19 @@ def fitting_heads(heads: HeadFiles, data: MergeDataModule, encoder: Encoder) -> 
 
 
 def _arranged(head: Head, file: str, task: str, classes: Sequence[str]) -> Head:
-    """Return a head whose logits stand in the order of the data's classes."""
+    """Return a head with logits in the order of the data's classes."""
     spec = task_spec(task)
     known = spec.names if head.published else head.classes
     if head.published and len(known or ()) != head.num_classes:
         warn(
-            f"heads={file!r} does not name its {head.num_classes} classes: the head of {task!r} is "
-            f"taken to have them in the data's order, {enumerate_names(classes, 3)}"
+            f"heads={file!r} does not name its {head.num_classes} classes; the head of {task!r} is "
+            f"assumed to have them in the data's order, {enumerate_names(classes, 3)}"
         )
         return head.named(classes)
     if known is None:
         raise InputError(
-            f"heads={file!r}: the head of {task!r} does not name its classes, which may be others "
-            "than the data's or in another order. If you know them, add them in the order of its "
+            f"heads={file!r}: the head of {task!r} does not name its classes, which may differ "
+            "from the data's or have another order. If you know them, add them in the order of its "
             "rows: save_heads(load_heads(file), file, "
             f"classes={{{task!r}: [{classes[0]!r}, ...]}})"
         )
@@ -135,12 +190,12 @@ def _arranged(head: Head, file: str, task: str, classes: Sequence[str]) -> Head:
 
 
 def _others(spec: TaskSpec, known: Sequence[str], classes: Sequence[str]) -> str:
-    """Say how the classes of a head differ from those of the data."""
+    """Describe how the classes of a head differ from those of the data."""
     own, wanted = (set(map(spec.identity, names)) for names in (known, classes))
     ours = [name for name in known if spec.identity(name) not in wanted]
     theirs = [name for name in classes if spec.identity(name) not in own]
     return (
-        f"is of other classes than the data: it has {enumerate_names([*map(repr, ours)], 3)}, the "
-        f"data {enumerate_names([*map(repr, theirs)], 3)}. Give the head of these classes, or "
+        f"has other classes than the data: it has {enumerate_names([*map(repr, ours)], 3)}, the "
+        f"data {enumerate_names([*map(repr, theirs)], 3)}. Give a head with the data's classes, or "
         "rename the classes of the data"
     )

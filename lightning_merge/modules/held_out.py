@@ -1,4 +1,4 @@
-"""The unlabelled held-out images of a run: for methods that see images, and for BatchNorm."""
+"""Unlabelled held-out images of a run, for BatchNorm and for methods that see images."""
 
 import hashlib
 from collections.abc import Mapping
@@ -8,25 +8,32 @@ import torch
 from torch import Tensor, nn
 
 from lightning_merge.core.facts import Needs
-from lightning_merge.core.networks.batch_norm import recalibrated
+from lightning_merge.core.networks.batch_norm import has_batch_norm, recalibrated
 from lightning_merge.core.seeding import generator_for, run_seed
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.methods.base import Method, Resources, Weights
 from lightning_merge.models.encoder import Encoder
 
 RECALIBRATION_BATCH = 256
-"""Images of a batch that gives BatchNorm statistics, at most."""
+"""Largest number of images per batch that updates BatchNorm statistics."""
 
 
 class HeldOut:
-    """What merging may see of the data: some unlabelled held-out images of every seen task.
+    """Unlabelled held-out images of every seen task: all that merging may see of the data.
 
-    They are sampled once, by the run's seed, when they are first asked for.
+    They are sampled once, with the run's seed, when they are first used.
 
     Args:
-        encoder: The network; its device is that of the images.
+        encoder: The network; images are moved to its device.
         data: The tasks.
         heads: Frozen head of every task.
+
+    Example:
+        >>> from lightning_merge.models import MiniViT
+        >>> data = MergeDataModule(source="drawn", tasks=["drawn_hues"], unlabelled_images=4)
+        >>> held_out = HeldOut(MiniViT(depth=1), data, heads={})
+        >>> held_out.images["drawn_hues"].shape
+        torch.Size([4, 3, 32, 32])
     """
 
     def __init__(
@@ -36,7 +43,7 @@ class HeldOut:
 
     @cached_property
     def images(self) -> dict[str, Tensor]:
-        """Task -> uint8 [n, 3, s, s]."""
+        """Images by task, uint8 [n, 3, s, s]."""
         self.data.preprocess = self.encoder.preprocess
         return self.data.unlabelled_by_task(seed=run_seed())
 
@@ -53,7 +60,7 @@ class HeldOut:
         return digest.hexdigest()
 
     def resources(self, method: Method) -> Resources:
-        """Return the network and, for a method that needs them, normalised images and heads."""
+        """Return the network and, if the method needs them, normalised images and heads."""
         given = Resources(self.encoder.backbone, project=self.encoder.project, scope="changed")
         needs = method.requirements().needs
         if Needs.IMAGES in needs:
@@ -62,12 +69,20 @@ class HeldOut:
         return given._replace(heads=dict(self.heads)) if Needs.HEADS in needs else given
 
     def recalibrate(self, weights: Weights, task: str | None = None) -> dict[str, Tensor]:
-        """Return weights with BatchNorm statistics of a task's images, or of all tasks' mixed."""
+        """Return weights with BatchNorm statistics of one task's images, or of all tasks'."""
         images = torch.cat([*self.images.values()]) if task is None else self.images[task]
         order = torch.randperm(len(images), generator=generator_for(0, "recalibrate"))
         batches = images[order].tensor_split(-(-len(images) // RECALIBRATION_BATCH))
         with torch.autocast(self._device.type, enabled=False):
             return recalibrated(self.encoder.backbone, weights, map(self._normal, batches))
+
+    def describe_statistics(self, recalibrate: bool) -> dict[str, str]:
+        """Return the origin of BatchNorm statistics, for the metadata of merged weights."""
+        if not has_batch_norm(self.encoder.backbone):
+            return {}
+        if not recalibrate:
+            return {"batch_norm": "average"}
+        return {"batch_norm": f"recalibrated on {len(self)} images of digest {self.digest}"}
 
     @property
     def _device(self) -> torch.device:

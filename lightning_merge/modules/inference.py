@@ -1,4 +1,4 @@
-"""Features or logits of a task's images, from a network that is not trained on them."""
+"""Features or logits of a task's images, without gradients."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -10,26 +10,35 @@ from lightning_merge.data.dataset import Batch
 from lightning_merge.models.preprocess import Preprocess
 
 Network = Callable[[Tensor], Tensor]
-"""From normalised images [n, 3, s, s] to features or logits [n, ...]."""
+"""Function from normalised images [n, 3, s, s] to features or logits [n, ...]."""
 
 
 @torch.no_grad()
 def outputs(
     network: Network, preprocess: Preprocess, batches: Iterable[Batch], device: torch.device
 ) -> Iterator[tuple[Batch, Tensor]]:
-    """Yield every batch that is not empty, with what a network makes of its images.
+    """Yield every batch that is not empty, with the network's outputs for its images.
 
     Args:
-        network: Runs as it is, so in its own mode.
-        preprocess: What normalises the images for it.
-        batches: Of uint8 images.
-        device: That of the network.
+        network: The network, in the mode in which it should run.
+        preprocess: Preprocessing that normalises the images for the network.
+        batches: Batches of uint8 images.
+        device: Device of the network.
 
     Yields:
-        The batch as given, and outputs [n, ...] in float32 on the device.
+        The unchanged batch, and outputs [n, ...] in float32 on the device.
+
+    Example:
+        >>> images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+        >>> batch = Batch(images, labels=torch.tensor([0, 1]), index=torch.arange(2))
+        >>> preprocess = Preprocess(size=4, mean=(0.5,) * 3, std=(0.5,) * 3)
+        >>> cpu = torch.device("cpu")
+        >>> [(_, means)] = outputs(lambda x: x.mean((2, 3)), preprocess, [batch], cpu)
+        >>> means.tolist()
+        [[-1.0, -1.0, -1.0], [-1.0, -1.0, -1.0]]
     """
     for batch in batches:
-        if len(batch.index):  # a process whose batches have run out gets empty ones
+        if len(batch.index):  # a process without a batch left gets an empty one
             yield batch, network(preprocess.normalize(batch.images.to(device))).float()
 
 
@@ -40,17 +49,27 @@ def shared_logits(
     batches: Iterable[Batch],
     shape: tuple[int, int],
 ) -> Tensor:
-    """Compute the logits of all images of a part, of which each process computes its share.
+    """Compute the logits of all images of a part; every process computes its share.
 
     Args:
-        module: Its trainer's processes share the work; it says on which device.
-        network: From images to logits.
-        preprocess: What normalises the images for it.
-        batches: Those of this process; together they have every position once.
-        shape: Number of images n and of classes C.
+        module: Module whose device is used and whose trainer's processes share the work.
+        network: Function from images to logits.
+        preprocess: Preprocessing that normalises the images for the network.
+        batches: Batches of this process; those of all processes have every position once.
+        shape: Number of images, n, and of classes, C.
 
     Returns:
         Float32 [n, C], the same in every process.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> module = LightningModule()
+        >>> module.trainer = Trainer(accelerator="cpu", logger=False)
+        >>> images = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 4, 4)
+        >>> batch = Batch(images, labels=torch.tensor([0, 0]), index=torch.tensor([1, 0]))
+        >>> preprocess = Preprocess(size=4, mean=(0.5,) * 3, std=(0.5,) * 3)
+        >>> shared_logits(module, lambda x: x.mean((2, 3)), preprocess, [batch], (2, 3)).tolist()
+        [[1.0, 1.0, 1.0], [-1.0, -1.0, -1.0]]
     """
     device = module.device
     logits = torch.zeros(shape, device=device)

@@ -1,4 +1,4 @@
-"""Make the frozen heads of a zoo from its base, or from prompts."""
+"""Frozen heads of a zoo, made from its base or from prompts."""
 
 from collections.abc import Iterator, Sequence
 
@@ -18,15 +18,35 @@ from lightning_merge.modules.zoo import Zoo
 def make_heads(
     zoo: Zoo, encoder: Encoder, data: MergeDataModule, tasks: Sequence[str]
 ) -> Iterator[tuple[str, Head]]:
-    """Yield tasks with their heads, made as `zoo.make_heads` says, one after the other.
+    """Yield tasks with their heads, one by one, made as `zoo.make_heads` says.
 
-    Heads from features see the base's features of the train part alone.
+    Heads from features use only the base's features of the train part.
 
     Args:
-        zoo: Names the base, the kind of head and the text tower.
+        zoo: Base, kind of head and text tower.
         encoder: Architecture of the base; its weights are replaced by the base's.
-        data: Where the tasks are, with `preprocess` set.
-        tasks: Those to make heads for.
+        data: Data module with the tasks, with `preprocess` set.
+        tasks: Tasks to make heads for.
+
+    Raises:
+        InputError: A file or the text tower cannot be loaded.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from lightning_merge.core.checkpoints.checkpoint import save_checkpoint
+        >>> from lightning_merge.models import MiniViT
+        >>> for i in range(8):
+        ...     file = Path("pets", "train", ("cat", "dog")[i // 4], f"{i}.png")
+        ...     file.parent.mkdir(parents=True, exist_ok=True)
+        ...     Image.new("RGB", (8, 8), (i * 20, 0, 0)).save(file)
+        >>> encoder, data = MiniViT(depth=1), MergeDataModule(".", tasks=["pets"])
+        >>> file = save_checkpoint(encoder.backbone.state_dict(), Path("base.safetensors"))
+        >>> data.preprocess = encoder.preprocess
+        >>> data.load(test=False)
+        >>> zoo = Zoo("base.safetensors", "{task}.safetensors", "heads.safetensors")
+        >>> dict(make_heads(zoo, encoder, data, ["pets"]))["pets"].classes
+        ('cat', 'dog')
     """
     if zoo.make_heads == "zero_shot":
         from lightning_merge.models.text_heads import zero_shot_heads
@@ -51,7 +71,27 @@ def make_heads(
 
 
 def base_features(encoder: Encoder, data: MergeDataModule, task: str) -> tuple[Tensor, Tensor]:
-    """Return the features [n, dim] and labels [n] of a task's train images."""
+    """Return the features [n, dim] and labels [n] of a task's train images.
+
+    Args:
+        encoder: Encoder of the images.
+        data: Data module with the task, with `preprocess` set.
+        task: Name of the task.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from lightning_merge.models import MiniViT
+        >>> for i in range(8):
+        ...     file = Path("pets", "train", ("cat", "dog")[i // 4], f"{i}.png")
+        ...     file.parent.mkdir(parents=True, exist_ok=True)
+        ...     Image.new("RGB", (8, 8), (i * 20, 0, 0)).save(file)
+        >>> encoder, data = MiniViT(depth=1), MergeDataModule(".", tasks=["pets"])
+        >>> data.preprocess = encoder.preprocess
+        >>> features, labels = base_features(encoder, data, "pets")  # a quarter is held out
+        >>> features.shape, labels.tolist()
+        (torch.Size([6, 192]), [0, 0, 0, 1, 1, 1])
+    """
     device = run_device()
     encoder.to(device).eval()
     images = data.images(task, "train")

@@ -1,4 +1,4 @@
-"""Whether learning coefficients fits into memory, asked before it begins."""
+"""Check before learning that coefficients can be learned in the memory of the machine."""
 
 import os
 
@@ -10,14 +10,24 @@ from lightning_merge.core.vectors.task_vectors import TaskVectors
 
 
 def check_memory(vectors: TaskVectors, trainer: Trainer, *, offload: bool = False) -> None:
-    """Check that a step's weights fit into a device's memory, or all processes' into the host's.
+    """Check that the weights of a learning step fit into memory.
 
-    They are the stacked task vectors, which offloading leaves on the host, the base, a merged
-    network, and a gradient of one tensor (counted as half a network), in float32; activations
-    come on top.
+    These are the stacked task vectors, which offloading leaves on the host, the base, a merged
+    network, and a gradient of one tensor (counted as half a network), in float32. Activations are
+    not counted. On the CPU, the weights of all processes must fit.
+
+    Args:
+        vectors: Task vectors of the experts.
+        trainer: Trainer that will run the learning.
+        offload: Whether task vectors stay on the host.
 
     Raises:
-        InputError: They do not.
+        InputError: The weights do not fit.
+
+    Example:
+        >>> experts = {"cars": {"w": torch.ones(2)}, "pets": {"w": -torch.ones(2)}}
+        >>> vectors = TaskVectors({"w": torch.zeros(2)}, experts)
+        >>> check_memory(vectors, Trainer(accelerator="cpu", logger=False))  # 36 bytes are enough
     """
     entries = sum(map(vectors.numel, vectors.names))
     stacks, networks = 4 * len(vectors) * entries, 10 * entries
@@ -35,19 +45,19 @@ def check_memory(vectors: TaskVectors, trainer: Trainer, *, offload: bool = Fals
                 + instead
             )
             raise InputError(
-                f"{what} {needed / 1e9:.3g} GB on every device, and {device} has "
+                f"{what} {needed / 1e9:.3g} GB on every device, but {device} has "
                 f"{available / 1e9:.3g} GB for it; {instead}"
             )
     needed = stacks * offload if device.type == "cuda" else stacks + networks
     if host is not None and needed * processes > host:
         raise InputError(
-            f"{what} {needed / 1e9:.3g} GB in every process, and the host has "
+            f"{what} {needed / 1e9:.3g} GB in every process, but the host has "
             f"{host / processes / 1e9:.3g} GB for it; {instead}"
         )
 
 
 def _host_memory() -> int | None:
-    """Return the bytes of the host's memory; None where the system does not say (Windows)."""
+    """Return the bytes of the host's memory; None if the system does not tell (Windows)."""
     if not hasattr(os, "sysconf"):
         return None
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

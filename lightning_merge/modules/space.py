@@ -1,4 +1,4 @@
-"""What hyperparameters of a merge method there are to choose from."""
+"""Search space of the hyperparameters of a merge method."""
 
 import itertools
 import math
@@ -19,7 +19,7 @@ from lightning_merge.methods.base import Method
 from lightning_merge.methods.parts import parts, with_values
 
 COMBINATIONS = 1000
-"""Ends of the other ranges that an end of a range is tried with, at most."""
+"""Largest number of combinations in which an end of a range is checked."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,14 @@ class Range:
 
     Args:
         low: Least value.
-        high: Greatest value; whole numbers are sampled where the hyperparameter is one.
-        log: Draw on a logarithmic scale, for what varies by factors.
-        choices: The values themselves, of any kind that the hyperparameter has in a config:
-            numbers, words, null, lists, whole transforms.
+        high: Greatest value; an integer hyperparameter is sampled in integers.
+        log: Sample on a logarithmic scale.
+        choices: The values themselves, of any kind that a config accepts: numbers, words, null,
+            lists, whole transforms.
+
+    Example:
+        >>> Range.of("scale", {"low": 0.1, "high": 1.0, "log": True}).high
+        1.0
     """
 
     low: int | float | None = None
@@ -41,45 +45,53 @@ class Range:
 
     @classmethod
     def of(cls, name: str, given: Any) -> "Range":
-        """Return what a config says: a list of choices, or a mapping of the fields above.
+        """Convert a range of a config: a list of choices, or a mapping of the fields above.
 
         Args:
-            name: Of the hyperparameter.
-            given: Its range.
+            name: Name of the hyperparameter.
+            given: Range from the config.
 
         Raises:
-            InputError: It is neither, or has something of a wrong kind.
+            InputError: The range is neither, or a value has a wrong type.
         """
         given = {"choices": given} if isinstance(given, list) else given
         known = {field.name for field in fields(cls)}
         if not isinstance(given, Mapping) or not given or not set(given) <= known:
             raise InputError(
-                f"space.{name}={given!r} is no range: give {{low: 0.1, high: 1.0}}, with log: true "
-                "for what varies by factors, or a list of choices"
+                f"space.{name}={given!r} is not a range; give {{low: 0.1, high: 1.0}}, with log: "
+                "true for a logarithmic scale, or a list of choices"
             )
         for end in ("low", "high"):
             value = given.get(end, 0)
             if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise InputError(f"space.{name}: {end}={value!r} is no number; give choices")
+                raise InputError(
+                    f"space.{name}: {end}={value!r} is not a number; give one, or choices"
+                )
         return cls(**given)
 
 
 class Space:
     """A merge method with ranges for some of its hyperparameters.
 
-    A name is that of a field of the method, such as ``scale``, or of a part that it holds,
-    such as ``LwPTV.prune_ratio``.
+    A name is that of a field of the method, such as ``scale``, or of one of its parts, such as
+    ``LwPTV.prune_ratio``.
 
     Args:
-        method: Gives all hyperparameters that have no range.
+        method: Method with the values of all hyperparameters that have no range.
         ranges: Name of a hyperparameter -> its values.
 
     Attributes:
-        distributions: Name -> what values are sampled from; choices are sampled by their texts.
+        distributions: Name -> distribution of its values; choices are sampled as texts.
 
     Raises:
-        InputError: A name is unknown, a range is none, or an end of a range or a choice is out
-            of the method's bounds whatever the others are.
+        InputError: A name is unknown, a range is not valid, or an end of a range or a choice is
+            out of the method's bounds whatever the others are.
+
+    Example:
+        >>> from lightning_merge.methods import TaskArithmetic
+        >>> space = Space(TaskArithmetic(), {"scale": Range(choices=[0.2, 0.4])})
+        >>> [space.method_at(point).scale for point in space.points(limit=10)]
+        [0.2, 0.4]
     """
 
     def __init__(self, method: Method, ranges: Mapping[str, Range]) -> None:
@@ -94,7 +106,9 @@ class Space:
             name: self._distribution(name, chosen) for name, chosen in ranges.items()
         }
         if nested := [name for name in ranges if "." in name and "transforms" in ranges]:
-            raise InputError(f"space.{nested[0]}: the transforms are chosen, too; give one of both")
+            raise InputError(
+                f"space.{nested[0]} is part of transforms, which are chosen, too; give only one"
+            )
         self._check_ends()
 
     def method_at(self, point: Mapping[str, Any]) -> Method:
@@ -104,13 +118,13 @@ class Space:
             point: Name -> number, or text of a choice.
 
         Raises:
-            InputError: They are out of bounds together.
+            InputError: The combination is out of bounds.
         """
         values = {n: self._choices[n][v] if n in self._choices else v for n, v in point.items()}
         return with_values(self.method, values)
 
     def given(self) -> dict[str, Any] | None:
-        """Return the method's own point, if it lies in the space."""
+        """Return the method's own point, or None if it is outside the space."""
         point = {}
         for name, distribution in cast(dict[str, Any], self.distributions).items():
             owner, field = self._owner(name)
@@ -123,7 +137,7 @@ class Space:
         return None if None in point.values() else point
 
     def points(self, limit: int) -> list[dict[str, Any]] | None:
-        """Return all points; None where they are more than `limit`, or without number."""
+        """Return all points; None if there are more than `limit` or infinitely many."""
         values = [self._values(name) for name in self.distributions]
         if any(v is None for v in values) or math.prod(len(v or ()) for v in values) > limit:
             return None
@@ -139,12 +153,14 @@ class Space:
         return None
 
     def _owner(self, name: str) -> tuple[Any, str]:
-        """Return what has a hyperparameter, the method or a part of it, and the field's name."""
+        """Return the owner of a hyperparameter, the method or a part, and the field's name."""
         kind, _, field = name.rpartition(".")
         owners = [part for part in parts(self.method) if type(part).__name__ == kind]
         if kind and len(owners) != 1:
-            kinds = [type(part).__name__ for part in parts(self.method)]
-            raise InputError(f"space.{name}: there is not one part {kind}, but {kinds}")
+            kinds = ", ".join(type(part).__name__ for part in parts(self.method))
+            raise InputError(
+                f"space.{name}: {kind} must name exactly one part; the method has {kinds}"
+            )
         owner = owners[0] if kind else self.method
         known = [f.name for f in fields(owner)]  # type: ignore[arg-type]
         if field not in known:
@@ -159,7 +175,7 @@ class Space:
         hint = get_type_hints(type(owner))[field]
         if chosen.choices is not None:
             if chosen != Range(choices=chosen.choices):
-                raise InputError(f"space.{name}: give either choices, or low and high")
+                raise InputError(f"space.{name}: give either choices or low and high")
             self._choices[name] = {str(v): _checked(name, v, hint) for v in chosen.choices}
             if len(self._choices[name]) < max(1, len(chosen.choices)):
                 raise InputError(f"space.{name}.choices={chosen.choices}: give each value once")
@@ -174,7 +190,7 @@ class Space:
         return [distribution.low, distribution.high]  # type: ignore[attr-defined]
 
     def _check_ends(self) -> None:
-        """Raise InputError for an end that goes with none of the others' ends."""
+        """Raise InputError for an end that is not valid with any ends of the others."""
         ends = {name: self._ends(name) for name in self.distributions}
         for name, own in ends.items():
             for value in own:
@@ -194,30 +210,30 @@ class Space:
 
 
 def _interval(name: str, chosen: Range, kinds: set[Any]) -> BaseDistribution:
-    """Return the distribution of an interval of a hyperparameter of some types."""
+    """Return the distribution of an interval for a hyperparameter of the given types."""
     low, high = chosen.low, chosen.high
     if low is None or high is None:
         raise InputError(f"space.{name}: give low and high, or choices")
     if not kinds & {int, float}:
-        raise InputError(f"space.{name}: it is no number; give choices")
+        raise InputError(f"space.{name} is not numeric; give choices")
     if not -math.inf < low <= high < math.inf:
-        raise InputError(f"space.{name}: low={low}, high={high} is no interval; give low <= high")
+        raise InputError(
+            f"space.{name}: low={low}, high={high} is not an interval; give low <= high"
+        )
     if chosen.log and low <= 0:
-        raise InputError(f"space.{name}: low={low} with log: true; give a positive one")
+        raise InputError(f"space.{name}: low={low} with log: true; give a positive low")
     if float in kinds:
         return FloatDistribution(low, high, log=chosen.log)
     if low != int(low) or high != int(high):
-        raise InputError(f"space.{name}: low={low}, high={high}: it is a whole number; give two")
+        raise InputError(f"space.{name}: low={low}, high={high} must be integers")
     return IntDistribution(int(low), int(high), log=chosen.log)
 
 
 def _checked(name: str, value: Any, hint: Any) -> Any:
-    """Return a choice as the type that the hyperparameter has."""
+    """Convert a choice to the type of the hyperparameter."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--choice", type=hint)
     try:
         return parser.instantiate_classes(parser.parse_object({"choice": value})).choice
     except (ArgumentError, ValueError) as fault:
-        raise InputError(
-            f"space.{name}.choices: {value!r} is none of its values: {fault}"
-        ) from None
+        raise InputError(f"space.{name}.choices: {value!r} is not a valid value: {fault}") from None

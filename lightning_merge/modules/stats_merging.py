@@ -1,4 +1,4 @@
-"""StatsMerging: coefficients from weight statistics, taught by task-specific teachers."""
+"""StatsMerging: coefficients from statistics of the weights, learned from the experts."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,15 +29,20 @@ from lightning_merge.modules.zoo import Zoo
 
 
 def by_confidence(logits: Tensor, start: float, stop: float) -> Tensor:
-    """Return which answers lie from one to another share of all, by rising entropy.
+    """Return the positions of predictions between two shares, by rising entropy.
 
     Args:
-        logits: Of a teacher, [n, C].
-        start: Share of the most certain answers to leave out.
-        stop: Share at which to end; shares that meet have no answer in common.
+        logits: Logits of a teacher, [n, C].
+        start: Share of the most certain predictions to leave out.
+        stop: Share at which to end; adjacent ranges do not overlap.
 
     Returns:
-        Positions, int64, at most n, at least one.
+        Positions, int64, at least one.
+
+    Example:
+        >>> logits = torch.tensor([[0.0, 0.0], [9.0, 0.0], [1.0, 0.0], [5.0, 0.0]])
+        >>> by_confidence(logits, 0.0, 0.5)
+        tensor([1, 3])
     """
     order = entropy(logits).argsort(stable=True).cpu()
     first, last = int(start * len(order)), int(stop * len(order))
@@ -45,15 +50,16 @@ def by_confidence(logits: Tensor, start: float, stop: float) -> Tensor:
 
 
 class StatsMerging(CoefficientModule):
-    """Train StatsMergeLearner by task-specific teacher distillation (StatsMerging, section 3).
+    """Coefficients of a StatsMergeLearner trained by distillation (StatsMerging, section 3).
 
-    Expert k labels the held-out images of task k once; the network merged by the learner's
-    coefficients is taught to agree, heads frozen. No true label is used unless `loss` asks.
+    Expert k labels the held-out images of task k once. The network that is merged by the learner's
+    coefficients is trained to agree, with frozen heads. True labels are used only if `loss` is
+    "labels".
 
     Args:
         encoder: Architecture of the base and the experts.
         zoo: Files of base, experts and heads.
-        name: Of the merged network in tables and files.
+        name: Name of the merged network in tables and files.
         learner: "mlp2", "mlp4", "transformer2", or the control "free" without statistics.
         level: One coefficient per task and layer, or per task.
         statistics_of: Weights of the experts (the paper) or their task vectors.
@@ -62,21 +68,29 @@ class StatsMerging(CoefficientModule):
         normalize: "softmax" makes a layer's coefficients sum to 1.
         prior: Coefficient at the start.
         hidden: Width of the learner.
-        loss: Cross-entropy with the teacher's hard label, KL to its soft label, or (a labelled
-            ablation) cross-entropy with the true label.
-        learning_rate: Of Adam.
+        loss: Cross-entropy with the teacher's hard label, KL divergence from its soft label, or
+            (an ablation with labels) cross-entropy with the true label.
+        learning_rate: Learning rate of Adam.
         step_size: Epochs between drops of the learning rate.
         gamma: Factor of each drop.
-        confidence: Which images of a task teach, by the entropy of its teacher's answers: from
-            this to that share of them, the most certain first; (0, 0.33) are those of low, (0.67,
-            1) of high label noise (A.5.3; the paper takes thirds of the range of entropies,
-            here each third has as many images).
+        confidence: Range of a task's images to train on, as two shares of them sorted by the
+            entropy of the teacher's predictions: (0, 0.33) has low, (0.67, 1) high label noise
+            (A.5.3; the paper's thirds divide the range of entropies, ours the images).
         transforms: Applied to the task vectors before learning.
         offload: Keep the task vectors in the host's memory.
         batch_norm: See `CoefficientModule`.
 
     Raises:
         InputError: An option is out of range or files do not fit.
+
+    Example:
+        >>> from lightning_merge.models import MiniViT
+        >>> zoo = Zoo("base.safetensors", "{task}.safetensors", "heads.safetensors")
+        >>> module = StatsMerging(MiniViT(depth=1), zoo, prior=0.5)
+        >>> experts = {"cars": {"w": torch.ones(2)}, "pets": {"w": -torch.ones(2)}}
+        >>> vectors = TaskVectors({"w": torch.zeros(2)}, experts)
+        >>> module.make_learner(vectors)().shape  # coefficients of two tasks and one tensor
+        torch.Size([2, 1])
     """
 
     end_counts: ClassVar[bool] = False
@@ -113,12 +127,12 @@ class StatsMerging(CoefficientModule):
         require_in("[0, inf)", rank=rank)
         if not feature_names(rank, features) or len(set(features)) < len(features):
             raise InputError(
-                f"features={list(features)} with rank={rank}: name some of {list(FEATURES)}, each "
-                "once; with rank=0 there are no singular values"
+                f"features={list(features)} with rank={rank}: name at least one of "
+                f"{', '.join(FEATURES)}, each once; rank=0 has no singular values"
             )
         if not 0 <= confidence[0] < confidence[1] <= 1:
             raise InputError(
-                f"confidence={list(confidence)} must be two shares, 0 <= from < to <= 1"
+                f"confidence={list(confidence)}: give two shares with 0 <= from < to <= 1"
             )
         super().__init__(encoder, zoo, name, level, transforms, offload, batch_norm)
         self.statistics_of, self.statistics, self.rank = statistics_of, tuple(features), rank
@@ -128,7 +142,7 @@ class StatsMerging(CoefficientModule):
         }  # fmt: skip
         require_in("[0, inf]", learning_rate=learning_rate, gamma=gamma)
         require_in("[1, inf)", step_size=step_size)
-        # An option out of range shows now, not after experts were made.
+        # Refuses an option out of range now, not after experts were made.
         StatsMergeLearner(torch.zeros(2, 1, 1), **self.learner_options)
         self.loss, self.learning_rate, self.confidence = loss, learning_rate, tuple(confidence)
         self.step_size, self.gamma = step_size, gamma
@@ -137,18 +151,18 @@ class StatsMerging(CoefficientModule):
         self.teacher_logits: dict[str, Tensor] = {}
 
     def hyperparameters(self) -> dict[str, Any]:
-        """Return what the learning depended on, for the metadata of its files."""
+        """Return the options of the learning, for the metadata of its files."""
         own = ("loss", "learning_rate", "step_size", "gamma", "confidence")
         options = {name: getattr(self, name) for name in own}
         return {**self.describe_learner(), **options, **super().hyperparameters()}
 
     def describe_learner(self) -> dict[str, Any]:
-        """Return what it takes to build the learner anew for other experts."""
+        """Return the options to build the learner for other experts."""
         seen = {"features": list(self.statistics), "rank": self.rank}
         return {**self.learner_options, **seen, "statistics_of": self.statistics_of}
 
     def requirements(self) -> Facts:
-        """Return the facts; true labels are one need more."""
+        """Return the facts; `loss` "labels" needs true labels, too."""
         more = Needs.LABELS if self.loss == "labels" else Needs.NOTHING
         return replace(self.facts, needs=self.facts.needs | more)
 
@@ -158,7 +172,7 @@ class StatsMerging(CoefficientModule):
         return StatsMergeLearner(seen, **self.learner_options)
 
     def on_fit_start(self) -> None:
-        """Let every expert label its task's images, once; leave out those to be left out."""
+        """Let every expert label its task's images once, and select images by confidence."""
         super().on_fit_start()
         everything = self.confidence == (0, 1)
         if self.loss != "labels" or not everything:
@@ -182,7 +196,7 @@ class StatsMerging(CoefficientModule):
         )
 
     def task_loss(self, task: str, logits: Tensor, batch: Batch) -> Tensor:
-        """Return the disagreement of the merged network with a task's teacher."""
+        """Return the loss of the merged network against a task's teacher."""
         if self.loss == "labels":
             return F.cross_entropy(logits, batch.labels)
         teacher = self.teacher_logits[task][batch.index]

@@ -1,4 +1,4 @@
-"""Files by task: a mapping, or a pattern with {task} that knows how publishers spell tasks."""
+"""Files by task: a mapping, or a pattern with {task} and the spellings of publishers."""
 
 import os
 import re
@@ -14,10 +14,9 @@ TASK = "{task}"
 def task_file(files: str | Mapping[str, str], task: str, option: str) -> str:
     """Return the file of a task.
 
-    Where a pattern's file with the task's own name does not exist, one with another spelling of
-    the name does: the row's name, its aliases or its title, in capitals or not, and the same
-    with `Val` behind it. So `head_{task}.pt` finds head_SUN397.pt, head_Cars.pt or
-    head_CarsVal.pt, in this order.
+    If a pattern's file with the task's own name does not exist, other spellings are tried: the
+    row's name, its aliases and its title, in any case, and the same followed by `Val`. So
+    `head_{task}.pt` finds head_SUN397.pt, and head_Cars.pt or else head_CarsVal.pt.
 
     Args:
         files: A pattern, or a mapping from task to file.
@@ -25,17 +24,22 @@ def task_file(files: str | Mapping[str, str], task: str, option: str) -> str:
         option: What to call `files` in messages.
 
     Returns:
-        The file; of a pattern that finds none, the one with the task's own name.
+        The file; if a pattern matches none, the file with the task's own name.
 
     Raises:
         InputError: The mapping lacks the task, or the pattern has no {task}.
+
+    Example:
+        >>> Path("head_SUN397.pt").touch()
+        >>> task_file("head_{task}.pt", "sun397", "heads")
+        'head_SUN397.pt'
     """
     if not isinstance(files, str):
         if task not in files:
-            raise InputError(f"{option} has no file for task {task!r}; it has {[*files]}")
+            raise InputError(f"{option} has no file for task {task!r}, only for {', '.join(files)}")
         return files[task]
     if TASK not in files:
-        raise InputError(f"{option}={files!r} has no {TASK} in it")
+        raise InputError(f"{option}={files!r} does not contain {TASK}; add it, or give a mapping")
     plain = files.replace(TASK, task)
     return plain if os.path.lexists(plain) else _spelled(files, task) or plain
 

@@ -1,4 +1,4 @@
-"""Search a space of hyperparameters; a search that was stopped goes on."""
+"""Search of a space of hyperparameters that can be resumed."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -19,12 +19,16 @@ Sampler = Literal["tpe", "random"]
 
 
 class Score(NamedTuple):
-    """What the held-out images say of one merged network.
+    """Accuracy of one merged network on the held-out images.
 
     Attributes:
-        average: What is to be great: the mean accuracy over seen tasks, in [0, 1].
-        accuracy: Fraction of right answers by task.
+        average: Mean accuracy over seen tasks, in [0, 1]; the search maximises it.
+        accuracy: Fraction of right predictions by task.
         seconds: Time that merging took.
+
+    Example:
+        >>> Score(0.75, {"cars": 0.5, "pets": 1.0}, seconds=2.0).average
+        0.75
     """
 
     average: float
@@ -33,7 +37,17 @@ class Score(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """One point of a space and its score; a reason in its place where there is none."""
+    """One point of a space, with its score or the reason why it has none.
+
+    Attributes:
+        point: Name of a hyperparameter -> number, or text of a choice.
+        score: Score of the merged network; None if the method refused the point.
+        refused: Why the method refused the point.
+
+    Example:
+        >>> Trial({"scale": 1 / 3, "steps": 5}, score=None, refused="steps is too large").text
+        'scale=0.3333 steps=5'
+    """
 
     point: Mapping[str, Any]
     score: Score | None
@@ -41,34 +55,43 @@ class Trial(NamedTuple):
 
     @property
     def text(self) -> str:
-        """Its hyperparameters, to be read."""
+        """The hyperparameters as text."""
         return " ".join(
             f"{n}={v:.4g}" if isinstance(v, float) else f"{n}={v}" for n, v in self.point.items()
         )
 
 
 class Search:
-    """A search in a space, whose trials are kept in a file.
+    """A search in a space that keeps its trials in a file.
 
-    The first trial is the method's own point where it lies in the space; then come all points,
-    if there are no more of them than trials, or what the sampler suggests. A suggestion depends
-    on the seed, the number of the trial and the trials before it alone. So the file, which is
-    replaced as a whole after every trial, is all that it takes to go on after a kill as if there
-    had been none; optuna's own storages may be left locked or torn by one.
+    If the space has at most as many points as trials, all are tried. Otherwise the first trial is
+    the method's own point, if it lies in the space, and the sampler suggests the others. A
+    suggestion depends only on the seed, the number of the trial and the earlier trials. So the
+    file, which is replaced as a whole after every trial, is enough to resume a killed search as if
+    it had not stopped; a kill may leave optuna's own storages locked or torn.
 
     Args:
-        space: Where to search.
+        space: Space to search.
         file: JSON of the finished trials; made if it is missing.
-        trials: How many points to try in all.
+        trials: Number of points to try in all.
         sampler: "tpe", the tree-structured Parzen estimator, or "random".
-        seed: Of the sampler.
+        seed: Seed of the sampler.
 
     Attributes:
-        trials: The finished trials, in their order.
-        total: How many there will be.
+        trials: Finished trials, in their order.
+        total: Number of trials at the end.
 
     Raises:
-        InputError: The file is not one of trials.
+        InputError: The file does not hold trials.
+
+    Example:
+        >>> from lightning_merge.methods import TaskArithmetic
+        >>> from lightning_merge.modules.space import Range
+        >>> space = Space(TaskArithmetic(), {"scale": Range(choices=[0.2, 0.6, 0.4])})
+        >>> search = Search(space, Path("trials.json"), trials=3)
+        >>> search.run(lambda method: Score(method.scale, {}, 0.0), report=lambda trial: None)
+        >>> search.best.text
+        'scale=0.6'
     """
 
     def __init__(
@@ -81,39 +104,41 @@ class Search:
         if grid is None:
             self.total, self._left = trials, None
             del self.trials[trials:]
-        else:  # whatever of it fewer trials have sampled
+        else:  # except points that a search with fewer trials has sampled
             tried = [trial.point for trial in self.trials]
             self._left = [point for point in grid if point not in tried]
             self.total = len(self.trials) + len(self._left)
 
     @property
     def best(self) -> Trial:
-        """The first of the trials with the greatest average.
+        """First trial with the greatest average.
 
         Raises:
             InputError: No trial has a score.
         """
         scored = [trial for trial in self.trials if trial.score is not None]
         if not scored:
-            raise InputError(f"space: no trial could be merged: {self.trials[0].refused}")
+            raise InputError(
+                f"space has no point that the method accepts: {self.trials[0].refused}"
+            )
         return max(scored, key=lambda trial: cast(Score, trial.score).average)
 
     def run(self, score: Callable[[Method], Score], report: Callable[[Trial], None]) -> None:
-        """Try what is not tried yet.
+        """Run the trials that are left.
 
         Args:
-            score: Merges by a method, and measures.
-            report: Is given every trial when it has been kept.
+            score: Merges with a method and evaluates the result.
+            report: Called with every trial after it was written.
         """
         if self.trials:
-            self._write()  # there may be fewer than before
+            self._write()  # fewer trials may be asked for than the file has
         for index in range(len(self.trials), self.total):
             self.trials.append(self._try(self._point(index), score))
             self._write()
             report(self.trials[-1])
 
     def _point(self, index: int) -> Mapping[str, Any]:
-        """Return what to try next."""
+        """Return the point to try next."""
         if self._left is not None:
             return self._left[index - self.total]
         given = self.space.given() if index == 0 else None
@@ -130,14 +155,14 @@ class Search:
         return TPESampler(seed=seed, multivariate=True)
 
     def _known(self, trial: Trial) -> FrozenTrial:
-        """Return a trial as optuna has it."""
+        """Convert a trial to optuna's type."""
         point, space = dict(trial.point), self.space.distributions
         if trial.score is None:
             return create_trial(params=point, distributions=space, state=TrialState.PRUNED)
         return create_trial(params=point, distributions=space, value=trial.score.average)
 
     def _try(self, point: Mapping[str, Any], score: Callable[[Method], Score]) -> Trial:
-        """Score one point; where it was before, that score is taken."""
+        """Score one point, or return its earlier trial."""
         if (again := next((t for t in self.trials if t.point == point), None)) is not None:
             return again
         try:

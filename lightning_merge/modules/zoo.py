@@ -1,4 +1,4 @@
-"""The experts to merge: a base, its experts and their heads, by file."""
+"""Files of the networks to merge: a base, its experts and their heads."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,12 +21,16 @@ from lightning_merge.modules.task_files import task_file
 
 @dataclass(frozen=True)
 class TextTower:
-    """The open_clip model whose text tower turns prompts into zero-shot heads.
+    """An open_clip model whose text tower turns prompts into zero-shot heads.
 
     Args:
         name: Model name, such as ViT-B-32-quickgelu.
         pretrained: Tag of its published weights.
-        weights: File of the whole model's weights instead.
+        weights: File of the whole model's weights, instead of `pretrained`.
+
+    Example:
+        >>> TextTower(pretrained="openai").name
+        'ViT-B-32-quickgelu'
     """
 
     name: str = "ViT-B-32-quickgelu"
@@ -36,24 +40,28 @@ class TextTower:
 
 @dataclass(frozen=True)
 class Zoo:
-    """Files of a base, its experts and their heads; `fit` makes those that are missing.
+    """Files of a base, its experts and their heads; `fit` makes missing files.
 
     Args:
         base: Weights of the base.
         experts: File of each expert: a pattern with {task}, or a mapping from task to file.
-        heads: File of the frozen heads of all tasks; or one for each, as for the experts, such as
-            the published `head_{task}.pt`, which have to be there. One on the Hub is `hf:...`.
-        make_heads: How missing heads are made: from the class means of the base's features of
-            the train split, by logistic regression on them, or from prompts by a text tower.
-        head_scale: What the cosines of class-mean heads are multiplied by.
+        heads: File of the frozen heads of all tasks, or one file per task, given like the experts,
+            such as the published `head_{task}.pt`; these must exist. `hf:...` is a file on the Hub.
+        make_heads: How to make missing heads: from the class means of the base's features of the
+            train split, by logistic regression on these features, or from prompts by a text tower.
+        head_scale: Factor of the cosines of class-mean heads.
         text: Text tower of zero-shot heads.
         base_recipe: Config of the run that makes a missing base.
         expert_recipe: Config of the run that makes a missing expert of any task.
-        multi_task: Weights of one network trained on all tasks together, a row of every table;
-            unseen tasks take no part in it.
-        multi_task_recipe: Config of the run that makes it where it is missing.
-        teachers: Experts of another architecture; the expert recipe is then one of `Distill`,
-            which makes a student of each. They are made first where they are missing.
+        multi_task: Weights of one network trained on all seen tasks together, a row of every table.
+        multi_task_recipe: Config of the run that makes a missing multi-task network.
+        teachers: Experts of another architecture, made first if they are missing. The expert
+            recipe must be one of `Distill`, which makes a student of each teacher.
+
+    Example:
+        >>> zoo = Zoo("base.safetensors", "{task}.safetensors", "heads.safetensors")
+        >>> zoo.inputs(["cars"])
+        ['base.safetensors', 'heads.safetensors', 'cars.safetensors']
     """
 
     base: str
@@ -77,17 +85,17 @@ class Zoo:
         return task_file(self.experts, task, "zoo.experts")
 
     def files(self, tasks: Sequence[str]) -> set[Path]:
-        """Return all its files, by the one name that each has."""
+        """Return all files, by their resolved paths."""
         return {Path(f).resolve() for f in self.inputs(tasks)}
 
     def inputs(self, tasks: Sequence[str]) -> list[str]:
-        """Return the files that the numbers of a run depend on."""
+        """Return the files that the results of a run depend on."""
         multi_task = [] if self.multi_task is None else [self.multi_task]
         heads = head_files(self.heads, tasks)
         return [self.base, *heads, *map(self.expert, tasks), *multi_task]
 
     def bounds(self, tasks: Sequence[str]) -> Sequence[Candidate]:
-        """Return the rows of every table that are no merged networks."""
+        """Return the rows of every table that are not merged networks."""
         experts = {task: Path(self.expert(task)) for task in tasks}
         multi_task = None if self.multi_task is None else Path(self.multi_task)
         return bounds(Path(self.base), experts, multi_task)
@@ -97,17 +105,17 @@ class Zoo:
     ) -> tuple[Mapping[str, Tensor], dict[str, Mapping[str, Tensor]]]:
         """Return base and experts under the names of the encoder's backbone, checked.
 
-        The base is in float32, so that every network merged from it is as exact as a learned
-        one, whatever it is stored in.
+        The base is converted to float32, so that every network merged from it is as exact as a
+        learned one.
 
         Args:
-            encoder: Their architecture; it is left with the base's weights.
-            tasks: Whose experts to open.
-            minimum: The least number of experts.
+            encoder: Architecture of the networks; it receives the base's weights.
+            tasks: Tasks whose experts to open.
+            minimum: Least number of experts.
             multi_task: Also check the file of the multi-task network, if there is one.
 
         Raises:
-            InputError: A file is missing, is of another architecture, or an expert does not fit
+            InputError: A file is missing or has another architecture, or an expert does not fit
                 the base; all problems are listed.
         """
         files = {f"expert of {task}": self.expert(task) for task in tasks} | {"base": self.base}
@@ -129,10 +137,10 @@ class Zoo:
         return base, experts
 
     def named_as_base(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return merged weights under the names that the base's file has for them.
+        """Return merged weights under the names in the base's file.
 
-        So they load where the base does. Where its file has other tensors than the encoder, the
-        names stay the encoder's.
+        So they load wherever the base does. The encoder's names are kept if the file has other
+        tensors than the encoder.
         """
         base = open_checkpoint(self.base)
         spelled = spelled_as(weights, base)
@@ -143,18 +151,24 @@ class Zoo:
         return {stored[name]: tensor for name, tensor in spelled.items()}
 
     def hashes(self, tasks: Sequence[str]) -> dict[str, str]:
-        """Return the SHA-256 of base and experts, for the metadata of what is merged from them."""
+        """Return the SHA-256 of base and experts, for the metadata of merged networks."""
         experts = {f"expert/{task}": file_record(self.expert(task), "sha256") for task in tasks}
         return {"base": file_record(self.base, "sha256"), **experts}
 
 
 @dataclass(frozen=True)
 class Teachers:
-    """Experts that students of another architecture are distilled from.
+    """Experts from which students of another architecture are distilled.
 
     Args:
-        encoder: Their architecture.
-        zoo: Their files and recipes.
+        encoder: Architecture of the experts.
+        zoo: Files and recipes of the experts.
+
+    Example:
+        >>> from lightning_merge.models import MiniResNet
+        >>> zoo = Zoo("base.safetensors", "{task}.safetensors", "heads.safetensors")
+        >>> Teachers(MiniResNet(), zoo).zoo.expert("cars")
+        'cars.safetensors'
     """
 
     encoder: Encoder
@@ -162,12 +176,17 @@ class Teachers:
 
 
 def misfit(encoder: Encoder, what: str, file: str) -> Iterator[str]:
-    """Describe why a file's weights are not the encoder's, tensors left over included.
+    """Yield the reason why a file's weights do not fit an encoder, if they do not.
 
     Args:
-        encoder: Architecture.
-        what: The file is, for messages.
+        encoder: Architecture; tensors that it lacks are a reason, too.
+        what: What the file is, for messages.
         file: Checkpoint.
+
+    Example:
+        >>> from lightning_merge.models import MiniViT
+        >>> list(misfit(MiniViT(depth=1), "base", "nowhere.safetensors"))
+        ['base: nowhere.safetensors does not exist...']
     """
     try:
         encoder.fitting(file)

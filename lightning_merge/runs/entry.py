@@ -59,7 +59,9 @@ class Entry:
         for point, method in self.points.items():
             targets = [
                 Target(
-                    self._files(point, s)[0], recalibrate, module.describe_statistics(recalibrate)
+                    self._files(point, s)[0],
+                    recalibrate,
+                    module.held_out.describe_statistics(recalibrate),
                 )
                 for s, recalibrate in self.variants.items()
             ]

@@ -198,7 +198,7 @@ def test_a_wrong_option_is_told_in_one_line(run, config, option, message):
 def test_a_checkpoint_of_another_learner(run, config, finished):
     checkpoint = finished / "checkpoints" / "last.ckpt"
     changes = {"model__init_args__hidden": 16, "ckpt_path": str(checkpoint)}
-    expect_refusal(run("test", "--config", config(**changes)), "another learner")
+    expect_refusal(run("test", "--config", config(**changes)), "does not fit the model's learner")
 
 
 def test_heads_that_misfit_show_before_experts_are_trained(run, config, own_files, own_root):

@@ -70,7 +70,7 @@ def test_a_renamed_class_is_refused_by_name(command, run, own_root, own_files, t
     result = run(*command(name))
     assert result.code == 2
     assert result.err.splitlines()[-1].startswith(f"error: heads='{own_files.heads}'")
-    assert "'shapes' is of other classes than the data: it has 'box', the data 'bowl'" in result.err
+    assert "'shapes' has other classes than the data: it has 'box', the data 'bowl'" in result.err
     assert not (tmp_path / "run" / "results.json").exists()
 
 
@@ -85,7 +85,7 @@ def test_another_data_set_with_as_many_classes_is_refused(run, command, own_root
     rename(own_root, task, {name: f"other {name}" for name in CLASSES[task]})
     result = run(*command("test"))
     assert result.code == 2
-    assert f"'{task}' is of other classes than the data: it has " in result.err
+    assert f"'{task}' has other classes than the data: it has " in result.err
     assert all(repr(name) in result.err for name in CLASSES[task])
 
 
@@ -185,7 +185,7 @@ def test_published_heads_run_through_fit_and_its_table(run, config, own_files, o
         publish(module, tmp_path / "published" / f"head_{task.title()}Val.pt")
     pattern = str(tmp_path / "published" / "head_{task}.pt")
     place = {"model__init_args__zoo__heads": pattern}
-    names = " is taken to have them in the data's order"
+    names = " is assumed to have them in the data's order"
     result = run("fit", "--config", config(own_files, own_root, **place))
     assert result.code == 0, result.err
     assert result.err.count(names) == len(TASKS)

@@ -174,7 +174,7 @@ def test_a_trial_leaves_the_run_alone(run, config, tmp_path):
         options = ["--trainer.fast_dev_run", "true", "--model.init_args.prior", prior]
         result = run("fit", "--config", path, *options)
         assert result.code == 0, result.err
-        assert "no measurement" in result.out
+        assert "not a measurement" in result.out
     after = content(folder)
     assert {name for name in after if not name.startswith("trial/")} == set(before)
     assert all(after[name] == value for name, value in before.items())

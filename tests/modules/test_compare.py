@@ -119,7 +119,7 @@ def test_samples_are_those_really_looked_at(
     data.eval_batch_size = 4
     limited = trainer(limit_test_batches=limit)
     results = compare(limited, evaluate, data, candidates, tmp_path, seed=0)
-    note = f"trainer.limit_test_batches={limit}: accuracies are those of {shares}."
+    note = f"trainer.limit_test_batches={limit}: accuracies cover only {shares}."
     assert results.notes == ((note,) if shares else ())
     whole = {"reds": 14, "shapes": 21}
     count = limit if type(limit) is int else 2
@@ -137,12 +137,12 @@ def test_choices_on_part_of_the_held_out_images(trainer, evaluate, files, data, 
     path = tmp_path / "0"
     shutil.copy(files.base, path)
     candidate = Candidate("tuned", tmp_path / "tuned", options={"a": Candidate("tuned", path)})
-    with pytest.warns(InputWarning, match="limit_val_batches=1: val accuracies are those of 4 of "):
+    with pytest.warns(InputWarning, match="limit_val_batches=1: val accuracies cover only 4 of "):
         results = compare(
             trainer(limit_val_batches=1), evaluate, data, {"tuned": candidate}, tmp_path, seed=0
         )
     assert results.notes == (
-        "trainer.limit_val_batches=1: choices on held-out images are those of 4 of 8 images of "
+        "trainer.limit_val_batches=1: choices on held-out images cover only 4 of 8 images of "
         "reds, 4 of 12 images of shapes.",
     )
 
@@ -164,7 +164,7 @@ def test_learning_from_part_of_the_images(
 def test_predictions_of_part_of_the_images(trainer, encoder, data, files):
     data.eval_batch_size = 10
     module = Evaluate(encoder, files.heads, files.base)
-    words = "limit_predict_batches=1: predictions are those of 1 of 2 batches of reds, 1 of 3 batc"
+    words = "limit_predict_batches=1: predictions cover only 1 of 2 batches of reds, 1 of 3 batc"
     with pytest.warns(InputWarning, match=words):
         trainer(limit_predict_batches=1).predict(module, datamodule=data)
 

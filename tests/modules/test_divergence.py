@@ -155,5 +155,5 @@ def test_a_checkpoint_of_another_network_is_refused(fit, tmp_path):
     fit(FineTune)
     last = str(tmp_path / "run" / "checkpoints" / "last.ckpt")
     other = MiniViT(image_size=8, width=8, depth=1, num_heads=1, channels=[4], strides=[4])
-    with pytest.raises(InputError, match="of another module than FineTune, or of another encoder"):
+    with pytest.raises(InputError, match="does not fit FineTune and its encoder"):
         fit(FineTune, ckpt_path=last, encoder=other, base=None, heads=None, overwrite=True)

@@ -172,5 +172,5 @@ def test_a_checkpoints_heads_are_of_its_own_classes(trainer, encoder, own_root, 
         place = own_root / "shapes" / split
         (place / "bar").rename(place / "zebra")  # now the last of three
     moved = MergeDataModule(root=str(own_root), tasks=["shapes"], fit_on="train")
-    with pytest.raises(InputError, match="'shapes' is of the classes bar, box, dot, the data has "):
+    with pytest.raises(InputError, match="'shapes' has the classes bar, box, dot, the data has "):
         trainer().test(FineTune(encoder, str(output)), datamodule=moved, ckpt_path=saved)
