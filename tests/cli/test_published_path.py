@@ -317,7 +317,7 @@ def test_published_heads_measure_both_families(run, shipped, zoo, images, tmp_pa
     encoder = {"name": zoo.name, "weights": base}
     result = run(*shipped("vit_b32/sml.yaml", encoder, changes))
     assert result.code == 0, result.err
-    assert result.err.count("taken to have them in the data's order") == 1  # of 3 textures of 47
+    assert result.err.count("assumed to have them in the data's order") == 1  # of 3 textures of 47
     assert accuracies(tmp_path)["individual"] == pytest.approx(expected)
     assert min(expected.values()) > 0.2
 

@@ -98,7 +98,7 @@ def test_missing_data(root, library, monkeypatch):
     source = HubData(str(root))
     with pytest.raises(InputError, match=r"tanganke/sun397 cannot be loaded \(no network\)"):
         source.load("sun397", "train")
-    with pytest.raises(InputError, match="'my_birds' has no data: the task table has no repo"):
+    with pytest.raises(InputError, match="'my_birds' has no data: the task table names no repo"):
         source.load("my_birds", "train")
     (root / "empty").mkdir()
     with pytest.raises(InputError, match=r"'empty' has no data: .*has no split 'train'"):

@@ -156,7 +156,7 @@ def test_a_task_of_one_class_is_refused(trainer, encoder, tmp_path, own_root, ou
     for split in ("train", "test"):
         (own_root / "reds" / split / "bright").rename(tmp_path / split)
     data = MergeDataModule(root=str(own_root), tasks=["reds"], fit_on="train")
-    with pytest.raises(InputError, match="one class"):
+    with pytest.raises(InputError, match="only the class 'dark'; give images of two"):
         trainer().fit(FineTune(encoder, str(output)), datamodule=data)
 
 

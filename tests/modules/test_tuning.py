@@ -135,9 +135,9 @@ def test_an_end_counts_as_out_of_bounds_only_if_nothing_goes_with_it():
 
 def test_two_transforms_of_a_kind_cannot_be_told_apart():
     method = TaskArithmetic(transforms=[LwPTV(0.1), LwPTV(0.2)])
-    with pytest.raises(InputError, match="not one part LwPTV"):
+    with pytest.raises(InputError, match="LwPTV must name exactly one part"):
         Space(method, {"LwPTV.prune_ratio": Range(0.1, 0.9)})
-    with pytest.raises(InputError, match="give one of both"):
+    with pytest.raises(InputError, match="are chosen, too; give only one"):
         Space(
             TaskArithmetic(transforms=[LwPTV()]),
             {"transforms": Range(choices=[[]]), "LwPTV.prune_ratio": Range(0.1, 0.9)},
