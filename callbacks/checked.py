@@ -13,7 +13,7 @@ from lightning_merge.modules.coefficients import CoefficientModule
 class CheckedCallback(Callback):
     """A callback of `fit` that checks the run it is in before training begins.
 
-    Example:
+    Examples:
         >>> class OneDevice(CheckedCallback):
         ...     def check(self, trainer, module):
         ...         if trainer.num_devices > 1:
@@ -39,7 +39,7 @@ class CheckedCallback(Callback):
 class CoefficientCallback(CheckedCallback):
     """A callback for modules that learn coefficients, with their base and experts.
 
-    Example:
+    Examples:
         >>> from lightning_merge.models import MiniViT
         >>> from lightning_merge.modules import AdaMerging, FineTune
         >>> from lightning_merge.modules.zoo import Zoo

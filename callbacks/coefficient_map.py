@@ -14,7 +14,7 @@ from lightning_merge.modules.coefficients import CoefficientModule
 class CoefficientMap(CoefficientCallback):
     """Draw the heat map [task x layer] of the coefficients when fit ends.
 
-    Example:
+    Examples:
         >>> trainer = Trainer(callbacks=[CoefficientMap()], logger=False)
     """
 

@@ -25,7 +25,7 @@ class LwPTVMerge(MergeCallback):
         name: Row of the table and name of the file.
         grid: Hyperparameter of the method -> values to choose from on the held-out images.
 
-    Example:
+    Examples:
         >>> from lightning_merge.methods import Ties
         >>> LwPTVMerge(Ties(), LwPTV(prune_ratio=0.5)).method.transforms
         (LwPTV(prune_ratio=0.5, ...),)

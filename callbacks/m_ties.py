@@ -20,7 +20,7 @@ class MTiesMerge(MergeCallback):
         name: Row of the table and name of the file.
         grid: Hyperparameter -> values to choose from on the held-out images.
 
-    Example:
+    Examples:
         >>> [*MTiesMerge(grid={"scale": [0.5, 1.0]}).grid_methods()]
         ['scale=0.5', 'scale=1.0']
     """

@@ -45,7 +45,7 @@ class MergeCallback(CoefficientCallback):
             of bounds, or (when fit begins) the run has no experts, the method cannot take its
             architecture, or the name is taken.
 
-    Example:
+    Examples:
         >>> from lightning_merge.methods import Ties
         >>> callback = MergeCallback(Ties(), grid={"scale": [0.5, 1.0], "density": [0.2]})
         >>> [*callback.grid_methods()]

@@ -21,7 +21,7 @@ class WritePredictions(Callback):
     Several processes hand what they predicted to the first one, which writes it in the order
     that one process would.
 
-    Example:
+    Examples:
         >>> trainer = Trainer(callbacks=[WritePredictions()], logger=False)
     """
 

@@ -23,7 +23,7 @@ class TransformTaskVectors(CoefficientCallback):
         transform: Of the task vectors.
         final_scale: What the learned coefficients of every layer are multiplied by at the end.
 
-    Example:
+    Examples:
         >>> TransformTaskVectors(TrimAndElect(density=0.2)).described()
         "TrimAndElect(density=0.2, trim='global') x 1.0"
     """
@@ -54,7 +54,7 @@ class PruneTaskVectors(TransformTaskVectors):
         prune: LwPTV with its hyperparameters.
         rescale: Multiply by eta; False is the paper's ablation.
 
-    Example:
+    Examples:
         >>> PruneTaskVectors(LwPTV(prune_ratio=0.5)).final_scale
         0.5
     """
@@ -70,7 +70,7 @@ class TrimTaskVectors(TransformTaskVectors):
     Args:
         trim: Trimming and election of signs with their hyperparameters.
 
-    Example:
+    Examples:
         >>> TrimTaskVectors().transform
         TrimAndElect(density=0.2...)
     """

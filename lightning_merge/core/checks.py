@@ -18,7 +18,7 @@ def require_in(interval: str, prefix: str = "", /, **arguments: float) -> None:
     Raises:
         InputError: A value is outside the interval or is not a number.
 
-    Example:
+    Examples:
         >>> require_in("[0, 1)", density=0.2)
         >>> require_in("[0, 1)", density=1.0)
         Traceback (most recent call last):
@@ -44,7 +44,7 @@ def require_finite(prefix: str = "", /, **arguments: float) -> None:
     Raises:
         InputError: A value is infinite, NaN or not a number.
 
-    Example:
+    Examples:
         >>> require_finite(scale=float("nan"))
         Traceback (most recent call last):
         lightning_merge.core.errors.InputError: scale=nan must be a finite number, for example 1.0
@@ -65,7 +65,7 @@ def require_choice(choices: Collection[str], prefix: str = "", /, **arguments: s
     Raises:
         InputError: A value is not among the choices; the message lists them.
 
-    Example:
+    Examples:
         >>> require_choice(["mean", "sum"], reduction="max")
         Traceback (most recent call last):
         lightning_merge.core.errors.InputError: reduction='max': choose one of mean, sum

@@ -21,7 +21,7 @@ class Cost:
         extra_parameters: Parameters stored in addition to those of one network.
         inference_cost: Forward passes of the base network per image.
 
-    Example:
+    Examples:
         >>> Cost(seconds=3.2, extra_parameters=100).inference_cost
         1.0
     """
@@ -42,7 +42,7 @@ def measured(device: torch.device) -> Iterator[Cost]:
     Yields:
         A cost that is filled in when the block ends.
 
-    Example:
+    Examples:
         >>> with measured(torch.device("cpu")) as cost:
         ...     _ = torch.ones(1000).sum()
         >>> 0 < cost.seconds < 60

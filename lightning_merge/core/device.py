@@ -15,7 +15,7 @@ def run_device(name: str | None = None) -> torch.device:
     Raises:
         InputError: The device is unknown or unavailable.
 
-    Example:
+    Examples:
         >>> run_device("cpu")
         device(type='cpu')
     """

@@ -23,7 +23,7 @@ PACKED = frozenset(getattr(torch, name) for name in _NAMES if hasattr(torch, nam
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the type to accumulate in: float64 for float64 values, float32 for all others.
 
-    Example:
+    Examples:
         >>> wide_dtype(torch.bfloat16), wide_dtype(torch.float64)
         (torch.float32, torch.float64)
     """
@@ -36,7 +36,7 @@ def common_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:
     The result is never an 8-bit type, whose steps are as large as what experts learn; if there is
     no other, it is bfloat16.
 
-    Example:
+    Examples:
         >>> common_dtype([torch.float16, torch.bfloat16])
         torch.float32
         >>> common_dtype([torch.float8_e5m2])

@@ -8,7 +8,7 @@ class InputError(ValueError):
 
     The command line prints only the message and exits with code 2.
 
-    Example:
+    Examples:
         >>> try:
         ...     raise InputError("scale=-1 must be at least 0")
         ... except ValueError as error:
@@ -22,7 +22,7 @@ class InputWarning(UserWarning):
 
     The command line prints only the message, and each one once.
 
-    Example:
+    Examples:
         >>> with warnings.catch_warnings(record=True) as caught:
         ...     warnings.simplefilter("always")
         ...     warn("seed=1.0 is read as 1")
@@ -37,7 +37,7 @@ def warn(message: str) -> None:
     Args:
         message: Names the argument, its value, how it is read and what to do otherwise.
 
-    Example:
+    Examples:
         >>> with warnings.catch_warnings(record=True) as caught:
         ...     warnings.simplefilter("always")
         ...     warn("tasks=[] selects no task: list at least one")

@@ -9,7 +9,7 @@ class Needs(Flag):
 
     A method that needs images or heads runs the network.
 
-    Example:
+    Examples:
         >>> Needs.NETWORK in Needs.IMAGES, Needs.HEADS in Needs.IMAGES
         (True, False)
     """
@@ -24,7 +24,7 @@ class Needs(Flag):
     def words(self) -> str:
         """Describe the needs, as in "a network and unlabelled images of every task".
 
-        Example:
+        Examples:
             >>> (Needs.IMAGES_OF_EVERY_TASK | Needs.HEADS).words()
             'a network, unlabelled images of every task and heads'
         """
@@ -57,7 +57,7 @@ class Facts:
         work: What takes long besides the readings, for K experts.
         memory: What it holds besides tiles.
 
-    Example:
+    Examples:
         >>> facts = Facts(reference="Ilharco et al., 2023", arxiv="2212.04089", readings=2)
         >>> facts.words()
         'needs nothing but weights; costs 2 readings; Ilharco et al., 2023, arXiv:2212.04089'

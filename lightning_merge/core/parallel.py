@@ -47,7 +47,7 @@ def run_each(
     Raises:
         Exception: The first one that a call raised; the other workers are ended.
 
-    Example:
+    Examples:
         >>> run_each(lambda size: torch.ones(size).sum().item(), [3, 1, 2], jobs=2)
         [3.0, 1.0, 2.0]
     """

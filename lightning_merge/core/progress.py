@@ -25,7 +25,7 @@ def show_progress(bar: Bar) -> None:
     Args:
         bar: Entered when a loop begins, left when it ends.
 
-    Example:
+    Examples:
         >>> @contextmanager
         ... def announced(total, what):
         ...     print(f"{what}: {total} steps")
@@ -47,7 +47,7 @@ def progress(total: int, what: str) -> AbstractContextManager[Advance]:
         total: Number of steps.
         what: What the loop does, such as "merging tensors".
 
-    Example:
+    Examples:
         >>> with progress(2, "merging tensors") as advance:
         ...     for step in range(2):
         ...         _ = advance(1)
@@ -62,7 +62,7 @@ def tracked(items: Sequence[Item], what: str) -> Iterable[Item]:
         items: What the loop runs over.
         what: What the loop does.
 
-    Example:
+    Examples:
         >>> [name.upper() for name in tracked(["a", "b"], "naming")]
         ['A', 'B']
     """

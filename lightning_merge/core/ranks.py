@@ -19,7 +19,7 @@ PATIENCE = timedelta(days=30)
 class AgreedError(InputError):
     """Bad input that every process of the run knows about, so that only one has to tell the user.
 
-    Example:
+    Examples:
         >>> isinstance(AgreedError("tasks: mnist is given twice"), InputError)
         True
     """
@@ -32,7 +32,7 @@ class Ranks(NamedTuple):
         rank: Number of this process.
         size: Number of processes.
 
-    Example:
+    Examples:
         >>> Ranks().once(lambda: "done"), Ranks().gather(7)
         ('done', [7])
     """

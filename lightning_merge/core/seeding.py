@@ -12,7 +12,7 @@ _BLOCK = 2**16
 def run_seed() -> int:
     """Return the seed of the run, as Lightning's `seed_everything` sets it; 0 if it was not called.
 
-    Example:
+    Examples:
         >>> os.environ["PL_GLOBAL_SEED"] = "7"
         >>> run_seed()
         7
@@ -30,7 +30,7 @@ def generator_for(seed: int, *names: str) -> torch.Generator:
         seed: The seed of the run.
         names: What the numbers are for; other names give other numbers.
 
-    Example:
+    Examples:
         >>> one, same, other = (generator_for(0, name) for name in ("mnist", "mnist", "cars"))
         >>> one.initial_seed() == same.initial_seed() != other.initial_seed()
         True
@@ -55,7 +55,7 @@ def uniform_numbers(start: int, stop: int, seed: int, *names: str) -> Tensor:
     Returns:
         [stop - start].
 
-    Example:
+    Examples:
         >>> whole = uniform_numbers(0, 5, 0, "mnist")
         >>> torch.equal(uniform_numbers(2, 5, 0, "mnist"), whole[2:])
         True

@@ -21,7 +21,7 @@ class Draws:
         generator: Generator of the step; torch's default one if None.
         ranks: Processes that share the step.
 
-    Example:
+    Examples:
         >>> alone = Draws(torch.Generator().manual_seed(0))(torch.zeros(2, 3, 8, 8))
         >>> second = Draws(torch.Generator().manual_seed(0), Ranks(1, 2))(torch.zeros(1, 3, 8, 8))
         >>> bool(second == alone[1])
@@ -59,7 +59,7 @@ class Augment:
     Raises:
         InputError: A value is out of range.
 
-    Example:
+    Examples:
         >>> negative = Augment(shift=0, scale=0, rotate=0, color=0, invert=1)
         >>> negative(torch.full((1, 3, 1, 1), 250, dtype=torch.uint8), mirror=False).flatten()
         tensor([5, 5, 5], dtype=torch.uint8)

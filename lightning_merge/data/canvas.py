@@ -18,7 +18,7 @@ class Canvas:
         x: Horizontal coordinate of every pixel centre, [1, s, s] in (-1, 1), to the right.
         y: Vertical coordinate, [1, s, s] in (-1, 1), downwards.
 
-    Example:
+    Examples:
         >>> canvas = Canvas(np.random.RandomState(0), count=2, size=4)
         >>> canvas.x[0, 0]
         array([-0.75, -0.25,  0.25,  0.75])
@@ -68,7 +68,7 @@ class Canvas:
 def hsv(hue: Array, saturation: Array, value: Array) -> Array:
     """Convert hue (in turns), saturation and value, each [n, m], to RGB [n, 3, m] in [0, 1].
 
-    Example:
+    Examples:
         >>> hsv(np.array([[1 / 3]]), np.ones((1, 1)), np.ones((1, 1))).ravel()
         array([0., 1., 0.])
     """
@@ -86,7 +86,7 @@ def stroke_distance(x: Array, y: Array, start: Array, end: Array) -> Array:
         start: Where each stroke starts, [n or 1, 2].
         end: Where it ends, [n or 1, 2].
 
-    Example:
+    Examples:
         >>> x, y = np.array([[[3.0]]]), np.array([[[4.0]]])
         >>> stroke_distance(x, y, np.array([[-1.0, 0.0]]), np.array([[0.0, 0.0]])).item()
         5.0

@@ -22,7 +22,7 @@ def checked(task: str, split: str, examples: Examples) -> Examples:
     Raises:
         InputError: Two names become equal, or a label is not the number of a class.
 
-    Example:
+    Examples:
         >>> from unicodedata import normalize
         >>> import numpy as np
         >>> from lightning_merge.data.examples import array_examples
@@ -57,7 +57,7 @@ def in_order_of(train: Sequence[str], task: str, test: Examples) -> Examples:
     Raises:
         InputError: A class occurs only in test.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from lightning_merge.data.examples import array_examples
         >>> test = array_examples(["dog", "cat"], [0, 1], np.zeros((2, 8, 8), np.uint8))

@@ -77,7 +77,7 @@ class MergeDataModule(LightningDataModule):
     Raises:
         InputError: A value is out of range, or `fit_on` asks for test images.
 
-    Example:
+    Examples:
         >>> names = ["drawn_hues", "drawn_shapes"]
         >>> data = MergeDataModule(source="drawn", tasks=names, unseen=["drawn_shapes"])
         >>> data.load(test=False)

@@ -25,7 +25,7 @@ class Batch(NamedTuple):
         index: Positions in the part, int64 [n], to look up pseudo labels; they count within the
             whole part even if only some of its images are fitted on.
 
-    Example:
+    Examples:
         >>> batch = Batch(torch.zeros(2, 3, 8, 8), torch.tensor([1, 0]), torch.tensor([4, 7]))
         >>> pseudo_labels = torch.zeros(10, dtype=torch.long)
         >>> batch._replace(labels=pseudo_labels[batch.index]).labels
@@ -51,7 +51,7 @@ class TaskImages(Dataset[Batch]):
         labels: Classes, int64 [n].
         num_bytes: Bytes that all decoded images take.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from lightning_merge.data.examples import array_examples
         >>> pets = array_examples(["cat", "dog"], [0, 1, 1], np.zeros((3, 8, 8), np.uint8))
@@ -140,7 +140,7 @@ class Unlabelled(Dataset[Batch]):
     Args:
         images: Images whose labels to hide; decoded images are shared, not copied.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from lightning_merge.data.examples import array_examples
         >>> pets = array_examples(["cat", "dog"], [0, 1], np.zeros((2, 8, 8), np.uint8))
@@ -176,7 +176,7 @@ class SeededOrder(Sampler[int]):
         seed: Seed of the run.
         name: Name of the task.
 
-    Example:
+    Examples:
         >>> one, other = (SeededOrder(torch.arange(100), 0, "pets") for _ in range(2))
         >>> first, second = list(one), list(one)
         >>> first == second, first == list(other), sorted(first) == list(range(100))
@@ -217,7 +217,7 @@ class Shares(DistributedSampler[list[int]]):
         drop_last: Drop the batches that do not go round. Otherwise every position occurs once, and
             processes without a batch left get an empty one, so that all take as many steps.
 
-    Example:
+    Examples:
         >>> [list(Shares(range(5), 2, Ranks(rank, 2), drop_last=False)) for rank in range(2)]
         [[[0, 1], [4]], [[2, 3], []]]
     """
@@ -286,7 +286,7 @@ def loader(
         ranks: Processes that share the images, see `Shares`.
         position: Where to start.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from lightning_merge.data.examples import array_examples
         >>> pets = array_examples(["cat", "dog"], [0, 1, 1], np.zeros((3, 8, 8), np.uint8))

@@ -45,7 +45,7 @@ def decode(data: bytes, where: str) -> Image.Image:
             signed or 32-bit integers, and 16 bits whose upper two are unused, because a dark image
             cannot be told from one of 14, 12 or 10 bits.
 
-    Example:
+    Examples:
         >>> file = io.BytesIO()
         >>> Image.new("L", (2, 1), color=7).save(file, "PNG")
         >>> decode(file.getvalue(), "grey.png").getpixel((0, 0))
@@ -73,7 +73,7 @@ def looks_whole(data: bytes) -> bool:
 
     A truncated file lacks its end marker, or is shorter than its header says.
 
-    Example:
+    Examples:
         >>> looks_whole(bytes.fromhex("ffd8ffe0ffd9")), looks_whole(bytes.fromhex("ffd8ffe0"))
         (True, False)
     """

@@ -20,7 +20,7 @@ TRANSDUCTIVE = "transductive"
 def split_of(part: str) -> str:
     """Return the source's split that a part belongs to.
 
-    Example:
+    Examples:
         >>> split_of("validation"), split_of("test")
         ('train', 'test')
     """
@@ -34,7 +34,7 @@ class Division:
         classes: Task -> names of its classes.
         record: Task -> its entry in splits.json.
 
-    Example:
+    Examples:
         >>> from lightning_merge.data.embedded import EmbeddedTasks
         >>> options = {"coefficient_fraction": 1.0, "duplicates": "error", "split_seed": 0}
         >>> division = Division(EmbeddedTasks(""), validation_fraction=0.25, **options)

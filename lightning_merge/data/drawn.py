@@ -163,7 +163,7 @@ class DrawnTask:
         description: One line for `list` and the README.
         painter: Draws [n, 3, s, s] in [0, 1] for labels [n]; None if the images are real.
 
-    Example:
+    Examples:
         >>> DRAWN_TASKS["drawn_counts"].classes
         ('1', '2', '3', '4', '5', '6')
     """
@@ -211,7 +211,7 @@ def draw(
         InputError: The task or split is unknown, the size is below 16, the seed is out of range,
             or the count is below 1 or above the number of digits.
 
-    Example:
+    Examples:
         >>> images, labels = draw("drawn_arrows", "test", size=16, count=8)
         >>> images.shape, sorted(labels.tolist())
         (torch.Size([8, 3, 16, 16]), [0, 1, 2, 3, 4, 5, 6, 7])
@@ -251,7 +251,7 @@ def draw_pretraining(count: int, *, size: int = 32, seed: int = 0) -> tuple[Tens
     Raises:
         InputError: The count is below 1, the size is below 16 or the seed is out of range.
 
-    Example:
+    Examples:
         >>> images, labels = draw_pretraining(96, size=16)
         >>> images.shape, labels.unique().numel()
         (torch.Size([96, 3, 16, 16]), 48)

@@ -19,7 +19,7 @@ class EmbeddedTasks(Source):
 
     Root is ignored. The pretraining task is loaded only by its name and has no test split.
 
-    Example:
+    Examples:
         >>> hues = EmbeddedTasks("").load("drawn_hues", "test")
         >>> len(hues), hues.image(0).size, hues.classes[:3]
         (400, (32, 32), ('red', 'orange', 'yellow'))

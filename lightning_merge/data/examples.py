@@ -34,7 +34,7 @@ class Examples:
             raises InputError if they are evidently not a whole image.
         file: Index -> the image's file relative to the task's folder; "" if it has none.
 
-    Example:
+    Examples:
         >>> black = Image.new("RGB", (8, 8))
         >>> images = Examples(("cat", "dog"), torch.tensor([1]), lambda i: black, lambda i: b"0")
         >>> len(images), images.classes[images.labels[0]]
@@ -62,7 +62,7 @@ def file_examples(
         files: One path per image.
         folder: The task's folder, which has all files below it.
 
-    Example:
+    Examples:
         >>> Image.new("RGB", (8, 4)).save("0.png")
         >>> pets = file_examples(["cat"], [0], [Path("0.png")], Path("."))
         >>> pets.image(0).size, pets.file(0)
@@ -88,7 +88,7 @@ def encoded_examples(
         read: Index -> the encoded image.
         where: Index -> what to call the image in messages.
 
-    Example:
+    Examples:
         >>> pets = encoded_examples(["cat"], [0], lambda i: b"GIF8", lambda i: f"image {i} of pets")
         >>> pets.image(0)
         Traceback (most recent call last):
@@ -115,7 +115,7 @@ def array_examples(
     Raises:
         InputError: The pixels are not uint8, so the value of white is unknown.
 
-    Example:
+    Examples:
         >>> pets = array_examples(["cat", "dog"], [1, 0], np.zeros((2, 8, 4), np.uint8))
         >>> pets.labels, pets.image(0).mode, pets.image(0).size
         (tensor([1, 0]), 'RGB', (4, 8))

@@ -18,7 +18,7 @@ class FitImages(NamedTuple):
         images: A part of the task.
         positions: Positions of the images to fit on, int64 [n].
 
-    Example:
+    Examples:
         >>> import numpy as np, torch
         >>> from lightning_merge.data.examples import array_examples
         >>> from lightning_merge.models.preprocess import Preprocess
@@ -56,7 +56,7 @@ def fit_loaders(
             with fewer images than processes.
         position: Where to start.
 
-    Example:
+    Examples:
         >>> import numpy as np, torch
         >>> from lightning_merge.data.examples import array_examples
         >>> from lightning_merge.models.preprocess import Preprocess
@@ -93,7 +93,7 @@ class Size(NamedTuple):
         size: Number of images.
         ranks: Processes that divide the task's images.
 
-    Example:
+    Examples:
         >>> Size(3, ALONE).ranks.size
         1
     """
@@ -113,7 +113,7 @@ def sizes_of_steps(
         proportional: Take more images of larger tasks.
         ranks: The processes.
 
-    Example:
+    Examples:
         >>> sizes = sizes_of_steps({"large": 90, "small": 10}, 20, True, Ranks(0, 2))
         >>> {task: own.size for task, own in sizes.items()}
         {'large': 18, 'small': 2}

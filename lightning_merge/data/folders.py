@@ -17,7 +17,7 @@ LITTER = frozenset({"thumbs.db", "desktop.ini"})  # left by Windows in folders o
 class ImageFolders(Source):
     """Tasks as folders of images, one folder per class; classes in alphabetical order.
 
-    Example:
+    Examples:
         >>> from PIL import Image
         >>> for animal in ("dog", "cat"):
         ...     Path(f"pets/train/{animal}").mkdir(parents=True)

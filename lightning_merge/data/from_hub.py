@@ -21,7 +21,7 @@ class HubData(Source):
     task table is loaded, from the cache at root ("" is the library's own) or from the Hub.
     Splits are the repository's.
 
-    Example:
+    Examples:
         >>> Path("pets").mkdir()
         >>> Path("pets/train-00000.parquet").touch()
         >>> HubData(".").tasks()

@@ -36,7 +36,7 @@ class TorchvisionData(Source):
     Raises:
         InputError: `splits` holds no list of any task.
 
-    Example:
+    Examples:
         >>> source = TorchvisionData("nowhere")
         >>> source.own_split("sun397"), source.own_split("mnist")
         (True, False)

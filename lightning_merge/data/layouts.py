@@ -16,7 +16,7 @@ class Undivided:
             required; a list of validation images counts as train, of which we hold out our own.
         test_lists: Files that name the published test images; the first is required.
 
-    Example:
+    Examples:
         >>> Undivided(0.1, ("eurosat-train.txt", "eurosat-val.txt")).lists["train"]
         ('eurosat-train.txt', 'eurosat-val.txt')
     """
@@ -42,7 +42,7 @@ class TorchvisionLayout:
         folder: Folder to give to the class, below the root.
         undivided: Division of a data set that has no test images of its own.
 
-    Example:
+    Examples:
         >>> svhn = TorchvisionLayout("SVHN", train=({"split": "train"}, {"split": "extra"}))
         >>> [arguments["split"] for arguments in svhn.train]
         ['train', 'extra']
@@ -67,7 +67,7 @@ class HubLayout:
         train: Name of the train split.
         test: Name of the test split.
 
-    Example:
+    Examples:
         >>> HubLayout("uoft-cs/cifar10", image="img").label
         'label'
     """

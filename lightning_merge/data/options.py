@@ -19,7 +19,7 @@ def checked_names(tasks: Sequence[str], root: str) -> tuple[str, ...]:
     Raises:
         InputError: No name is given, one is given twice, or one is not allowed.
 
-    Example:
+    Examples:
         >>> checked_names(["cars", "pets"], "data")
         ('cars', 'pets')
     """
@@ -51,7 +51,7 @@ def checked_unseen(unseen: Sequence[str], tasks: Sequence[str]) -> tuple[str, ..
     Raises:
         InputError: A name is not a task, or no task is left to fit on.
 
-    Example:
+    Examples:
         >>> checked_unseen(["pets", "cars"], ("cars", "mnist", "pets"))
         ('cars', 'pets')
     """
@@ -79,7 +79,7 @@ def fraction(value: float | str) -> float:
     Raises:
         InputError: The value is something else, or not in (0, 1].
 
-    Example:
+    Examples:
         >>> fraction("5%"), fraction("all"), fraction(0.5)
         (0.05, 1.0, 0.5)
     """

@@ -25,7 +25,7 @@ class ImagePool(Source):
     Raises:
         InputError: Root is not a pool.
 
-    Example:
+    Examples:
         >>> from io import BytesIO
         >>> from PIL import Image
         >>> from safetensors.torch import save_file

@@ -26,7 +26,7 @@ def find_lists(
     Raises:
         InputError: A required list is missing.
 
-    Example:
+    Examples:
         >>> Path("train.txt").touch()
         >>> lists = find_lists("pets", {"train": ["train.txt", "val.txt"]}, Path())
         >>> [path.name for path in lists["train"]]
@@ -64,7 +64,7 @@ def listed_rows(
         InputError: A list is unreadable or empty, or names an image that is missing, ambiguous or
             in another split.
 
-    Example:
+    Examples:
         >>> _ = Path("train.txt").write_text("cat/2.png"), Path("test.txt").write_text("1.png")
         >>> files = [Path("pets/cat/1.png"), Path("pets/cat/2.png")]
         >>> listed_rows("pets", files, {"train": [Path("train.txt")], "test": [Path("test.txt")]})

@@ -13,7 +13,7 @@ class Position(NamedTuple):
         epoch: Epoch to begin or to continue.
         taken: Batches of this epoch that have been trained on.
 
-    Example:
+    Examples:
         >>> Position(epoch=2, taken=5).taken, Position.of(None)
         (5, Position(epoch=0, taken=0))
     """
@@ -46,7 +46,7 @@ def count_epochs(trainer: Trainer) -> None:
     Args:
         trainer: Changed in place.
 
-    Example:
+    Examples:
         >>> trainer = Trainer(max_steps=3, accelerator="cpu", logger=False)
         >>> count_epochs(trainer)
         >>> trainer.fit_loop._iteration_based_training()
@@ -67,7 +67,7 @@ def leave_open(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         trainer: Trainer that makes the checkpoint.
         checkpoint: Changed in place.
 
-    Example:
+    Examples:
         >>> trainer = Trainer(accelerator="cpu", logger=False)
         >>> checkpoint = {}
         >>> leave_open(trainer, checkpoint)  # no batch was taken, so nothing changes

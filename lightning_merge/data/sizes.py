@@ -18,7 +18,7 @@ def count_images(data: MergeDataModule, stage: str) -> dict[str, int]:
         data: Data module that has been loaded.
         stage: "train" (what `fit` draws from), "val", "test" or "predict".
 
-    Example:
+    Examples:
         >>> data = MergeDataModule(tasks=["drawn_hues"], source="drawn", validation_fraction=0.25)
         >>> data.load(test=False)
         >>> count_images(data, "val")
@@ -39,7 +39,7 @@ def count_batches(data: MergeDataModule, stage: str, processes: int = 1) -> dict
         stage: See `count_images`.
         processes: Number of processes of the run.
 
-    Example:
+    Examples:
         >>> data = MergeDataModule(tasks=["drawn_hues"], source="drawn", eval_batch_size=50)
         >>> data.load(test=False)
         >>> count_batches(data, "val", processes=2)  # 352 images

@@ -25,7 +25,7 @@ class Source(ABC):
         layout: Where below data.root a task's images are expected, for messages.
         takes_splits: Whether `data.splits` is a second argument.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from lightning_merge.data.examples import array_examples
         >>> class Blank(Source):
@@ -112,7 +112,7 @@ class SourceOfEach(Source):
     Args:
         sources: Task -> its source.
 
-    Example:
+    Examples:
         >>> open_source({"cars": "folders", "drawn_hues": "drawn"}, "data").tasks()
         ['cars', 'drawn_hues']
     """
@@ -154,7 +154,7 @@ class SourceOfEach(Source):
 def source_names() -> list[str]:
     """Return the names that `data.source` accepts.
 
-    Example:
+    Examples:
         >>> "folders" in source_names()
         True
     """
@@ -185,7 +185,7 @@ def open_source(
         InputError: The name is unknown, `roots` has a task that `name` lacks, or the source takes
             no lists.
 
-    Example:
+    Examples:
         >>> open_source("drawn", root="").tasks()[:2]
         ['digits8x8', 'drawn_arrows']
     """

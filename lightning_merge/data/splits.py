@@ -26,7 +26,7 @@ def stratified_indices(labels: Tensor, fraction: float, seed: int) -> Tensor:
     Returns:
         Sorted indices of the chosen examples, int64.
 
-    Example:
+    Examples:
         >>> labels = torch.tensor([0] * 10 + [1] * 2)
         >>> labels[stratified_indices(labels, 0.3, seed=0)]
         tensor([0, 0, 0, 1])
@@ -46,7 +46,7 @@ def stratified_indices(labels: Tensor, fraction: float, seed: int) -> Tensor:
 def complement(indices: Tensor, size: int) -> Tensor:
     """Return the sorted indices below `size` that are not in `indices`.
 
-    Example:
+    Examples:
         >>> complement(torch.tensor([1, 3]), size=5)
         tensor([0, 2, 4])
     """
@@ -77,7 +77,7 @@ def divide(
     Returns:
         Sorted rows to train on and sorted held-out rows, int64.
 
-    Example:
+    Examples:
         >>> train, held_out = divide(torch.zeros(5).long(), ["a", "b", "c", "d", "e"], 0.4, seed=0)
         >>> len(train), len(held_out)
         (3, 2)
@@ -102,7 +102,7 @@ def draw_share(rows: Tensor, fraction: float, seed: int) -> Tensor:
     Returns:
         The chosen rows in ascending order.
 
-    Example:
+    Examples:
         >>> rows = torch.arange(100)
         >>> small, large = draw_share(rows, 0.05, seed=0), draw_share(rows, 0.5, seed=0)
         >>> len(small), bool(torch.isin(small, large).all())
@@ -116,7 +116,7 @@ def draw_share(rows: Tensor, fraction: float, seed: int) -> Tensor:
 def balanced_counts(total: int, sizes: Iterable[int]) -> list[int]:
     """Spread `total` draws over pools of the given sizes as evenly as possible.
 
-    Example:
+    Examples:
         >>> balanced_counts(10, [2, 100, 100])
         [2, 4, 4]
     """
@@ -143,7 +143,7 @@ def content_hashes(examples: Examples, what: str) -> list[str]:
     Raises:
         InputError: An image is evidently broken.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from lightning_merge.data.examples import array_examples
         >>> copies = array_examples(["cat"], [0, 0], np.zeros((2, 8, 8), np.uint8))
@@ -158,7 +158,7 @@ def content_hashes(examples: Examples, what: str) -> list[str]:
 def digest(hashes: Iterable[str], labels: Tensor) -> str:
     """Return one digest of a split: its images, labels and their order.
 
-    Example:
+    Examples:
         >>> digest(["a", "b"], torch.tensor([0, 1])) == digest(["b", "a"], torch.tensor([0, 1]))
         False
     """
@@ -177,7 +177,7 @@ def check_disjoint(task: str, parts: dict[str, list[str]]) -> None:
     Raises:
         InputError: An image is in two parts.
 
-    Example:
+    Examples:
         >>> check_disjoint("pets", {"train": ["a", "b"], "test": ["b"]})
         Traceback (most recent call last):
         lightning_merge.core.errors.InputError: task 'pets': 1 image(s) are in both train and ...
@@ -203,7 +203,7 @@ def write(path: Path, settings: Mapping[str, Any], tasks: Mapping[str, Any]) -> 
         settings: Name -> value.
         tasks: Task -> its record.
 
-    Example:
+    Examples:
         >>> write(Path("splits.json"), {"split_seed": 0}, {"pets": {"left_out": 2}})
         >>> print(Path("splits.json").read_text(), end="")
         {

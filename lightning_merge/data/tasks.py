@@ -35,7 +35,7 @@ class TaskSpec:
         aliases: Other names of the task.
         obtain: How to get the data, and their terms of use.
 
-    Example:
+    Examples:
         >>> pets = TaskSpec("pets", words={"n01": "tabby cat"})
         >>> pets.prompts(["n01", "GreatDane"])
         (('tabby cat', 'great dane'), ('a photo of a {}.',))
@@ -320,7 +320,7 @@ _BY_ANY_NAME = {name: row for row in _ROWS for name in (row.name, *row.aliases)}
 def task_spec(name: str) -> TaskSpec:
     """Return the row of a task; a user's own task has a row of defaults.
 
-    Example:
+    Examples:
         >>> task_spec("stanford-cars").name, task_spec("pets").templates
         ('cars', ('a photo of a {}.',))
     """

@@ -12,7 +12,7 @@ from lightning_merge.evaluation.results import AVERAGE, CandidateResult, Results
 class Spread(NamedTuple):
     """Mean and sample standard deviation (denominator n - 1) over seeds.
 
-    Example:
+    Examples:
         >>> Spread(mean=0.81, std=0.02)
         Spread(mean=0.81, std=0.02)
     """
@@ -31,7 +31,7 @@ class CandidateAggregate:
     runs have measured it. ``difference`` is the spread of the candidate's average minus that of a
     reference candidate of the same run, if one was named.
 
-    Example:
+    Examples:
         >>> runs = [
         ...     Results(["a"], {"ties": CandidateResult("ties", {"a": x}, {"a": 8}, 1.0)}, seed, {})
         ...     for seed, x in enumerate([0.5, 0.75])
@@ -65,7 +65,7 @@ class Aggregate:
 
     ``against`` names the reference candidate of the differences, or is None.
 
-    Example:
+    Examples:
         >>> ties = CandidateResult("ties", {"a": 0.5}, {"a": 8}, seconds=1.0)
         >>> runs = [Results(["a"], {"ties": ties}, seed, versions={}) for seed in (0, 1)]
         >>> aggregate(runs).seeds
@@ -99,7 +99,7 @@ def aggregate(results: Sequence[Results], against: str | None = None) -> Aggrega
         InputError: Fewer than two runs, a seed twice, or different tasks, candidates or
             unseen tasks; or against is not a candidate.
 
-    Example:
+    Examples:
         >>> runs = []
         >>> for seed, gain in enumerate([0.25, 0.5]):
         ...     average = CandidateResult("average", {"a": 0.5}, {"a": 8}, seconds=1.0)

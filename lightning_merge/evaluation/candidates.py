@@ -23,7 +23,7 @@ class Candidate:
         options: Candidates to choose from on the validation split, by what distinguishes them.
             The files and cost of the best one replace `weights`, `figure` and `cost`.
 
-    Example:
+    Examples:
         >>> ties = Candidate("ties", Path("ties.safetensors"))
         >>> ties.file("mnist").name
         'ties.safetensors'
@@ -56,7 +56,7 @@ def bounds(
         experts: Task -> its expert.
         multi_task: One network trained on all tasks together, if there is one.
 
-    Example:
+    Examples:
         >>> rows = bounds(Path("base.pt"), {"mnist": Path("mnist.pt")})
         >>> [(row.name, row.file("mnist").name) for row in rows]
         [('base', 'base.pt'), ('individual', 'mnist.pt')]

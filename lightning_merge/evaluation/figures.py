@@ -50,7 +50,7 @@ def coefficient_heatmap(
     Raises:
         InputError: The names do not fit the shape.
 
-    Example:
+    Examples:
         >>> coefficients = torch.tensor([[0.3, -0.1, 0.2], [0.0, 0.4, 0.1]])
         >>> layers = ["stem", "block", "head"]
         >>> print(coefficient_heatmap(coefficients, ["mnist", "cars"], layers, "heatmap.png"))
@@ -77,7 +77,7 @@ def m_loss_map(losses: Mapping[str, Tensor], path: str | Path, *, group: int = 5
     Raises:
         InputError: Losses are empty or not vectors, or group is below 1.
 
-    Example:
+    Examples:
         >>> losses = {"fc1": torch.rand(8), "fc2": torch.rand(4)}
         >>> print(m_loss_map(losses, "m_loss.png", group=2))
         m_loss.png
@@ -105,7 +105,7 @@ def pairwise_matrix(values: Tensor, names: Sequence[str], path: str | Path, labe
     Raises:
         InputError: The names do not fit the shape.
 
-    Example:
+    Examples:
         >>> distances = torch.tensor([[0.0, 0.7], [0.7, 0.0]])
         >>> pairwise_matrix(distances, ["mnist", "cars"], "pairs.png", "M-Loss").exists()
         True
@@ -148,7 +148,7 @@ def lwptv_figure(
     Raises:
         InputError: The names do not fit the shapes.
 
-    Example:
+    Examples:
         >>> scores, masks = torch.tensor([[0.1, 0.9]]), torch.tensor([[False, True]])
         >>> lwptv_figure(scores, masks, masks[0], ["mnist"], ["stem", "head"], "lwptv.png").exists()
         True
@@ -184,7 +184,7 @@ def group_means(losses: Mapping[str, Tensor], group: int) -> Tensor:
     Raises:
         InputError: Losses are empty or not vectors, or group is below 1.
 
-    Example:
+    Examples:
         >>> group_means({"fc1": torch.tensor([1.0, 3.0, 5.0]), "fc2": torch.tensor([4.0])}, 2)
         tensor([[2., 5.], [4., nan]])
     """
@@ -203,7 +203,7 @@ def group_means(losses: Mapping[str, Tensor], group: int) -> Tensor:
 def mask_rows(masks: Tensor, shared: Tensor) -> Tensor:
     """Return the masks of the tasks and the shared mask below: int64 [K + 1, L], 1 where kept.
 
-    Example:
+    Examples:
         >>> mask_rows(torch.tensor([[True, False]]), shared=torch.tensor([True, True]))
         tensor([[1, 0], [1, 1]])
     """
@@ -260,7 +260,7 @@ def _thin(count: int, inches: float) -> range:
 def short_names(names: Sequence[str]) -> list[str]:
     """Return names as labels: without the common prefix of numbered ones, and with long ones cut.
 
-    Example:
+    Examples:
         >>> short_names(["stem.weight", "vit.blocks.0.fc1.weight", "vit.blocks.1.fc1.weight"])
         ['stem.weight', '…0.fc1.weight', '…1.fc1.weight']
     """

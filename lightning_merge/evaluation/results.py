@@ -29,7 +29,7 @@ DISTRIBUTIONS = (
 def averaged_tasks(tasks: Sequence[str], unseen: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Map the name of every average of a table to the tasks that it covers.
 
-    Example:
+    Examples:
         >>> averaged_tasks(["mnist", "cars"], unseen=["cars"])["average seen"]
         ('mnist',)
     """
@@ -62,7 +62,7 @@ class CandidateResult:
         InputError: An accuracy is outside [0, 1] or not finite, accuracy and samples are empty
             or of different tasks, or a task has no samples.
 
-    Example:
+    Examples:
         >>> samples = {"mnist": 10_000, "cars": 8_041}
         >>> ties = CandidateResult("ties", {"mnist": 0.98, "cars": 0.64}, samples, seconds=3.2)
         >>> round(ties.average, 3)
@@ -129,7 +129,7 @@ class Results:
         InputError: A candidate lacks a task, has an additional one or has another name, there is
             no candidate, or unseen is not a proper subset of the tasks.
 
-    Example:
+    Examples:
         >>> ties = CandidateResult("ties", {"mnist": 0.98}, {"mnist": 10_000}, seconds=3.2)
         >>> path = Results(["mnist"], {"ties": ties}, seed=0, versions=versions()).to_json("r.json")
         >>> Results.from_json(path).candidates["ties"].accuracy
@@ -237,7 +237,7 @@ def versions(device: str = "cpu") -> dict[str, str]:
         Version by distribution (those that are installed), and ``python``, ``platform``,
         ``cpus`` (number of logical cores) and ``device``.
 
-    Example:
+    Examples:
         >>> versions("cuda: NVIDIA H100")["device"]
         'cuda: NVIDIA H100'
     """

@@ -34,7 +34,7 @@ def markdown(results: Results | Aggregate) -> str:
         results: One run, or several by :func:`~lightning_merge.evaluation.aggregates.aggregate`,
             whose cells read ``mean ± standard deviation``.
 
-    Example:
+    Examples:
         >>> ties = CandidateResult("ties", {"mnist": 0.98}, {"mnist": 10_000}, seconds=3.2)
         >>> print(markdown(Results(["mnist"], {"ties": ties}, seed=0, versions={})))
         | candidate | mnist | average |
@@ -73,7 +73,7 @@ def rich_table(
         width: Columns of the terminal.
         details: File with the table of every task.
 
-    Example:
+    Examples:
         >>> ties = CandidateResult("ties", {"mnist": 0.98}, {"mnist": 10_000}, seconds=3.2)
         >>> table = rich_table(Results(["mnist"], {"ties": ties}, seed=0, versions={}))
         >>> [str(column.header) for column in table.columns]
@@ -104,7 +104,7 @@ def rich_table(
 def own_split_note(tasks: Sequence[str]) -> str:
     """Return a caveat for numbers of tasks with a test split made by this package.
 
-    Example:
+    Examples:
         >>> own_split_note(["eurosat"])
         'eurosat: own division, published experts know some test images'
     """
@@ -285,7 +285,7 @@ def markdown_table(
         rows: Cells of every row.
         alignment: ":--", "--:" or "---" for each column.
 
-    Example:
+    Examples:
         >>> print(markdown_table(["task", "accuracy"], [["mnist", "98.0"]], [":--", "--:"]))
         | task | accuracy |
         | :-- | --: |

@@ -14,7 +14,7 @@ class Average(MergeMethod):
 
     Reference: Wortsman et al. 2022, "Model soups".
 
-    Example:
+    Examples:
         >>> import torch
         >>> experts = {"a": {"w": torch.tensor([2.0, 0, 1])}, "b": {"w": torch.tensor([4.0, 2, 1])}}
         >>> Average()({"w": torch.zeros(3)}, experts)["w"]

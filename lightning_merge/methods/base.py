@@ -28,7 +28,7 @@ class Origin(NamedTuple):
         transductive: Whether it saw their unlabelled test images.
         note: Caveat for readers of its numbers.
 
-    Example:
+    Examples:
         >>> from lightning_merge.methods import Ties
         >>> Ties().origin() == Origin()
         True
@@ -46,7 +46,7 @@ class Transform(ABC):
 
     Subclasses are frozen dataclasses whose fields are the hyperparameters.
 
-    Example:
+    Examples:
         >>> class Halve(Transform):
         ...     def __call__(self, vectors):
         ...         return vectors.map(lambda span, tile: tile / 2)
@@ -72,7 +72,7 @@ class Method(ABC):
     Attributes:
         facts: What holds for every instance; `requirements` describes a single one.
 
-    Example:
+    Examples:
         >>> from lightning_merge.methods import ModelStock, WiSEFT
         >>> method = ModelStock(transforms=[WiSEFT(0.8)])
         >>> method.described(), method.requirements().readings
@@ -136,7 +136,7 @@ class Method(ABC):
 def brief(given: Any) -> str:
     """Return a readable form of a method or transform: what differs from its defaults.
 
-    Example:
+    Examples:
         >>> from lightning_merge.methods import LwPTV, Ties
         >>> brief(Ties(density=0.5, scale=1.0, transforms=[LwPTV()]))
         'Ties(density=0.5, transforms=[LwPTV()])'
@@ -174,7 +174,7 @@ class MergeMethod(Method):
     are equal in the base and all experts, all get the merged value of the first; an expert may
     lack the others.
 
-    Example:
+    Examples:
         >>> @dataclass(frozen=True)
         ... class Largest(MergeMethod):
         ...     scale: float = 1.0
@@ -268,7 +268,7 @@ def registered(kind: type[Kind]) -> dict[str, type[Kind]]:
     Every module of this package is imported first; classes that a user has defined and
     imported are found as well.
 
-    Example:
+    Examples:
         >>> "Ties" in registered(MergeMethod), "LwPTV" in registered(Transform)
         (True, True)
     """

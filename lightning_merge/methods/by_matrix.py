@@ -18,7 +18,7 @@ class ByMatrix(MergeMethod):
     Subclasses are dataclasses with these fields and facts with `whole=True`; their `merged`
     defines the update of a matrix.
 
-    Example:
+    Examples:
         >>> import torch
         >>> class Summed(ByMatrix):
         ...     scale, convolutions = 1.0, "matrix"

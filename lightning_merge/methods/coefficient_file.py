@@ -32,7 +32,7 @@ class CoefficientFile:
         transductive: Whether they were learned from unlabelled test images.
         note: Caveat for readers of their numbers.
 
-    Example:
+    Examples:
         >>> import torch
         >>> values, tasks, layers = torch.tensor([[0.3, 0.5]]), ["cars"], ["w", "b"]
         >>> learned = CoefficientFile(values, tasks, layers, {}, {}, 1.0, False, "")

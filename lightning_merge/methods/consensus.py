@@ -38,7 +38,7 @@ class Consensus(MergeMethod):
         InputError: A value is out of bounds, a task has no lambda, or several experts are fewer
             than `agree`.
 
-    Example:
+    Examples:
         >>> experts = {"a": {"w": torch.tensor([1.0, 1.0])}, "b": {"w": torch.tensor([1.0, 0.0])}}
         >>> Consensus(scale=1.0)({"w": torch.zeros(2)}, experts)["w"]
         tensor([2., 0.])
@@ -91,7 +91,7 @@ def tall_masks(task_vectors: Tensor, multi_task: Tensor, thresholds: Tensor) -> 
         multi_task: The merged task vector tau, [n].
         thresholds: Lambda of every task, [K].
 
-    Example:
+    Examples:
         >>> vectors = torch.tensor([[1.0, 1.0], [1.0, 0.0]])
         >>> tall_masks(vectors, vectors.sum(0), torch.tensor([0.4, 0.4]))
         tensor([[ True,  True],

@@ -30,7 +30,7 @@ class Dare(Transform):
     Raises:
         InputError: `drop` is outside [0, 1).
 
-    Example:
+    Examples:
         >>> import torch
         >>> from lightning_merge.methods import TaskArithmetic
         >>> experts = {"cars": {"w": torch.ones(8)}}

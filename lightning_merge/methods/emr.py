@@ -47,7 +47,7 @@ class MaskedNetwork(TaskNetwork):
         rescalers: Lambda [K].
         statistics: BatchNorm statistics by task, flattened, [K, s].
 
-    Example:
+    Examples:
         >>> model = nn.Linear(2, 1, bias=False)
         >>> a, b = {"weight": torch.tensor([[2.0, 0]])}, {"weight": torch.tensor([[0, 3.0]])}
         >>> network = EMR()({"weight": torch.zeros(1, 2)}, {"a": a, "b": b}, model=model)
@@ -148,7 +148,7 @@ class EMR(NetworkMethod):
     Raises:
         InputError: `rescale` is unknown.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(2, 1, bias=False)
         >>> a, b = {"weight": torch.tensor([[1.0, 2]])}, {"weight": torch.tensor([[3.0, -1]])}
         >>> network = EMR()({"weight": torch.zeros(1, 2)}, {"a": a, "b": b}, model=model)
@@ -222,7 +222,7 @@ def unify(task_vectors: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         The unified task vector [n], and the entries where each expert has its sign, bool [K, n].
 
-    Example:
+    Examples:
         >>> unify(torch.tensor([[1.0, 2.0], [3.0, -1.0]]))
         (tensor([3., 2.]), tensor([[ True,  True],
                 [ True, False]]))
@@ -244,7 +244,7 @@ def _split(flat: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
 def pack(masks: Tensor) -> Tensor:
     """Pack booleans [K, d] into bytes [K, d / 8], the first into the lowest bit.
 
-    Example:
+    Examples:
         >>> pack(torch.tensor([[True, False, True]]))
         tensor([[5]], dtype=torch.uint8)
     """
@@ -256,7 +256,7 @@ def pack(masks: Tensor) -> Tensor:
 def write_bits(packed: Tensor, start: int, masks: Tensor) -> None:
     """Write booleans [K, n] into packed zeros [K, b], from bit `start` on.
 
-    Example:
+    Examples:
         >>> packed = torch.zeros(1, 1, dtype=torch.uint8)
         >>> write_bits(packed, 1, torch.tensor([[True, True]]))
         >>> packed
@@ -270,7 +270,7 @@ def write_bits(packed: Tensor, start: int, masks: Tensor) -> None:
 def unpack(mask: Tensor, count: int) -> Tensor:
     """Return the first `count` booleans of packed bytes [b].
 
-    Example:
+    Examples:
         >>> unpack(torch.tensor([5], dtype=torch.uint8), 3)
         tensor([ True, False,  True])
     """

@@ -32,7 +32,7 @@ class EnsembleNetwork(TaskNetwork):
         members: Number of networks, K.
         outputs: What is averaged.
 
-    Example:
+    Examples:
         >>> network = EnsembleNetwork(nn.Linear(2, 1), lambda output: output, 3, "logits")
         >>> network.inference_cost, network.extra_parameters
         (3.0, 6)
@@ -72,7 +72,7 @@ class Ensemble(NetworkMethod):
     Raises:
         InputError: `outputs` is unknown.
 
-    Example:
+    Examples:
         >>> a, b = {"weight": torch.tensor([[1.0]])}, {"weight": torch.tensor([[3.0]])}
         >>> model = nn.Linear(1, 1, bias=False)
         >>> network = Ensemble()({"weight": torch.zeros(1, 1)}, {"a": a, "b": b}, model=model)

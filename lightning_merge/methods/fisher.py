@@ -49,7 +49,7 @@ class Fisher(MergeMethod):
     Raises:
         InputError: A value is out of bounds, or an expert's information is not finite.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> model, heads = nn.Linear(2, 2, bias=False), {"a": nn.Identity(), "b": nn.Identity()}
         >>> base = {"weight": torch.zeros(2, 2)}

@@ -33,7 +33,7 @@ class IsoC(ByMatrix):
     Raises:
         InputError: The scale is not finite, or `convolutions` unknown.
 
-    Example:
+    Examples:
         >>> experts = {"a": {"w": torch.diag(torch.tensor([3.0, 0]))}}
         >>> experts["b"] = {"w": torch.diag(torch.tensor([0, 1.0]))}
         >>> IsoC()({"w": torch.zeros(2, 2)}, experts)["w"].diagonal()
@@ -79,7 +79,7 @@ class IsoCTS(ByMatrix):
     Raises:
         InputError: A value is out of bounds.
 
-    Example:
+    Examples:
         >>> experts = {"a": {"w": torch.diag(torch.tensor([4.0, 1]))}}
         >>> experts["b"] = {"w": torch.diag(torch.tensor([0, 2.0]))}
         >>> merged = IsoCTS(common=0.0)({"w": torch.zeros(2, 2)}, experts)["w"]

@@ -47,7 +47,7 @@ class KnOTS(MergeMethod):
     Raises:
         InputError: A value is out of bounds.
 
-    Example:
+    Examples:
         >>> experts = {"a": {"w": torch.tensor([[2.0, 0], [0, 0]])}}
         >>> experts["b"] = {"w": torch.tensor([[4.0, 0], [0, 1]])}
         >>> KnOTS(density=1.0, scale=1.0)({"w": torch.zeros(2, 2)}, experts)["w"].diagonal()

@@ -54,7 +54,7 @@ class LearnedCoefficients(MergeMethod):
             lacks what `by` needs; or, by "depth", the base is not in the network's order or has
             the same layers as the file in other places.
 
-    Example:
+    Examples:
         >>> values = torch.tensor([[0.5], [2.0]])
         >>> learned = CoefficientFile(values, ["a", "b"], ["w"], {}, {}, 1.0, False, "")
         >>> learned.write(Path("learned.safetensors"), {})
@@ -182,7 +182,7 @@ def same_depth(layers: int, source: int) -> list[int]:
 
     Layer l of L corresponds to l (M - 1) / (L - 1) of M, halves rounded up; a single layer to 0.
 
-    Example:
+    Examples:
         >>> same_depth(3, 5)
         [0, 2, 4]
     """

@@ -57,7 +57,7 @@ class LiNeS(MergeMethod):
     Raises:
         InputError: A factor is not finite, or the method returns a network instead of weights.
 
-    Example:
+    Examples:
         >>> base = {"blocks.0.w": torch.zeros(1), "blocks.1.w": torch.zeros(1)}
         >>> expert = {"blocks.0.w": torch.tensor([1.0]), "blocks.1.w": torch.tensor([2.0])}
         >>> LiNeS(alpha=0.5, beta=1.0)(base, {"cars": expert})
@@ -149,7 +149,7 @@ def block_depths(names: Sequence[str]) -> dict[str, float]:
     Returns:
         b / (B - 1) for tensors of block b of B, in the order of `names`; others are left out.
 
-    Example:
+    Examples:
         >>> block_depths(["stem.weight", "blocks.0.weight", "blocks.1.weight", "blocks.2.weight"])
         {'blocks.0.weight': 0.0, 'blocks.1.weight': 0.5, 'blocks.2.weight': 1.0}
     """

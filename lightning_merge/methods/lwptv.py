@@ -42,7 +42,7 @@ class LwPTV(Transform):
     Raises:
         InputError: `prune_ratio` is negative, or the score or granularity unknown.
 
-    Example:
+    Examples:
         >>> from lightning_merge.methods import TaskArithmetic
         >>> base = {name: torch.zeros(1) for name in "xyz"}
         >>> a = {"x": torch.tensor([1.0]), "y": torch.tensor([1.0]), "z": torch.tensor([1.0])}

@@ -46,7 +46,7 @@ class MDare(RankedByMLoss):
     Raises:
         InputError: A value is out of bounds.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(1, 2, bias=False), nn.ReLU())
         >>> experts = {"a": {"0.weight": torch.tensor([[1.0], [4.0]])}}

@@ -50,7 +50,7 @@ class MTiesAnalysis:
         losses: Node M-Loss of every ranked layer, [out], in network order.
         keep_ratios: Fraction of its inputs that each node kept, [out].
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Linear(1, 2, bias=False), nn.ReLU())
         >>> experts = {"a": {"0.weight": torch.tensor([[1.0], [4.0]])}}
         >>> experts["b"] = {"0.weight": torch.tensor([[1.0], [-2.0]])}
@@ -70,7 +70,7 @@ class RankedByMLoss(MergeMethod):
 
     Subclasses are dataclasses with these fields; their `updating` defines how ratios are used.
 
-    Example:
+    Examples:
         >>> from lightning_merge.methods import MDare
         >>> model = nn.Sequential(nn.Linear(1, 2, bias=False), nn.ReLU())
         >>> experts = {"a": {"0.weight": torch.tensor([[1.0], [4.0]])}}
@@ -223,7 +223,7 @@ class MTies(RankedByMLoss):
     Raises:
         InputError: A value is out of bounds.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Linear(1, 2, bias=False), nn.ReLU())
         >>> experts = {"a": {"0.weight": torch.tensor([[1.0], [4.0]])}}
         >>> experts["b"] = {"0.weight": torch.tensor([[3.0], [-2.0]])}

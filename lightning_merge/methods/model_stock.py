@@ -27,7 +27,7 @@ class ModelStock(MergeMethod):
 
     Reference: Jang et al. 2024, "Model Stock", equation 7. Its layers are tensors, as here.
 
-    Example:
+    Examples:
         >>> base = {"parallel": torch.zeros(1), "orthogonal": torch.zeros(2)}
         >>> a = {"parallel": torch.tensor([2.0]), "orthogonal": torch.tensor([1.0, 0.0])}
         >>> b = {"parallel": torch.tensor([4.0]), "orthogonal": torch.tensor([0.0, 1.0])}

@@ -33,7 +33,7 @@ ENCODED = 64
 class Recalibrate(Protocol):
     """A function that measures BatchNorm statistics on images of one task or of all.
 
-    Example:
+    Examples:
         >>> class Reset:
         ...     def __call__(self, weights, task=None):
         ...         return {n: t * 0 if n.endswith("mean") else t for n, t in weights.items()}
@@ -49,7 +49,7 @@ class Recalibrate(Protocol):
 def keep_statistics(weights: Weights, task: str | None = None) -> Weights:
     """Return the weights unchanged.
 
-    Example:
+    Examples:
         >>> keep_statistics({"bn.running_mean": torch.tensor([3.0])}, "cars")
         {'bn.running_mean': tensor([3.])}
     """
@@ -70,7 +70,7 @@ class TaskNetwork(nn.Module, ABC):
     Attributes:
         inference_cost: Cost of an image in passes of the model.
 
-    Example:
+    Examples:
         >>> class Plain(TaskNetwork):
         ...     def __init__(self, model, project=identity):
         ...         super().__init__(model, project)
@@ -122,7 +122,7 @@ class NetworkMethod(Method):
     or are several sets. It therefore needs the model and does not stream. Subclasses are frozen
     dataclasses.
 
-    Example:
+    Examples:
         >>> from lightning_merge.methods import Ensemble
         >>> model, weights = nn.Linear(1, 1, bias=False), {"weight": torch.ones(1, 1)}
         >>> network = Ensemble()(weights, {"a": weights, "b": weights}, model=model)
@@ -199,7 +199,7 @@ class NetworkMethod(Method):
 def own_names(model: nn.Module, weights: Weights) -> dict[str, Tensor]:
     """Return the weights of the model's state dict, under its names.
 
-    Example:
+    Examples:
         >>> own_names(nn.Linear(1, 1, bias=False), {"encoder.fc.weight": torch.ones(1, 1)})
         {'weight': tensor([[1.]])}
     """
@@ -213,7 +213,7 @@ def stacked(vectors: TaskVectors, name: str) -> Tensor:
     Raises:
         InputError: A value is NaN or infinite.
 
-    Example:
+    Examples:
         >>> experts = {"a": {"w": torch.tensor([1.0])}, "b": {"w": torch.tensor([2.0])}}
         >>> stacked(TaskVectors({"w": torch.zeros(1)}, experts), "w")
         tensor([[1.],
@@ -227,7 +227,7 @@ def stacked(vectors: TaskVectors, name: str) -> Tensor:
 def frozen(model: nn.Module) -> nn.Module:
     """Return a copy of a network in eval mode without gradients.
 
-    Example:
+    Examples:
         >>> copy = frozen(nn.Linear(1, 1))
         >>> copy.training, copy.weight.requires_grad
         (False, False)
@@ -239,7 +239,7 @@ def frozen(model: nn.Module) -> nn.Module:
 def encode(network: nn.Module, project: Callable[[Any], Tensor], images: Tensor) -> Tensor:
     """Return the features [n, dim] of images [n, ...], in float32.
 
-    Example:
+    Examples:
         >>> encode(nn.ReLU(), identity, torch.tensor([[-1.0, 2.0]]))
         tensor([[0., 2.]])
     """
@@ -249,7 +249,7 @@ def encode(network: nn.Module, project: Callable[[Any], Tensor], images: Tensor)
 def minibatches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Yield index batches of size min(size, count) endlessly, every sample once per round.
 
-    Example:
+    Examples:
         >>> batches = minibatches(4, 2, torch.Generator().manual_seed(0))
         >>> sorted(next(batches).tolist() + next(batches).tolist())
         [0, 1, 2, 3]
@@ -265,7 +265,7 @@ def minibatches(count: int, size: int, generator: torch.Generator) -> Iterator[T
 def save_network(network: TaskNetwork, path: Path, *, metadata: Mapping[str, str]) -> Path:
     """Write everything that `load_network` needs except the model's architecture.
 
-    Example:
+    Examples:
         >>> from lightning_merge.methods import Ensemble
         >>> model, weights = nn.Linear(1, 1, bias=False), {"weight": torch.ones(1, 1)}
         >>> network = Ensemble()(weights, {"a": weights, "b": weights}, model=model)
@@ -281,7 +281,7 @@ def save_network(network: TaskNetwork, path: Path, *, metadata: Mapping[str, str
 def holds_network(path: str | Path) -> bool:
     """Return whether a file was written by `save_network`, not as weights.
 
-    Example:
+    Examples:
         >>> file = save_checkpoint({"weight": torch.ones(1, 1)}, "weights.safetensors", metadata={})
         >>> holds_network(file)
         False
@@ -302,7 +302,7 @@ def load_network(
     Raises:
         InputError: The file cannot be read or does not fit the model.
 
-    Example:
+    Examples:
         >>> from lightning_merge.methods import Ensemble
         >>> model, weights = nn.Linear(1, 1, bias=False), {"weight": torch.ones(1, 1)}
         >>> network = Ensemble()(weights, {"a": weights, "b": weights}, model=model)
@@ -335,7 +335,7 @@ def check_learning(steps: int, learning_rate: float, batch_size: int) -> None:
     Raises:
         InputError: One is out of bounds; names it and its value.
 
-    Example:
+    Examples:
         >>> check_learning(steps=100, learning_rate=0.0, batch_size=16)
         Traceback (most recent call last):
             ...
@@ -352,7 +352,7 @@ def check_learned(learned: nn.Module, learning_rate: float) -> None:
     Raises:
         InputError: A parameter is NaN or infinite.
 
-    Example:
+    Examples:
         >>> layer = nn.Linear(1, 1)
         >>> _ = nn.init.constant_(layer.weight, float("nan"))
         >>> check_learned(layer, learning_rate=10.0)

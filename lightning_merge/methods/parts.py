@@ -15,7 +15,7 @@ Made = TypeVar("Made", bound=Method)
 def with_transforms(method: Made, transforms: Sequence[Transform]) -> Made:
     """Return the method with transforms added before its own.
 
-    Example:
+    Examples:
         >>> from lightning_merge.methods import Average, WiSEFT
         >>> with_transforms(Average(), [WiSEFT(0.5)])
         Average(transforms=(WiSEFT(alpha=0.5),))
@@ -26,7 +26,7 @@ def with_transforms(method: Made, transforms: Sequence[Transform]) -> Made:
 def parts(method: Any) -> Iterator[Any]:
     """Yield the parts of a method: transforms, the wrapped method, and their parts.
 
-    Example:
+    Examples:
         >>> from lightning_merge.methods import Average, Dare, LiNeS, WiSEFT
         >>> list(parts(LiNeS(Average(transforms=[Dare()]), transforms=[WiSEFT()])))
         [WiSEFT(alpha=0.5), Average(transforms=[Dare(drop=0.9, seed=0)]), Dare(drop=0.9, seed=0)]
@@ -43,7 +43,7 @@ def hyperparameters(method: Any) -> set[str]:
 
     Parts of the same class cannot be told apart and are left out.
 
-    Example:
+    Examples:
         >>> from lightning_merge.methods import TaskArithmetic, WiSEFT
         >>> sorted(hyperparameters(TaskArithmetic(transforms=[WiSEFT()])))
         ['WiSEFT.alpha', 'scale', 'transforms']
@@ -61,7 +61,7 @@ def with_values(method: Part, values: Mapping[str, Any]) -> Part:
         method: Method with the remaining hyperparameters.
         values: New values by name, see `hyperparameters`.
 
-    Example:
+    Examples:
         >>> from lightning_merge.methods import TaskArithmetic, WiSEFT
         >>> method = TaskArithmetic(transforms=[WiSEFT()])
         >>> with_values(method, {"scale": 0.2, "WiSEFT.alpha": 0.9})
@@ -81,7 +81,7 @@ def with_values(method: Part, values: Mapping[str, Any]) -> Part:
 def seeded(method: Part, seed: int) -> Part:
     """Return the method or transform with a run's seed added to all its seeds.
 
-    Example:
+    Examples:
         >>> from lightning_merge.methods import Dare
         >>> seeded(Dare(seed=1), 41).seed
         42

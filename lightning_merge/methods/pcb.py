@@ -45,7 +45,7 @@ class PCB(MergeMethod):
     Raises:
         InputError: A value is out of bounds.
 
-    Example:
+    Examples:
         >>> experts = {"a": {"w": torch.tensor([3.0, 1.0])}, "b": {"w": torch.tensor([1.0, -2.0])}}
         >>> method = PCB(density=0.5, scale=1.0, clip=0.0)  # one entry of two from each expert
         >>> method({"w": torch.zeros(2)}, experts)["w"]

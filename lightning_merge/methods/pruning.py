@@ -28,7 +28,7 @@ class MagnitudePruning(Transform):
     Raises:
         InputError: `prune_ratio` is outside [0, 1].
 
-    Example:
+    Examples:
         >>> import torch
         >>> cars = {"w": torch.tensor([1.0, -4.0, 2.0, 3.0])}
         >>> vectors = TaskVectors({"w": torch.zeros(4)}, {"cars": cars})
@@ -72,7 +72,7 @@ class RandomPruning(Transform):
     Raises:
         InputError: `prune_ratio` is outside [0, 1].
 
-    Example:
+    Examples:
         >>> import torch
         >>> vectors = TaskVectors({"w": torch.zeros(8)}, {"cars": {"w": torch.ones(8)}})
         >>> RandomPruning(prune_ratio=0.5)(vectors)["w"]
@@ -112,7 +112,7 @@ class AbsolutePruning(Transform):
     Raises:
         InputError: `prune_ratio` is outside [0, 1].
 
-    Example:
+    Examples:
         >>> import torch
         >>> base = {"x": torch.zeros(1), "y": torch.zeros(1), "z": torch.zeros(1)}
         >>> cars = {"x": torch.tensor([1.0]), "y": torch.tensor([-2.0]), "z": torch.tensor([3.0])}

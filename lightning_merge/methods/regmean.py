@@ -58,7 +58,7 @@ class RegMean(MergeMethod):
     Raises:
         InputError: A value is out of bounds.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model, base = nn.Linear(2, 1, bias=False), {"weight": torch.zeros(1, 2)}
         >>> a, b = {"weight": torch.tensor([[1.0, 9.0]])}, {"weight": torch.tensor([[9.0, 3.0]])}
@@ -156,7 +156,7 @@ def _groups(networks: ExpertNetworks, names: Sequence[str]) -> Iterator[list[str
 def regressed(networks: ExpertNetworks, layers: Layers) -> list[str]:
     """Return the names of tensors that may be weights of the given layers.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Linear(1, 1), nn.LayerNorm(1))
         >>> weights = model.state_dict()
         >>> networks = ExpertNetworks(model, TaskVectors(weights, {"cars": weights}))
@@ -179,7 +179,7 @@ def require_found(layers: Collection[str]) -> None:
     Raises:
         InputError: None was found.
 
-    Example:
+    Examples:
         >>> require_found([])
         Traceback (most recent call last):
             ...
@@ -196,7 +196,7 @@ def require_found(layers: Collection[str]) -> None:
 def updates(solved: Mapping[str, Tensor]) -> Update:
     """Return the function that looks up solved updates [numel] and averages other tensors.
 
-    Example:
+    Examples:
         >>> import torch
         >>> update = updates({"solved": torch.tensor([7.0, 8.0])})
         >>> vectors = torch.tensor([[1.0, 2.0], [3.0, 4.0]])

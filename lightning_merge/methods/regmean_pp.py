@@ -54,7 +54,7 @@ class RegMeanPlusPlus(MergeMethod):
     Raises:
         InputError: A value is out of bounds.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = nn.Sequential(nn.Linear(2, 1, bias=False), nn.Linear(1, 1, bias=False))
         >>> base = {"0.weight": torch.zeros(1, 2), "1.weight": torch.zeros(1, 1)}

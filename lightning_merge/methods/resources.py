@@ -19,7 +19,7 @@ Batches = Tensor | Iterable[Tensor]
 def identity(output: Any) -> Tensor:
     """Return the model's output as features.
 
-    Example:
+    Examples:
         >>> identity(torch.tensor([1.0, 2.0]))
         tensor([1., 2.])
     """
@@ -38,7 +38,7 @@ class Resources(NamedTuple):
         scope: Which tensors count in sums, ranks and quantiles: "all", as in published code, or
             those that an expert has "changed", regardless of what else the files hold.
 
-    Example:
+    Examples:
         >>> batches = {"cars": [torch.ones(1, 1), torch.zeros(1, 1)]}
         >>> resources = Resources(nn.Linear(1, 1), batches)
         >>> resources.task_inputs("RegMean", ["cars"])

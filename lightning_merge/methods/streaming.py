@@ -27,7 +27,7 @@ class Sink(Protocol):
     Attributes:
         shared: Whether several processes can write to it, as to a file.
 
-    Example:
+    Examples:
         >>> class Printer:
         ...     shared = False
         ...
@@ -62,7 +62,7 @@ class InMemory:
     Attributes:
         tensors: Merged tensors by name.
 
-    Example:
+    Examples:
         >>> sink = InMemory({"w": (torch.float32, (3,))})
         >>> sink.write("w", 0, torch.tensor([1.0, 2.0]))
         >>> sink.write("w", 2, torch.tensor([3.0]))
@@ -104,7 +104,7 @@ def merge_each(
         ties: Name of a tied tensor to the name of the first one, see `Resources.ties`.
         merged: Tensors merged already, by name; they are only written.
 
-    Example:
+    Examples:
         >>> vectors = TaskVectors({"w": torch.ones(2)}, {"cars": {"w": torch.tensor([2.0, 4.0])}})
         >>> sink = InMemory(vectors.stored.layout())
         >>> merge_each(vectors, lambda span, tile: tile[0] / 2, sink, ties={})
@@ -138,7 +138,7 @@ def merge_one(
     Raises:
         InputError: A value is not finite, or too large for its type.
 
-    Example:
+    Examples:
         >>> vectors = TaskVectors({"w": torch.ones(2)}, {"cars": {"w": torch.tensor([2.0, 4.0])}})
         >>> sink = InMemory(vectors.stored.layout())
         >>> merge_one(vectors, "w", lambda span, tile: tile[0] / 2, sink)

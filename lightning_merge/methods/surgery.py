@@ -36,7 +36,7 @@ class Correction(nn.Module):
         dim: Width of the features z.
         rank: Output width of D.
 
-    Example:
+    Examples:
         >>> correction = Correction(dim=2, rank=1)
         >>> correction.reset(torch.Generator().manual_seed(0))
         >>> correction(torch.tensor([[1.0, 2.0]])).tolist()  # the identity before learning
@@ -72,7 +72,7 @@ class CorrectedNetwork(TaskNetwork):
         dim: Width of the features.
         rank: Rank of the corrections.
 
-    Example:
+    Examples:
         >>> model, tasks = nn.Linear(4, 4), ["a", "b"]
         >>> network = CorrectedNetwork(model, lambda output: output, tasks, dim=4, rank=1)
         >>> network.extra_parameters  # 2 tasks, 4 down and 4 up
@@ -127,7 +127,7 @@ class Surgery(NetworkMethod):
         InputError: A value is out of bounds, the method returns a network, or (when called)
             learned weights are not finite.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(1, 1, bias=False)
         >>> a, b = {"weight": torch.tensor([[1.0]])}, {"weight": torch.tensor([[3.0]])}
         >>> base, one = {"weight": torch.zeros(1, 1)}, torch.ones(1, 1)

@@ -21,7 +21,7 @@ class TaskArithmetic(MergeMethod):
     Raises:
         InputError: The scale is not finite.
 
-    Example:
+    Examples:
         >>> import torch
         >>> base = {"w": torch.tensor([1.0, 1.0])}
         >>> experts = {"a": {"w": torch.tensor([3.0, 1.0])}, "b": {"w": torch.tensor([1.0, 2.0])}}

@@ -38,7 +38,7 @@ class Ties(MergeMethod):
     Raises:
         InputError: A value is out of bounds.
 
-    Example:
+    Examples:
         >>> import torch
         >>> experts = {"a": {"w": torch.tensor([4.0, 3.0, 0.1, 0.2])}}
         >>> experts["b"] = {"w": torch.tensor([2.0, -5.0, 0.3, 0.1])}
@@ -84,7 +84,7 @@ class TrimAndElect(Transform):
     Raises:
         InputError: A value is out of bounds.
 
-    Example:
+    Examples:
         >>> import torch
         >>> experts = {"a": {"w": torch.tensor([4.0, 3.0, 0.1, 0.2])}}
         >>> experts["b"] = {"w": torch.tensor([2.0, -5.0, 0.3, 0.1])}
@@ -135,7 +135,7 @@ def _electing(vectors: TaskVectors, trim: TileMap) -> Callable[[Tensor], Tensor]
 def trimming(vectors: TaskVectors, density: float, scope: TrimScope) -> TileMap:
     """Return the trim of a scope; a global one reads all task vectors for its thresholds.
 
-    Example:
+    Examples:
         >>> import torch
         >>> cars = {"w": torch.tensor([1.0, -3.0, 2.0])}
         >>> vectors = TaskVectors({"w": torch.zeros(3)}, {"cars": cars})

@@ -35,7 +35,7 @@ class TSVM(ByMatrix):
     Raises:
         InputError: The scale is not finite, or `convolutions` unknown.
 
-    Example:
+    Examples:
         >>> experts = {"a": {"w": torch.diag(torch.tensor([3.0, 0.5]))}}
         >>> experts["b"] = {"w": torch.diag(torch.tensor([0.5, 2.0]))}
         >>> TSVM()({"w": torch.zeros(2, 2)}, experts)["w"].diagonal()  # a triplet from each
@@ -66,7 +66,7 @@ def whitened_sum(matrices: Tensor) -> Tensor:
     Returns:
         [m, n] in float64.
 
-    Example:
+    Examples:
         >>> matrices = [torch.diag(torch.tensor([3.0, 0.5])), torch.diag(torch.tensor([0.5, 2.0]))]
         >>> whitened_sum(torch.stack(matrices)).diagonal()
         tensor([3., 2.], dtype=torch.float64)

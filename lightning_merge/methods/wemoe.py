@@ -47,7 +47,7 @@ class RoutedMLP(nn.Module):
         experts: Number of task vectors, K.
         batch_dim: Dimension of the input that indexes samples.
 
-    Example:
+    Examples:
         >>> mlp = RoutedMLP(nn.Linear(1, 1, bias=False), width=1, experts=2)
         >>> mlp.reset(0.25, torch.Generator().manual_seed(0))
         >>> _ = mlp.mlp.weight.data.fill_(1.0), mlp.vectors.copy_(torch.tensor([[2.0], [4.0]]))
@@ -117,7 +117,7 @@ class RoutedNetwork(TaskNetwork):
         blocks: Name of each MLP to the width and number of an image's tokens.
         batch_dim: Dimension of the MLPs' inputs that indexes images.
 
-    Example:
+    Examples:
         >>> from collections import OrderedDict
         >>> mlp = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
         >>> model = nn.Sequential(nn.Sequential(OrderedDict(mlp=mlp)))
@@ -197,7 +197,7 @@ class WEMoE(NetworkMethod):
         InputError: A value is out of bounds, the model has no such MLP, or learned weights are not
             finite.
 
-    Example:
+    Examples:
         >>> from collections import OrderedDict
         >>> mlp = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
         >>> model = nn.Sequential(nn.Sequential(OrderedDict(mlp=mlp)))
@@ -321,7 +321,7 @@ def find_mlps(model: nn.Module, image: Tensor) -> tuple[dict[str, tuple[int, int
         InputError: No MLP is called, one is called several times, or no dimension of its input
             indexes images.
 
-    Example:
+    Examples:
         >>> from collections import OrderedDict
         >>> mlp = nn.Sequential(nn.Linear(2, 4), nn.GELU(), nn.Linear(4, 2))
         >>> model = nn.Sequential(nn.Sequential(OrderedDict(mlp=mlp)))

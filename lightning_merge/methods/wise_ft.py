@@ -24,7 +24,7 @@ class WiSEFT(Transform):
     Raises:
         InputError: `alpha` is not finite.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from lightning_merge.methods import Average
         >>> experts = {"cars": {"w": torch.tensor([3.0, 1.0])}}

@@ -44,7 +44,7 @@ __all__ = [
 def encoders() -> dict[str, str]:
     """Return the names of all known encoder classes, with the first line of their docstrings.
 
-    Example:
+    Examples:
         >>> encoders()["MiniViT"]
         'A timm Vision Transformer whose tokens come from a convolutional stem.'
     """

@@ -23,7 +23,7 @@ class Activation:
         other: Argument that selects the model with the other activation; empty if there is none.
         settle: How to specify the activation of the weights; empty if it is known.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from lightning_merge.core.checkpoints.checkpoint import save_checkpoint
         >>> weights = {"class_embedding": torch.zeros(4)}
@@ -65,7 +65,7 @@ class Activation:
 def activation_in(module: nn.Module) -> str | None:
     """Return the activation of a network's modules if it is GELU or QuickGELU.
 
-    Example:
+    Examples:
         >>> activation_in(nn.Sequential(nn.Linear(2, 2), nn.GELU()))
         'gelu'
     """

@@ -23,7 +23,7 @@ class Fields:
         file: Name of the file, used in messages.
         values: Values by name of the field.
 
-    Example:
+    Examples:
         >>> fields = Fields("config.json", {"image_size": [224, 224], "patch_size": 0})
         >>> fields.side("image_size", 32), fields.number("layer_norm_eps", 1e-5)
         (224, 1e-05)
@@ -97,7 +97,7 @@ class Fields:
 def is_number(value: Any) -> bool:
     """Return whether a value is a finite number and not a bool.
 
-    Example:
+    Examples:
         >>> is_number(3), is_number(True), is_number(math.nan)
         (True, False, False)
     """
@@ -114,7 +114,7 @@ def read_fields(file: Path) -> Fields:
     Raises:
         InputError: The file cannot be read, is not JSON, or does not hold a mapping.
 
-    Example:
+    Examples:
         >>> file = Path("config.json")
         >>> _ = file.write_text('{"hidden_size": 768}')
         >>> read_fields(file).whole("hidden_size", 512)

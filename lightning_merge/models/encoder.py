@@ -39,7 +39,7 @@ class Encoder(nn.Module):
         spare: Tensors that files of another library lack for the same tower, by name.
         activation: Activation of the backbone, if weights alone do not determine it.
 
-    Example:
+    Examples:
         >>> import torch
         >>> class Flat(Encoder):
         ...     def __init__(self):
@@ -134,7 +134,7 @@ class Encoder(nn.Module):
         Args:
             options: Options of the constructor by name.
 
-        Example:
+        Examples:
             >>> from lightning_merge.models import MiniViT
             >>> MiniViT.files({"width": 64, "weights": None})
             []

@@ -42,7 +42,7 @@ class OpenClipEncoder(Encoder):
         InputWarning: A model with the other activation exists, and neither a tag nor a file tells
             which one the weights were trained with.
 
-    Example:
+    Examples:
         >>> OpenClipEncoder("ViT-B-23")
         Traceback (most recent call last):
             ...
@@ -85,7 +85,7 @@ def create_clip(name: str, pretrained: str | None = None, *, download: bool = Tr
     Raises:
         InputError: See :class:`OpenClipEncoder`.
 
-    Example:
+    Examples:
         >>> create_clip("ViT-B-32", pretrained="openai")
         Traceback (most recent call last):
             ...
@@ -112,7 +112,7 @@ def tokenizer(name: str) -> Any:
     Raises:
         InputError: It cannot be loaded.
 
-    Example:
+    Examples:
         >>> tokenizer("ViT-B-32")(["a photo of a cat"])[0, :7].tolist()
         [49406, 320, 1125, 539, 320, 2368, 49407]
     """
@@ -151,7 +151,7 @@ def activation(name: str, model: nn.Module, *, settled: bool) -> Activation | No
         model: The model, or a tower of it.
         settled: Whether a tag tells which activation the weights need.
 
-    Example:
+    Examples:
         >>> own = activation("ViT-B-32", nn.Sequential(nn.GELU()), settled=True)
         >>> own.kind, own.other
         ('gelu', "name='ViT-B-32-quickgelu'")

@@ -32,7 +32,7 @@ class TimmEncoder(Encoder):
         InputError: The name is unknown, the weights cannot be loaded, or the file fits another
             architecture.
 
-    Example:
+    Examples:
         >>> import torch
         >>> encoder = TimmEncoder("vit_tiny_patch16_224", options={"img_size": 32, "depth": 1})
         >>> encoder.preprocess.size, encoder(torch.ones(5, 3, 32, 32)).shape

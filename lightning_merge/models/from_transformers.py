@@ -28,7 +28,7 @@ class VisionTower(nn.Module):
     Its tensors have the names of published files (``vision_model.encoder.layers.0...``),
     which ``CLIPVisionModel`` itself has in transformers 4 but not in 5.
 
-    Example:
+    Examples:
         >>> from transformers import CLIPVisionConfig
         >>> sizes = {"hidden_size": 8, "intermediate_size": 16, "image_size": 8, "patch_size": 4}
         >>> config = CLIPVisionConfig(**sizes, num_hidden_layers=1, num_attention_heads=2)
@@ -74,7 +74,7 @@ class TransformersEncoder(Encoder):
         InputError: The source cannot be loaded or is not a CLIP model, one of its files is broken
             or unsupported, or the weights fit another architecture.
 
-    Example:
+    Examples:
         >>> config = {"hidden_size": 8, "intermediate_size": 16, "image_size": 8, "patch_size": 4}
         >>> config |= {"num_hidden_layers": 1, "num_attention_heads": 2}
         >>> encoder = TransformersEncoder(config)

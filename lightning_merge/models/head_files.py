@@ -43,7 +43,7 @@ def save_heads(
     Raises:
         InputError: A head is of an unknown kind, or the number of names is not that of classes.
 
-    Example:
+    Examples:
         >>> import torch
         >>> head = LinearHead(torch.eye(2)).named(["cat", "dog"])
         >>> file = save_heads({"pets": head}, "heads.safetensors")
@@ -79,7 +79,7 @@ def load_heads(source: str | Path | Mapping[str, str | Path]) -> dict[str, Head]
     Raises:
         InputError: A file is missing, unreadable or holds no heads, or lacks the task.
 
-    Example:
+    Examples:
         >>> import torch
         >>> head = LinearHead(torch.eye(2)).named(["cat", "dog"])
         >>> file = save_heads({"pets": head}, "heads.safetensors")

@@ -25,7 +25,7 @@ class Head(nn.Module):
         published: Whether it comes from a file without names, ordered by the data set's labels.
         by_class: Names of the tensors with one row per class.
 
-    Example:
+    Examples:
         >>> class Sums(Head):
         ...     def forward(self, features):
         ...         return features @ self.weight.T
@@ -89,7 +89,7 @@ class CosineHead(Head):
         scale: Factor of the cosines (CLIP: exp of its logit scale, about 100).
         centre: Vector [dim] subtracted from the normalised features; zeros by default.
 
-    Example:
+    Examples:
         >>> CosineHead(torch.eye(2), scale=10.0)(torch.tensor([[3.0, 4.0]]))
         tensor([[6., 8.]])
     """
@@ -118,7 +118,7 @@ class LinearHead(Head):
         weight: [C, dim].
         bias: [C]; zeros by default.
 
-    Example:
+    Examples:
         >>> LinearHead(torch.eye(2), bias=torch.tensor([1.0, 0.0]))(torch.tensor([[3.0, 4.0]]))
         tensor([[4., 4.]])
     """
@@ -143,7 +143,7 @@ class NormalizedLinearHead(LinearHead):
     Heads published with task vectors (Ilharco et al. 2023) have this form: the rows of ``weight``
     are text embeddings times exp of CLIP's logit scale.
 
-    Example:
+    Examples:
         >>> NormalizedLinearHead(100 * torch.eye(2))(torch.tensor([[3.0, 4.0]]))
         tensor([[60.0000, 80.0000]])
     """
@@ -175,7 +175,7 @@ def class_mean_head(
     Raises:
         InputError: A class has no sample, or labels do not fit features or num_classes.
 
-    Example:
+    Examples:
         >>> features = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
         >>> class_mean_head(features, torch.tensor([0, 1]), 2, scale=10.0)(features)
         tensor([[ 10., -10.],
@@ -208,7 +208,7 @@ def linear_probe_head(
     Raises:
         InputError: A class has no sample, or labels do not fit features or num_classes.
 
-    Example:
+    Examples:
         >>> features = torch.tensor([[-1.0], [-2.0], [1.0], [2.0]])
         >>> labels = torch.tensor([0, 0, 1, 1])
         >>> head = linear_probe_head(features, labels, 2, classes=["left", "right"])

@@ -28,7 +28,7 @@ _PROJECTION = "proj"  # of open_clip's visual towers
 def unknown_name(argument: str, value: str, known: Iterable[str], remedy: str = "") -> InputError:
     """Return the error for an unknown name, with the nearest known names.
 
-    Example:
+    Examples:
         >>> raise unknown_name("name", "resnet5O", ["resnet18", "resnet50"])
         Traceback (most recent call last):
             ...
@@ -51,7 +51,7 @@ def load_strict(module: nn.Module, source: CheckpointLike, *, leave_out: str = "
     Raises:
         InputError: See :func:`fitting`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> layer = nn.Linear(1, 1)
         >>> load_strict(layer, {"fc.weight": torch.tensor([[3.0]]), "fc.bias": torch.tensor([1.0])})
@@ -81,7 +81,7 @@ def fitting(
         InputError: The file cannot be read, or tensors are missing, have another shape, or have no
             place in the submodules of ``module`` that the checkpoint fills.
 
-    Example:
+    Examples:
         >>> import torch
         >>> fitting(nn.Linear(1, 1), {"weight": torch.zeros(2, 1), "bias": torch.zeros(1)})
         Traceback (most recent call last):

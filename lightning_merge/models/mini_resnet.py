@@ -19,7 +19,7 @@ With fewer, the backward pass of torch 2.14 writes past the end of its memory on
 class Stem(nn.Conv2d):
     """A first convolution that makes images channels-last, which is 1.5 times as fast.
 
-    Example:
+    Examples:
         >>> import torch
         >>> maps = Stem(3, 8, 3, padding=1)(torch.ones(2, 3, 4, 4))
         >>> maps.shape, maps.is_contiguous(memory_format=torch.channels_last)
@@ -48,7 +48,7 @@ class MiniResNet(Encoder):
     Raises:
         InputError: There are not four stages, one is empty, or the first has an odd width.
 
-    Example:
+    Examples:
         >>> import torch
         >>> encoder = MiniResNet(image_size=16, channels=(4, 4, 8, 8))
         >>> encoder(torch.ones(5, 3, 16, 16)).shape

@@ -23,7 +23,7 @@ class ConvStem(nn.Module):
         embed_dim: Width of the tokens.
         img_size: Side of the square image, in pixels.
 
-    Example:
+    Examples:
         >>> import torch
         >>> stem = ConvStem(channels=[4, 4], strides=[2, 1], embed_dim=6, img_size=8)
         >>> stem.num_patches, stem(torch.ones(2, 3, 8, 8)).shape
@@ -71,7 +71,7 @@ class MiniViT(Encoder):
     Raises:
         InputError: Channels and strides differ in length, or heads do not divide the width.
 
-    Example:
+    Examples:
         >>> import torch
         >>> encoder = MiniViT(8, width=6, depth=1, num_heads=2, channels=[4], strides=[2])
         >>> encoder(torch.ones(5, 3, 8, 8)).shape

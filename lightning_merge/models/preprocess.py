@@ -45,7 +45,7 @@ class Preprocess:
         crop: Rounding of odd margins: ``round`` like torchvision, open_clip and timm, ``floor``
             like transformers' Pillow pipeline.
 
-    Example:
+    Examples:
         >>> from PIL import Image
         >>> preprocess = Preprocess(size=2, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
         >>> images = preprocess.transform()(Image.new("RGB", (6, 4), (255, 255, 0)))

@@ -43,7 +43,7 @@ def zero_shot_head(
     Raises:
         InputError: There are no classes or templates, or a template has no ``{}``.
 
-    Example:
+    Examples:
         >>> import open_clip
         >>> text = open_clip.CLIPTextCfg(width=16, heads=2, layers=1)
         >>> vision = open_clip.CLIPVisionCfg(layers=1, width=16, head_width=8, image_size=16)
@@ -86,7 +86,7 @@ def zero_shot_heads(
         InputError: See :func:`zero_shot_head` and :class:`OpenClipEncoder`; or neither
             ``pretrained`` nor ``weights`` is given.
 
-    Example:
+    Examples:
         >>> zero_shot_heads({"pets": (["cat", "dog"], ["a photo of a pet."])}, pretrained="openai")
         Traceback (most recent call last):
             ...

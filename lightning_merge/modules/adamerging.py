@@ -43,7 +43,7 @@ class AdaMerging(CoefficientModule):
     Raises:
         InputError: An option is out of range or files do not fit.
 
-    Example:
+    Examples:
         >>> from lightning_merge.models import MiniViT
         >>> zoo = Zoo("base.safetensors", "{task}.safetensors", "heads.safetensors")
         >>> module = AdaMerging(MiniViT(depth=1), zoo, level="task", prior=0.5)

@@ -33,7 +33,7 @@ def limit(trainer: Trainer, part: str) -> str:
         trainer: Trainer with the limit.
         part: "train", "val", "test" or "predict".
 
-    Example:
+    Examples:
         >>> limit(Trainer(limit_val_batches=2, accelerator="cpu", logger=False), "val")
         'trainer.limit_val_batches=2'
     """
@@ -51,7 +51,7 @@ class Measured(NamedTuple):
         samples: Number of evaluated images by task.
         images: Number of all images by task.
 
-    Example:
+    Examples:
         >>> measured = Measured(accuracy={"cars": 0.5}, samples={"cars": 4}, images={"cars": 8})
         >>> measured.average, measured.shares
         (0.5, '4 of 8 images of cars')
@@ -98,7 +98,7 @@ class TaskModule(LightningModule):
         end_counts: Whether training steps depend on where training ends, as with a learning rate
             that decays until then.
 
-    Example:
+    Examples:
         >>> from lightning_merge.models import MiniViT
         >>> TaskModule(MiniViT(depth=1)).logged(["cars"], ["cars"])
         ['train/loss', 'train/cars', 'train/average', 'val/cars', 'val/average']

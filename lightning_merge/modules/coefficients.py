@@ -65,7 +65,7 @@ class CoefficientModule(TaskModule):
         seconds: Time spent learning.
         transductive: Whether the module learns from unlabelled test images.
 
-    Example:
+    Examples:
         >>> from lightning_merge.models import MiniViT
         >>> class Uniform(CoefficientModule):
         ...     def make_learner(self, vectors):

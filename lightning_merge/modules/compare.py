@@ -57,7 +57,7 @@ def compare(
     Returns:
         The accuracies.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from PIL import Image
         >>> from lightning_merge.core.checkpoints.checkpoint import save_checkpoint

@@ -33,7 +33,7 @@ class Teacher:
         weights: File of the backbone's weights.
         heads: File with a head for every distilled task, or one file per task.
 
-    Example:
+    Examples:
         >>> from lightning_merge.models import MiniResNet
         >>> teacher = Teacher(MiniResNet(), "teacher.safetensors", "head_{task}.pt")
         >>> head_files(teacher.heads, ["cars", "pets"])
@@ -67,7 +67,7 @@ def distillation_loss(
         temperature: Temperature T, above 0.
         label_smoothing: Label smoothing of the cross-entropy.
 
-    Example:
+    Examples:
         >>> import torch
         >>> student, teacher = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]])
         >>> distillation_loss(student, teacher, torch.tensor([0]), alpha=1.0)  # labels only
@@ -104,7 +104,7 @@ class Distill(FineTune):
     Raises:
         InputError: An option is out of range, files do not fit, or see `FineTune`.
 
-    Example:
+    Examples:
         >>> from lightning_merge.models import MiniResNet, MiniViT
         >>> teacher = Teacher(MiniResNet(), "teacher.safetensors", "teacher_heads.safetensors")
         >>> module = Distill(MiniViT(depth=1), "cars.safetensors", teacher, "heads.safetensors")

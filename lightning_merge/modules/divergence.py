@@ -21,7 +21,7 @@ def first_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
     Returns:
         Text such as "blocks.0.weight (NaN)"; None if all entries are finite.
 
-    Example:
+    Examples:
         >>> first_not_finite([("a", torch.ones(2)), ("b", torch.tensor([1.0, float("nan")]))])
         'b (NaN)'
     """

@@ -25,7 +25,7 @@ class Evaluate(TaskModule):
         weights: File of weights, or of a network that `save_network` wrote, for all tasks; or a
             mapping from task to file.
 
-    Example:
+    Examples:
         >>> from lightning_merge.models import MiniViT
         >>> experts = {"cars": "cars.safetensors", "pets": "pets.safetensors"}
         >>> Evaluate(MiniViT(depth=1), "heads.safetensors", experts).input_files(["pets"])

@@ -62,7 +62,7 @@ class FineTune(TaskModule):
         InputError: The storage is unknown, a number is out of range, the heads lack a task, or the
             output exists.
 
-    Example:
+    Examples:
         >>> from lightning_merge.models import MiniViT
         >>> module = FineTune(MiniViT(depth=1), "cars.safetensors", heads="head_{task}.pt")
         >>> module.input_files(["cars"])

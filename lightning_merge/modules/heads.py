@@ -21,7 +21,7 @@ HeadFiles = str | dict[str, str]
 def by_task(heads: HeadFiles) -> bool:
     """Whether each task has its own file of heads; such files must exist, as none is made.
 
-    Example:
+    Examples:
         >>> by_task("head_{task}.pt"), by_task("heads.safetensors")
         (True, False)
     """
@@ -38,7 +38,7 @@ def head_file(heads: HeadFiles, task: str) -> str:
     Raises:
         InputError: A mapping lacks the task.
 
-    Example:
+    Examples:
         >>> head_file("head_{task}.pt", "cars"), head_file("heads.safetensors", "cars")
         ('head_cars.pt', 'heads.safetensors')
     """
@@ -50,7 +50,7 @@ def head_file(heads: HeadFiles, task: str) -> str:
 def head_files(heads: HeadFiles, tasks: Sequence[str]) -> list[str]:
     """Return the files that hold the heads of some tasks, without duplicates.
 
-    Example:
+    Examples:
         >>> head_files("heads.safetensors", ["cars", "pets"])
         ['heads.safetensors']
     """
@@ -68,7 +68,7 @@ def check_heads(option: str, heads: HeadFiles, tasks: Sequence[str]) -> None:
     Raises:
         InputError: A file is missing.
 
-    Example:
+    Examples:
         >>> check_heads("model.heads", "nowhere.safetensors", ["cars"])
         Traceback (most recent call last):
         lightning_merge.core.errors.InputError: model.heads: nowhere.safetensors does not ...
@@ -84,7 +84,7 @@ def check_heads(option: str, heads: HeadFiles, tasks: Sequence[str]) -> None:
 def heads_hash(heads: HeadFiles, tasks: Sequence[str]) -> str:
     """Return the SHA-256 of the file of heads; of several files, that of the list of theirs.
 
-    Example:
+    Examples:
         >>> from pathlib import Path
         >>> Path("empty.safetensors").touch()
         >>> heads_hash("empty.safetensors", ["cars"])[:8]
@@ -106,7 +106,7 @@ def open_heads(heads: HeadFiles, tasks: Sequence[str]) -> Mapping[str, Head]:
     Raises:
         InputError: A file is missing, unreadable or not a file of heads, or lacks its task.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from lightning_merge.models import class_mean_head, save_heads
         >>> head = class_mean_head(torch.eye(2), torch.arange(2), 2, classes=["cat", "dog"])
@@ -135,7 +135,7 @@ def fitting_heads(heads: HeadFiles, data: MergeDataModule, encoder: Encoder) -> 
         InputError: A file cannot be read, or a head is missing, does not fit, has other classes
             than the data or does not name its classes.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from lightning_merge.models import MiniViT, class_mean_head, save_heads
         >>> data = MergeDataModule(source="drawn", tasks=["drawn_hues"])

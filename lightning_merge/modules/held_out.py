@@ -28,7 +28,7 @@ class HeldOut:
         data: The tasks.
         heads: Frozen head of every task.
 
-    Example:
+    Examples:
         >>> from lightning_merge.models import MiniViT
         >>> data = MergeDataModule(source="drawn", tasks=["drawn_hues"], unlabelled_images=4)
         >>> held_out = HeldOut(MiniViT(depth=1), data, heads={})

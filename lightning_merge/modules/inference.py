@@ -28,7 +28,7 @@ def outputs(
     Yields:
         The unchanged batch, and outputs [n, ...] in float32 on the device.
 
-    Example:
+    Examples:
         >>> images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
         >>> batch = Batch(images, labels=torch.tensor([0, 1]), index=torch.arange(2))
         >>> preprocess = Preprocess(size=4, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -61,7 +61,7 @@ def shared_logits(
     Returns:
         Float32 [n, C], the same in every process.
 
-    Example:
+    Examples:
         >>> from lightning.pytorch import Trainer
         >>> module = LightningModule()
         >>> module.trainer = Trainer(accelerator="cpu", logger=False)

@@ -31,7 +31,7 @@ def make_heads(
     Raises:
         InputError: A file or the text tower cannot be loaded.
 
-    Example:
+    Examples:
         >>> from pathlib import Path
         >>> from PIL import Image
         >>> from lightning_merge.core.checkpoints.checkpoint import save_checkpoint
@@ -78,7 +78,7 @@ def base_features(encoder: Encoder, data: MergeDataModule, task: str) -> tuple[T
         data: Data module with the task, with `preprocess` set.
         task: Name of the task.
 
-    Example:
+    Examples:
         >>> from pathlib import Path
         >>> from PIL import Image
         >>> from lightning_merge.models import MiniViT

@@ -24,7 +24,7 @@ def check_memory(vectors: TaskVectors, trainer: Trainer, *, offload: bool = Fals
     Raises:
         InputError: The weights do not fit.
 
-    Example:
+    Examples:
         >>> experts = {"cars": {"w": torch.ones(2)}, "pets": {"w": -torch.ones(2)}}
         >>> vectors = TaskVectors({"w": torch.zeros(2)}, experts)
         >>> check_memory(vectors, Trainer(accelerator="cpu", logger=False))  # 36 bytes are enough

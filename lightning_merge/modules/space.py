@@ -33,7 +33,7 @@ class Range:
         choices: The values themselves, of any kind that a config accepts: numbers, words, null,
             lists, whole transforms.
 
-    Example:
+    Examples:
         >>> Range.of("scale", {"low": 0.1, "high": 1.0, "log": True}).high
         1.0
     """
@@ -87,7 +87,7 @@ class Space:
         InputError: A name is unknown, a range is not valid, or an end of a range or a choice is
             out of the method's bounds whatever the others are.
 
-    Example:
+    Examples:
         >>> from lightning_merge.methods import TaskArithmetic
         >>> space = Space(TaskArithmetic(), {"scale": Range(choices=[0.2, 0.4])})
         >>> [space.method_at(point).scale for point in space.points(limit=10)]

@@ -39,7 +39,7 @@ def by_confidence(logits: Tensor, start: float, stop: float) -> Tensor:
     Returns:
         Positions, int64, at least one.
 
-    Example:
+    Examples:
         >>> logits = torch.tensor([[0.0, 0.0], [9.0, 0.0], [1.0, 0.0], [5.0, 0.0]])
         >>> by_confidence(logits, 0.0, 0.5)
         tensor([1, 3])
@@ -83,7 +83,7 @@ class StatsMerging(CoefficientModule):
     Raises:
         InputError: An option is out of range or files do not fit.
 
-    Example:
+    Examples:
         >>> from lightning_merge.models import MiniViT
         >>> zoo = Zoo("base.safetensors", "{task}.safetensors", "heads.safetensors")
         >>> module = StatsMerging(MiniViT(depth=1), zoo, prior=0.5)

@@ -29,7 +29,7 @@ def task_file(files: str | Mapping[str, str], task: str, option: str) -> str:
     Raises:
         InputError: The mapping lacks the task, or the pattern has no {task}.
 
-    Example:
+    Examples:
         >>> Path("head_SUN397.pt").touch()
         >>> task_file("head_{task}.pt", "sun397", "heads")
         'head_SUN397.pt'

@@ -26,7 +26,7 @@ class Score(NamedTuple):
         accuracy: Fraction of right predictions by task.
         seconds: Time that merging took.
 
-    Example:
+    Examples:
         >>> Score(0.75, {"cars": 0.5, "pets": 1.0}, seconds=2.0).average
         0.75
     """
@@ -44,7 +44,7 @@ class Trial(NamedTuple):
         score: Score of the merged network; None if the method refused the point.
         refused: Why the method refused the point.
 
-    Example:
+    Examples:
         >>> Trial({"scale": 1 / 3, "steps": 5}, score=None, refused="steps is too large").text
         'scale=0.3333 steps=5'
     """
@@ -84,7 +84,7 @@ class Search:
     Raises:
         InputError: The file does not hold trials.
 
-    Example:
+    Examples:
         >>> from lightning_merge.methods import TaskArithmetic
         >>> from lightning_merge.modules.space import Range
         >>> space = Space(TaskArithmetic(), {"scale": Range(choices=[0.2, 0.6, 0.4])})

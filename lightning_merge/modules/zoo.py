@@ -28,7 +28,7 @@ class TextTower:
         pretrained: Tag of its published weights.
         weights: File of the whole model's weights, instead of `pretrained`.
 
-    Example:
+    Examples:
         >>> TextTower(pretrained="openai").name
         'ViT-B-32-quickgelu'
     """
@@ -58,7 +58,7 @@ class Zoo:
         teachers: Experts of another architecture, made first if they are missing. The expert
             recipe must be one of `Distill`, which makes a student of each teacher.
 
-    Example:
+    Examples:
         >>> zoo = Zoo("base.safetensors", "{task}.safetensors", "heads.safetensors")
         >>> zoo.inputs(["cars"])
         ['base.safetensors', 'heads.safetensors', 'cars.safetensors']
@@ -164,7 +164,7 @@ class Teachers:
         encoder: Architecture of the experts.
         zoo: Files and recipes of the experts.
 
-    Example:
+    Examples:
         >>> from lightning_merge.models import MiniResNet
         >>> zoo = Zoo("base.safetensors", "{task}.safetensors", "heads.safetensors")
         >>> Teachers(MiniResNet(), zoo).zoo.expert("cars")
@@ -183,7 +183,7 @@ def misfit(encoder: Encoder, what: str, file: str) -> Iterator[str]:
         what: What the file is, for messages.
         file: Checkpoint.
 
-    Example:
+    Examples:
         >>> from lightning_merge.models import MiniViT
         >>> list(misfit(MiniViT(depth=1), "base", "nowhere.safetensors"))
         ['base: nowhere.safetensors does not exist...']

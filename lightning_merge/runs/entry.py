@@ -26,7 +26,7 @@ class Entry:
         points: The method at every point of its grid, by what distinguishes the point; the
             method alone under an empty text without a grid.
 
-    Example:
+    Examples:
         >>> from lightning_merge.methods import Ties
         >>> from lightning_merge.models import MiniViT
         >>> from lightning_merge.modules import AdaMerging

@@ -131,7 +131,7 @@ class RunFolder:
 def remove(path: Path) -> None:
     """Remove a file, or the folder of a sharded checkpoint, if it is there.
 
-    Example:
+    Examples:
         >>> folder = Path("shards")
         >>> folder.mkdir()
         >>> remove(folder)

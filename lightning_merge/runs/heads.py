@@ -31,7 +31,7 @@ class ZooHeads:
     Args:
         zoo: Names their file, or files, and how those that are missing are made.
 
-    Example:
+    Examples:
         >>> ZooHeads(Zoo("base.safetensors", "{task}.safetensors", "head_{task}.pt")).are_given()
         True
         >>> ZooHeads(Zoo("base.safetensors", "{task}.safetensors", "made.safetensors")).are_given()

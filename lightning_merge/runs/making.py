@@ -27,7 +27,7 @@ class ZooMaker:
         config: Of "encoder" (class_path and init_args, handed to the recipes) and "zoo".
         tasks: Those that have experts.
 
-    Example:
+    Examples:
         >>> from lightning_merge.models import MiniViT
         >>> zoo = Zoo("base.safetensors", "{task}.safetensors", "heads.safetensors")
         >>> config = {"encoder": {"class_path": "MiniViT"}}

@@ -36,7 +36,7 @@ class Target(NamedTuple):
         recalibrate: Give BatchNorm the statistics of held-out images.
         about: Metadata of its own.
 
-    Example:
+    Examples:
         >>> Target(Path("merged.safetensors")).recalibrate
         False
     """
@@ -56,7 +56,7 @@ class ZooMerger:
         experts: Those of the experts.
         held_out: The images that methods may see.
 
-    Example:
+    Examples:
         >>> from lightning_merge.methods import TaskArithmetic
         >>> from lightning_merge.models import MiniViT
         >>> encoder, data = MiniViT(), MergeDataModule(tasks=["mnist", "dtd"])

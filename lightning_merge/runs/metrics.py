@@ -19,7 +19,7 @@ class MetricsFile(Logger):
     Args:
         folder: The run folder.
 
-    Example:
+    Examples:
         >>> from pathlib import Path
         >>> from tempfile import mkdtemp
         >>> folder = Path(mkdtemp())

@@ -31,7 +31,7 @@ class Recipe:
         path: The file.
         option: That names it, for messages.
 
-    Example:
+    Examples:
         >>> from pathlib import Path
         >>> from tempfile import mkdtemp
         >>> path = Path(mkdtemp()) / "expert.yaml"

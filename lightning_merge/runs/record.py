@@ -49,7 +49,7 @@ def describe_options(config: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         config: Of one command, as `plain` returns it.
 
-    Example:
+    Examples:
         >>> config = {"model": {"lr": 0.1}, "data": {"num_workers": 4}}
         >>> described = describe_options(config)
         >>> described["model.lr"], "data.num_workers" in described
@@ -71,7 +71,7 @@ def describe_images(data: MergeDataModule) -> dict[str, Any]:
     Args:
         data: Loaded, the test split included where there is one.
 
-    Example:
+    Examples:
         >>> data = MergeDataModule(tasks=["drawn_hues", "drawn_stripes"], source="drawn")
         >>> data.load()
         >>> sorted(describe_images(data))[:2]
@@ -88,7 +88,7 @@ def describe_images(data: MergeDataModule) -> dict[str, Any]:
 def describe_files(files: Iterable[str]) -> dict[str, str]:
     """Return the hashes of files by their names.
 
-    Example:
+    Examples:
         >>> _ = Path("notes.txt").write_text("abc")
         >>> describe_files(["notes.txt"])
         {'file notes.txt': 'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad'}
@@ -99,7 +99,7 @@ def describe_files(files: Iterable[str]) -> dict[str, str]:
 def learning(record: Record) -> dict[str, Any]:
     """Return what the checkpoint of a run depends on: all but its end, and what is done with it.
 
-    Example:
+    Examples:
         >>> learning({"model.lr": 0.1, "trainer.max_epochs": 3, "test images of mnist": "c0ffee"})
         {'model.lr': 0.1}
     """
@@ -111,7 +111,7 @@ def learning(record: Record) -> dict[str, Any]:
 def other_end(old: Record, new: Record) -> str:
     """Name what says where learning ends and differs; nothing if it ends alike.
 
-    Example:
+    Examples:
         >>> other_end({"trainer.max_epochs": 3}, {"trainer.max_epochs": 5, "model.lr": 0.1})
         'trainer.max_epochs (3 before, 5 now)'
     """
@@ -121,7 +121,7 @@ def other_end(old: Record, new: Record) -> str:
 def network(record: Record) -> dict[str, Any]:
     """Return what a learned network is and was learned from, however it was trained.
 
-    Example:
+    Examples:
         >>> network({"model.lr": 0.1, "trainer.max_epochs": 3})
         {'model.lr': 0.1}
     """
@@ -133,7 +133,7 @@ def network(record: Record) -> dict[str, Any]:
 def differences(old: Record, new: Record) -> str:
     """Name what differs, with both values where they are short.
 
-    Example:
+    Examples:
         >>> differences({"seed_everything": 0}, {"seed_everything": 1})
         'seed_everything (0 before, 1 now)'
     """
@@ -150,7 +150,7 @@ def _change(name: str, before: Any, now: Any) -> str:
 def read(path: Path) -> Record:
     """Return what an earlier run depended on; an empty record where there is none.
 
-    Example:
+    Examples:
         >>> read(Path("run.json"))
         {}
     """
@@ -160,7 +160,7 @@ def read(path: Path) -> Record:
 def write(record: Record, path: Path) -> None:
     """Write the record of a run.
 
-    Example:
+    Examples:
         >>> write({"seed_everything": 0}, Path("run.json"))
         >>> read(Path("run.json"))
         {'seed_everything': 0}
@@ -171,7 +171,7 @@ def write(record: Record, path: Path) -> None:
 def stored(record: Record) -> dict[str, Any]:
     """Return the record as `read` would.
 
-    Example:
+    Examples:
         >>> stored({"tasks": ("mnist", "dtd"), "unused": None})
         {'tasks': ['mnist', 'dtd']}
     """
@@ -211,7 +211,7 @@ def code_of(*things: Any) -> dict[str, str]:
 
     What belongs to this package is told by its version.
 
-    Example:
+    Examples:
         >>> from lightning_merge.methods import Ties
         >>> code_of(Ties())  # of this package
         {}

@@ -23,7 +23,7 @@ def refusals(option: str = "trainer") -> Iterator[None]:
     Raises:
         InputError: It has refused some, or lacks a package for them.
 
-    Example:
+    Examples:
         >>> from lightning.pytorch import Trainer
         >>> with refusals():
         ...     _ = Trainer(accelerator="abacus", logger=False)
@@ -49,7 +49,7 @@ def check_seed(seed: int | bool) -> None:
     Raises:
         InputError: It is out of range.
 
-    Example:
+    Examples:
         >>> check_seed(-1)
         Traceback (most recent call last):
             ...
@@ -70,7 +70,7 @@ def check_unseen(name: str, method: Method, unseen: Sequence[str]) -> None:
     Raises:
         InputError: It was learned on one of them.
 
-    Example:
+    Examples:
         >>> from lightning_merge.methods import Ties
         >>> check_unseen("ties", Ties(), unseen=["dtd"])  # learned on nothing
     """

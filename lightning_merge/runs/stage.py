@@ -30,7 +30,7 @@ class Stage:
         recipe: Path of the config, if there is one.
         option: Name of the option that holds the recipe, for messages.
 
-    Example:
+    Examples:
         >>> stage = Stage("base", "zoo.base", "base.safetensors", None, "zoo.base_recipe")
         >>> stage.exists(), stage.is_made({})
         (False, False)
@@ -151,7 +151,7 @@ class Stage:
 def fingerprint(value: Any) -> str:
     """Return a digest of anything JSON can hold.
 
-    Example:
+    Examples:
         >>> fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
         True
     """

@@ -62,7 +62,7 @@ class Tune:
         InputError: The space does not fit the method, a number is out of range, the name is that
             of a reference, or Lightning refuses the accelerator.
 
-    Example:
+    Examples:
         >>> from lightning_merge.methods import TaskArithmetic
         >>> from lightning_merge.models import MiniViT
         >>> zoo = Zoo("base.safetensors", "{task}.safetensors", "heads.safetensors")
@@ -236,7 +236,7 @@ def table(trials: Sequence[Trial], tasks: Sequence[str]) -> str:
         trials: At least one, in the order of the search.
         tasks: Columns.
 
-    Example:
+    Examples:
         >>> score = Score(0.75, {"mnist": 0.9, "dtd": 0.6}, seconds=1.5)
         >>> print(table([Trial({"scale": 0.3}, score)], ["mnist", "dtd"]), end="")
         | trial | scale | average | mnist | dtd | seconds |

@@ -27,7 +27,7 @@ def named(classes: set[str]) -> str | None:
     Args:
         classes: Class names without their packages.
 
-    Example:
+    Examples:
         >>> named({"Linear", "QuickGELU"})
         'quick_gelu'
     """
@@ -48,7 +48,7 @@ def activation_of(path: str | Path, opened: Checkpoint | None = None) -> str | N
     Raises:
         InputError: The checkpoint cannot be read.
 
-    Example:
+    Examples:
         >>> from safetensors.torch import save_file
         >>> import torch
         >>> save_file({"w": torch.ones(1)}, "clip.safetensors", metadata={"activation": "gelu"})
@@ -77,7 +77,7 @@ def agreed(paths: Mapping[str, str], opened: Mapping[str, Checkpoint]) -> str | 
     Raises:
         InputError: The checkpoints name different activations.
 
-    Example:
+    Examples:
         >>> base, expert = (Checkpoint({}, metadata=data) for data in ({}, {"activation": "gelu"}))
         >>> agreed({"base": "b.pt", "expert": "e.pt"}, {"base": base, "expert": expert})
         'gelu'

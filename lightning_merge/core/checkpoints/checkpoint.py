@@ -41,7 +41,7 @@ def spelled_as(checkpoint: Mapping[str, Tensor], names: Iterable[str]) -> Checkp
         checkpoint: Tensors by name.
         names: Names in the wanted scheme.
 
-    Example:
+    Examples:
         >>> clip = {"visual.ln_pre.weight": torch.ones(2)}
         >>> list(spelled_as(clip, ["vision_model.pre_layrnorm.weight"]))
         ['vision_model.pre_layrnorm.weight']
@@ -66,7 +66,7 @@ def select(checkpoint: Mapping[str, Tensor], names: Iterable[str]) -> Checkpoint
         InputError: Names are missing or ambiguous, see `match_names`, or stored in a form other
             than weights, see `forms`.
 
-    Example:
+    Examples:
         >>> stored = {"model.fc.weight": torch.ones(2), "model.fc.bias": torch.zeros(1)}
         >>> select(stored, ["fc.bias", "fc.weight"])["fc.bias"]
         tensor([0.])
@@ -111,7 +111,7 @@ def open_checkpoint(
         InputError: The file is missing, unreadable or damaged, holds no tensors, or there are
             several to choose from.
 
-    Example:
+    Examples:
         >>> torch.save({"encoder.weight": torch.ones(2, 3), "step": 5}, "expert.pt")
         >>> expert = open_checkpoint("expert.pt", prefix="encoder")
         >>> list(expert), expert.shape("weight")
@@ -167,7 +167,7 @@ def save_checkpoint(
         InputError: `path` cannot be written, or exists and must not be overwritten; a tensor is
             not dense; a name is given twice or is not text.
 
-    Example:
+    Examples:
         >>> save_checkpoint({"weight": torch.tensor([1.0, 2.0])}, "w.safetensors").name
         'w.safetensors'
         >>> open_checkpoint("w.safetensors")["weight"]

@@ -75,7 +75,7 @@ def vision_tower(names: Iterable[str]) -> tuple[str, str] | None:
     Args:
         names: Of all tensors, in the scheme of either library.
 
-    Example:
+    Examples:
         >>> vision_tower(["model.visual.ln_pre.weight", "model.visual.proj"])
         ('model.visual.', 'model.')
     """
@@ -95,7 +95,7 @@ def translated(entries: "Mapping[str, Entry]", names: Iterable[str]) -> "dict[st
         All tensors, those without a counterpart under their own names; None unless `entries` and
         `names` belong to a CLIP in the schemes of different libraries.
 
-    Example:
+    Examples:
         >>> from lightning_merge.core.checkpoints.lazy import as_checkpoint
         >>> import torch
         >>> weight = as_checkpoint({"visual.ln_pre.weight": torch.ones(2)})

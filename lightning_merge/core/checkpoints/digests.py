@@ -23,7 +23,7 @@ def file_hash(path: str | Path) -> str:
     Raises:
         InputError: `path` is missing or unreadable.
 
-    Example:
+    Examples:
         >>> _ = Path("note.txt").write_text("hello")
         >>> file_hash("note.txt")
         '2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824'
@@ -44,7 +44,7 @@ def file_fingerprint(path: str | Path) -> str:
     Raises:
         InputError: `path` is missing or unreadable.
 
-    Example:
+    Examples:
         >>> _ = Path("one.bin").write_bytes(bytes(10)), Path("two.bin").write_bytes(bytes(11))
         >>> file_fingerprint("one.bin") == file_fingerprint("two.bin")
         False
@@ -62,7 +62,7 @@ def file_record(path: str | Path, kind: Literal["sha256", "sample"]) -> str:
     Raises:
         InputError: `path` is missing or unreadable.
 
-    Example:
+    Examples:
         >>> _ = Path("note.txt").write_text("hello")
         >>> file_record("note.txt", "sha256")
         'sha256:2cf24dba...'
@@ -82,7 +82,7 @@ def is_recorded(path: str | Path, record: str) -> bool:
     Raises:
         InputError: `path` is missing or unreadable.
 
-    Example:
+    Examples:
         >>> _ = Path("note.txt").write_text("hello")
         >>> record = file_record("note.txt", "sample")
         >>> _ = Path("note.txt").write_text("changed")

@@ -20,7 +20,7 @@ def same_bits(one: Checkpoint, name: str, other: Checkpoint, other_name: str) ->
         other: The checkpoint of the second tensor.
         other_name: Its name.
 
-    Example:
+    Examples:
         >>> from lightning_merge.core.checkpoints.lazy import as_checkpoint
         >>> zeros = as_checkpoint({"a": torch.tensor([0.0]), "b": torch.tensor([-0.0])})
         >>> same_bits(zeros, "a", zeros, "a"), same_bits(zeros, "a", zeros, "b")
@@ -47,7 +47,7 @@ def differ(one: Checkpoint, other: Checkpoint, name: str) -> bool:
         other: Another checkpoint.
         name: The tensor's name in both.
 
-    Example:
+    Examples:
         >>> from lightning_merge.core.checkpoints.lazy import as_checkpoint
         >>> single = as_checkpoint({"w": torch.tensor([0.5])})
         >>> half = as_checkpoint({"w": torch.tensor([0.5], dtype=torch.float16)})
@@ -83,7 +83,7 @@ def runs(size: int) -> Iterator[tuple[int, int]]:
     Args:
         size: Number of entries.
 
-    Example:
+    Examples:
         >>> list(runs(5000))
         [(0, 8), (8, 4104), (4104, 5000)]
     """

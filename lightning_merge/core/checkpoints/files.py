@@ -29,7 +29,7 @@ def atomic_write(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
     Raises:
         InputError: `path` is a folder, cannot be written, or exists and must not be overwritten.
 
-    Example:
+    Examples:
         >>> with atomic_write("report.txt") as temporary:
         ...     _ = temporary.write_text("complete")
         >>> Path("report.txt").read_text()
@@ -60,7 +60,7 @@ def write_text(path: str | Path, text: str) -> None:
     Raises:
         InputError: See `atomic_write`.
 
-    Example:
+    Examples:
         >>> write_text("note.txt", "2 × 3")
         >>> read_text("note.txt")
         '2 × 3'
@@ -75,7 +75,7 @@ def read_text(path: str | Path) -> str:
     Raises:
         OSError: The file is missing or unreadable.
 
-    Example:
+    Examples:
         >>> _ = Path("note.txt").write_bytes(b"one\r\ntwo")
         >>> read_text("note.txt").splitlines()
         ['one', 'two']
@@ -96,7 +96,7 @@ def claim(path: Path, *, overwrite: bool = True) -> Path:
     Raises:
         InputError: See `atomic_write`.
 
-    Example:
+    Examples:
         >>> claim(Path("merged.pt")).name
         '.merged...tmp.pt'
     """
@@ -126,7 +126,7 @@ class PendingFile:
     Raises:
         InputError: See `atomic_write`.
 
-    Example:
+    Examples:
         >>> file = PendingFile(Path("numbers.bin"))
         >>> file.write(2, b"cd")
         >>> file.write(0, b"ab")
@@ -212,7 +212,7 @@ def remove_leftovers(folder: Path, pattern: str, keep: Iterable[str] = ()) -> No
         pattern: Regular expression of the names to remove, unless a `PendingFile` has them open.
         keep: Names to keep.
 
-    Example:
+    Examples:
         >>> Path(".killed.tmp").touch()
         >>> remove_leftovers(Path("."), r"\.\w+\.tmp")
         >>> Path(".killed.tmp").exists()
@@ -239,7 +239,7 @@ def _is_locked(file: Path) -> bool:
 def flush(path: Path) -> None:
     """Force a file, or the names in a folder, to disk.
 
-    Example:
+    Examples:
         >>> _ = Path("note.txt").write_text("kept after a power cut")
         >>> flush(Path("note.txt"))
         >>> flush(Path("."))

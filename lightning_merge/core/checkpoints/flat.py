@@ -14,7 +14,7 @@ def flat_bytes(tensor: Tensor) -> memoryview:
     Args:
         tensor: Of any shape and dtype.
 
-    Example:
+    Examples:
         >>> flat_bytes(torch.tensor([1, 2], dtype=torch.int16)).tobytes()
         b'\x01\x00\x02\x00'
     """
@@ -32,7 +32,7 @@ def flat_part(tensor: Tensor, start: int, stop: int) -> Tensor:
         start: First element.
         stop: End of the elements.
 
-    Example:
+    Examples:
         >>> flat_part(torch.arange(6).reshape(2, 3).T, 1, 4)
         tensor([3, 1, 4])
     """
@@ -56,7 +56,7 @@ def check_fits(name: str, values: Tensor, stored: Tensor) -> None:
     Raises:
         InputError: A value overflowed.
 
-    Example:
+    Examples:
         >>> values = torch.tensor([1.0, 1e5])
         >>> check_fits("fc.weight", values, values.to(torch.float16))
         Traceback (most recent call last):

@@ -53,7 +53,7 @@ def describe(start: bytes, path: Path) -> str:
         start: Its first bytes, up to `START`.
         path: Its path, whose suffix decides if the bytes do not.
 
-    Example:
+    Examples:
         >>> describe(b"GGUF", Path("model.bin"))
         'is a GGUF file, made for llama.cpp: give the checkpoint that it was made from'
     """
@@ -76,7 +76,7 @@ def describe_archive(members: Collection[str]) -> str:
     Args:
         members: Names of the files in it.
 
-    Example:
+    Examples:
         >>> describe_archive(["weights.npy"])
         'is an archive of NumPy arrays: save tensors by name with torch.save or safetensors'
     """
@@ -92,7 +92,7 @@ def describe_archive(members: Collection[str]) -> str:
 def describe_folder(folder: Path) -> str:
     """Return what a folder without a checkpoint holds and what to do about it; empty if unknown.
 
-    Example:
+    Examples:
         >>> Path("tuned").mkdir()
         >>> Path("tuned/flax_model.msgpack").touch()
         >>> describe_folder(Path("tuned"))

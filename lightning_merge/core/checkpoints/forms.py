@@ -45,7 +45,7 @@ class Factors(NamedTuple):
         kind: Of adapter, such as "LoRA", or "pruning".
         names: Of the tensors.
 
-    Example:
+    Examples:
         >>> Factors("LoRA", ["fc.lora_A", "fc.lora_B"]).kind
         'LoRA'
     """
@@ -60,7 +60,7 @@ def find_factors(names: Iterable[str]) -> dict[str, Factors]:
     Args:
         names: Of all tensors of a checkpoint.
 
-    Example:
+    Examples:
         >>> find_factors(["fc.weight", "fc.lora_A.weight", "fc.lora_B.weight"])
         {'fc': Factors(kind='LoRA', names=['fc.lora_A.weight', 'fc.lora_B.weight'])}
     """
@@ -101,7 +101,7 @@ def has_factors(checkpoint: Checkpoint, names: Collection[str]) -> bool:
         checkpoint: All tensors.
         names: Some of them.
 
-    Example:
+    Examples:
         >>> from lightning_merge.core.checkpoints.lazy import as_checkpoint
         >>> stored = as_checkpoint(dict.fromkeys(["fc.weight", "fc.lora_A", "head.weight"]))
         >>> has_factors(stored, ["fc.weight"]), has_factors(stored, ["head.weight"])
@@ -119,7 +119,7 @@ def factors_message(checkpoint: Checkpoint, wanted: Collection[str]) -> str:
         checkpoint: What was given.
         wanted: Names of the network; factors among them are expected.
 
-    Example:
+    Examples:
         >>> from lightning_merge.core.checkpoints.lazy import as_checkpoint
         >>> factors_message(as_checkpoint(dict.fromkeys(["fc.lora_A", "fc.lora_B"])), ["fc.weight"])
         'holds factors of weights (LoRA), such as fc.lora_A, not weights. Merge each adapter ...'
@@ -147,7 +147,7 @@ def check_factors(base: Checkpoint, experts: Mapping[str, Checkpoint]) -> None:
     Raises:
         InputError: Only some models hold factors, or several factors of a layer were trained.
 
-    Example:
+    Examples:
         >>> from lightning_merge.core.checkpoints.lazy import as_checkpoint
         >>> base = as_checkpoint(dict.fromkeys(["fc.weight"]))
         >>> check_factors(base, {"cars": as_checkpoint(dict.fromkeys(["fc.lora_A"]))})
@@ -192,7 +192,7 @@ def check_numbers(checkpoint: Checkpoint, names: Iterable[str], what: str = "") 
     Raises:
         InputError: A tensor has a packed type, or an 8-bit type with a scale.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from lightning_merge.core.checkpoints.lazy import as_checkpoint
         >>> weight = torch.ones(2).to(torch.float8_e5m2)

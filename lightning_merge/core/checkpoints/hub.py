@@ -57,7 +57,7 @@ _PREFIXES = ("hf:", "hf-hub:")
 class Unavailable(InputError):
     """A repository or file on the Hub that cannot be fetched.
 
-    Example:
+    Examples:
         >>> issubclass(Unavailable, InputError)
         True
     """
@@ -71,7 +71,7 @@ class Repository(NamedTuple):
         file: Path in the repository; None for its weights and the files that describe them.
         revision: Branch, tag or commit; None for the main branch.
 
-    Example:
+    Examples:
         >>> Repository("openai/clip-vit-base-patch32", file=None, revision="main").name
         'openai/clip-vit-base-patch32'
     """
@@ -87,7 +87,7 @@ def repository(path: str | Path) -> Repository | None:
     Args:
         path: Path or name.
 
-    Example:
+    Examples:
         >>> repository("hf:openai/clip/weights.pt@v1")
         Repository(name='openai/clip', file='weights.pt', revision='v1')
         >>> repository("runs/expert.pt") is None
@@ -113,7 +113,7 @@ def exists(path: str | Path, *, plain: bool = True) -> bool:
         path: Path or name.
         plain: Whether `owner/name` counts as a name; pass False if a missing file will be created.
 
-    Example:
+    Examples:
         >>> exists("openai/clip"), exists("openai/clip", plain=False), exists("missing.pt")
         (True, False, False)
     """
@@ -130,7 +130,7 @@ def local(path: str | Path) -> Path:
     Raises:
         Unavailable: The repository or file is neither in the cache nor available from the Hub.
 
-    Example:
+    Examples:
         >>> str(local("runs/expert.pt"))
         'runs/expert.pt'
     """
@@ -147,7 +147,7 @@ def snapshot(folder: Path) -> Path:
     Raises:
         InputError: The cache holds no snapshot of the repository, or several.
 
-    Example:
+    Examples:
         >>> Path("models--me--net/snapshots/3f2a").mkdir(parents=True)
         >>> snapshot(Path("models--me--net")).name
         '3f2a'
@@ -176,7 +176,7 @@ def weights(path: str | Path) -> Path:
     Raises:
         Unavailable: See `local`.
 
-    Example:
+    Examples:
         >>> str(weights("runs/expert.pt"))
         'runs/expert.pt'
     """
@@ -204,7 +204,7 @@ def files(path: str | Path) -> list[Path] | None:
     Raises:
         Unavailable: See `local`.
 
-    Example:
+    Examples:
         >>> files("runs/expert.pt") is None
         True
     """
@@ -246,7 +246,7 @@ def given_as(option: str) -> Iterator[None]:
     Args:
         option: As the user wrote it.
 
-    Example:
+    Examples:
         >>> with given_as("--base"):
         ...     raise Unavailable("'me/net' on the Hub holds no weights: correct the name")
         Traceback (most recent call last):
@@ -275,7 +275,7 @@ def _refusal(wanted: Repository, reason: str) -> str:
 def offline_if_unreachable() -> Iterator[None]:
     """Put the Hub's library into offline mode if there is no network, so that it does not retry.
 
-    Example:
+    Examples:
         >>> from huggingface_hub import constants
         >>> before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
         >>> with offline_if_unreachable():
@@ -296,7 +296,7 @@ def offline_if_unreachable() -> Iterator[None]:
 def reachable() -> bool:
     """Whether the Hub answers at all; asked once per process, and never in offline mode.
 
-    Example:
+    Examples:
         >>> from huggingface_hub import constants
         >>> before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
         >>> reachable()

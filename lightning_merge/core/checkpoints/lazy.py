@@ -19,7 +19,7 @@ from lightning_merge.core.checkpoints.views import sources_of
 class Entry(Protocol):
     """One tensor of a checkpoint, read on demand.
 
-    Example:
+    Examples:
         >>> entry = as_checkpoint({"w": torch.ones(2, 3)}).entry("w")
         >>> entry.shape, entry.dtype
         ((2, 3), torch.float32)
@@ -97,7 +97,7 @@ class Checkpoint(Mapping[str, Tensor]):
         path: The file or folder; None for tensors in memory.
         metadata: The metadata of a safetensors file; empty for other formats.
 
-    Example:
+    Examples:
         >>> weights = as_checkpoint({"w": torch.arange(6.0).reshape(2, 3)})
         >>> weights.shape("w"), weights.numel("w")
         ((2, 3), 6)
@@ -217,7 +217,7 @@ def as_checkpoint(tensors: Mapping[str, Tensor]) -> Checkpoint:
     Args:
         tensors: By name.
 
-    Example:
+    Examples:
         >>> as_checkpoint({"w": torch.ones(2), "b": torch.zeros(1)})
         Checkpoint('in memory', 2 tensors)
     """

@@ -17,7 +17,7 @@ _MOST_PLACES = 64  # of one ending; more frequent endings carry no information
 def is_statistic(name: str) -> bool:
     """Whether `name` is a running statistic of a BatchNorm layer: a buffer, never merged.
 
-    Example:
+    Examples:
         >>> is_statistic("bn1.running_mean"), is_statistic("bn1.weight")
         (True, False)
     """
@@ -27,7 +27,7 @@ def is_statistic(name: str) -> bool:
 def composed(name: str) -> str:
     r"""Return a name in Unicode's composed form (NFC); macOS writes the decomposed form.
 
-    Example:
+    Examples:
         >>> len("e\u0301"), len(composed("e\u0301"))
         (2, 1)
     """
@@ -37,7 +37,7 @@ def composed(name: str) -> str:
 def enumerate_names(names: Collection[str], limit: int = 20) -> str:
     """Return the first `limit` names, comma separated, and how many more there are.
 
-    Example:
+    Examples:
         >>> enumerate_names(["a", "b", "c"], limit=2)
         'a, b and 1 more'
     """
@@ -66,7 +66,7 @@ def match_names(names: Iterable[str], checkpoint: Mapping[str, object]) -> dict[
         InputError: Names are missing (the message counts them), or several prefixes fit (it lists
             them).
 
-    Example:
+    Examples:
         >>> match_names(["fc.weight"], {"model.fc.weight": 0, "step": 0})
         {'fc.weight': 'model.fc.weight'}
     """
@@ -99,7 +99,7 @@ def align_names(
     Raises:
         InputError: Several prefixes fit equally well; the message lists them.
 
-    Example:
+    Examples:
         >>> align_names(["a.w", "b.w"], ["model.a.w", "model.b.w", "model.head.w"])
         {'model.a.w': 'a.w', 'model.b.w': 'b.w', 'model.head.w': 'head.w'}
     """
@@ -205,7 +205,7 @@ def common_prefix(names: Collection[str]) -> str:
     Args:
         names: At least one; a single name has all its levels but the last as prefix.
 
-    Example:
+    Examples:
         >>> common_prefix(["visual.conv1.weight", "visual.proj"])
         'visual.'
     """
@@ -234,7 +234,7 @@ def prefix_counts(rests: Collection[str], stored: Iterable[str]) -> Counter[str]
         rests: A set of names without a prefix.
         stored: Names with or without one.
 
-    Example:
+    Examples:
         >>> prefix_counts({"w", "b"}, ["model.w", "model.b", "ema.w"])
         Counter({'model.': 2, 'ema.': 1})
     """

@@ -37,7 +37,7 @@ class FileContent(NamedTuple):
         parts: All tensors by their full path, to select another part than the network.
         note: What was left out and a user should know; often empty.
 
-    Example:
+    Examples:
         >>> FileContent(network={}, parts={}, note="left out: 'ema' (2 tensors)").note
         "left out: 'ema' (2 tensors)"
     """
@@ -64,7 +64,7 @@ def find_network(root: Any, size: int) -> FileContent:
         InputError: No tensor has a name, or two have the same one.
         ValueError: The objects contain each other endlessly.
 
-    Example:
+    Examples:
         >>> from pathlib import Path
         >>> import torch
         >>> from lightning_merge.core.checkpoints.source import SourceFile

@@ -31,7 +31,7 @@ def checkpoint_in(folder: Path) -> Path:
     Raises:
         InputError: It holds no checkpoint, or several.
 
-    Example:
+    Examples:
         >>> Path("expert").mkdir()
         >>> for name in ("config.json", "model.safetensors", "optimizer.pt"):
         ...     Path("expert", name).touch()
@@ -85,7 +85,7 @@ def open_index(path: Path) -> Checkpoint:
     Raises:
         InputError: The file is not an index, or shards are missing.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from lightning_merge.core.checkpoints.checkpoint import save_checkpoint
         >>> weights = {"a": torch.ones(2), "b": torch.zeros(2)}
@@ -133,7 +133,7 @@ def open_file(path: Path, prefix: str = "") -> Checkpoint:
     Raises:
         InputError: The file cannot be read.
 
-    Example:
+    Examples:
         >>> import torch
         >>> torch.save({"epoch": 3, "state_dict": {"weight": torch.ones(2)}}, "run.ckpt")
         >>> list(open_file(Path("run.ckpt")))

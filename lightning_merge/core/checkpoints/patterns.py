@@ -14,7 +14,7 @@ _WORDS = frozenset({"true", "false", "null", "yes", "no", "on", "off", "y", "n"}
 def level_starts(name: str) -> Iterator[int]:
     """Yield the position at which each level of a name begins.
 
-    Example:
+    Examples:
         >>> list(level_starts("model.fc.weight"))
         [0, 6, 9]
     """
@@ -34,7 +34,7 @@ def ignore_option(names: Collection[str], others: Collection[str] = ()) -> str:
             the first ones are listed.
         others: Names that no pattern may cover.
 
-    Example:
+    Examples:
         >>> ignore_option([f"head.{i}.weight" for i in range(9)], others=["body.weight"])
         "--ignore '[head.*]'"
     """
@@ -59,7 +59,7 @@ def option(patterns: Collection[str]) -> str:
     Args:
         patterns: For tensor names.
 
-    Example:
+    Examples:
         >>> option(["head.*", "*.bias"])
         '--ignore \'[head.*, "*.bias"]\''
     """

@@ -53,7 +53,7 @@ _PLAIN = frozenset(f"{module}.{name}" for module, names in _MAKERS.items() for n
 class Symbol:
     """The dotted name of a class or function, which is never looked up.
 
-    Example:
+    Examples:
         >>> str(Symbol("torch", "device"))
         'torch.device'
     """
@@ -69,7 +69,7 @@ class Symbol:
 class Record:
     """What a file says about an object: its class, arguments, state and items, all inert.
 
-    Example:
+    Examples:
         >>> Record(Symbol("argparse", "Namespace"), state={"lr": 0.1}).state["lr"]
         0.1
     """
@@ -84,7 +84,7 @@ class Record:
 class OtherKey:
     """A stand-in for a dictionary key that is not hashed: an object, a huge number, nested tuples.
 
-    Example:
+    Examples:
         >>> import io, pickle
         >>> content = read_pickle(io.BytesIO(pickle.dumps({(1, (2, 3)): "nested", "plain": 4})))
         >>> [isinstance(key, OtherKey) for key in content]
@@ -114,7 +114,7 @@ def read_pickle(
         InputError: The pickle calls something that is not known to be harmless.
         Exception: Of many kinds if the file is damaged; the caller translates it.
 
-    Example:
+    Examples:
         >>> import io, pickle
         >>> class Hostile:
         ...     def __reduce__(self):

@@ -28,7 +28,7 @@ def verify_provenance(
         One sentence for each file that differs or is missing, and for each expert that is not
         recorded or not given; empty if everything matches.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from lightning_merge.core.checkpoints.checkpoint import save_checkpoint
         >>> from lightning_merge.core.checkpoints.digests import file_record

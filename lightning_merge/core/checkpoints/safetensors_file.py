@@ -59,7 +59,7 @@ Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 def is_safetensors(start: bytes) -> bool:
     """Whether the first nine bytes of a file are those of a safetensors file.
 
-    Example:
+    Examples:
         >>> header, *_ = make_header({"w": (torch.float32, (2, 3))}, {})
         >>> is_safetensors(header)
         True
@@ -143,7 +143,7 @@ def read_header(source: SourceFile) -> tuple[Mapping[str, Entry], dict[str, str]
         InputError: There are no tensors.
         Exception: Of many kinds if the file is damaged; the caller translates it.
 
-    Example:
+    Examples:
         >>> from safetensors.torch import save_file
         >>> save_file({"w": torch.ones(2, 3)}, "w.safetensors", metadata={"note": "ones"})
         >>> tensors, metadata = read_header(SourceFile("w.safetensors"))
@@ -181,7 +181,7 @@ def parse_json(content: bytes) -> Any:
         ValueError: It is not such JSON; half a surrogate pair, for one, cannot be encoded.
         RecursionError: Lists are nested too deeply.
 
-    Example:
+    Examples:
         >>> parse_json(b'{"w": 1, "w": 2}')
         Traceback (most recent call last):
         ValueError: a name that is given twice
@@ -230,7 +230,7 @@ def make_header(layout: Layout, metadata: Mapping[str, str]) -> tuple[bytes, dic
         The first bytes of the file, the position in the file of each tensor's bytes, and the size
         of the file.
 
-    Example:
+    Examples:
         >>> start, begins, size = make_header({"w": (torch.float32, (2, 3))}, {})
         >>> begins["w"] == len(start), size - len(start)
         (True, 24)

@@ -38,7 +38,7 @@ class SourceFile:
         OSError: The file cannot be opened.
         InputError: It is empty or not a regular file; `reading` adds the path to the message.
 
-    Example:
+    Examples:
         >>> _ = Path("letters.bin").write_bytes(b"abcdef")
         >>> SourceFile("letters.bin").read(2, 3)
         b'cde'
@@ -131,7 +131,7 @@ def broken_link(path: str | Path) -> str:
     Args:
         path: The possible link.
 
-    Example:
+    Examples:
         >>> os.symlink("missing.pt", "link.pt")
         >>> broken_link("link.pt")
         'a link to missing.pt, which does not exist'
@@ -173,7 +173,7 @@ def reading(subject: str | Path) -> Iterator[None]:
     Args:
         subject: The file, with which the message begins.
 
-    Example:
+    Examples:
         >>> with reading("expert.pt"):
         ...     raise ValueError("a storage is larger than its record")
         Traceback (most recent call last):

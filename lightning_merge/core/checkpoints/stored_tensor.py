@@ -26,7 +26,7 @@ class Storage:
         size: Bytes.
         start: Position in the file; None until the end of a file in the legacy format is read.
 
-    Example:
+    Examples:
         >>> from pathlib import Path
         >>> _ = Path("values").write_bytes(torch.arange(6.0).numpy().tobytes())
         >>> Storage(SourceFile("values"), torch.float32, size=24, start=0).size
@@ -50,7 +50,7 @@ class StoredTensor:
         stride: Elements between neighbours along each axis.
         offset: Elements of the storage before its first one.
 
-    Example:
+    Examples:
         >>> from pathlib import Path
         >>> _ = Path("values").write_bytes(torch.arange(6.0).numpy().tobytes())
         >>> storage = Storage(SourceFile("values"), torch.float32, size=24, start=0)
@@ -118,7 +118,7 @@ def placed(
         ValueError: It is malformed or reaches beyond the storage.
         InputError: It was expanded, so that it is larger than its storage.
 
-    Example:
+    Examples:
         >>> from pathlib import Path
         >>> _ = Path("values").write_bytes(torch.arange(6.0).numpy().tobytes())
         >>> storage = Storage(SourceFile("values"), torch.float32, size=24, start=0)
@@ -161,7 +161,7 @@ def natural(value: Any) -> int:
     Raises:
         ValueError: It is not an integer, or is negative or too large.
 
-    Example:
+    Examples:
         >>> natural(3)
         3
         >>> natural(-1)

@@ -62,7 +62,7 @@ def find_tensors(source: SourceFile) -> FileContent:
             `reading` adds the path to the message.
         Exception: Of many kinds if the file is damaged; the caller translates it.
 
-    Example:
+    Examples:
         >>> torch.save({"state_dict": {"weight": torch.ones(2)}, "epoch": 3}, "run.ckpt")
         >>> find_tensors(SourceFile("run.ckpt")).network["weight"].read()
         tensor([1., 1.])
@@ -87,7 +87,7 @@ def find_attributes(source: SourceFile) -> dict[str, Any]:
         InputError: See `find_tensors`.
         Exception: See `find_tensors`.
 
-    Example:
+    Examples:
         >>> torch.save(torch.nn.Linear(2, 3), "layer.pt")
         >>> find_attributes(SourceFile("layer.pt"))["out_features"]
         3
@@ -108,7 +108,7 @@ def find_classes(source: SourceFile) -> set[str]:
         InputError: See `find_tensors`.
         Exception: See `find_tensors`.
 
-    Example:
+    Examples:
         >>> torch.save(torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.GELU()), "block.pt")
         >>> sorted({"GELU", "Linear", "ReLU"} & find_classes(SourceFile("block.pt")))
         ['GELU', 'Linear']

@@ -22,7 +22,7 @@ def sources_of(entry: Any) -> Iterator[SourceFile]:
     Args:
         entry: A tensor of a checkpoint.
 
-    Example:
+    Examples:
         >>> from lightning_merge.core.checkpoints.checkpoint import open_checkpoint, save_checkpoint
         >>> path = save_checkpoint({"w": torch.ones(2)}, "w.safetensors")
         >>> entry = open_checkpoint(path).entry("w")
@@ -63,7 +63,7 @@ class _View:
 class Joined(_View):
     """Tensors concatenated along the first axis.
 
-    Example:
+    Examples:
         >>> from lightning_merge.core.checkpoints.lazy import as_checkpoint
         >>> entry = as_checkpoint({"w": torch.tensor([[1, 2], [3, 4]])}).entry("w")
         >>> Joined((entry, entry)).shape
@@ -99,7 +99,7 @@ class Rows(_View):
         first: First row.
         count: Number of rows.
 
-    Example:
+    Examples:
         >>> from lightning_merge.core.checkpoints.lazy import as_checkpoint
         >>> entry = as_checkpoint({"w": torch.tensor([[1, 2], [3, 4], [5, 6]])}).entry("w")
         >>> Rows((entry,), first=1, count=2).read()
@@ -134,7 +134,7 @@ class Rows(_View):
 class Transposed(_View):
     """The transpose of a matrix.
 
-    Example:
+    Examples:
         >>> from lightning_merge.core.checkpoints.lazy import as_checkpoint
         >>> entry = as_checkpoint({"w": torch.tensor([[1, 2], [3, 4]])}).entry("w")
         >>> Transposed((entry,)).read()

@@ -70,7 +70,7 @@ class CheckpointWriter:
         InputError: A name, dtype, metadata entry or size cannot be stored; on entry, `path` exists
             and must not be overwritten, or the disk is full.
 
-    Example:
+    Examples:
         >>> layout = {"a": (torch.float32, (2, 3))}
         >>> with CheckpointWriter("a.safetensors", layout) as writer:
         ...     writer.write("a", 4, torch.ones(2))

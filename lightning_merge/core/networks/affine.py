@@ -24,7 +24,7 @@ class AffineLayer(NamedTuple):
         modules: These modules; in evaluation their composition is affine in its input.
         activation: Activation of their output; None if no activation module follows.
 
-    Example:
+    Examples:
         >>> layer = AffineLayer(("conv",), (nn.Conv2d(3, 8, 5),), nn.ReLU())
         >>> layer.node_dim  # channels of [n, 8, height, width]
         -3
@@ -77,7 +77,7 @@ def affine_layers(model: nn.Module, inputs: Tensor) -> list[AffineLayer]:
     See `affine_chains`. There is no such layer if anything else happens in between, such as the
     addition of a shortcut in a residual block or another normalisation.
 
-    Example:
+    Examples:
         >>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> [layer.names for layer in affine_layers(network, torch.zeros(1, 4))]
         [('0',)]
@@ -99,7 +99,7 @@ def affine_chains(model: nn.Module, inputs: Tensor) -> list[AffineLayer]:
     Returns:
         The layers in the order of execution; without activation if no activation module follows.
 
-    Example:
+    Examples:
         >>> network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
         >>> (layer,) = affine_chains(network, torch.zeros(1, 3, 2, 2))
         >>> layer.names, layer.activation
@@ -178,7 +178,7 @@ def has_rows_of_nodes(module: nn.Module) -> bool:
 
     A weight that is computed from others, as in weight normalisation, has no rows of its own.
 
-    Example:
+    Examples:
         >>> has_rows_of_nodes(nn.Linear(3, 2)), has_rows_of_nodes(nn.ConvTranspose2d(3, 2, 1))
         (True, False)
     """
@@ -192,7 +192,7 @@ def is_activation(module: nn.Module, device: torch.device | None = None) -> bool
 
     Identity, Dropout and Softmax are not activations in this sense.
 
-    Example:
+    Examples:
         >>> is_activation(nn.GELU()), is_activation(nn.Softmax(-1))
         (True, False)
     """

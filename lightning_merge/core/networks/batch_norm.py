@@ -53,7 +53,7 @@ class _Moments:
 def has_batch_norm(model: nn.Module) -> bool:
     """Return whether a layer of the model keeps running statistics.
 
-    Example:
+    Examples:
         >>> has_batch_norm(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
         True
     """
@@ -75,7 +75,7 @@ def batch_statistics(model: nn.Module, active: bool = True) -> Iterator[None]:
 
     The layers still update their running statistics; the caller decides whether to keep them.
 
-    Example:
+    Examples:
         >>> network = nn.Sequential(nn.BatchNorm1d(2), nn.Dropout()).eval()
         >>> with batch_statistics(network), torch.no_grad():
         ...     network(torch.tensor([[4.0, 0.0], [6.0, 2.0]])).round(decimals=3)
@@ -119,7 +119,7 @@ def recalibrated(
         InputError: There are no batches, or a layer gets a single value per channel.
         RuntimeError: A weight is missing or unknown.
 
-    Example:
+    Examples:
         >>> network = nn.BatchNorm1d(1)
         >>> batches = [torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0], [6.0]])]
         >>> weights = recalibrated(network, network.state_dict(), batches)

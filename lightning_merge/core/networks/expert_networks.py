@@ -25,7 +25,7 @@ class ExpertNetworks:
         stored: Those first names to the stored names.
         merged: The first names of tensors that have task vectors.
 
-    Example:
+    Examples:
         >>> base = {"weight": torch.zeros(1, 2)}
         >>> experts = {"mnist": {"weight": torch.ones(1, 2)}, "cars": base}
         >>> networks = ExpertNetworks(nn.Linear(2, 1, bias=False), TaskVectors(base, experts))
@@ -95,7 +95,7 @@ class ExpertNetworks:
 def mean_of(stack: Tensor) -> Tensor:
     """Return the mean of a stack [K, ...] over the experts, in the order of weight averaging.
 
-    Example:
+    Examples:
         >>> mean_of(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
         tensor([2., 3.])
     """
@@ -105,7 +105,7 @@ def mean_of(stack: Tensor) -> Tensor:
 def run_with(model: nn.Module, state: dict[str, Tensor], inputs: Tensor) -> Tensor:
     """Call a network with other tensors; tied tensors stay tied.
 
-    Example:
+    Examples:
         >>> run_with(nn.Linear(2, 1, bias=False), {"weight": torch.ones(1, 2)}, torch.ones(3, 2))
         tensor([[2.], [2.], [2.]])
     """

@@ -46,7 +46,7 @@ def fisher_diagonal(
     Raises:
         FloatingPointError: Logits are NaN or infinitely large.
 
-    Example:
+    Examples:
         >>> weights = {"weight": torch.zeros(2, 1)}  # p = 1/2 for both classes
         >>> fisher = fisher_diagonal(lambda p, x: x @ p["weight"].T, weights, torch.tensor([[2.0]]))
         >>> fisher["weight"].round(decimals=4)  # x^2 p (1 - p)

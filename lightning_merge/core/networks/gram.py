@@ -34,7 +34,7 @@ class Gram:
         size: Width of the inputs X [n, in].
         device: Device of the sum.
 
-    Example:
+    Examples:
         >>> gram = Gram(2, torch.device("cpu"))
         >>> gram.add(torch.tensor([[1.0, 2.0]]), scale=1.0)
         >>> gram.dense(reduce=0.5)
@@ -94,7 +94,7 @@ class Regression:
         rows: Inputs, which determine the number of groups and the device.
         reduce: Factor of the off-diagonal entries of G_k.
 
-    Example:
+    Examples:
         >>> inputs, expert = [torch.tensor([[1.0, 0.0]])], torch.tensor([[4.0, 6.0]])
         >>> regression = Regression(2, inputs, reduce=1.0)
         >>> regression.add("fc.weight", inputs, share=1.0)  # only input 0 is ever used
@@ -190,7 +190,7 @@ Pass = Callable[[Iterable[str], Visit], None]
 def with_share(visit: Visit, share: float, name: str, rows: Rows) -> None:
     """Visit inputs with a known share, in the argument order of `LinearInputs`.
 
-    Example:
+    Examples:
         >>> from functools import partial
         >>> visit = partial(with_share, lambda name, rows, share: print(name, share), 0.5)
         >>> visit("fc.weight", [torch.zeros(3, 2)])
@@ -213,7 +213,7 @@ def take_inputs(
         regressions: By weight; missing ones are added.
         begin: Makes the regression of a weight from its first inputs.
 
-    Example:
+    Examples:
         >>> rows, regressions = [torch.eye(2)], {}
         >>> def run(names, visit):
         ...     for name in names:

@@ -30,7 +30,7 @@ def hooked(
     Raises:
         AttributeError: The network has no module of that name.
 
-    Example:
+    Examples:
         >>> import torch
         >>> network = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
         >>> with hooked(network, {"1": lambda module, args, kwargs: print(args[0].shape)}):

@@ -28,7 +28,7 @@ class LinearInputs(TorchFunctionMode):
         weights: Tensors by name, the same objects that the network will use.
         visit: Called with the name of a weight and its inputs, in the order of execution.
 
-    Example:
+    Examples:
         >>> layer = torch.nn.Linear(3, 2)
         >>> with LinearInputs({"fc": layer.weight}, lambda name, rows: print(name, rows[0].shape)):
         ...     _ = layer(torch.zeros(4, 5, 3))  # 4 images of 5 tokens
@@ -115,7 +115,7 @@ def patches(
     Returns:
         For every group, [n * positions, C / groups * kernel entries].
 
-    Example:
+    Examples:
         >>> images, weight = torch.randn(2, 3, 8, 8), torch.randn(5, 3, 3, 3)
         >>> (rows,) = patches(images, weight, stride=1, padding=0, dilation=1, groups=1)
         >>> outputs = (rows @ weight.flatten(1).T).view(2, 6, 6, 5).movedim(-1, 1)

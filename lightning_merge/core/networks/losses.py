@@ -6,7 +6,7 @@ from torch import Tensor
 def entropy(logits: Tensor) -> Tensor:
     """Return the entropy of the predicted distributions in nats, [n], from logits [n, C].
 
-    Example:
+    Examples:
         >>> import torch
         >>> entropy(torch.zeros(1, 2))  # ln 2
         tensor([0.6931])

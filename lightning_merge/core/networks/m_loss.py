@@ -69,7 +69,7 @@ def node_m_loss(
     Returns:
         Losses of the d nodes, [d].
 
-    Example:
+    Examples:
         >>> hidden = torch.tensor([[[-1.0, 2.0]], [[1.0, 4.0]]])  # 2 experts, 1 sample, 2 nodes
         >>> node_m_loss(hidden, torch.relu)  # relu(0) - (0 + 1) / 2, relu(3) - (2 + 4) / 2
         tensor([0.5000, 0.0000])
@@ -102,7 +102,7 @@ def layer_m_loss(
     Returns:
         A scalar tensor.
 
-    Example:
+    Examples:
         >>> hidden = torch.tensor([[[-3.0, -4.0]], [[3.0, 4.0]]])  # 2 experts, 1 sample, 2 nodes
         >>> layer_m_loss(hidden, torch.relu)  # norm of (-1.5, -2)
         tensor(2.5000)
@@ -124,7 +124,7 @@ class MLosses(NamedTuple):
         layer_normalized: Definition 3.5, [].
         norm: L2 norm of the merged output, by which Definition 3.5 divides, [].
 
-    Example:
+    Examples:
         >>> losses = m_losses(torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 5.0]]))
         >>> losses.layer, losses.norm, losses.layer_relative
         (tensor(1.), tensor(5.), tensor(0.2000))
@@ -150,7 +150,7 @@ def m_losses(merged: Tensor, ensemble: Tensor, eps: float = 1e-4) -> MLosses:
         ensemble: Ensemble's output sum_k a_k act(h_k), [n, d].
         eps: Guards the division.
 
-    Example:
+    Examples:
         >>> m_losses(torch.tensor([[0.0, 3.0]]), torch.tensor([[0.5, 3.0]])).node
         tensor([0.5000, 0.0000])
     """
@@ -164,7 +164,7 @@ def layer_m_losses(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return only the last three of `m_losses`.
 
-    Example:
+    Examples:
         >>> layer_m_losses(torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 5.0]]))
         (tensor(1.), tensor(0.2000), tensor(5.))
     """
@@ -186,7 +186,7 @@ def relative_m_loss(layer: Tensor, norm: Tensor, eps: float = 1e-4) -> Tensor:
         norm: Mean norm of the merged output, of that shape.
         eps: Guards the division, as in Definition 3.5.
 
-    Example:
+    Examples:
         >>> relative_m_loss(torch.tensor(1.0), torch.tensor(5.0))
         tensor(0.2000)
     """
@@ -212,7 +212,7 @@ def linear_node_m_loss(
     Returns:
         Losses of the d nodes, [d].
 
-    Example:
+    Examples:
         >>> weights = torch.tensor([[[1.0]], [[-1.0]]])  # 2 experts, 1 node, 1 input
         >>> linear_node_m_loss(torch.tensor([[2.0]]), weights, None, torch.relu)
         tensor([1.])
@@ -246,7 +246,7 @@ def affine_node_m_loss(
     Returns:
         Losses of the output features or channels, [d]; tokens and positions are samples.
 
-    Example:
+    Examples:
         >>> layer = AffineLayer(("fc",), (nn.Linear(1, 1, bias=False),), torch.relu)
         >>> stacks = [{"weight": torch.tensor([[[1.0]], [[-1.0]]])}]  # 2 experts
         >>> affine_node_m_loss(layer, torch.tensor([[2.0]]), stacks, torch.relu)
@@ -264,7 +264,7 @@ def rank_normalize(loss: Tensor) -> Tensor:
 
     Of equal losses the first ranks highest; a single node ranks 0.
 
-    Example:
+    Examples:
         >>> rank_normalize(torch.tensor([0.3, 0.1, 0.2]))
         tensor([1.0000, 0.0000, 0.5000], dtype=torch.float64)
     """
@@ -282,7 +282,7 @@ def row_keep_ratios(loss: Tensor, keep: float, spread: float) -> Tensor:
     Raises:
         InputError: `keep` is outside [0, 1], `spread` outside [0, keep], or a loss is NaN.
 
-    Example:
+    Examples:
         >>> row_keep_ratios(torch.tensor([0.3, 0.1, 0.2]), keep=0.5, spread=0.2).tolist()
         [0.3, 0.5, 0.4]
     """
@@ -330,7 +330,7 @@ def expected_m_loss(
         InputError: The activation's name is unknown, a number is out of its bounds, or the paper
             has no such case.
 
-    Example:
+    Examples:
         >>> expected_m_loss("relu", sigma=0.5, k=2.0)  # 1/2 of 0.25 / 8
         0.015625
     """

@@ -36,7 +36,7 @@ class LayerMergeability(NamedTuple):
         pairwise_normalized: The same, normalised.
         pairwise_norm: Mean norm of the merged output of every pair, 0 on the diagonal.
 
-    Example:
+    Examples:
         >>> losses = m_losses(torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 5.0]]))
         >>> pairs = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
         >>> LayerMergeability("ReLU", losses, pairs, pairs / 5, 5 * pairs).pairwise_relative
@@ -71,7 +71,7 @@ class Mergeability:
         layers: M-Loss by the name of the layer's linear or convolutional module, in the order of
             execution.
 
-    Example:
+    Examples:
         >>> losses = m_losses(torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 5.0]]))
         >>> pairs = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
         >>> layer = LayerMergeability("ReLU", losses, pairs, pairs / 5, 5 * pairs)
@@ -145,7 +145,7 @@ def mergeability(
             is unknown, inputs are empty, not finite or of a shape that the model rejects, or no
             layer is followed by an activation.
 
-    Example:
+    Examples:
         >>> network = nn.Sequential(nn.Linear(1, 1, bias=False), nn.ReLU())
         >>> base, up, down = ({"0.weight": torch.tensor([[w]])} for w in (1.0, 3.0, -1.0))
         >>> result = mergeability(base, {"up": up, "down": down}, network, torch.ones(4, 1))

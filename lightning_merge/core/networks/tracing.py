@@ -18,7 +18,7 @@ Visitor = Callable[[Tensor], None]
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put a network into eval mode without gradients; restore each module's mode after.
 
-    Example:
+    Examples:
         >>> network = nn.Dropout()
         >>> with evaluating(network):
         ...     network(torch.ones(3)), network.training
@@ -39,7 +39,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def tied_names(model: nn.Module) -> dict[str, str]:
     """Map every name of the state dict to the first name of the same tensor: itself, unless tied.
 
-    Example:
+    Examples:
         >>> network = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
         >>> network[1].weight = network[0].weight
         >>> tied_names(network)
@@ -57,7 +57,7 @@ def input_errors(inputs: Tensor) -> Iterator[None]:
     Raises:
         InputError: The network raised an error.
 
-    Example:
+    Examples:
         >>> with input_errors(torch.zeros(1, 3)):
         ...     nn.Linear(4, 2)(torch.zeros(1, 3))
         Traceback (most recent call last):
@@ -95,7 +95,7 @@ def run_visiting(
     Raises:
         InputError: A visited layer was never called.
 
-    Example:
+    Examples:
         >>> network = nn.Sequential(nn.Flatten(), nn.Linear(6, 1))
         >>> visitors = {"1": lambda inputs: print(inputs.shape)}
         >>> run_visiting(network, network.state_dict(), torch.zeros(4, 2, 3), visitors)
@@ -139,7 +139,7 @@ def arguments_of(
     Raises:
         InputError: The module was never called.
 
-    Example:
+    Examples:
         >>> network = nn.Sequential(nn.ReLU(), nn.Linear(2, 1))
         >>> arguments_of(network, network.state_dict(), torch.tensor([[-1.0, 3.0]]), "1")
         ((tensor([[0., 3.]]),), {})
@@ -163,7 +163,7 @@ def arguments_of(
 def called_modules(model: nn.Module, inputs: Tensor) -> list[str]:
     """Return the names of the modules that a network calls, in the order of their first calls.
 
-    Example:
+    Examples:
         >>> network = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
         >>> called_modules(network, torch.zeros(1, 2))
         ['', '0', '1']
@@ -186,7 +186,7 @@ def repeated_blocks(model: nn.Module) -> set[str]:
     have matrices as parameters. Those elements must all be of one class and hold matrices in at
     least two modules each. Of nested blocks the innermost count.
 
-    Example:
+    Examples:
         >>> blocks = [nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 2)) for _ in range(2)]
         >>> sorted(repeated_blocks(nn.Sequential(*blocks, nn.LayerNorm(2))))
         ['0', '1']

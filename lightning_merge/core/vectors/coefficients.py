@@ -27,7 +27,7 @@ class StackedTaskVectors:
         offload: Keep the stacks in host memory (pinned if the device is a GPU) and send each
             one to the device when its tensor is merged, and once more for its gradient.
 
-    Example:
+    Examples:
         >>> experts = {"a": {"w": torch.tensor([1.0, 0.0])}, "b": {"w": torch.tensor([0.0, 1.0])}}
         >>> stacked = StackedTaskVectors(TaskVectors({"w": torch.zeros(2)}, experts))
         >>> coefficients = torch.tensor([[0.5], [0.2]], requires_grad=True)

@@ -26,7 +26,7 @@ class Triplets(NamedTuple):
         values: Singular values, [r].
         right: Orthonormal columns, [n, r].
 
-    Example:
+    Examples:
         >>> triplets = singular_triplets(torch.tensor([[3.0, 0.0], [0.0, 0.0]]))
         >>> triplets.values, triplets.left.shape
         (tensor([3.], dtype=torch.float64), torch.Size([2, 1]))
@@ -47,7 +47,7 @@ def singular_triplets(matrix: Tensor, rank: int | None = None) -> Triplets:
     Returns:
         R triplets; fewer than `rank` if the matrix has a lower rank, none if it is zero.
 
-    Example:
+    Examples:
         >>> singular_triplets(torch.diag(torch.tensor([1.0, 4.0, 2.0])), rank=2).values
         tensor([4., 2.], dtype=torch.float64)
     """
@@ -66,7 +66,7 @@ def column_basis(matrix: Tensor) -> Tensor:
 
     It consists of the left singular vectors of the non-zero singular values.
 
-    Example:
+    Examples:
         >>> basis = column_basis(torch.tensor([[2.0, 4.0], [0.0, 0.0]]))
         >>> basis.abs().flatten().tolist()
         [1.0, 0.0]
@@ -89,7 +89,7 @@ def polar_factor(matrix: Tensor) -> Tensor:
     If the matrix has full column rank, the result has orthonormal columns and solves the
     orthogonal Procrustes problem. Unlike U V^T of an SVD it is unique for every matrix.
 
-    Example:
+    Examples:
         >>> polar_factor(torch.tensor([[0.0, 5.0], [2.0, 0.0]])).round(decimals=6)
         tensor([[0., 1.], [1., 0.]], dtype=torch.float64)
     """
@@ -111,7 +111,7 @@ def as_matrices(
         The matrices, or None for scalars, vectors, empty tensors and, with "average",
         convolutions.
 
-    Example:
+    Examples:
         >>> as_matrices(torch.zeros(2, 24), (4, 3, 2)).shape
         torch.Size([2, 4, 6])
         >>> as_matrices(torch.zeros(2, 24), (4, 3, 2), "average") is None

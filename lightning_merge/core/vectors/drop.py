@@ -24,7 +24,7 @@ def drop_at_random(
             CPU.
         seed: Seed of the random numbers.
 
-    Example:
+    Examples:
         >>> import torch
         >>> vectors = TaskVectors({"w": torch.zeros(1000)}, {"mnist": {"w": torch.ones(1000)}})
         >>> span = Span("w", 0, 1000)

@@ -19,7 +19,7 @@ def elect_signs(task_vectors: Tensor, zero_sign: float = 1.0) -> Tensor:
     Returns:
         Signs, [*shape].
 
-    Example:
+    Examples:
         >>> import torch
         >>> elect_signs(torch.tensor([[2.0, -3.0, 1.0], [-1.0, 1.0, -1.0]]))
         tensor([ 1., -1., 1.])
@@ -40,7 +40,7 @@ def disjoint_merge(task_vectors: Tensor, signs: Tensor, combine: Combine = "mean
     Returns:
         The merged update, [*shape]; zero where no expert agrees.
 
-    Example:
+    Examples:
         >>> import torch
         >>> stack = torch.tensor([[2.0, -3.0, 1.0], [-1.0, 1.0, 3.0]])
         >>> disjoint_merge(stack, signs=elect_signs(stack))
@@ -56,7 +56,7 @@ def majority_sign(vectors: TaskVectors) -> float:
 
     TIES gives it to the entries whose sum is exactly zero. Reads every tensor once.
 
-    Example:
+    Examples:
         >>> import torch
         >>> base, expert = {"w": torch.zeros(3)}, {"w": torch.tensor([-1.0, -2.0, 5.0])}
         >>> majority_sign(TaskVectors(base, {"mnist": expert}))

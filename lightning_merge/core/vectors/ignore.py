@@ -34,7 +34,7 @@ def taking_part(
         InputError: A pattern matches no tensor, the names of an expert are ambiguous, or what
             remains is not a weight without the ignored tensors, see `check_numbers`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from lightning_merge.core.checkpoints.checkpoint import as_checkpoint
         >>> base = as_checkpoint({"body.weight": torch.zeros(2), "head.weight": torch.zeros(3)})

@@ -36,7 +36,7 @@ class StatsMergeLearner(nn.Module):
         InputError: The width is too small or not divisible by the number of heads, or the prior
             is not finite, has no effect or has a zero gradient.
 
-    Example:
+    Examples:
         >>> learner = StatsMergeLearner(torch.randn(2, 5, 4), prior=0.3)  # 2 tasks, 5 layers
         >>> learner().shape, bool((learner() == 0.3).all())
         (torch.Size([2, 5]), True)

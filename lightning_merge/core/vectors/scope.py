@@ -26,7 +26,7 @@ class Scope(NamedTuple):
         ties: Name of every other tied tensor to the name of the first. Tensors are tied if an
             expert has changed them and they are equal in the base and in every expert.
 
-    Example:
+    Examples:
         >>> scope = Scope(names=("embedding",), kept=frozenset(), ties={"head": "embedding"})
         >>> scope.ties["head"]
         'embedding'
@@ -40,7 +40,7 @@ class Scope(NamedTuple):
 def is_merged(name: str, dtype: torch.dtype) -> bool:
     """Return whether a tensor may have a task vector: floating-point, not a BatchNorm statistic.
 
-    Example:
+    Examples:
         >>> is_merged("bn.weight", torch.float16), is_merged("bn.running_mean", torch.float32)
         (True, False)
     """
@@ -56,7 +56,7 @@ def find_scope(base: Checkpoint, experts: Collection[Checkpoint], kind: Kind = "
         kind: "all" tensors count, as in published code, or only those that an expert has
             "changed", and of tied ones only the first.
 
-    Example:
+    Examples:
         >>> from lightning_merge.core.checkpoints.checkpoint import as_checkpoint
         >>> base = {"stem": torch.zeros(2), "head": torch.zeros(2)}
         >>> expert = as_checkpoint({**base, "head": torch.ones(2)})
@@ -80,7 +80,7 @@ def complete(base: Checkpoint, expert: Checkpoint) -> Checkpoint:
     Tensors are tied in the base if they share memory or storage, or if they are equal and not
     constant. Writers that know the network store such a tensor once, others twice.
 
-    Example:
+    Examples:
         >>> from lightning_merge.core.checkpoints.checkpoint import as_checkpoint
         >>> shared = torch.arange(3.0)
         >>> base = as_checkpoint({"embedding": shared, "head": shared})
@@ -103,7 +103,7 @@ def twins(base: Checkpoint, names: Iterable[str], among: Iterable[str]) -> dict[
         Name to the other name, for names that have a twin; `complete` says what counts as the
         same tensor.
 
-    Example:
+    Examples:
         >>> from lightning_merge.core.checkpoints.checkpoint import as_checkpoint
         >>> shared = torch.arange(3.0)
         >>> base = as_checkpoint({"embedding": shared, "head": shared, "bias": torch.zeros(3)})

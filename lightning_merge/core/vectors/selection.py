@@ -26,7 +26,7 @@ class Order(NamedTuple):
         value: The magnitude, [K].
         less: How many magnitudes are smaller, int64 [K]; rank - 1 unless several are equal.
 
-    Example:
+    Examples:
         >>> base, expert = {"w": torch.zeros(4)}, {"w": torch.tensor([3.0, -1.0, 1.0, 2.0])}
         >>> kth_smallest_magnitude(TaskVectors(base, {"mnist": expert}), ["w"], rank=2)
         Order(value=tensor([1.]), less=tensor([0]))
@@ -43,7 +43,7 @@ class Sample(NamedTuple):
         total: Number of entries of each expert.
         blocks: Blocks at the positions of `sampled_blocks`, [K, BLOCK] each.
 
-    Example:
+    Examples:
         >>> Sample(total=10**6, blocks=[torch.zeros(2, BLOCK)]).blocks[0].shape
         torch.Size([2, 256])
     """
@@ -70,7 +70,7 @@ def kth_smallest_magnitude(
         sample: Needed where maps work on whole tensors or change the number of their entries;
             read from the tensors by default.
 
-    Example:
+    Examples:
         >>> base, expert = {"w": torch.zeros(4)}, {"w": torch.tensor([3.0, -4.0, 1.0, 2.0])}
         >>> vectors = TaskVectors(base, {"mnist": expert})
         >>> kth_smallest_magnitude(vectors, vectors.names, rank=4).value
@@ -93,7 +93,7 @@ def kth_smallest_magnitude(
 def sampled_blocks(sizes: Mapping[str, int]) -> dict[str, range]:
     """Return where blocks of `BLOCK` entries, evenly spaced over tensors of these sizes, begin.
 
-    Example:
+    Examples:
         >>> sampled_blocks({"weight": 5000})  # 0, 256, ..., 4608
         {'weight': range(0, 4745, 256)}
     """
@@ -123,7 +123,7 @@ def kth_smallest(vectors: TaskVectors, names: Sequence[str], rank: int) -> Tenso
     The positive parts have the order of the entries. Where the rank-th positive part is zero, the
     negative parts are ranked from the other end. Args as for `kth_smallest_magnitude`.
 
-    Example:
+    Examples:
         >>> base, expert = {"w": torch.zeros(4)}, {"w": torch.tensor([3.0, -4.0, 1.0, 2.0])}
         >>> kth_smallest(TaskVectors(base, {"mnist": expert}), ["w"], rank=1)
         tensor([-4.])
@@ -141,7 +141,7 @@ def largest(vectors: TaskVectors, names: Sequence[str]) -> Tensor:
 
     Reads every tensor once. At least one tensor must not be empty.
 
-    Example:
+    Examples:
         >>> base, expert = {"w": torch.zeros(3)}, {"w": torch.tensor([3.0, -4.0, 1.0])}
         >>> largest(TaskVectors(base, {"mnist": expert}), ["w"])
         tensor([3.], dtype=torch.float64)

@@ -18,7 +18,7 @@ Of = Literal["experts", "task_vectors"]
 def feature_names(rank: int = 3, features: Sequence[Feature] = FEATURES) -> list[str]:
     """Return the names of the columns of `weight_statistics`, in order.
 
-    Example:
+    Examples:
         >>> feature_names(rank=2)
         ['mean', 'variance', 'norm', 'sigma_1', 'sigma_2']
     """
@@ -47,7 +47,7 @@ def weight_statistics(
     Returns:
         [K, F] in float32, columns as in `feature_names`; F = 3 + r for all features.
 
-    Example:
+    Examples:
         >>> weight_statistics(torch.eye(2)[None], rank=3)
         tensor([[0.5000, 0.2500, 1.4142, 1.0000, 1.0000, 0.0000]])
     """
@@ -77,7 +77,7 @@ def top_singular_values(matrices: Tensor, rank: int) -> Tensor:
         matrices: [..., m, n].
         rank: Number of values, padded with zeros where min(m, n) is smaller.
 
-    Example:
+    Examples:
         >>> top_singular_values(torch.diag(torch.tensor([3.0, 4.0])), rank=1)
         tensor([4.], dtype=torch.float64)
     """
@@ -107,7 +107,7 @@ def layer_statistics(
 ) -> Tensor:
     """Return `weight_statistics` of every layer, [K, L, F], reading stacks [K, *shape] one by one.
 
-    Example:
+    Examples:
         >>> stacks = [torch.ones(2, 3, 3), torch.zeros(2, 5)]  # 2 experts, 2 layers
         >>> layer_statistics(stacks, features=["mean", "norm"])[0]
         tensor([[1., 3.], [0., 0.]])
@@ -120,7 +120,7 @@ def standard_statistics(
 ) -> Tensor:
     """Return standardised `layer_statistics` of the experts' weights or task vectors, [K, L, F].
 
-    Example:
+    Examples:
         >>> experts = {"mnist": {"w": torch.ones(2)}, "cars": {"w": 3 * torch.ones(2)}}
         >>> vectors = TaskVectors({"w": torch.zeros(2)}, experts)
         >>> standard_statistics(vectors, "task_vectors", features=["mean"]).flatten()
@@ -136,7 +136,7 @@ def standardize(features: Tensor) -> Tensor:
 
     A constant feature becomes 0.
 
-    Example:
+    Examples:
         >>> standardize(torch.tensor([[[1.0, 7.0]], [[3.0, 7.0]]])).squeeze(1)
         tensor([[-1., 0.], [ 1., 0.]])
     """

@@ -31,7 +31,7 @@ class StoredExperts:
         ties: Name of every other tied tensor to the first name, see `find_scope`.
         device: Device that entries are read to: the base's if the base is in memory.
 
-    Example:
+    Examples:
         >>> base = {"w": torch.zeros(2), "steps": torch.tensor(7)}
         >>> stored = StoredExperts(base, {"mnist": {**base, "w": torch.ones(2)}})
         >>> stored.names, stored.stack("w").tolist(), stored.dtype("steps")

@@ -28,7 +28,7 @@ def sum_over_tensor(
     Returns:
         The sum of what the function returns; a scalar zero for an empty tensor.
 
-    Example:
+    Examples:
         >>> vectors = TaskVectors({"w": torch.zeros(3)}, {"mnist": {"w": torch.ones(3)}})
         >>> sum_over_tensor(vectors, "w", lambda span, tile: tile.square().sum(1), whole=False)
         tensor([3.], dtype=torch.float64)

@@ -23,7 +23,7 @@ def suspicions(vectors: TaskVectors) -> Iterator[str]:
 
     Only the first entries of every tensor are read, and more where these are equal.
 
-    Example:
+    Examples:
         >>> base, expert = {"w": torch.ones(2, 2)}, {"w": torch.tensor([[1.0, 0.9], [1.1, 1.0]])}
         >>> list(suspicions(TaskVectors(base, {"mnist": expert, "cars": base})))
         ["expert 'cars' has the weights of the base: its task vector is zero"]

@@ -18,7 +18,7 @@ TileMap = Callable[[Span, Tensor], Tensor]
 def wide(tensor: Tensor) -> Tensor:
     """Return the tensor in the precision used for sums: float32, or float64 if it has that.
 
-    Example:
+    Examples:
         >>> import torch
         >>> wide(torch.ones(2, dtype=torch.bfloat16)).dtype
         torch.float32
@@ -29,7 +29,7 @@ def wide(tensor: Tensor) -> Tensor:
 def flatten_tasks(stacked: Tensor) -> Tensor:
     """View a stack [K, *shape] as [K, numel], including scalars and empty tensors.
 
-    Example:
+    Examples:
         >>> import torch
         >>> flatten_tasks(torch.zeros(2, 3, 4)).shape
         torch.Size([2, 12])
@@ -42,7 +42,7 @@ def sum_tasks(stacked: Tensor) -> Tensor:
 
     Unlike `Tensor.sum` it gives the same bits however the entries are divided into tiles.
 
-    Example:
+    Examples:
         >>> import torch
         >>> sum_tasks(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
         tensor([4., 6.])
@@ -75,7 +75,7 @@ class TaskVectors:
         ties: Name of every other tied tensor to the first name, see `find_scope`.
         device: Device of the tiles.
 
-    Example:
+    Examples:
         >>> import torch
         >>> base, mnist = {"w": torch.ones(2)}, {"w": torch.tensor([1.5, 0.0])}
         >>> vectors = TaskVectors(base, {"mnist": mnist})

@@ -14,7 +14,7 @@ TILE = 2**19
 class Span(NamedTuple):
     """The entries [start, stop) of a flattened tensor.
 
-    Example:
+    Examples:
         >>> span = Span("conv1.weight", start=0, stop=64)
         >>> span.stop - span.start
         64
@@ -37,7 +37,7 @@ def spans(name: str, shape: Sequence[int], experts: int) -> Iterator[Span]:
         shape: Its shape.
         experts: Number of experts that are read together, K.
 
-    Example:
+    Examples:
         >>> [span.stop for span in spans("fc.weight", (1000, 512), experts=2)]
         [262144, 512000]
     """
@@ -53,7 +53,7 @@ def spans(name: str, shape: Sequence[int], experts: int) -> Iterator[Span]:
 def row_size(shape: Sequence[int]) -> int:
     """Return the number of entries in a row of the matrix [out, rest]; 1 for a vector.
 
-    Example:
+    Examples:
         >>> row_size((64, 3, 7, 7)), row_size((64,))
         (147, 1)
     """
@@ -71,7 +71,7 @@ def whole_rows(span: Span, shape: Sequence[int], experts: int) -> slice:
     Raises:
         InputError: The span ends within a row.
 
-    Example:
+    Examples:
         >>> whole_rows(Span("fc.weight", 20, 40), (10, 5), experts=2)
         slice(4, 8, None)
     """

@@ -24,7 +24,7 @@ class Aligned(NamedTuple):
         passed: Names of the base's tensors that no expert has, except the projection of
             open_clip's vision tower, which transformers stores outside the tower.
 
-    Example:
+    Examples:
         >>> weights = {"w": torch.zeros(2)}
         >>> align(weights, {"mnist": weights}).passed
         []
@@ -47,7 +47,7 @@ def align(base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]
         base: Name -> tensor.
         experts: Task -> name -> tensor, under the names of either library and any prefix.
 
-    Example:
+    Examples:
         >>> tower = {"visual.ln_pre.weight": torch.zeros(4), "visual.proj": torch.eye(4)}
         >>> whole = {**tower, "token_embedding.weight": torch.zeros(5, 4)}
         >>> align(whole, {"mnist": tower}).passed
@@ -131,7 +131,7 @@ def _is_positions(checkpoint: Checkpoint, name: str) -> bool:
 def summary(names: Iterable[str]) -> str:
     """Summarise names of tensors: first levels, with the number of names below each.
 
-    Example:
+    Examples:
         >>> summary(["transformer.0.weight", "transformer.0.bias", "logit_scale"])
         'transformer.* (2), logit_scale'
     """

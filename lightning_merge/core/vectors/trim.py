@@ -21,7 +21,7 @@ def keep_largest(values: Tensor, counts: Tensor) -> Tensor:
         counts: Number of entries to keep, int64, broadcastable to [...]. Among equal
             magnitudes the first ones are kept, so exactly that many stay.
 
-    Example:
+    Examples:
         >>> keep_largest(torch.tensor([[1.0, -3.0, 2.0], [5.0, 4.0, 6.0]]), torch.tensor([2, 1]))
         tensor([[ 0., -3., 2.], [ 0., 0., 6.]])
     """
@@ -60,7 +60,7 @@ def trim_rows(task_vector: Tensor, keep_ratios: Tensor) -> Tensor:
     Raises:
         InputError: A ratio is outside [0, 1].
 
-    Example:
+    Examples:
         >>> trim_rows(torch.tensor([[1.0, -2.0], [3.0, 4.0]]), torch.tensor([0.5, 1.0]))
         tensor([[ 0., -2.], [ 3., 4.]])
     """
@@ -77,7 +77,7 @@ class Cut(NamedTuple):
         thresholds: The smallest magnitude that stays, K numbers.
         ends: Entries that equal the threshold stay before this position; None for all of them.
 
-    Example:
+    Examples:
         >>> cut = Cut(thresholds=[2.0], ends=[2])  # of equal magnitudes, those before position 2
         >>> cut(torch.tensor([[1.0, 2.0, -2.0, 3.0]]), start=0)
         tensor([[0., 2., 0., 3.]])
@@ -105,7 +105,7 @@ def _just_below(threshold: float, dtype: torch.dtype) -> float:
 def global_trim(vectors: TaskVectors, density: float) -> TileMap:
     """Return the map that trims every expert at its own `magnitude_thresholds`.
 
-    Example:
+    Examples:
         >>> base, expert = {"w": torch.zeros(4)}, {"w": torch.tensor([1.0, -4.0, 2.0, 3.0])}
         >>> vectors = TaskVectors(base, {"mnist": expert})
         >>> vectors.map(global_trim(vectors, density=0.25))["w"]
@@ -122,7 +122,7 @@ def magnitude_thresholds(vectors: TaskVectors, density: float) -> Tensor:
     in the code published with TIES (Yadav et al. 2023): floor(d * density) + 1 entries reach
     it. Density 0 keeps nothing (an infinite threshold), density 1 everything (zero).
 
-    Example:
+    Examples:
         >>> base, expert = {"w": torch.zeros(4)}, {"w": torch.tensor([1.0, -4.0, 2.0, 3.0])}
         >>> magnitude_thresholds(TaskVectors(base, {"mnist": expert}), density=0.25)
         tensor([3.])
@@ -140,7 +140,7 @@ def tensor_trim(vectors: TaskVectors, density: float) -> TileMap:
     Among equal magnitudes the first ones are kept, so exactly that many stay, fewer only if zeros
     are among them.
 
-    Example:
+    Examples:
         >>> base, expert = {"w": torch.zeros(4)}, {"w": torch.tensor([1.0, -4.0, 4.0, 3.0])}
         >>> vectors = TaskVectors(base, {"mnist": expert})
         >>> vectors.map(tensor_trim(vectors, density=0.25))["w"]
@@ -178,7 +178,7 @@ def _ends(vectors: TaskVectors, name: str, thresholds: list[float], excess: list
 def row_trim(vectors: TaskVectors, keep_ratios: dict[str, Tensor], other: TileMap) -> TileMap:
     """Return the map that trims rows [out, rest] by ratios [out], and applies `other` elsewhere.
 
-    Example:
+    Examples:
         >>> base = {"fc": torch.zeros(2, 2)}
         >>> vectors = TaskVectors(base, {"mnist": {"fc": torch.tensor([[1.0, 2.0], [3.0, 4.0]])}})
         >>> trim = row_trim(vectors, {"fc": torch.tensor([0.5, 1.0])}, global_trim(vectors, 0.2))

@@ -59,7 +59,7 @@ def check_experts(
         InputError: All problems, by expert and name of the tensor; the first ones of each
             expert are spelled out, all are counted.
 
-    Example:
+    Examples:
         >>> base = {"w": torch.zeros(2)}
         >>> check_experts(base, {"mnist": base, "cars": {"w": torch.zeros(3)}})
         Traceback (most recent call last):
