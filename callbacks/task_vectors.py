@@ -5,12 +5,12 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from lightning_merge.callbacks.checked import CoefficientCallback
+from lightning_merge.core.checkpoints.digests import code_of
 from lightning_merge.core.ranks import Ranks
 from lightning_merge.methods import LwPTV, TrimAndElect
 from lightning_merge.methods.base import Transform
 from lightning_merge.methods.parts import parts
 from lightning_merge.modules.coefficients import CoefficientModule
-from lightning_merge.runs.record import code_of
 
 
 class TransformTaskVectors(CoefficientCallback):

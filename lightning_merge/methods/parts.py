@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
+from lightning_merge.core.checkpoints.digests import code_of
 from lightning_merge.methods.base import Method, Transform
 
 Part = TypeVar("Part")
@@ -99,3 +100,16 @@ def _holding(method: Part, changed: Callable[[Any], Any]) -> Part:
     if isinstance(inner := getattr(method, "method", None), Method):
         changes["method"] = changed(inner)
     return replace(method, **changes) if changes else method  # type: ignore[type-var]
+
+
+def identified(method: Method) -> dict[str, str]:
+    """Return what tells a method from others in metadata: class, hyperparameters, and own code.
+
+    Examples:
+        >>> from lightning_merge.methods import TaskArithmetic
+        >>> identified(TaskArithmetic(0.3))
+        {'method': 'TaskArithmetic', 'hyperparameters': 'TaskArithmetic(scale=0.3, transforms=())'}
+    """
+    whole = [method, *parts(method)]
+    described = {"method": type(method).__name__, "hyperparameters": method.described()}
+    return {**described, **code_of(*whole)}

@@ -17,12 +17,11 @@ from lightning_merge.core.seeding import run_seed
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.methods.base import MergeMethod, Method, Resources, Weights
 from lightning_merge.methods.network import NetworkMethod, keep_statistics, save_network
-from lightning_merge.methods.parts import parts, seeded
+from lightning_merge.methods.parts import identified, seeded
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.heads import fitting_heads, heads_hash
 from lightning_merge.modules.held_out import HeldOut
 from lightning_merge.modules.zoo import Zoo
-from lightning_merge.runs.record import code_of
 
 Merge = Callable[[MergeMethod, Resources], Weights]
 """From a method and what it needs beside the weights to merged weights."""
@@ -110,11 +109,9 @@ class ZooMerger:
         """Return what the result of a method depends on, for the metadata of its file."""
         tasks = tuple(self.experts)
         about = {
-            "method": type(method).__name__,
-            "hyperparameters": method.described(),
+            **identified(method),
             "scope": "changed",
             "version": __version__,
-            **code_of(method, *parts(method)),
             **self.zoo.hashes(tasks),
             **self.encoder.described,
         }
@@ -153,17 +150,25 @@ class ZooMerger:
         about = self.describe(method)
         if going_on:
             before = [_already(t.file, {**about, **t.about}) for t in targets]
-            found = [cost for cost in before if cost is not None]
-            if len(found) == len(targets):
-                return found
+            if len(costs := [cost for cost in before if cost is not None]) == len(targets):
+                return costs
         self.encoder.load(self.zoo.base)
-        given = self.held_out.resources(method)
-        device = next(self.encoder.parameters()).device
         if isinstance(method, NetworkMethod):
-            return [self._write_network(method, t, given, about, going_on) for t in targets]
+            return self._write_networks(method, targets, about, going_on)
         assert isinstance(method, MergeMethod)
-        with measured(device) as cost:
-            merged = (merge or self._merge)(method, given)
+        return self._write_weights(method, targets, merge or self._merge, about, going_on)
+
+    def _write_weights(
+        self,
+        method: MergeMethod,
+        targets: Sequence[Target],
+        merge: Merge,
+        about: Mapping[str, str],
+        going_on: bool | None,
+    ) -> list[Cost]:
+        given = self.held_out.resources(method)
+        with measured(self._device) as cost:
+            merged = merge(method, given)
         for target in targets:
             weights = self.held_out.recalibrate(merged) if target.recalibrate else merged
             metadata = {**about, **target.about, **_recorded(cost, going_on)}
@@ -173,22 +178,28 @@ class ZooMerger:
     def _merge(self, method: MergeMethod, given: Resources) -> Weights:
         return method.merge(self.base, self.experts, given)
 
-    def _write_network(
+    def _write_networks(
         self,
         method: NetworkMethod,
-        target: Target,
-        given: Resources,
+        targets: Sequence[Target],
         about: Mapping[str, str],
         going_on: bool | None,
-    ) -> Cost:
-        statistics = self.held_out.recalibrate if target.recalibrate else keep_statistics
-        with measured(next(self.encoder.parameters()).device) as cost:
-            network = method.merge(self.base, self.experts, given, statistics)
-        cost.extra_parameters = network.extra_parameters
-        cost.inference_cost = network.inference_cost
-        metadata = {**about, **target.about, **_recorded(cost, going_on)}
-        save_network(network, target.file, metadata=metadata)
-        return cost
+    ) -> list[Cost]:
+        given, costs = self.held_out.resources(method), []
+        for target in targets:
+            statistics = self.held_out.recalibrate if target.recalibrate else keep_statistics
+            with measured(self._device) as cost:
+                network = method.merge(self.base, self.experts, given, statistics)
+            cost.extra_parameters = network.extra_parameters
+            cost.inference_cost = network.inference_cost
+            metadata = {**about, **target.about, **_recorded(cost, going_on)}
+            save_network(network, target.file, metadata=metadata)
+            costs.append(cost)
+        return costs
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.encoder.parameters()).device
 
 
 def _recorded(cost: Cost, going_on: bool | None) -> dict[str, str]:
@@ -202,9 +213,9 @@ def _already(path: Path, metadata: Mapping[str, str]) -> Cost | None:
     """Return what the merge of a file took, if it is there with this metadata."""
     if not path.exists():
         return None
-    found = open_checkpoint(path).metadata
-    if "seconds" not in found or not metadata.items() <= found.items():
+    known = open_checkpoint(path).metadata
+    if "seconds" not in known or not metadata.items() <= known.items():
         return None
     rank_zero_info(f"{path} is merged already")
-    values = {key: json.loads(found[key]) for key in asdict(Cost()) if key in found}
+    values = {key: json.loads(known[key]) for key in asdict(Cost()) if key in known}
     return Cost(**values)

@@ -2,13 +2,12 @@
 
 import json
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning_merge import __version__
-from lightning_merge.core.checkpoints.digests import file_hash
+from lightning_merge.core.checkpoints.digests import code_of_module, file_hash
 from lightning_merge.core.checkpoints.files import read_text, write_text
 from lightning_merge.core.checkpoints.names import enumerate_names
 from lightning_merge.data.datamodule import MergeDataModule
@@ -203,25 +202,4 @@ def _own_code(value: Any) -> dict[str, str]:
     if not isinstance(value, dict):
         return {}
     module = str(value.get("class_path", "")).rpartition(".")[0]
-    return {**_own_code([*value.values()]), **_code_of_module(module)}
-
-
-def code_of(*things: Any) -> dict[str, str]:
-    """Return the hashes of the files that hold the classes of some objects and are a user's own.
-
-    What belongs to this package is told by its version.
-
-    Examples:
-        >>> from lightning_merge.methods import Ties
-        >>> code_of(Ties())  # of this package
-        {}
-    """
-    modules = [_code_of_module(type(thing).__module__) for thing in things]
-    return {name: mark for found in modules for name, mark in found.items()}
-
-
-def _code_of_module(module: str) -> dict[str, str]:
-    file = getattr(sys.modules.get(module), "__file__", None)
-    if file is None or module.partition(".")[0] in ("lightning_merge", "lightning"):
-        return {}
-    return {f"code of {module}": file_hash(file)}
+    return {**_own_code([*value.values()]), **code_of_module(module)}

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -98,6 +99,34 @@ _DIGESTS: dict[str, Callable[[str | Path], str]] = {
     "sha256": file_hash,
     "sample": file_fingerprint,
 }
+
+
+def code_of(*things: object) -> dict[str, str]:
+    """Return the hashes of the files that define the classes of some objects, by module.
+
+    Classes of this package and of Lightning are left out: the package's version tells of them.
+
+    Examples:
+        >>> from lightning_merge.methods import Ties
+        >>> code_of(Ties())  # of this package
+        {}
+    """
+    return {n: h for thing in things for n, h in code_of_module(type(thing).__module__).items()}
+
+
+def code_of_module(module: str) -> dict[str, str]:
+    """Return the hash of the file of an imported module, by name, if it is a user's own.
+
+    Examples:
+        >>> sorted(code_of_module("string"))
+        ['code of string']
+        >>> code_of_module("lightning_merge.methods.ties")
+        {}
+    """
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if file is None or module.partition(".")[0] in ("lightning_merge", "lightning"):
+        return {}
+    return {f"code of {module}": file_hash(file)}
 
 
 def _hash(given: str | Path, hash_file: Callable[[Path, int, int, int], str]) -> str:
