@@ -1,4 +1,4 @@
-"""Whether two tools did the same work."""
+"""Compare the merged checkpoints of two tools."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +13,11 @@ class Agreement:
     """How far apart two merged checkpoints are.
 
     Attributes:
-        largest: Greatest absolute difference of two entries.
-        apart: How many entries differ by more than 1e-6.
-        entries: How many there are.
+        largest: Largest absolute difference of two entries.
+        apart: Number of entries that differ by more than 1e-6.
+        entries: Number of entries.
         update: Root mean square of the second's update over that of the first's; near 1 for
-            methods that draw random numbers, whose entries cannot be compared.
+            methods that use random numbers, whose entries cannot be compared.
     """
 
     largest: float
@@ -30,7 +30,7 @@ def compare(base: Path, first: Path, second: Path) -> Agreement:
     """Compare two merged checkpoints tensor by tensor.
 
     Raises:
-        ValueError: They do not have the same names.
+        ValueError: Their tensor names differ.
     """
     largest, apart, entries, squares = 0.0, 0, 0, [0.0, 0.0]
     with (
@@ -40,7 +40,7 @@ def compare(base: Path, first: Path, second: Path) -> Agreement:
     ):
         if set(one.keys()) != set(other.keys()):
             raise ValueError(f"{first} and {second} have different names")
-        for name in one.keys():  # noqa: SIM118 (a safe_open is no mapping)
+        for name in one.keys():  # noqa: SIM118 (a safe_open is not a mapping)
             origin, a, b = (file.get_tensor(name) for file in (start, one, other))
             gap = (a - b).abs_()
             largest = max(largest, gap.max().item())

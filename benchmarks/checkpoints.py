@@ -1,4 +1,4 @@
-"""Random checkpoints in the layout of real visual towers: a base and experts around it."""
+"""Random checkpoints in the layout of real visual towers: a base and experts near it."""
 
 import os
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ RECIPE = "base N(0, 0.02), experts base + N(0, s), seed 0, form 1"
 
 @dataclass(frozen=True)
 class Tower:
-    """The sizes that fix names and shapes of a CLIP visual tower as open_clip builds it."""
+    """The sizes that determine names and shapes of open_clip's CLIP visual tower."""
 
     width: int
     layers: int
@@ -23,7 +23,7 @@ class Tower:
     embed: int
 
     def layout(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every tensor by name, in the order of open_clip's state dict."""
+        """Return the shape of every tensor by name, in the order of open_clip's state dict."""
         wide, tokens = self.width, (self.image // self.patch) ** 2 + 1
         shapes: dict[str, tuple[int, ...]] = {
             "class_embedding": (wide,),
@@ -63,7 +63,7 @@ TOWERS = {
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Files of one base and its experts by task."""
+    """The files of one base and of its experts by task."""
 
     base: Path
     experts: dict[str, Path]
@@ -75,16 +75,16 @@ class Checkpoints:
 
 
 def make_checkpoints(folder: Path, tower: Tower, experts: int = 8) -> Checkpoints:
-    """Write base and experts as float32 safetensors, or find them there from an earlier call.
+    """Write base and experts as float32 safetensors, or reuse those of an earlier call.
 
-    Experts lie at different distances from the base, and so do their layers: the standard
-    deviation of the noise is 0.001, times up to 2 or 1/2 by expert, times up to 2 or 1/2 by
-    tensor, times up to 1.1 or 1/1.1 by both.
+    Distances from the base vary by expert and by layer: the standard deviation of the noise is
+    0.001, times a factor in [1/2, 2] per expert, one in [1/2, 2] per tensor, and one in
+    [1/1.1, 1.1] per expert and tensor.
 
     Args:
-        folder: Where the files go, made if missing.
+        folder: Folder for the files; created if missing.
         tower: Layout of the network.
-        experts: How many.
+        experts: Number of experts.
     """
     folder.mkdir(parents=True, exist_ok=True)
     found = Checkpoints(
@@ -114,12 +114,12 @@ def _expert(base: dict[str, Tensor], k: int) -> dict[str, Tensor]:
 
 
 def _centre(name: str) -> float:
-    """Gains of normalisation are near 1, as in a network that can be run."""
+    """Return the mean of a tensor: 1 for normalisation gains, so that the network can run."""
     return 1.0 if ".ln_" in f".{name}" and name.endswith("weight") else 0.0
 
 
 def _spread(key: str, most: float) -> float:
-    """A factor between 1 / most and most, even on the logarithmic scale, fixed by the key."""
+    """Return a factor in [1 / most, most], log-uniform and determined by the key."""
     return most ** (2 * torch.rand((), generator=_generator(f"spread/{key}")).item() - 1)
 
 

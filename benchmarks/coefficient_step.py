@@ -1,10 +1,10 @@
-"""One step of learning coefficients beside what it cannot do without, in time and memory.
+"""Time and memory of one step of coefficient learning, next to its lower bounds.
 
     python benchmarks/coefficient_step.py [--device cuda] [--precision bf16-mixed] [--offload]
 
-Random task vectors and images in the shapes of CLIP ViT-B/32, eight tasks, 16 images of each.
-Steps are timed in one process, in turns; memory is measured in a process for each. README.md
-explains the columns.
+Task vectors and images are random, in the shapes of CLIP ViT-B/32, with eight tasks of 16 images
+each. Steps are timed in turns in one process; memory is measured in a process of its own for each.
+README.md explains the columns.
 """
 
 import argparse
@@ -37,7 +37,7 @@ ONE = "forward + backward, images of one task"
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured: sizes, and where it runs."""
+    """Sizes of the measurement, and the device it runs on."""
 
     tasks: int
     images: int
@@ -55,32 +55,32 @@ class Setting:
 
     @property
     def entries(self) -> int:
-        """Number of weights of one network."""
+        """The number of weights of one network."""
         return sum(torch.Size(shape).numel() for shape in self.tower.layout().values())
 
     @property
     def steps(self) -> tuple[str, ...]:
-        """The ways to take a gradient; only ours can with task vectors elsewhere."""
+        """The ways to take a gradient; only ours supports offloaded task vectors."""
         return (OURS,) if self.offload else (OURS, SUM, TASK_BY_TASK)
 
     def weights(self) -> dict[str, Tensor]:
-        """Random weights in the shapes of the tower, normalisation's gains at 1."""
+        """Return random weights in the shapes of the tower, with normalisation gains of 1."""
         torch.manual_seed(0)
         shapes = self.tower.layout()
         gains = {name for name in shapes if ".ln_" in f".{name}" and name.endswith("weight")}
         return {n: torch.randn(s).mul_(0.02).add_(n in gains) for n, s in shapes.items()}
 
     def network(self, weights: Mapping[str, Tensor]) -> nn.Module:
-        """The tower with these weights, on the device."""
+        """Return the tower with these weights, on the device."""
         return network(self.tower, weights).to(self.device)  # type: ignore[arg-type]
 
     def pictures(self) -> Tensor:
-        """Random images of every task, [tasks, images, 3, side, side]."""
+        """Return random images of every task, [tasks, images, 3, side, side]."""
         side = self.tower.image
         return torch.randn(self.tasks, self.images, 3, side, side, device=self.device)
 
     def entropy(self, net: Callable[[Tensor], Tensor], images: Tensor, head: Tensor) -> Tensor:
-        """AdaMerging's loss: mean entropy of what a head makes of the features of images."""
+        """Return AdaMerging's loss: the mean entropy of a head's predictions on images."""
         half = self.precision == "bf16-mixed"
         with torch.autocast(self.device, torch.bfloat16, enabled=half):
             logits = net(images.flatten(0, -4)) @ head
@@ -90,7 +90,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Rolled(Mapping[str, Tensor]):
-    """An expert that is made when it is read: the base, plus a tenth of it moved by some places."""
+    """An expert computed when read: the base, plus a tenth of it shifted by some places."""
 
     base: dict[str, Tensor]
     places: int
@@ -106,7 +106,7 @@ class Rolled(Mapping[str, Tensor]):
 
 
 class Plain:
-    """Forward and backward of all images through one network: the gradient of all its weights."""
+    """Forward and backward of all images through one network, for the gradient of its weights."""
 
     def __init__(self, setting: Setting) -> None:
         self.setting, self.images = setting, setting.pictures()
@@ -114,7 +114,7 @@ class Plain:
         self.head = torch.randn(setting.tower.embed, CLASSES, device=setting.device)
 
     def run(self, keep: bool = False) -> None:
-        """Take the gradient; `keep` has that of the last run lie there meanwhile."""
+        """Take the gradient; with `keep`, that of the last run stays in memory meanwhile."""
         self.network.zero_grad(set_to_none=not keep)
         self.setting.entropy(self.network, self.images, self.head).backward()
 
@@ -135,7 +135,7 @@ class Learning:
         self.values = torch.full(shape, 0.3, device=setting.device, requires_grad=True)
 
     def of(self, weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
-        """The loss of a merged network."""
+        """Return the loss of a merged network."""
         call = partial(functional_call, self.network, dict(weights))
         return self.setting.entropy(call, images, self.head)
 
@@ -145,11 +145,11 @@ class Learning:
         self.stacked.merge(self.values)
 
     def ours(self) -> None:
-        """The step of this project."""
+        """Take the step of this project."""
         self.stacked.loss(self.values, partial(self.of, images=self.images)).backward()
 
     def summed(self) -> dict[str, Tensor]:
-        """theta_0 + sum_k c_kl tau_kl as one writes it down, with a graph over the experts."""
+        """Return theta_0 + sum_k c_kl tau_kl, written naively with a graph over the experts."""
         merged = {}
         for layer, (name, base) in enumerate(self.stacked.base.items()):
             vectors = self.stacked.stacks[name].view(-1, *base.shape)
@@ -159,17 +159,17 @@ class Learning:
         return merged
 
     def python_sum(self) -> None:
-        """That sum, and one backward of all tasks' images."""
+        """Take the naive sum, and one backward pass over the images of all tasks."""
         self.of(self.summed(), self.images).backward()
 
     def task_by_task(self) -> None:
-        """That sum, and a forward and a backward for each task, through the sum each time."""
+        """Take the naive sum, and a forward and backward pass through it for each task."""
         merged, tasks = self.summed(), len(self.images)
         for left, images in zip(reversed(range(tasks)), self.images, strict=True):
             (self.of(merged, images) / tasks).backward(retain_graph=left > 0)
 
     def run(self, step: str) -> Tensor:
-        """Take one step's gradient [K, L]."""
+        """Return the gradient [K, L] of one step."""
         self.values.grad = None
         {OURS: self.ours, SUM: self.python_sum, TASK_BY_TASK: self.task_by_task}[step]()
         assert self.values.grad is not None
@@ -180,13 +180,13 @@ class Learning:
 
 
 def wait(device: str) -> None:
-    """Wait until a GPU has done what it was given."""
+    """Wait until a GPU has finished its queued work."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def stopwatch(device: str, work: Callable[[], object]) -> float:
-    """Seconds that a call takes."""
+    """Return the seconds that a call takes."""
     wait(device)
     started = time.perf_counter()
     work()
@@ -195,7 +195,7 @@ def stopwatch(device: str, work: Callable[[], object]) -> float:
 
 
 def measure_times(setting: Setting, repeat: int) -> tuple[dict[str, list[float]], int]:
-    """Seconds of everything, in turns after one run to warm up, and operations of a plain step."""
+    """Return seconds of each step, run in turns after a warm-up, and FLOPs of a plain step."""
     plain, learning = Plain(setting), Learning(setting)
     works: dict[str, Callable[[], object]] = {PLAIN: plain.run, MERGE: learning.merge}
     works |= {step: partial(learning.run, step) for step in setting.steps}
@@ -210,7 +210,7 @@ def measure_times(setting: Setting, repeat: int) -> tuple[dict[str, list[float]]
 
 
 def check_agreement(learning: Learning) -> None:
-    """Check that all steps have the same gradient, to the precision of the run."""
+    """Check that all steps give the same gradient, to the precision of the run."""
     ours, *others = (learning.run(step) for step in learning.setting.steps)
     most = 0.1 if learning.setting.precision == "bf16-mixed" else 1e-3
     for other in others:
@@ -222,7 +222,7 @@ def check_agreement(learning: Learning) -> None:
 
 
 def in_use(peak: bool) -> int:
-    """Bytes that the process has now, or had at most since the peak was forgotten."""
+    """Return the bytes in use now, or the peak since it was last reset."""
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()
     key = "VmHWM:" if peak else "VmRSS:"
@@ -230,7 +230,7 @@ def in_use(peak: bool) -> int:
 
 
 def forget_peak() -> None:
-    """Let the peak be that from now on."""
+    """Reset the peak memory."""
     if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
     else:
@@ -238,7 +238,7 @@ def forget_peak() -> None:
 
 
 def take_steps(setting: Setting, name: str) -> int:
-    """Bytes at the peak of two steps, everything that they work on included."""
+    """Return the peak bytes of two steps, including everything that they work on."""
     run = (
         partial(Plain(setting).run, keep=True)
         if name == PLAIN
@@ -253,7 +253,7 @@ def take_steps(setting: Setting, name: str) -> int:
 
 
 def peak_above_imports(setting: Setting, name: str) -> int:
-    """Bytes at the peak of a step, less those of a process that has taken a tiny one."""
+    """Return the peak bytes of a step, less those of a process that has taken a tiny one."""
     take_steps(replace(setting, tasks=2, images=1, width=64, depth=1), name)
     gc.collect()
     before = in_use(peak=False)
@@ -261,13 +261,13 @@ def peak_above_imports(setting: Setting, name: str) -> int:
 
 
 def measure_memory(setting: Setting) -> dict[str, float]:
-    """Models' worth of memory: activations of a plain step, and what each other step adds.
+    """Return memory in models: activations of a plain step, and what each other step adds.
 
-    A plain step has its weights, a gradient of each, and activations. The others have the
-    stacked task vectors and the same activations (those of one task, if tasks come one by one);
-    what else they have is returned.
+    A plain step holds its weights, their gradients, and activations. The other steps hold the
+    stacked task vectors and the same activations (those of one task, if they go task by task);
+    whatever they hold beyond that is returned.
     """
-    # Every large tensor goes back to the system when it is freed, so that the peak is theirs.
+    # Large tensors are returned to the system when freed, so that the peak counts live ones only.
     os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**16)
     context = multiprocessing.get_context("spawn")
     one_task = replace(setting, tasks=1)
@@ -286,7 +286,7 @@ def measure_memory(setting: Setting) -> dict[str, float]:
 
 
 def floors(setting: Setting, operations: int) -> list[tuple[str, str, float]]:
-    """What a step cannot do without: its name, amount and seconds at the speed measured here."""
+    """Return the lower bounds of a step: name, amount, and seconds at the speed measured here."""
     device, half = setting.device, setting.precision == "bf16-mixed"
     square = torch.randn(2048, 2048, device=device, dtype=torch.bfloat16 if half else None)
     block = torch.randn(2**26, device="cpu" if setting.offload else device)
@@ -313,7 +313,7 @@ def tables(
     memory: Mapping[str, float],
     least: list[tuple[str, str, float]],
 ) -> str:
-    """The measurements, and what cannot be done without, in Markdown."""
+    """Return the measurements and the lower bounds in Markdown."""
     middle = {name: median(found) for name, found in seconds.items()}
     whole = middle[PLAIN] + middle[MERGE]
     lines = [

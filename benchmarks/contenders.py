@@ -1,4 +1,4 @@
-"""The merges that are timed, and how each tool is asked for them."""
+"""The merges to time, and how to run them with each tool."""
 
 import json
 import subprocess
@@ -15,18 +15,17 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Method:
-    """One merge, in the words of every tool that has it.
+    """One merge, with the options of every tool that supports it.
 
     Attributes:
         label: Name in the table.
-        passes: How often all experts have to be read at the least when they do not fit into
-            memory: twice where something has to be known of all of them before the first
-            value can be merged.
+        passes: Minimum number of times all experts are read when they do not fit into memory:
+            twice if merging the first value requires a statistic over all of them.
         ours: Options of `python -m lightning_merge merge`.
-        mergekit: Its configuration, without the models.
+        mergekit: Configuration for mergekit, without the models.
         fusion_bench: First argument of the script in peers/.
-        random: Whether it draws random numbers: outputs of two tools then agree in
-            distribution only.
+        random: Whether the merge uses random numbers, so that outputs of two tools agree only in
+            distribution.
     """
 
     label: str
@@ -94,19 +93,19 @@ class Tool(ABC):
 
     @abstractmethod
     def offers(self, method: Method) -> bool:
-        """Whether the tool has this merge."""
+        """Return whether the tool supports this merge."""
 
     @abstractmethod
     def command(self, method: Method, inputs: Checkpoints, output: Path) -> list[str]:
-        """What to run; files besides the merged one go beside `output`."""
+        """Return the command to run; other files than the merged one go next to `output`."""
 
     @property
     def threads(self) -> int:
-        """How many threads read the files."""
+        """The number of threads that read the files."""
         return 1
 
     def versions(self) -> str:
-        """The tool's version and torch's in its own environment."""
+        """Return the versions of the tool and of torch in its environment."""
         code = (
             "import importlib.metadata as m, sys;"
             "print(' with '.join(f'{p} {m.version(p)}' for p in sys.argv[1:]))"
@@ -117,7 +116,7 @@ class Tool(ABC):
 
 @dataclass(frozen=True)
 class LightningMerge(Tool):
-    """This project, with a number of jobs."""
+    """This project, with a given number of jobs."""
 
     jobs: int
     package: ClassVar[str] = "lightning-merge"
@@ -129,15 +128,15 @@ class LightningMerge(Tool):
 
     @property
     def threads(self) -> int:
-        """One per job."""
+        """The number of jobs, with one thread each."""
         return self.jobs
 
     def offers(self, method: Method) -> bool:
-        """All of them."""
+        """Return true: this project supports every merge."""
         return True
 
     def command(self, method: Method, inputs: Checkpoints, output: Path) -> list[str]:
-        """The plain command of the README."""
+        """Return the plain command of the README."""
         command = [str(self.python), "-m", "lightning_merge", "merge", "--base", str(inputs.base)]
         for task, path in inputs.experts.items():
             command += [f"--experts.{task}", str(path)]
@@ -156,11 +155,11 @@ class Mergekit(Tool):
         return "mergekit"
 
     def offers(self, method: Method) -> bool:
-        """Those with a configuration."""
+        """Return whether the merge has a mergekit configuration."""
         return method.mergekit is not None
 
     def command(self, method: Method, inputs: Checkpoints, output: Path) -> list[str]:
-        """Write the configuration (JSON is YAML); the merged file goes into a folder."""
+        """Write the configuration (JSON is YAML) and return the command, which writes a folder."""
         config = {
             **(method.mergekit or {}),
             "models": [{"model": str(path)} for path in inputs.experts.values()],
@@ -184,11 +183,11 @@ class FusionBench(Tool):
         return "FusionBench"
 
     def offers(self, method: Method) -> bool:
-        """Those the script knows."""
+        """Return whether the script supports the merge."""
         return method.fusion_bench is not None
 
     def command(self, method: Method, inputs: Checkpoints, output: Path) -> list[str]:
-        """The script with all paths."""
+        """Return the command that runs the script with all paths."""
         script = ROOT / "benchmarks" / "peers" / "merge_with_fusion_bench.py"
         files = [output, *inputs.files]
         return [str(self.python), str(script), str(method.fusion_bench), *map(str, files)]

@@ -1,4 +1,4 @@
-"""M-TIES beside what it cannot do without: a forward pass, the experts' products, and TIES."""
+"""Time M-TIES next to its necessary parts: a forward pass, the experts' products, and TIES."""
 
 import time
 from collections.abc import Callable
@@ -19,12 +19,12 @@ IMAGES = 128
 
 
 def time_m_ties(files: Checkpoints, tower: Tower, repeat: int) -> str:
-    """Time M-TIES in this process, from files to tensors, and its parts beside it.
+    """Time M-TIES in this process, from files to tensors, and each of its parts.
 
     Args:
-        files: Base and experts.
-        tower: Their layout.
-        repeat: Runs of each, in turns.
+        files: Files of base and experts.
+        tower: Layout of the network.
+        repeat: Number of runs of each, in turns.
 
     Returns:
         A table of seconds, and the ratio of M-TIES to the sum of its parts.
@@ -48,7 +48,7 @@ def time_m_ties(files: Checkpoints, tower: Tower, repeat: int) -> str:
 
 
 def table(seconds: dict[str, list[float]]) -> str:
-    """All parts, their sum, and M-TIES as a multiple of it; M-TIES comes last."""
+    """Return the table of parts, their sum, and M-TIES as a multiple of it; M-TIES comes last."""
     middle = {name: median(values) for name, values in seconds.items()}
     whole = middle["M-TIES"]
     floor = sum(middle.values()) - whole
@@ -59,7 +59,7 @@ def table(seconds: dict[str, list[float]]) -> str:
 
 
 def network(tower: Tower, base: Checkpoint) -> nn.Module:
-    """open_clip's visual tower with the base's weights."""
+    """Return open_clip's visual tower with the base's weights."""
     from open_clip.transformer import VisionTransformer
 
     model = VisionTransformer(
@@ -76,14 +76,14 @@ def network(tower: Tower, base: Checkpoint) -> nn.Module:
 
 
 def pictures(tower: Tower) -> Tensor:
-    """Random numbers in place of normalised images, [128, 3, side, side]."""
+    """Return random numbers in place of normalised images, [128, 3, side, side]."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(IMAGES, 3, tower.image, tower.image, generator=generator)
 
 
 @torch.no_grad()
 def fc1_inputs(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """What goes into every block's first linear layer, [images * tokens, width] by its name."""
+    """Return the inputs of every block's first linear layer, [images * tokens, width], by name."""
     inputs: dict[str, Tensor] = {}
 
     def note(name: str, module: nn.Module, args: Args, _: Kwargs) -> None:
@@ -96,26 +96,26 @@ def fc1_inputs(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
 
 
 def fc1_weights(experts: dict[str, Checkpoint], name: str) -> list[tuple[Tensor, Tensor]]:
-    """Weight and bias of one layer in every expert."""
+    """Return weight and bias of one layer in every expert."""
     return [(e[f"{name}.weight"], e[f"{name}.bias"]) for e in experts.values()]
 
 
 @torch.no_grad()
 def forward(model: nn.Module, images: Tensor) -> None:
-    """One pass over all images at once."""
+    """Run one forward pass over all images at once."""
     model(images)
 
 
 @torch.no_grad()
 def products(inputs: dict[str, Tensor], weights: dict[str, list[tuple[Tensor, Tensor]]]) -> None:
-    """What every expert's layer makes of the same inputs."""
+    """Compute the outputs of every expert's layer at the same inputs."""
     for name, values in inputs.items():
         for weight, bias in weights[name]:
             F.linear(values, weight, bias)
 
 
 def stopwatch(call: Callable[[], object]) -> float:
-    """Seconds that a call takes."""
+    """Return the seconds that a call takes."""
     started = time.perf_counter()
     call()
     return time.perf_counter() - started

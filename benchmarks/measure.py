@@ -1,4 +1,4 @@
-"""What a process costs in time and memory, and what moving its bytes costs at the least."""
+"""Measure the time and memory of a process, and the minimum time to move its bytes."""
 
 import errno
 import os
@@ -11,21 +11,21 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-INTERVAL = 0.01  # seconds between two looks at a process's memory
+INTERVAL = 0.01  # seconds between two samples of a process's memory
 BLOCK = 8 << 20  # bytes per system call of the floors
 MIB = 1 << 20
 
 
 @dataclass(frozen=True)
 class Run:
-    """One whole process.
+    """The cost of one process.
 
     Attributes:
-        wall: Seconds from its start to its end.
-        cpu: Seconds of CPU time, user and system, all threads and children.
-        rss: Peak resident set in bytes, mapped files included (the kernel's own maximum).
-        anonymous: Peak anonymous and shared memory in bytes, seen every 10 ms.
-        code: Exit code; negative, the signal that ended it.
+        wall: Seconds from start to end.
+        cpu: Seconds of CPU time, user and system, over all threads and children.
+        rss: Peak resident set in bytes, including mapped files (the kernel's own maximum).
+        anonymous: Peak anonymous and shared memory in bytes, sampled every 10 ms.
+        code: Exit code; if negative, the signal that ended it.
     """
 
     wall: float
@@ -37,7 +37,7 @@ class Run:
 
 @dataclass
 class _Watch:
-    """Follow the memory of a process and its children until told to stop."""
+    """Samples the memory of a process and its children until told to stop."""
 
     pid: int
     limit: int
@@ -46,7 +46,7 @@ class _Watch:
     done: threading.Event = field(default_factory=threading.Event)
 
     def follow(self) -> None:
-        """Look until done; end all processes if they take more than the limit."""
+        """Sample until done; kill all processes if they exceed the limit."""
         pause = INTERVAL
         while not self.done.wait(pause):
             started, tree = time.perf_counter(), _tree(self.pid)
@@ -56,21 +56,21 @@ class _Watch:
             if self.anonymous > self.limit:
                 with suppress(ProcessLookupError):
                     os.killpg(self.pid, signal.SIGKILL)
-            # looking must not slow down what is looked at
+            # sampling must not slow down the process
             pause = max(INTERVAL, 30 * (time.perf_counter() - started))
 
 
 def run(command: list[str], *, log: Path, folder: Path, limit: int) -> Run:
-    """Run a command to its end and say what it cost.
+    """Run a command to its end and return its cost.
 
-    Threads are left at each library's default: variables like OMP_NUM_THREADS are taken out.
+    Thread counts are left at each library's default: variables like OMP_NUM_THREADS are removed.
 
     Args:
         command: Program and arguments.
-        log: File for what it prints.
-        folder: Folder it runs in.
-        limit: Bytes of anonymous memory above which it is killed, so that a process that is
-            too large does not take the machine with it.
+        log: File for its output.
+        folder: Working directory.
+        limit: Bytes of anonymous memory above which the process is killed, so that it does not
+            take the machine down.
     """
     hidden = ("OMP_", "MKL_", "OPENBLAS_")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(hidden)}
@@ -97,7 +97,7 @@ def run(command: list[str], *, log: Path, folder: Path, limit: int) -> Run:
 
 
 def _tree(pid: int) -> list[int]:
-    """A process and all below it that live now."""
+    """Return a process and all its living descendants."""
     found = [pid]
     for parent in found:
         with suppress(OSError):
@@ -107,10 +107,10 @@ def _tree(pid: int) -> list[int]:
 
 
 def _memory(pid: int, alone: bool) -> tuple[int, int]:
-    """Peak resident bytes so far, and bytes now that no file backs; zeros for one that ended.
+    """Return peak resident bytes and current bytes not backed by files; zeros after its end.
 
-    Of pages that forked processes share, each counts its part; the kernel takes long to say so,
-    and is not asked about a process that is alone.
+    Pages shared by forked processes are divided between them. The kernel is slow to compute these
+    shares, so they are skipped for a process that runs alone.
     """
     kind = "Rss" if alone else "Pss_"
     try:
@@ -130,13 +130,13 @@ def _memory(pid: int, alone: bool) -> tuple[int, int]:
 
 
 def memory_available() -> int:
-    """Bytes that a new process can have without another being pushed out."""
+    """Return the bytes a new process can use without displacing another."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
 
 
 def read_seconds(files: list[Path], threads: int = 1) -> float:
-    """Seconds to read all bytes of the files once, each thread its share of every file."""
+    """Return the seconds to read all files once, with each thread reading a share of each."""
     started = time.perf_counter()
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(lambda part: _read(files, part, threads), range(threads)))
@@ -155,7 +155,7 @@ def _read(files: list[Path], part: int, parts: int) -> None:
 
 
 def write_seconds(path: Path, size: int) -> tuple[float, float]:
-    """Seconds to write `size` bytes to a new file, and to force them onto the disk after."""
+    """Return the seconds to write `size` bytes to a new file, and then to sync them to disk."""
     block = memoryview(os.urandom(BLOCK))
     started = time.perf_counter()
     with path.open("wb", buffering=0) as file:
@@ -170,12 +170,12 @@ def write_seconds(path: Path, size: int) -> tuple[float, float]:
 
 
 def flush_all() -> None:
-    """Have everything written that waits to be, so that no run pays for the one before it."""
+    """Flush pending writes, so that no run pays for those of the previous one."""
     os.sync()
 
 
 def drop_cached(files: list[Path]) -> None:
-    """Ask the kernel to forget the files' pages, so that the next reading is from the disk."""
+    """Ask the kernel to drop the files' cached pages, so that the next read is from disk."""
     os.sync()
     for path in files:
         with path.open("rb") as file:
@@ -183,10 +183,10 @@ def drop_cached(files: list[Path]) -> None:
 
 
 def cached_fraction(files: list[Path], samples: int = 256) -> float:
-    """Which part of the files' pages is in memory, by asking for some without waiting for them.
+    """Estimate the fraction of the files' pages in memory, by non-blocking reads of some.
 
     Returns:
-        A number in [0, 1]; nan where the file system cannot be asked that way.
+        A number in [0, 1]; nan if the file system does not support such reads.
     """
     try:
         hits = sum(_cached(path, samples) for path in files)

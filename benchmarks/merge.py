@@ -1,6 +1,6 @@
-"""Time merging from files to a file, beside other tools and beside moving the bytes.
+"""Time merging from files to a file, compared with other tools and with moving the bytes.
 
-One command makes the checkpoints and prints the tables; README.md says how to read them.
+One command makes the checkpoints and prints the tables; README.md explains how to read them.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from session import Session
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     made = argparse.ArgumentParser(description=__doc__)
     add = made.add_argument
     add("--work", type=Path, required=True, help="folder for checkpoints, which stay, and outputs")
@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def find_tools(given: argparse.Namespace) -> list[Tool]:
-    """Ours once per number of jobs, then the peers whose environments were given."""
+    """Return ours, once per number of jobs, then the peers whose environments were given."""
     tools: list[Tool] = [LightningMerge(Path(sys.executable), jobs) for jobs in given.jobs]
     if given.mergekit:
         tools.append(Mergekit(given.mergekit.absolute()))
@@ -41,7 +41,7 @@ def find_tools(given: argparse.Namespace) -> list[Tool]:
 
 
 def describe(session: Session, given: argparse.Namespace) -> str:
-    """The machine, what was merged, and with which versions."""
+    """Return a description of the machine, the inputs and the versions."""
     versions = {tool.versions(): None for tool in session.tools}
     cache = "dropped before each run" if given.cold else "read before each run"
     return "\n".join(
@@ -58,7 +58,7 @@ def describe(session: Session, given: argparse.Namespace) -> str:
 
 
 def main() -> int:
-    """Make the checkpoints, measure, print; 1 if one of our own merges failed."""
+    """Make the checkpoints, measure and print; return 1 if one of our own merges failed."""
     failed = False
     given = parser().parse_args()
     work = given.work.absolute()

@@ -1,14 +1,14 @@
-"""Whether M-Loss tells how much accuracy merging two experts costs, on the mini suite.
+"""Test whether M-Loss predicts the accuracy lost by merging two experts, on the mini suite.
 
     python benchmarks/mergeability_study.py --data-root DATA
 
-Every pair of experts is merged and measured on the test images of its two tasks. What is to
-predict the accuracy that is lost sees weights and unlabelled held-out images alone; nothing is
-chosen on test images. Beside M-Loss stand predictors that need no image at all.
+Every pair of experts is merged and measured on the test images of its two tasks. Predictors of the
+lost accuracy see only weights and unlabelled held-out images; nothing is chosen on test images.
+M-Loss is compared with predictors that need no images.
 
-Pairs that share an expert are not independent, so chance is judged by expert: p is the share of
-random renamings of the experts under which a rank correlation is at least as far from 0 (Mantel
-1967), and the interval is that of experts sampled anew with replacement.
+Pairs that share an expert are not independent, so significance is assessed by permuting experts: p
+is the share of random permutations of the experts under which a rank correlation is at least as far
+from 0 (Mantel 1967), and the interval is a bootstrap over experts.
 """
 
 import argparse
@@ -47,13 +47,13 @@ Matrix = np.ndarray
 
 @dataclass(frozen=True)
 class Suite:
-    """What is measured.
+    """The experts and data of the study.
 
     Attributes:
         base: Pretrained weights.
-        experts: Task to fine-tuned weights.
-        encoder: Their network.
-        heads: Task to head.
+        experts: Fine-tuned weights by task.
+        encoder: Network that the weights belong to.
+        heads: Heads by task.
         data: The tasks' images, loaded.
     """
 
@@ -65,7 +65,7 @@ class Suite:
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
-        """Positions of the experts of every pair."""
+        """The positions of the two experts of every pair."""
         return list(combinations(range(len(self.experts)), 2))
 
     def matrix(self, value: Callable[[str, str], float]) -> Matrix:
@@ -110,7 +110,7 @@ class Suite:
 
 
 def predictors(suite: Suite) -> dict[str, Matrix]:
-    """Everything that is to predict the loss of accuracy, the greater the more."""
+    """Return all predictors of the lost accuracy; larger values predict a larger loss."""
     together = suite.m_loss(list(suite.experts))
     alone = {pair: suite.m_loss(pair) for pair in combinations(suite.experts, 2)}
     deltas = TaskVectors(suite.base, suite.experts)
@@ -128,40 +128,40 @@ def predictors(suite: Suite) -> dict[str, Matrix]:
 
 
 def ranks(values: Matrix) -> Matrix:
-    """Ranks from 0, equal values sharing the mean of theirs."""
+    """Return ranks from 0; equal values share their mean rank."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts + 1) / 2)[inverse]
 
 
 def spearman(x: Matrix, y: Matrix) -> float:
-    """Rank correlation of two vectors: Pearson's, of their ranks. NaN where one is constant."""
+    """Return Spearman's rank correlation of two vectors; NaN if one is constant."""
     a, b = (ranks(values) - (len(values) - 1) / 2 for values in (x, y))
     size = np.sqrt((a @ a) * (b @ b))
     return float(a @ b / size) if size else float("nan")
 
 
 def kendall(x: Matrix, y: Matrix) -> float:
-    """Kendall's tau-b of two vectors. NaN where one is constant."""
+    """Return Kendall's tau-b of two vectors; NaN if one is constant."""
     a, b = (np.sign(values[:, None] - values) for values in (x, y))
     size = np.sqrt((a * a).sum() * (b * b).sum())
     return float((a * b).sum() / size) if size else float("nan")
 
 
 def partial_spearman(x: Matrix, y: Matrix, z: Matrix) -> float:
-    """Rank correlation of x and y with what both share with z taken out."""
+    """Return the partial rank correlation of x and y, controlling for z."""
     xy, xz, yz = spearman(x, y), spearman(x, z), spearman(y, z)
     size = np.sqrt((1 - xz**2) * (1 - yz**2))
     return (xy - xz * yz) / size if size > 1e-9 else float("nan")
 
 
 def upper(matrix: Matrix, experts: Sequence[int] | None = None) -> Matrix:
-    """The values of all pairs of some experts, all by default; none of an expert with itself."""
+    """Return the values of all pairs of distinct experts; of all experts by default."""
     chosen = range(len(matrix)) if experts is None else experts
     return np.array([matrix[i, j] for i, j in combinations(chosen, 2) if i != j])
 
 
 def chance(x: Matrix, y: Matrix, statistic: Callable[[Matrix, Matrix], float], draws: int) -> float:
-    """Two-sided p of a correlation between two matrices, over random renamings of the experts."""
+    """Return the two-sided p of a correlation of two matrices, by permutations of the experts."""
     generator = np.random.default_rng(0)
     found, other = abs(statistic(upper(x), upper(y))), upper(y)
     renamed = (generator.permutation(len(x)) for _ in range(draws))
@@ -174,7 +174,7 @@ def chance(x: Matrix, y: Matrix, statistic: Callable[[Matrix, Matrix], float], d
 def interval(
     x: Matrix, y: Matrix, statistic: Callable[[Matrix, Matrix], float], draws: int
 ) -> tuple[float, float]:
-    """95 % interval of a correlation over experts sampled anew with replacement."""
+    """Return the 95 % bootstrap interval of a correlation, resampling experts."""
     generator = np.random.default_rng(0)
     chosen = [generator.integers(len(x), size=len(x)) for _ in range(draws)]
     values = [statistic(upper(x, experts), upper(y, experts)) for experts in chosen]
@@ -183,11 +183,11 @@ def interval(
 
 
 def interaction(matrix: Matrix) -> Matrix:
-    """What is left of m_ij when the best a_i + a_j is taken off: what belongs to the pair alone."""
+    """Return the residual of m_ij after the best fit a_i + a_j: the effect of the pair alone."""
     count, rows = len(matrix), (matrix - np.diag(np.diag(matrix))).sum(1)
     own = (rows - rows.sum() / (2 * (count - 1))) / (count - 2)
     left = matrix - own[:, None] - own
-    return np.where(abs(upper(left)).max() > 1e-9 * abs(matrix).max(), left, 0)  # or rounding
+    return np.where(abs(upper(left)).max() > 1e-9 * abs(matrix).max(), left, 0)  # or rounding error
 
 
 HEADER = (
@@ -197,10 +197,10 @@ HEADER = (
 
 
 def rows(found: Mapping[str, Matrix], lost: Matrix, draws: int) -> list[list[str]]:
-    """One line per predictor: its rank correlations with the accuracy lost.
+    """Return one row per predictor: its rank correlations with the lost accuracy.
 
-    The last three are Spearman's: with the distance of the weights taken out, and of what belongs
-    to the pairs alone, for some experts lose more than others whatever they are merged with.
+    The last three are Spearman's: controlling for the distance of the weights, and of the effects
+    of pairs alone, since some experts lose more than others whatever they are merged with.
     """
     lines = []
     distance = upper(found["distance of the weights"])
@@ -222,7 +222,7 @@ def _cell(value: float, form: str = "+.2f") -> str:
 
 
 def sentence(method: str, found: Mapping[str, Matrix], lost: Matrix, draws: int) -> str:
-    """What the first predictor, M-Loss, says about one way to merge."""
+    """Return a sentence on how well M-Loss, the first predictor, does for one merge method."""
     name, values = next(iter(found.items()))
     correlation = spearman(upper(values), upper(lost))
     p = chance(values, lost, spearman, draws)
@@ -239,7 +239,7 @@ def sentence(method: str, found: Mapping[str, Matrix], lost: Matrix, draws: int)
 
 
 def open_suite(given: argparse.Namespace) -> Suite:
-    """Open all files and look at all images."""
+    """Open all files and load all images."""
     encoder = MiniViT()
     data = MergeDataModule(
         root=given.data_root, tasks=given.tasks, unlabelled_images=given.unlabelled
@@ -252,7 +252,7 @@ def open_suite(given: argparse.Namespace) -> Suite:
 
 
 def main() -> int:
-    """Measure all pairs; print a table per way to merge, and a sentence each."""
+    """Measure all pairs; print a table and a sentence per merge method."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("--data-root", required=True, help="the suite's images")

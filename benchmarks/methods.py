@@ -4,7 +4,7 @@
     python benchmarks/methods.py --data-root DATA --group random data networks --seeds 0 1 2
     python benchmarks/methods.py --data-root DATA --own-experts --runs runs/own --seeds 0 1 2
 
-A run that is finished is not repeated, so a stopped one goes on when it is started again.
+Finished runs are not repeated, so a stopped benchmark resumes when it is started again.
 """
 
 import argparse
@@ -30,7 +30,7 @@ Entry = tuple[str, dict[str, Any], dict[str, list[float]]]
 
 
 def _transformed(*transforms: str, **options: Any) -> dict[str, Any]:
-    """Return the options of a method after transforms, the last of which has options."""
+    """Return the options of a method with transforms, the last of which takes the options."""
     given: list[dict[str, Any]] = [{"class_path": transform} for transform in transforms]
     given[-1]["init_args"] = options
     return {"transforms": given}
@@ -76,7 +76,7 @@ GROUPS: dict[str, dict[str, Entry]] = {
 
 
 def with_lwptv(group: Mapping[str, Entry]) -> Iterator[tuple[str, Entry]]:
-    """Yield every method, each followed by itself behind LwPTV's mask."""
+    """Yield every method, each followed by its version with LwPTV's mask."""
     for name, (kind, options, grid) in group.items():
         yield name, (kind, options, grid)
         transforms = [{"class_path": "LwPTV"}, *options.get("transforms", [])]
@@ -84,7 +84,7 @@ def with_lwptv(group: Mapping[str, Entry]) -> Iterator[tuple[str, Entry]]:
 
 
 def config(methods: Mapping[str, Entry]) -> dict[str, Any]:
-    """Return the trainer's part of a config, one callback per method."""
+    """Return the trainer section of a config, with one callback per method."""
     callbacks = [
         {
             "class_path": "lightning_merge.callbacks.MergeCallback",
@@ -102,7 +102,7 @@ def config(methods: Mapping[str, Entry]) -> dict[str, Any]:
 def arguments(
     place: Path, methods: Mapping[str, Entry], seed: int, given: argparse.Namespace
 ) -> list[str]:
-    """Write the config of a run beside its folder; return the words of its `fit`."""
+    """Write the config of a run next to its folder; return the arguments of `fit`."""
     place.parent.mkdir(parents=True, exist_ok=True)
     file = place.with_suffix(".yaml")
     file.write_text(json.dumps(config(methods)))  # JSON is YAML
@@ -122,7 +122,7 @@ def arguments(
 
 
 def main() -> int:
-    """Run what is not there yet; print one table of all groups."""
+    """Run what has not finished yet; print one table of all groups."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--data-root", required=True, help="the suite's images")

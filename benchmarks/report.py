@@ -18,7 +18,7 @@ class Row:
     Attributes:
         method: Label of the method.
         tool: Label of the tool.
-        runs: One per repetition, none after a failure.
+        runs: One run per repetition; there are none after a failure.
     """
 
     method: str
@@ -27,7 +27,7 @@ class Row:
 
     @property
     def failed(self) -> bool:
-        """Whether the tool did not come to an end."""
+        """Whether the tool failed."""
         return any(run.code for run in self.runs)
 
     @property
@@ -37,30 +37,30 @@ class Row:
 
     @property
     def rss(self) -> int:
-        """Greatest peak of resident bytes."""
+        """Largest peak of resident bytes."""
         return max(run.rss for run in self.runs)
 
     @property
     def anonymous(self) -> int:
-        """Greatest peak of anonymous bytes."""
+        """Largest peak of anonymous bytes."""
         return max(run.anonymous for run in self.runs)
 
 
 @dataclass
 class Floors:
-    """Seconds that moving the bytes takes, by number of threads; one entry per repetition."""
+    """Seconds to move the bytes, by number of threads, with one entry per repetition."""
 
     read: dict[int, list[float]] = field(default_factory=dict)
     write: list[float] = field(default_factory=list)
     flush: list[float] = field(default_factory=list)
 
     def seconds(self, passes: int, threads: int) -> float:
-        """Reading the inputs so many times and writing the output; not forcing it to the disk."""
+        """Return the seconds to read the inputs `passes` times and write the output, unsynced."""
         return passes * median(self.read[threads]) + median(self.write)
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown, its columns padded to one width."""
+    """Return a Markdown table with each column padded to one width."""
     lines = [list(header), *map(list, rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     text = [
@@ -84,13 +84,13 @@ HEADER = [
 
 
 def cells(row: Row, ours: Row, start: Row, floor: float) -> list[str]:
-    """One line of the main table.
+    """Return one row of the main table.
 
     Args:
-        row: What was measured.
-        ours: The row whose time the others are compared with.
-        start: The same tool merging next to nothing.
-        floor: Seconds that moving the bytes of this method takes.
+        row: The measurements.
+        ours: Row whose time the others are compared with.
+        start: Run of the same tool on a tiny checkpoint.
+        floor: Seconds to move the bytes of this method.
     """
     above = (row.anonymous - start.anonymous) / MIB
     memory = f"{row.anonymous / MIB:.0f}" + f" = imports + {round(above)}" * (row is not start)
@@ -106,12 +106,12 @@ def cells(row: Row, ours: Row, start: Row, floor: float) -> list[str]:
 
 
 def floor_table(floors: Floors, read: int, written: int) -> str:
-    """What moving the bytes takes.
+    """Return the table of times to move the bytes.
 
     Args:
         floors: Measured seconds.
-        read: Bytes of all inputs.
-        written: Bytes of one output.
+        read: Size of all inputs in bytes.
+        written: Size of one output in bytes.
     """
     lines = [
         (f"read every input once, {n} thread{'s' * (n > 1)}", seconds, read)
@@ -128,7 +128,7 @@ def floor_table(floors: Floors, read: int, written: int) -> str:
 
 
 def agreement_line(method: str, tool: str, found: Agreement, random: bool) -> list[str]:
-    """One line of the table of agreement with our first row."""
+    """Return one row of the table of agreement with our first row."""
     if random:
         return [method, tool, "random", "random", f"{found.update:.4f}"]
     apart = f"{found.apart} of {found.entries}"
@@ -145,7 +145,7 @@ AGREEMENT_HEADER = [
 
 
 def machine() -> str:
-    """Processor, cores and memory."""
+    """Return the processor, cores and memory in words."""
     models = [
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text().split("\n")

@@ -1,9 +1,9 @@
-"""How time and memory of merging, learning and evaluation grow, on cases of seconds.
+"""Measure how time and memory of merging, learning and evaluation grow, on short cases.
 
     OMP_NUM_THREADS=1 python benchmarks/scale.py
 
-Every case runs in a process of its own. Time is the CPU's, so that other work on the machine
-does not count; memory is the peak of what no file backs (RssAnon), above that before the case.
+Every case runs in its own process. Time is CPU time, so that other work on the machine does not
+count; memory is the peak not backed by files (RssAnon), less that before the case.
 """
 
 import multiprocessing
@@ -33,7 +33,7 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Case:
-    """What a measurement depends on."""
+    """The parameters of one measurement."""
 
     experts: int = 4
     depth: int = 6
@@ -41,7 +41,7 @@ class Case:
 
     @property
     def parameters(self) -> int:
-        """Number of entries of one network."""
+        """Return the number of entries of one network."""
         return sum(p.numel() for p in MiniViT(depth=self.depth).parameters())
 
     def write(self, folder: Path) -> None:
@@ -54,7 +54,7 @@ class Case:
             save_checkpoint(expert, folder / f"{i}.safetensors")
 
     def open(self, folder: Path):
-        """Return a network, the base and the experts, none of which is read yet."""
+        """Return a network, the base and the experts, without reading any tensor yet."""
         experts = {
             str(i): open_checkpoint(folder / f"{i}.safetensors") for i in range(self.experts)
         }
@@ -70,14 +70,14 @@ class Measured:
 
 
 def anonymous() -> int:
-    """Bytes of this process that no file backs."""
+    """Return the bytes of this process not backed by files."""
     status = Path("/proc/self/status").read_text()
     return 1024 * int(status.split("RssAnon:")[1].split()[0])
 
 
 @contextmanager
 def peak() -> Iterator[list[int]]:
-    """Give a list whose last number is the greatest anonymous memory above the present one."""
+    """Yield a list whose last number is the peak anonymous memory above the current level."""
     start, found, done = anonymous(), [0], threading.Event()
 
     def watch() -> None:
@@ -92,7 +92,7 @@ def peak() -> Iterator[list[int]]:
 
 
 def fastest(work: Callable[[], object]) -> float:
-    """CPU seconds of the fastest of some repeats."""
+    """Return the CPU seconds of the fastest of some repeats."""
     spent = []
     for _ in range(REPEATS):
         started = time.process_time()
@@ -102,7 +102,7 @@ def fastest(work: Callable[[], object]) -> float:
 
 
 def learn(case: Case, folder: Path) -> Measured:
-    """One step of coefficient learning: merge, forward, backward."""
+    """Measure one step of coefficient learning: merge, forward, backward."""
     network, base, experts = case.open(folder)
     images = torch.randn(case.images, 3, 32, 32)
     with peak() as memory:
@@ -119,7 +119,7 @@ def learn(case: Case, folder: Path) -> Measured:
 
 
 def merge(method: MergeMethod, case: Case, folder: Path) -> Measured:
-    """A tensor-wise method from files to a file."""
+    """Measure a tensor-wise method from files to a file."""
     _, base, experts = case.open(folder)
     layout = TaskVectors(base, experts).stored.layout()
 
@@ -133,7 +133,7 @@ def merge(method: MergeMethod, case: Case, folder: Path) -> Measured:
 
 
 def m_ties(case: Case, folder: Path) -> Measured:
-    """M-TIES from files to weights in memory."""
+    """Measure M-TIES from files to weights in memory."""
     network, base, experts = case.open(folder)
     images = torch.randn(case.images, 3, 32, 32)
     with peak() as memory:
@@ -143,7 +143,7 @@ def m_ties(case: Case, folder: Path) -> Measured:
 
 @torch.no_grad()
 def evaluate(case: Case, folder: Path) -> Measured:
-    """A pass of one network over images, 256 at a time."""
+    """Measure a forward pass of one network over images, 256 at a time."""
     network, *_ = case.open(folder)
     images = torch.randn(case.images, 3, 32, 32)
     with peak() as memory:

@@ -1,4 +1,4 @@
-"""Run every tool with every method in turns, and keep what they cost."""
+"""Run every tool with every method in turns, and record the costs."""
 
 import shutil
 import sys
@@ -21,10 +21,10 @@ class Session:
 
     Attributes:
         work: Folder for outputs.
-        inputs: What is merged.
+        inputs: Checkpoints to merge.
         tiny: A checkpoint so small that merging it costs little more than starting.
-        tools: Those that take part, ours first; outputs are compared with the first one's.
-        methods: What each is asked for.
+        tools: Tools to compare, ours first; outputs are compared with the first one's.
+        methods: Merges to run with each tool.
         cold: Drop the inputs from the page cache before each run, instead of reading them.
     """
 
@@ -40,7 +40,7 @@ class Session:
     cached: list[float] = field(default_factory=list)
 
     def round(self) -> None:
-        """Measure the floors, every tool's start, and every tool with every method, once."""
+        """Measure once the floors, every tool's start, and every tool with every method."""
         self._measure_floors()
         for tool in self.tools:
             self._time(METHODS["average"], tool, self.tiny, START)
@@ -63,7 +63,7 @@ class Session:
         self.floors.flush.append(flushed)
 
     def _prepare(self) -> None:
-        """Bring the page cache into the state asked for, with nothing waiting to be written."""
+        """Bring the page cache into the requested state, with no pending writes."""
         if self.cold:
             measure.drop_cached(self.inputs.files)
         else:
@@ -71,7 +71,7 @@ class Session:
             measure.read_seconds(self.inputs.files)
 
     def _time(self, method: Method, tool: Tool, inputs: Checkpoints, label: str) -> None:
-        """Run a tool once, unless it failed before; say how it went."""
+        """Run a tool once, unless it failed before; record and print the time."""
         row = self.rows.setdefault((label, tool.name), report.Row(label, tool.name))
         if row.failed:
             return
@@ -90,7 +90,7 @@ class Session:
         return self.work / "out" / tool.name / "model.safetensors"
 
     def _compare(self, method: Method, tool: Tool) -> None:
-        """In the first round, set a tool's output beside the first tool's; then remove it."""
+        """In the first round, compare a tool's output with the first tool's; then remove it."""
         first = self.tools[0]
         if tool is first:
             return

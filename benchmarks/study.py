@@ -1,10 +1,10 @@
-"""Every way to learn coefficients on the mini suite, each with and without LwPTV, in one table.
+"""All coefficient-learning methods on the mini suite, with and without LwPTV, in one table.
 
     python benchmarks/study.py --data-root DATA --group forms --seeds 0 1 2
     python benchmarks/study.py --data-root DATA --own-experts --runs runs/study-own
 
-A run that is finished is not repeated, so a stopped study goes on when it is started again, and two
-that share the seeds out may run beside each other.
+Finished runs are not repeated, so a stopped study resumes when it is started again, and two studies
+with different seeds can run side by side.
 """
 
 import argparse
@@ -84,7 +84,7 @@ LONGER = THIRDS | {
 
 
 def own_experts(seed: int) -> list[str]:
-    """Options of `fit` for experts that were fine-tuned with a run's seed; make their recipe."""
+    """Write the recipe of experts fine-tuned with a run's seed; return their options of `fit`."""
     recipe = Path(f"runs/mini/expert-seed{seed}.yaml")
     recipe.parent.mkdir(parents=True, exist_ok=True)
     config = yaml.safe_load(Path("configs/mini/expert.yaml").read_text())
@@ -96,7 +96,7 @@ def own_experts(seed: int) -> list[str]:
 
 
 def arguments(name: str, options: Sequence[str], seed: int, given: argparse.Namespace) -> list[str]:
-    """The words of one `fit`."""
+    """Return the arguments of one `fit`."""
     place = given.runs / name / f"seed{seed}"
     longer = LONGER.get(name.removesuffix("_lwptv"), 1.0)
     epochs = str(round(longer * given.epochs))
@@ -111,7 +111,7 @@ def arguments(name: str, options: Sequence[str], seed: int, given: argparse.Name
 
 
 def variants(given: argparse.Namespace) -> dict[str, list[str]]:
-    """The variants that were asked for, each followed by itself with LwPTV."""
+    """Return the requested variants, each followed by its version with LwPTV."""
     chosen: dict[str, list[str]] = {}
     for group in given.group:
         for name, options in GROUPS[group].items():
@@ -123,12 +123,12 @@ def variants(given: argparse.Namespace) -> dict[str, list[str]]:
 
 
 def table(found: Mapping[str, Sequence[Results]], command: str, against: str | None = None) -> str:
-    """One table of one row per variant under the bounds: over seeds if there are some.
+    """Return one table with the bounds and a row per variant, aggregated over several seeds.
 
     Args:
-        found: The runs of each variant, of the same seeds in the same order.
-        command: What made the table.
-        against: With several seeds, variant from which every other is also given as a difference.
+        found: The runs of each variant, with the same seeds in the same order.
+        command: Command that made the table.
+        against: With several seeds, the variant to which differences of all others are given.
     """
     joined = []
     for runs in zip(*found.values(), strict=True):
@@ -142,7 +142,7 @@ def table(found: Mapping[str, Sequence[Results]], command: str, against: str | N
 def check_against(
     parser: argparse.ArgumentParser, given: argparse.Namespace, rows: Collection[str]
 ) -> None:
-    """Refuse --against what is no row, or with one seed, before anything runs."""
+    """Reject --against with an unknown row or a single seed, before anything runs."""
     if given.against is not None and (given.against not in rows or len(given.seeds) < 2):
         parser.error(
             f"--against {given.against} --seeds {given.seeds}: give one of {', '.join(rows)}, and "
@@ -151,7 +151,7 @@ def check_against(
 
 
 def main() -> int:
-    """Run what is not there yet; print the table."""
+    """Run what has not finished yet; print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--data-root", required=True, help="the suite's images")

@@ -1,4 +1,4 @@
-"""Merge with FusionBench, from safetensors to safetensors; run by the Python that has it.
+"""Merge with FusionBench, from safetensors to safetensors; run by a Python with FusionBench.
 
 Arguments: average, task_arithmetic, dare or ties; then output, base and experts.
 """
@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 
 class Files(BaseModelPool):
-    """A pool that reads a model when an algorithm asks for it, as FusionBench's own pools do."""
+    """A pool that reads a model on request, as FusionBench's own pools do."""
 
     def load_model(self, model_name_or_config: str, *args, **kwargs) -> nn.Module:
-        """Build the module of one file around the tensors read."""
+        """Build a module from the tensors of one file."""
         return module(load_file(self._models[model_name_or_config]))
 
 
 def module(weights: dict[str, Tensor]) -> nn.Module:
-    """A module that has these parameters under these names."""
+    """Return a module with these parameters under these names."""
     root = nn.Module()
     for name, tensor in weights.items():
         *path, leaf = name.split(".")
@@ -34,7 +34,7 @@ def module(weights: dict[str, Tensor]) -> nn.Module:
 
 
 def ties(base: str, experts: list[str]) -> dict[str, Tensor]:
-    """TIES by FusionBench's functions; its algorithm class keeps several more copies."""
+    """Merge by TIES with FusionBench's functions; its algorithm class keeps several more copies."""
     from fusion_bench.method.ties_merging.ties_merging_utils import (
         state_dict_to_vector,
         ties_merging,
