@@ -1,4 +1,4 @@
-"""Callbacks: task vectors before learning, merging after it, pictures and predictions."""
+"""Callbacks that transform task vectors, merge after fit, draw figures and write predictions."""
 
 if __name__ == "callbacks":
     raise ImportError("import lightning_merge.callbacks, not callbacks: one class, one name")

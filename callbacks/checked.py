@@ -1,4 +1,4 @@
-"""Callbacks that say, before any long work, whether they fit the run."""
+"""Callbacks that check, before any long work, that they fit the run."""
 
 from abc import abstractmethod
 from typing import Any
@@ -11,7 +11,7 @@ from lightning_merge.modules.coefficients import CoefficientModule
 
 
 class CheckedCallback(Callback):
-    """A callback of `fit` that checks the run it is in before training begins.
+    """A callback of `fit` that checks the run before training begins.
 
     Examples:
         >>> class OneDevice(CheckedCallback):
@@ -23,21 +23,21 @@ class CheckedCallback(Callback):
 
     @abstractmethod
     def check(self, trainer: Trainer, module: Any) -> None:
-        """Check what can be told before any file is opened.
+        """Check what can be checked before any file is opened.
 
         Raises:
-            InputError: The module or another callback does not go with this one.
+            InputError: The module or another callback is incompatible with this one.
         """
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Check, before training, in every process or in none."""
+        """Run the check before training; an error in one process stops them all."""
         if stage == "fit":
             with Ranks.of(trainer).agreed():
                 self.check(trainer, pl_module)
 
 
 class CoefficientCallback(CheckedCallback):
-    """A callback for modules that learn coefficients, with their base and experts.
+    """A callback for modules that learn merging coefficients from a base and experts.
 
     Examples:
         >>> from lightning_merge.models import MiniViT
@@ -48,10 +48,10 @@ class CoefficientCallback(CheckedCallback):
     """
 
     def check(self, trainer: Trainer, module: Any) -> None:
-        """Check that there will be experts, and coefficients to learn.
+        """Check that the module has experts and learns coefficients.
 
         Raises:
-            InputError: The module has none.
+            InputError: It does not.
         """
         if not isinstance(module, CoefficientModule):
             raise InputError(

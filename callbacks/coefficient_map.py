@@ -1,4 +1,4 @@
-"""The learned coefficients as a picture."""
+"""A heat map of the learned coefficients."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from lightning_merge.modules.coefficients import CoefficientModule
 
 
 class CoefficientMap(CoefficientCallback):
-    """Draw the heat map [task x layer] of the coefficients when fit ends.
+    """Draw a heat map [task x layer] of the coefficients when fit ends.
 
     Examples:
         >>> trainer = Trainer(callbacks=[CoefficientMap()], logger=False)

@@ -1,4 +1,4 @@
-"""LwPTV at the end of fit, in front of any method."""
+"""LwPTV at the end of fit, before any merge method."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,9 +20,9 @@ class LwPTVMerge(MergeCallback):
     """Prune layers of the task vectors, then merge by any method; draw scores and masks.
 
     Args:
-        method: What merges the pruned task vectors; task arithmetic without one.
+        method: Merge method for the pruned task vectors; by default task arithmetic.
         prune: LwPTV with its hyperparameters.
-        name: Row of the table and name of the file.
+        name: Name of the table row and of the file.
         grid: Hyperparameter of the method -> values to choose from on the held-out images.
 
     Examples:
@@ -42,15 +42,15 @@ class LwPTVMerge(MergeCallback):
         super().__init__(with_transforms(method or TaskArithmetic(), [self.prune]), name, grid)
 
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Merge, register the candidate, and draw what is the same for all points of the grid."""
+        """Merge, register the candidate, and draw the masks, which the grid does not change."""
         super().on_fit_end(trainer, pl_module)
-        if self.prune.granularity == "parameter":  # there are no scores of layers to draw
+        if self.prune.granularity == "parameter":  # no layer scores to draw
             return
         figure = pl_module.figure_file(self.name)
         Ranks.of(trainer).once(lambda: self._draw_masks(pl_module, figure))
 
     def _draw_masks(self, module: CoefficientModule, path: Path) -> None:
-        """Draw the scores of every task and layer, and the masks they give."""
+        """Draw the score of every task and layer, and the resulting masks."""
         vectors = TaskVectors(module.base, module.experts, scope="changed")
         scores = self.prune.scores(vectors)
         masks = self.prune.task_masks(scores)

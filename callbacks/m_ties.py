@@ -13,11 +13,11 @@ from lightning_merge.modules.coefficients import CoefficientModule
 
 
 class MTiesMerge(MergeCallback):
-    """Merge by M-TIES on unlabelled held-out images, and draw the map of node M-Loss.
+    """Merge by M-TIES on unlabelled held-out images, and draw a map of the node M-Loss.
 
     Args:
         method: M-TIES with its hyperparameters.
-        name: Row of the table and name of the file.
+        name: Name of the table row and of the file.
         grid: Hyperparameter -> values to choose from on the held-out images.
 
     Examples:
@@ -44,7 +44,7 @@ class MTiesMerge(MergeCallback):
         return analysis.merged
 
     def draw(self, module: CoefficientModule, path: Path) -> None:
-        """Draw the map of node M-Loss of the last merge, unless its file was there already."""
+        """Draw the node M-Loss of the last merge, unless the merged file already existed."""
         if self._losses is not None:
             m_loss_map(self._losses, path)
         self._losses = None

@@ -21,29 +21,29 @@ from lightning_merge.runs.refusals import check_unseen
 
 
 class MergeCallback(CoefficientCallback):
-    """Merge at the end of fit, save the weights, and hand them to the comparison.
+    """Merge at the end of fit, save the weights, and add them to the comparison.
 
-    Of several processes the first one merges, and the others wait. Time and memory reported are
-    those of the merge by the hyperparameters that are chosen: without the search for them,
-    drawing images, writing files and figures.
+    With several processes, the first one merges and the others wait. The reported time and memory
+    are those of the merge with the chosen hyperparameters. They exclude the search, sampling
+    images, and writing files and figures.
 
-    Where BatchNorm is recalibrated, the weights that a merge method returns are, afterwards. A
-    network method decides itself where it needs the statistics, and so is called once for every
-    variant: Surgery and WEMoE have them measured for the merged network before they learn on its
-    features, EMR for every task's weights on images of that task. An Ensemble's networks are the
-    experts and keep their own.
+    BatchNorm recalibration follows a merge method and applies to the weights it returns. A network
+    method decides for itself where it needs the statistics, so it is called once per variant:
+    Surgery and WEMoE measure them on the merged network before learning from its features, EMR
+    measures them for each task's weights on images of that task. The networks of an Ensemble are
+    the experts and keep their own statistics.
 
     Args:
-        method: A merge method, or a network method, with its hyperparameters.
-        name: Row of the table and name of the file; the method's name without one.
-        grid: Hyperparameter, such as `scale`, or that of a transform or of the method within, such
-            as `LwPTV.prune_ratio` -> values to try; the best on the held-out images is kept, so the
-            reported number is measured on images that nothing was chosen on.
+        method: A merge method or a network method, with its hyperparameters.
+        name: Name of the table row and of the file; by default the method's name.
+        grid: Hyperparameter -> values to try: one of the method, such as `scale`, or of a
+            transform or wrapped method, such as `LwPTV.prune_ratio`. The best value on the
+            held-out images is kept, so test images play no part in the choice.
 
     Raises:
-        InputError: The grid names something that the method does not have, a value of it is out
-            of bounds, or (when fit begins) the run has no experts, the method cannot take its
-            architecture, or the name is taken.
+        InputError: The grid names an unknown hyperparameter or has a value out of bounds; or, when
+            fit begins, the run has no experts, the method does not support the architecture, or
+            the name is taken.
 
     Examples:
         >>> from lightning_merge.methods import Ties
@@ -66,10 +66,10 @@ class MergeCallback(CoefficientCallback):
                 f"grid of {self.name!r}: {type(method).__name__} has no {unknown}; "
                 f"it has {sorted(known)}"
             )
-        self.grid_methods()  # a value out of bounds shows now
+        self.grid_methods()  # fail now if a value is out of bounds
 
     def check(self, trainer: Trainer, module: Any) -> None:
-        """Check that there will be experts that can be merged, and that the name is free."""
+        """Check that the run has experts the method can merge, and that the name is free."""
         super().check(trainer, module)
         if isinstance(self.method, NetworkMethod):
             self.method.check(module.encoder.backbone)
@@ -83,17 +83,17 @@ class MergeCallback(CoefficientCallback):
             )
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Check, and that what the method has learned elsewhere knows nothing of unseen tasks.
+        """Check the run, and that the method was not trained on an unseen task.
 
         Raises:
-            InputError: It does.
+            InputError: It was.
         """
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             check_unseen(self.name, self.method, pl_module.data.unseen)
 
     def grid_methods(self) -> dict[str, Method]:
-        """Return the method for every point of the grid, by what distinguishes it."""
+        """Return the method at every grid point, keyed by the values that set it apart."""
         points = itertools.product(*self.grid.values())
         return {
             " ".join(f"{k}={v}" for k, v in zip(self.grid, point, strict=True)): with_values(
@@ -113,11 +113,11 @@ class MergeCallback(CoefficientCallback):
         """Return the merged weights.
 
         Args:
-            module: The run's, with base and experts.
-            method: What merges them.
-            given: What the method needs beside the weights, see `HeldOut.resources`.
+            module: Module of the run, with base and experts.
+            method: Merge method to apply.
+            given: What the method needs besides the weights, see `HeldOut.resources`.
         """
         return method.merge(module.base, module.experts, given)
 
     def draw(self, module: CoefficientModule, path: Path) -> None:
-        """Draw what the last merge saw, if there was one; a subclass says what."""
+        """Draw a figure of the last merge, if there was one; for subclasses to override."""

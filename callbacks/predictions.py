@@ -1,4 +1,4 @@
-"""Predictions as a file."""
+"""Write predictions to a CSV file."""
 
 import csv
 import io
@@ -17,16 +17,16 @@ from lightning_merge.core.ranks import Ranks
 class WritePredictions(Callback):
     """Write predictions.csv into the run folder: task, index of the test image, file, class.
 
-    The file is named from the task's folder on; nothing stands there where images have no files.
-    Several processes hand what they predicted to the first one, which writes it in the order
-    that one process would.
+    File paths are relative to the task's folder; the column is empty for images without files.
+    With several processes, the first one gathers the predictions and writes them in the same order
+    as a single process would.
 
     Examples:
         >>> trainer = Trainer(callbacks=[WritePredictions()], logger=False)
     """
 
     def on_predict_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Forget what an earlier pass predicted."""
+        """Discard the predictions of an earlier pass."""
         self.batches: list[list[Tensor]] = [[] for _ in pl_module.data.tasks]
 
     def on_predict_batch_end(
@@ -38,11 +38,11 @@ class WritePredictions(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the classes of one batch."""
+        """Store the predicted classes of one batch."""
         self.batches[dataloader_idx].append(outputs.cpu())
 
     def on_predict_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Write one line per test image, tasks in their order."""
+        """Write one line per test image, task by task."""
         ranks = Ranks.of(trainer)
         found = ranks.gather(self.batches)
         if ranks.rank == 0:
@@ -57,5 +57,5 @@ class WritePredictions(Callback):
 
 
 def _in_order(shares: Iterable[Iterable[Tensor]]) -> list[int]:
-    """Return the values of all batches, of which process r has every one from number r on."""
+    """Return the values of all batches in order; batches alternate between the processes."""
     return [value for batch in chain(*zip(*shares, strict=True)) for value in batch.tolist()]

@@ -1,4 +1,4 @@
-"""Learn coefficients of task vectors that were pruned or trimmed before."""
+"""Prune or trim task vectors before their coefficients are learned."""
 
 from typing import Any
 
@@ -16,12 +16,12 @@ from lightning_merge.modules.coefficients import CoefficientModule
 class TransformTaskVectors(CoefficientCallback):
     """Transform the task vectors before coefficients are learned.
 
-    Several of these apply in the order of `trainer.callbacks`, after the module's own transforms.
-    Merging callbacks of the same run are not affected.
+    Several such callbacks apply in the order of `trainer.callbacks`, after the module's own
+    transforms. Merge callbacks of the same run are not affected.
 
     Args:
-        transform: Of the task vectors.
-        final_scale: What the learned coefficients of every layer are multiplied by at the end.
+        transform: Transform of the task vectors.
+        final_scale: Factor applied to the learned coefficients of every layer at the end.
 
     Examples:
         >>> TransformTaskVectors(TrimAndElect(density=0.2)).described()
@@ -32,27 +32,27 @@ class TransformTaskVectors(CoefficientCallback):
         self.transform, self.final_scale = transform, final_scale
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Tell the module, before it opens the experts."""
+        """Register the transform with the module before it opens the experts."""
         super().setup(trainer, pl_module, stage)
-        if isinstance(pl_module, CoefficientModule):  # and not the comparison's
+        if isinstance(pl_module, CoefficientModule):  # not the module of the comparison
             with Ranks.of(trainer).agreed():
                 pl_module.transform(self.transform, self.final_scale)
 
     def described(self) -> str:
-        """Return what this makes of the learned network, and its code, as it is recorded."""
+        """Return the transform, the scale and a hash of user code, for the record of the run."""
         code = code_of(self, self.transform, *parts(self.transform))
         return f"{self.transform!r} x {self.final_scale}" + (f", {code}" if code else "")
 
 
 class PruneTaskVectors(TransformTaskVectors):
-    """LwPTV in front of learning: prune layers, and damp the coefficients of every layer.
+    """LwPTV before learning: prune layers, then scale down the learned coefficients.
 
-    Layer-wise coefficients are multiplied by the prune ratio eta when they are learned, task-wise
-    ones stay (Zhang et al. 2025, Algorithm 1, lines 12 to 15).
+    After learning, layer-wise coefficients are multiplied by the prune ratio eta; task-wise
+    coefficients are left as they are (Zhang et al. 2025, Algorithm 1, lines 12 to 15).
 
     Args:
         prune: LwPTV with its hyperparameters.
-        rescale: Multiply by eta; False is the paper's ablation.
+        rescale: Multiply by eta; False gives the paper's ablation.
 
     Examples:
         >>> PruneTaskVectors(LwPTV(prune_ratio=0.5)).final_scale
@@ -65,10 +65,10 @@ class PruneTaskVectors(TransformTaskVectors):
 
 
 class TrimTaskVectors(TransformTaskVectors):
-    """TIES in front of learning, which makes AdaMerging AdaMerging++.
+    """TIES before learning, which turns AdaMerging into AdaMerging++.
 
     Args:
-        trim: Trimming and election of signs with their hyperparameters.
+        trim: Trimming and sign election, with their hyperparameters.
 
     Examples:
         >>> TrimTaskVectors().transform

@@ -1,1 +1,1 @@
-"""The command line; `usage` alone is imported by --help."""
+"""The command line; --help imports only `usage`."""

@@ -1,4 +1,4 @@
-"""Bars with the time left, for people who wait in front of a terminal."""
+"""Progress bars with the remaining time, for interactive terminals."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,16 +6,16 @@ from contextlib import contextmanager
 from lightning_merge.core.progress import Advance
 
 WORTH_SHOWING = 1.0
-"""Seconds that a loop takes before anybody is told of it."""
+"""Seconds before a loop shows a bar."""
 
 
 @contextmanager
 def bar(total: int, what: str) -> Iterator[Advance]:
-    """Show a loop on stderr if that is a terminal, by the first process alone."""
-    from torch import distributed  # where nothing takes long, nothing waits for torch
+    """Show a bar on stderr if it is a terminal; only the first process shows one."""
+    from torch import distributed  # so that quick commands do not wait for torch
     from tqdm import tqdm
 
-    tqdm.monitor_interval = 0  # no thread of its own: merging forks
+    tqdm.monitor_interval = 0  # no monitor thread: merging forks
     first = not distributed.is_initialized() or distributed.get_rank() == 0
     hidden = None if first else True
     with tqdm(

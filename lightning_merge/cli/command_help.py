@@ -1,6 +1,6 @@
-"""`COMMAND --help`, from signature and docstring in the source of what the command runs.
+"""`COMMAND --help`, from the signature and docstring of the command's function or class.
 
-jsonargparse reads the same, but imports every type in it first.
+jsonargparse uses the same, but has to import every type in the signature; this reads the source.
 """
 
 import ast
@@ -15,19 +15,20 @@ from lightning_merge.cli.definitions import Definition, find, kinds_of
 from lightning_merge.cli.usage import RUNS
 
 Parameter = tuple[str, ast.expr, str | None]
-"""Name, type and default of an argument."""
+"""Name, type and default of a parameter."""
 
 
 class Option(NamedTuple):
     """An option of a command.
 
     Attributes:
-        name: Without its dashes.
-        kind: Its type as the source has it, without that it may be null; aliases are replaced.
-        default: As the source has it; None where the option is required.
-        about: What the docstring says.
-        choices: Values, or names of classes; empty where it takes others, or only one class.
-        of_class: Whether it takes a class of this package, by its name.
+        name: Name without dashes.
+        kind: Type as written in the source, without `| None` and with aliases resolved.
+        default: Default as written in the source; None if the option is required.
+        about: Description from the docstring.
+        choices: Allowed values or class names; empty if the values are open or there is only one
+            class.
+        of_class: Whether it takes a class of this package, by name.
     """
 
     name: str
@@ -39,7 +40,7 @@ class Option(NamedTuple):
 
 
 def parser_of(command: str, program: str) -> ArgumentParser:
-    """Return a parser whose help is that of a command.
+    """Return a parser that prints the help of a command.
 
     Args:
         command: A key of `RUNS`.
@@ -61,10 +62,10 @@ def parser_of(command: str, program: str) -> ArgumentParser:
 
 
 def options_of(definition: Definition, prefix: str = "") -> Iterator[Option]:
-    """Yield the options that stand for the arguments of a function or class.
+    """Yield the options for the parameters of a function or class.
 
-    Those of a dataclass follow in its stead, under its name. What goes on to another function as
-    `**options` is looked up there.
+    A dataclass is replaced by its fields, prefixed with its name. Parameters passed on to another
+    function as `**options` are looked up there.
     """
     parameters, rest = _parameters(definition)
     for name, annotation, default in parameters:
@@ -82,7 +83,7 @@ def options_of(definition: Definition, prefix: str = "") -> Iterator[Option]:
 
 
 def _parameters(definition: Definition) -> tuple[list[Parameter], str | None]:
-    """Return the arguments, and the name of `**options`."""
+    """Return the parameters, and the name of `**options` if there is one."""
     node = definition.node
     if isinstance(node, ast.ClassDef):
         own = [f for f in node.body if isinstance(f, ast.FunctionDef) and f.name == "__init__"]
@@ -104,7 +105,7 @@ def _parameters(definition: Definition) -> tuple[list[Parameter], str | None]:
 
 
 def _passed_on(definition: Definition, rest: str) -> tuple[Definition, set[str | None]]:
-    """Return the function that is called with `**rest`, and the arguments that the call gives."""
+    """Return the function called with `**rest`, and the keywords that the call passes itself."""
     for node in ast.walk(definition.node):
         match node:
             case ast.Call(func=ast.Name(id=called), keywords=words) if any(
@@ -117,8 +118,8 @@ def _passed_on(definition: Definition, rest: str) -> tuple[Definition, set[str |
 
 
 def _resolved(module: str, annotation: ast.expr) -> tuple[str, Definition | None]:
-    """Return a type without null, as the source has it, and the class if it is one of ours."""
-    if isinstance(annotation, ast.Constant):  # a class that is defined further down
+    """Return a type as in the source, without `| None`, and its class if this package has it."""
+    if isinstance(annotation, ast.Constant):  # a forward reference
         text = str(annotation.value)
     else:
         text = ast.unparse(annotation)
@@ -130,20 +131,20 @@ def _resolved(module: str, annotation: ast.expr) -> tuple[str, Definition | None
 
 
 def _is_plain(definition: Definition) -> bool:
-    """Whether a class is a dataclass without others to choose in its stead."""
+    """Whether a class is a dataclass with no alternatives to choose from."""
     node = definition.node
     return isinstance(node, ast.ClassDef) and bool(node.decorator_list) and not node.bases
 
 
 def _choices(kind: str) -> tuple[str, ...]:
-    """Return the values of a Literal, or of a bool."""
+    """Return the values of a Literal or a bool; empty for other types."""
     if kind.startswith("Literal["):
         return tuple(re.findall(r"'(\w+)'", kind))
     return ("true", "false") if kind == "bool" else ()
 
 
 def _classes(definition: Definition) -> tuple[str, ...]:
-    """Return the classes of the package that derive from one."""
+    """Return the names of the concrete subclasses of a class in its package."""
     assert isinstance(definition.node, ast.ClassDef)
     return tuple(kinds_of(definition.module.rpartition(".")[0], definition.node.name))
 
@@ -153,10 +154,10 @@ def _text(default: ast.expr | None) -> str | None:
 
 
 def _add(parser: ArgumentParser, option: Option) -> None:
-    """Add an option, and for one that takes a class the option that shows what the class takes."""
+    """Add an option; one that takes a class also gets `--NAME.help` to show the class's options."""
     names, about = [f"--{option.name}"], option.about
     if option.kind.startswith(("list", "Sequence")):
-        names.append(f"--{option.name}+")  # adds to a config's
+        names.append(f"--{option.name}+")  # appends to the list of a config
     if option.of_class and option.choices:
         about += f" One of {', '.join(option.choices)}."
     facts = f" ({', '.join(_facts(option))})" if [*_facts(option)] else ""
@@ -172,14 +173,14 @@ def _add(parser: ArgumentParser, option: Option) -> None:
 
 
 def _wrapped(parts: list[str]) -> str:
-    """Return a usage whose lines fit the terminal and break between parts alone."""
+    """Return the usage wrapped to the terminal's width, with breaks only between parts."""
     text = " ".join(part.replace(" ", "\xa0") for part in parts)
     room = shutil.get_terminal_size().columns - len("usage: ") - 2
     return textwrap.fill(text, room, subsequent_indent=" " * 7).replace("\xa0", " ")
 
 
 def _metavar(option: Option) -> str:
-    """Return what stands for the value of an option."""
+    """Return the placeholder for the value of an option."""
     if option.of_class:
         return "CLASS"
     if option.choices:
@@ -188,7 +189,7 @@ def _metavar(option: Option) -> str:
 
 
 def _facts(option: Option) -> Iterator[str]:
-    """Yield whether an option is required, its type and its default, where they say anything."""
+    """Yield that an option is required, its type and its default, as far as they apply."""
     if option.default is None:
         yield "required"
     if not option.choices and not option.of_class:

@@ -1,4 +1,4 @@
-"""What belongs to merged weights: configuration and tokenizer files, and how they are loaded."""
+"""Configuration and tokenizer files of merged weights, and how to load the weights."""
 
 import shutil
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ from lightning_merge.core.checkpoints.hub import COMPANIONS
 
 
 def copy_companions(base: Checkpoint, folder: Path) -> list[str]:
-    """Copy the files that the base's folder has beside its weights.
+    """Copy the configuration and tokenizer files from the base's folder.
 
     Args:
-        base: As opened.
-        folder: Where they go; files of these names are replaced.
+        base: Checkpoint of the base, opened from a file.
+        folder: Target folder; files of the same names are replaced.
 
     Returns:
-        Their names.
+        The names of the copied files.
     """
     assert base.path is not None  # opened from a file
     files = [f for f in sorted(base.path.parent.iterdir()) if f.is_file() and _belongs(f.name)]
@@ -35,12 +35,12 @@ def _belongs(name: str) -> bool:
 def how_to_load(
     target: Path, companions: Sequence[str] = (), base: Checkpoint | None = None
 ) -> str:
-    """Say in one line how merged weights are loaded; their names are those of the base's file.
+    """Return one line on how to load merged weights, whose names are those of the base's file.
 
     Args:
         target: File or folder of the weights.
-        companions: Names of the files beside them.
-        base: The base as opened; transformers renames what it reads from its own folders.
+        companions: Names of the files copied beside the weights.
+        base: Checkpoint of the base; transformers renames tensors read from its own folders.
     """
     if "config.json" in companions:
         return f"to load it: transformers.AutoModel.from_pretrained({str(target)!r})"

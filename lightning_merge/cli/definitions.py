@@ -1,6 +1,7 @@
-"""Functions and classes of this package as their source describes them, without importing it.
+"""Functions and classes of this package, read from their source without importing them.
 
-Importing most of it takes torch, Lightning and more, for seconds; reading takes milliseconds.
+Importing most modules takes seconds, as they import torch and Lightning; reading the source takes
+milliseconds.
 """
 
 import ast
@@ -15,33 +16,33 @@ from lightning_merge.core.facts import Facts, Needs
 
 
 class Definition(NamedTuple):
-    """A statement that defines a name, and the module that it is in."""
+    """A statement that defines a name, and its module."""
 
     module: str
     node: ast.stmt
 
     @property
     def doc(self) -> str:
-        """The docstring; empty without one."""
+        """The docstring; empty if there is none."""
         assert isinstance(self.node, ast.ClassDef | ast.FunctionDef)
         return ast.get_docstring(self.node) or ""
 
     @property
     def described(self) -> dict[str, str]:
-        """What the docstring says of each argument, in one line each."""
+        """The docstring's description of each argument, on one line each."""
         section = re.search(r"^Args:\n((?: .*\n?|\n)*)", self.doc, re.MULTILINE)
         found = re.findall(r"^    (\w+): (.*(?:\n     .*)*)", section[1] if section else "", re.M)
         return {name: " ".join(text.split()) for name, text in found}
 
     @property
     def bases(self) -> list["Definition"]:
-        """The base classes that this package defines."""
+        """The base classes defined in this package."""
         assert isinstance(self.node, ast.ClassDef)
         names = [base.id for base in self.node.bases if isinstance(base, ast.Name)]
         return [base for name in names if (base := find(self.module, name))]
 
     def is_a(self, name: str) -> bool:
-        """Whether it is a class of that name, or derives from one."""
+        """Whether this is a class of that name or derives from one."""
         return getattr(self.node, "name", "") == name or any(b.is_a(name) for b in self.bases)
 
     @property
@@ -49,7 +50,7 @@ class Definition(NamedTuple):
         """The facts of the class or of its nearest base class.
 
         Raises:
-            LookupError: None has any.
+            LookupError: None of them has facts.
         """
         assert isinstance(self.node, ast.ClassDef)
         for statement in self.node.body:
@@ -63,7 +64,7 @@ class Definition(NamedTuple):
 
     @property
     def abstract(self) -> set[str]:
-        """The names of its methods that subclasses have to define."""
+        """The names of the methods that subclasses have to define."""
         assert isinstance(self.node, ast.ClassDef)
         own = {f.name: f for f in self.node.body if isinstance(f, ast.FunctionDef)}
         marked = {
@@ -90,10 +91,10 @@ def definitions(module: str) -> dict[str, ast.stmt]:
 
 
 def find(module: str, name: str) -> Definition | None:
-    """Return what a name of a module stands for, followed through imports within the package.
+    """Return the definition of a module's name, following imports within the package.
 
     Returns:
-        None for what other packages define.
+        None if another package defines the name.
     """
     node = definitions(module).get(name)
     if not isinstance(node, ast.ImportFrom):
@@ -105,18 +106,18 @@ def find(module: str, name: str) -> Definition | None:
 
 
 def kinds_of(package: str, kind: str) -> dict[str, Definition]:
-    """Return the classes of a package that derive from another and are not abstract, by name."""
+    """Return the concrete classes of a package that derive from `kind`, by name."""
     return {name: found for name, found in sorted(_classes(package)) if _counts(name, found, kind)}
 
 
 def keys_of(module: str, name: str) -> list[Any]:
-    """Return the keys of the dict, maybe within a call, that a module assigns to a name."""
+    """Return the keys of the dict that a module assigns to a name, possibly inside a call."""
     found = next(n for n in ast.walk(definitions(module)[name]) if isinstance(n, ast.Dict))
     return [_constant(module, key) for key in found.keys if key is not None]
 
 
 def _constant(module: str, value: ast.expr) -> Any:
-    """Return a constant, given as it is or by the name that the module has for it."""
+    """Return a constant, written as a literal or as the name of a constant in the module."""
     if isinstance(value, ast.Name):
         assigned = definitions(module)[value.id]
         assert isinstance(assigned, ast.Assign)
@@ -125,7 +126,7 @@ def _constant(module: str, value: ast.expr) -> Any:
 
 
 def _fact(value: ast.expr) -> Any:
-    """Return a constant, or a union of members of `Needs`."""
+    """Return the value of a constant, or of a union of members of `Needs`."""
     match value:
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
             return _fact(left) | _fact(right)

@@ -1,4 +1,4 @@
-"""LightningCLI with a run folder: where things go, and how a stopped run goes on."""
+"""LightningCLI with a run folder, from which a stopped run resumes."""
 
 import shlex
 from collections.abc import Callable, Mapping
@@ -49,15 +49,15 @@ from lightning_merge.runs.refusals import check_seed, refusals
 
 
 class _Parser(Parser, LightningArgumentParser):
-    """Lightning's parser, whose errors are one message."""
+    """Lightning's parser, with errors of one message."""
 
 
 class Start(NamedTuple):
     """How a run of `fit` begins.
 
     Attributes:
-        finished: Whether its results are there already.
-        checkpoint: What it goes on from, if anything.
+        finished: Whether its results already exist.
+        checkpoint: Checkpoint to resume from, if any.
     """
 
     finished: bool
@@ -68,15 +68,15 @@ class MergeCLI(LightningCLI):
     """Run a TaskModule on a MergeDataModule inside a run folder.
 
     The run folder is `trainer.default_root_dir`. It receives config.yaml, splits.json, run.json
-    (what the run depends on), metrics.csv and checkpoints/last.ckpt; `fit` with the same
-    configuration and inputs goes on from the latter, or shows the results if they are there.
-    Before `fit`, when all options have proved right, what the module's zoo lacks is made; after
-    it, every candidate is measured. Of several processes the first one makes, decides and
-    writes.
+    (what the run depends on), metrics.csv and checkpoints/last.ckpt. `fit` with the same
+    configuration and inputs resumes from that checkpoint, or shows the results if the run has
+    finished. Missing files of the module's zoo are made before `fit`, once all options have been
+    checked; every candidate is measured after it. With several processes, the first one makes
+    files, decides and writes.
 
     Args:
-        args: The words after the program's name; or, for a run within a run, the options of
-            `fit`, which this process runs by itself, whatever others the program has.
+        args: The words after the program's name; or, for a run within a run, the options of `fit`,
+            which then runs in this process only, even if the program has several.
     """
 
     def __init__(self, args: list[str] | Config) -> None:
@@ -111,12 +111,12 @@ class MergeCLI(LightningCLI):
 
     @property
     def folder(self) -> Path:
-        """Where the run folder is."""
+        """The path of the run folder."""
         return self.run_folder.path
 
     @property
     def trial(self) -> bool:
-        """Whether this is `fit` with `trainer.fast_dev_run`, which has a folder of its own."""
+        """Whether this is `fit` with `trainer.fast_dev_run`, which uses a separate folder."""
         return self.subcommand == "fit" and bool(self._get(self.config, "trainer").fast_dev_run)
 
     @property
@@ -125,7 +125,7 @@ class MergeCLI(LightningCLI):
         return int(self._get(self.config, "seed_everything") or 0)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> Any:
-        """Give fit an option of its own."""
+        """Add the --overwrite option to fit."""
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "fit":
             what = "replace results of another configuration in the run folder"
@@ -148,7 +148,7 @@ class MergeCLI(LightningCLI):
             kwargs["callbacks"].append(AtStart(self._take_folder))
         with refusals():
             trainer = super().instantiate_trainer(**kwargs)
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # and not a user's own
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # keep a user's own
             trainer.strategy.checkpoint_io = WholeFiles()
         return trainer
 
@@ -157,17 +157,17 @@ class MergeCLI(LightningCLI):
         super()._set_seed()
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
-        """Parse, and look at the checkpoint before Lightning does."""
+        """Parse, and check the given checkpoint before Lightning loads it."""
         super().parse_arguments(parser, args)
         given = self.config[self.config.subcommand].get("ckpt_path")
         if given not in (None, "last"):
             check_given(given)
 
     def fit(self, **options: Any) -> None:
-        """Make what the zoo lacks, train, and measure; LightningCLI runs this for `Trainer.fit`."""
+        """Make missing files, train, and measure; LightningCLI calls this for `Trainer.fit`."""
         start = self._begin(self._prepare)
         if self.model.zoo is not None:
-            self._set_seed()  # random numbers do not depend on what had to be made
+            self._set_seed()  # so that random numbers do not depend on which files were made
         if not start.finished:
             with refusals():
                 self.trainer.fit(**self._going_on(options, start.checkpoint))
@@ -183,14 +183,14 @@ class MergeCLI(LightningCLI):
         self._show("test", self.trainer.test, options)
 
     def predict(self, **options: Any) -> None:
-        """Write the predicted classes, and say where."""
+        """Write the predicted classes, and print the path of the file."""
         learned = self._begin(self._find_learned)
         with refusals():
             self.trainer.predict(**self._going_on(options, learned))
         rank_zero_info(f"predictions: {self.folder / 'predictions.csv'}")
 
     def _show(self, part: str, measure: Callable[..., Any], options: dict[str, Any]) -> None:
-        """Measure what `fit` learned in this run folder, and print one line per task."""
+        """Measure the result of `fit` in this run folder, and print one line per task."""
         learned = self._begin(self._find_learned)
         with refusals():
             measure(**{**self._going_on(options, learned), "verbose": False})
@@ -205,22 +205,22 @@ class MergeCLI(LightningCLI):
                 print(own_split_note(data.own_split))
 
     def _begin(self, work: Callable[[], Result]) -> Result:
-        """Start the processes of the run; return what the first one's work gives."""
+        """Start the processes of the run; return the result of the first one's work."""
         return work() if self.alone else start(self.trainer, work)
 
     def _going_on(self, options: dict[str, Any], checkpoint: str | None) -> dict[str, Any]:
-        """Return a trainer's options with the checkpoint to go on from, if there is one."""
+        """Return a trainer's options with the checkpoint to resume from, if there is one."""
         if self._given == "last":
             checkpoint = str(self.run_folder.last)
         return options if checkpoint is None else {**options, "ckpt_path": checkpoint}
 
     @property
     def _given(self) -> str | None:
-        """The checkpoint that the user names."""
+        """The checkpoint given by the user."""
         return self.config[self.subcommand].get("ckpt_path")  # type: ignore[no-any-return]
 
     def _check(self) -> None:
-        """Check what can be told before images are read, and then what their numbers tell."""
+        """Check what does not need images, then load them and check what depends on counts."""
         if self._given == "last" and not self.run_folder.last.exists():
             raise InputError(
                 f"ckpt_path='last': {self.run_folder.last} does not exist; run fit first"
@@ -238,7 +238,7 @@ class MergeCLI(LightningCLI):
         check_limits(self.trainer, self.model, self.datamodule, command)
 
     def _find_learned(self) -> str | None:
-        """Return the checkpoint of the learned coefficients, unless the user names one."""
+        """Return the checkpoint of the learned coefficients; None if the user gives one."""
         self._check()
         if self.model.zoo is None or self._given is not None:
             return None
@@ -257,7 +257,7 @@ class MergeCLI(LightningCLI):
         return str(self.run_folder.last)
 
     def _prepare(self) -> Start:
-        """Make what fit needs; what earlier runs left in the run folder is not touched."""
+        """Make what fit needs, without touching what earlier runs left in the run folder."""
         self._check()
         self.run_folder.resolve(self._describe(), self._fill_zoo, self._files)
         complete = not self.trial and self.run_folder.is_complete(self.run_folder.coefficients)
@@ -276,7 +276,7 @@ class MergeCLI(LightningCLI):
         return Start(False, checkpoint)
 
     def _describe(self) -> dict[str, Any]:
-        """Return what the run depends on, files apart; see `record`."""
+        """Return what the run depends on except files; see `record`."""
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
         before = [c.described() for c in callbacks if isinstance(c, TransformTaskVectors)]
         after = [c.method.described() for c in callbacks if isinstance(c, MergeCallback)]
@@ -287,7 +287,7 @@ class MergeCLI(LightningCLI):
             record.CALLBACKS: [options[record.CALLBACKS], after],
             record.TRANSDUCTIVE: getattr(self.model, "transductive", False),
             **record.describe_images(self.datamodule),
-            "processes": self.trainer.world_size,  # others see the images in another order
+            "processes": self.trainer.world_size,  # their number changes the order of images
         }
 
     def _files(self) -> list[str]:
@@ -297,19 +297,19 @@ class MergeCLI(LightningCLI):
         return [*self.model.input_files(self.datamodule.tasks), *own]
 
     def _take_folder(self) -> None:
-        """Let what earlier runs left give way, now that nothing can be refused any more."""
+        """Remove what earlier runs left and record this one, once every check has passed."""
         forget = [] if self.trainer.ckpt_path == str(self.run_folder.last) else ["metrics.csv"]
         forget += [] if self.trainer.ckpt_path else ["checkpoints/last.ckpt"]
         self.run_folder.take(self.datamodule, self._save, forget)
 
     def _save(self, file: Path) -> None:
         config = self.config.fit.clone()
-        del config["overwrite"]  # the other commands have no such option
+        del config["overwrite"]  # only fit has this option
         write_text(file, self._parser("fit").dump(config, skip_none=False))
 
     @cached_property
     def _maker(self) -> ZooMaker | None:
-        """What makes the files that the module's zoo lacks."""
+        """Makes missing files of the module's zoo; None without a zoo."""
         if self.model.zoo is None:
             return None
         config = plain(self._get(self.config, "model").init_args)
@@ -320,7 +320,7 @@ class MergeCLI(LightningCLI):
             self._maker.fill(self.datamodule, plain(self._get(self.config, "data")), MergeCLI)
 
     def _report(self, finished: bool) -> None:
-        """Measure every candidate, unless the results are there, and show the table."""
+        """Measure every candidate unless the run had finished, and show the table."""
         results = Results.from_json(self.run_folder.results) if finished else self._measure()
         if self.trainer.is_global_zero:
             show(results, self.folder, self.run_folder.merged(self.model.name), results.notes)

@@ -1,4 +1,4 @@
-"""The list command: what there is, read from the source, and what methods need as a table."""
+"""The list command: methods, transforms, tasks and encoders, read from the source."""
 
 import shutil
 import textwrap
@@ -12,7 +12,7 @@ from lightning_merge.data.tasks import TASKS
 
 Sort = Literal["name", "needs", "readings"]
 COLUMNS = ("network", "images", "heads", "told task", "readings", "returns")
-"""Of the table of methods, behind their names."""
+"""Columns of the table of methods, after the name."""
 ORDERS: dict[Sort, Callable[[Definition], Any]] = {
     "name": lambda kind: (),
     "needs": lambda kind: (kind.facts.needs.value, kind.facts.told_task),
@@ -24,15 +24,15 @@ def show(
     what: Literal["all", "methods", "transforms", "tasks", "encoders"] = "all",
     sort: Literal["name", "needs", "readings"] = "name",
 ) -> None:
-    """Show methods, transforms, tasks and encoders, a line or two each.
+    """Show methods, transforms, tasks and encoders, with a line or two for each.
 
     Args:
-        what: All, methods, transforms, tasks or encoders.
-        sort: Order of the methods: by name, by what they need beside weights, the least first, or
+        what: What to show: all, methods, transforms, tasks or encoders.
+        sort: Order of the methods: by name, by what they need besides weights (least first), or
             by how often they read the weights.
 
     Raises:
-        InputError: Sort is given without methods.
+        InputError: An order is given for something other than methods.
     """
     if sort != "name" and what not in ("all", "methods"):
         raise InputError(f"sort={sort!r}: {what} are listed by name; leave it out")
@@ -51,12 +51,12 @@ def show(
 
 
 def needs_of_methods(sort: Sort = "name") -> dict[str, tuple[str, ...]]:
-    """Return what every method needs, one text for each of `COLUMNS`; by name, in an order."""
+    """Return what every method needs, one cell for each of `COLUMNS`, by name in sorted order."""
     return {name: _cells(kind) for name, kind in _methods(sort).items()}
 
 
 def _methods(sort: Sort) -> dict[str, Definition]:
-    """Return all methods, and the modules that learn coefficients, in an order."""
+    """Return all methods, and the modules that learn coefficients, in sorted order."""
     found = kinds_of("lightning_merge.methods", "Method")
     found |= kinds_of("lightning_merge.modules", "CoefficientModule")
     names = sorted(sorted(found), key=lambda name: ORDERS[sort](found[name]))
@@ -86,7 +86,7 @@ def _print_table(rows: dict[str, tuple[str, ...]]) -> None:
 
 
 def _print_lines(lines: dict[str, str]) -> None:
-    """Print what there is: one line each, and the details below it."""
+    """Print one line for each name, with the details below it."""
     width = max(map(len, lines))
     room = shutil.get_terminal_size().columns - width - 4
     for name, line in lines.items():
@@ -97,7 +97,7 @@ def _print_lines(lines: dict[str, str]) -> None:
 
 
 def _with_facts(kinds: dict[str, Definition]) -> dict[str, str]:
-    """Return the first sentence of each, and below it its facts."""
+    """Return the first sentence of each class's docstring, with its facts on the next line."""
     return {
         name: kind.doc.partition("\n")[0].partition(". ")[0]
         + ("; returns a network" if kind.is_a("NetworkMethod") else "")
@@ -116,6 +116,6 @@ def _tasks() -> dict[str, str]:
 
 
 def _encoders() -> dict[str, str]:
-    """Return every encoder."""
+    """Return every encoder and its summary."""
     kinds = kinds_of("lightning_merge.models", "Encoder")
     return {name: kind.doc.partition("\n")[0] for name, kind in kinds.items()}

@@ -1,4 +1,4 @@
-"""Send each command to what runs it, and turn bad input into one clear message."""
+"""Dispatch each command, and turn bad input into one clear message."""
 
 import importlib
 import logging
@@ -25,7 +25,7 @@ from lightning_merge.core.progress import show_progress
 LIGHTNING = ("fit", "validate", "test", "predict")
 
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
-"""Variables in which launchers tell a process its number."""
+"""Environment variables in which launchers give a process its rank."""
 
 NOISE = (
     "LightningCLI's args parameter is intended",
@@ -36,12 +36,12 @@ NOISE = (
     r"Found .* module\(s\) in eval mode",
     "Experiment logs directory .* exists",
     "Checkpoint directory .* exists",
-    "Grad strides do not match bucket view strides",  # of channels-last convolutions under DDP
+    "Grad strides do not match bucket view strides",  # channels-last convolutions under DDP
     "Total length of `list` across ranks is zero",  # no validation while coefficients are fitted
-    "Corrupt EXIF data",  # it is not looked at then, as the image is whole
+    "Corrupt EXIF data",  # the EXIF data are skipped and the image is intact
     r"The number of training batches \(\d+\) is smaller than the logging interval",
 )
-"""Warnings that come with every run and that no user can act upon."""
+"""Warnings that appear in every run and that users cannot act on."""
 
 
 def main(arguments: list[str]) -> int:
@@ -51,10 +51,10 @@ def main(arguments: list[str]) -> int:
         arguments: The command and its options.
 
     Returns:
-        The exit code: 0, 2 for input that the user can mend, 130 after Ctrl-C, 143 after SIGTERM.
+        The exit code: 0, 2 for bad input, 130 after Ctrl-C, 143 after SIGTERM.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # names that the terminal cannot show are no fault
+        if isinstance(stream, TextIOWrapper):  # the terminal may not be able to show some names
             stream.reconfigure(errors="backslashreplace")
     for message in NOISE:
         warnings.filterwarnings("ignore", message)
@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "litlogger" not in record.getMessage()
     )
-    # It would name the GPU again for every network that is measured.
+    # It would report the GPU again for every measured network.
     logging.getLogger("lightning.pytorch.accelerators.cuda").setLevel(logging.WARNING)
     try:
         with _stoppable():
@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> int:
             _run(arguments)
     except (ValueError, OSError) as error:
         text = _message(error, arguments)
-        if text is None:  # a fault of the program's: keep the traceback
+        if text is None:  # a bug: keep the traceback
             raise
         print(f"error: {text}", file=sys.stderr)
         return 2
@@ -88,7 +88,7 @@ def main(arguments: list[str]) -> int:
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which stops a command as Ctrl-C does."""
+    """SIGTERM, which stops a command just as Ctrl-C does."""
 
 
 STOPPED = {
@@ -97,12 +97,12 @@ STOPPED = {
     "tune": "; the same command goes on after the last trial",
     "merge": "; nothing was written",
 }
-"""What a command leaves behind that is stopped."""
+"""Command -> what is left behind when it is stopped."""
 
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """Let SIGTERM stop what runs as Ctrl-C does, which leaves no half-written file behind."""
+    """Make SIGTERM stop a command as Ctrl-C does, leaving no half-written file behind."""
 
     def stop(number: int, frame: object) -> None:
         raise Terminated
@@ -120,14 +120,14 @@ def _stoppable() -> Iterator[None]:
 
 
 def _is_first() -> bool:
-    """Whether this is the first process of the run, which alone prints."""
+    """Whether this is the first process of the run, the only one that prints."""
     return all(os.environ.get(rank, "0") == "0" for rank in RANKS)
 
 
 def _print_input_warnings() -> None:
-    """Print an InputWarning as one line, each message once; other warnings as Python does.
+    """Print each InputWarning once, on one line; leave other warnings to Python.
 
-    Of several processes the first one prints.
+    With several processes, only the first one prints them.
     """
     others, told = warnings.showwarning, set[str]()
     first = _is_first()
@@ -151,7 +151,7 @@ def _print_input_warnings() -> None:
 
 
 def _check_configs(arguments: list[str]) -> None:
-    """Name the config that is no YAML; jsonargparse says what is wrong with it, but not where."""
+    """Raise an error naming a config that is not YAML; jsonargparse does not name the file."""
     for option, value in pairwise(arguments):
         if option in ("-c", "--config") and Path(value).is_file():
             try:
@@ -161,10 +161,10 @@ def _check_configs(arguments: list[str]) -> None:
 
 
 def _message(error: BaseException, arguments: list[str]) -> str | None:
-    """Return what to tell the user; nothing if it is not the user's input that is wrong.
+    """Return the message for the user; None if the error is not about their input.
 
-    jsonargparse wraps what a constructor raises into a ValueError about all types tried. It
-    takes some options that are not UTF-8, and mistakes others.
+    jsonargparse wraps a constructor's error in a ValueError about all types tried. It accepts some
+    options that are not UTF-8 and misreads others.
     """
     if isinstance(error, InputError):
         from lightning_merge.cli.parser import UsageError, explained
@@ -178,7 +178,7 @@ def _message(error: BaseException, arguments: list[str]) -> str | None:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, ImportError) or type(error).__name__ == "MisconfigurationException":
-        return " ".join(str(error).split())  # what a class of Lightning's says to its options
+        return " ".join(str(error).split())  # a class of Lightning rejects its options
     if error.__cause__ is None or (text := _message(error.__cause__, arguments)) is None:
         return None
     wrapped = re.search(r"^Problem with given class_path '([\w.]+)'", str(error))
@@ -212,7 +212,7 @@ def _run(arguments: list[str]) -> None:
 
 
 def _command(arguments: list[str]) -> Callable[..., None]:
-    """Import what a command runs, and no more: merging weights wants no Lightning."""
+    """Import only what a command runs: merging weights does not need Lightning."""
     if arguments[0] != "merge":
         module, name = RUNS[arguments[0]]
         return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]

@@ -27,16 +27,16 @@ from lightning_merge.core.vectors.validate import check_experts
 from lightning_merge.methods.base import MergeMethod, Resources
 
 Needed = Callable[[MergeMethod, Checkpoint], tuple[Resources, dict[str, str]]]
-"""From a method and the base to what it needs, and the metadata that tell of it."""
+"""Takes a method and the base; returns what the method needs, and metadata that describe it."""
 
 
 def merge(**options: Any) -> None:
     """Merge fine-tuned experts of one base, or one of them and the base, into one checkpoint."""
-    merge_files(resources=no_resources, **options)  # which is no option of the command
+    merge_files(resources=no_resources, **options)  # `resources` is not a command-line option
 
 
 def no_resources(method: MergeMethod, base: Checkpoint) -> tuple[Resources, dict[str, str]]:
-    """Return nothing beside the weights, to a method that needs nothing."""
+    """Return empty resources for a method that needs nothing besides weights."""
     needs = method.requirements().needs
     if needs:
         raise InputError(
@@ -60,30 +60,30 @@ def merge_files(
     prefix: dict[str, str] | None = None,
     resources: Needed = no_resources,
 ) -> None:
-    """Merge files into a file; in Python this is `lightning_merge.merge`.
+    """Merge files into a file; available in Python as `lightning_merge.merge`.
 
     Args:
-        base: Weights of the pretrained network: .safetensors, .pt, .ckpt, a Hub folder, or its
-            name on the Hub.
+        base: Weights of the pretrained network: .safetensors, .pt, .ckpt, a Hub folder, or a name
+            on the Hub.
         experts: File of each expert by task, as in --experts.mnist F --experts.cars F.
         method: How to merge, as in --method Ties --method.density 0.2.
         output: .safetensors file to write; with max_shard_size, a folder.
         overwrite: Replace the output if it exists.
-        ignore: Name or pattern, such as 'text.*', of tensors that take no part, or a list of
-            them: the base's are copied, the experts' left out. Names of an expert's file do as
-            well as the base's.
-        scope: "changed" tensors alone count in quantiles, ranks and masks, those that an expert
-            has changed; "all" counts every tensor, as published code does.
-        jobs: Number of processes that work on tensors at once; the result is the same.
-        max_shard_size: Bytes per file, such as 5GB, of a folder with an index as on the Hub; the
-            base's configuration and tokenizer files are copied into it.
-        dtype: Type of the tensors that are merged; by default the one that holds all values of
-            base and experts, bfloat16 where all are float8. What is only copied keeps its own.
-        prefix: What the names of one network begin with in a file that holds several, by expert
-            or "base", as in --prefix.base model. --prefix.mnist ema.; other tensors of the file
-            are left out. A prefix that all names of a file have need not be given.
-        resources: Gives what the method needs beside weights, once all files have been found
-            to fit; without it, that has to be nothing.
+        ignore: Name, pattern such as 'text.*', or list of them, for tensors to leave unmerged:
+            the base's are copied, the experts' dropped. Names may be those in the base's file or
+            in an expert's.
+        scope: Tensors that count in quantiles, ranks and masks: "changed" takes those that an
+            expert has changed, "all" takes every tensor, as published code does.
+        jobs: Number of processes that work on tensors in parallel; the result is the same.
+        max_shard_size: Bytes per file, such as 5GB, to write a folder with an index as on the Hub;
+            the base's configuration and tokenizer files are copied into it.
+        dtype: Type of merged tensors; by default the one that holds all values of base and
+            experts, or bfloat16 if all are float8. Copied tensors keep their own type.
+        prefix: Prefix of one network's tensor names in a file that holds several, by expert or
+            "base", as in --prefix.base model. --prefix.mnist ema.; other tensors of the file are
+            dropped. A prefix shared by all names of a file may be omitted.
+        resources: Returns what the method needs besides weights, and is called once all files
+            are known to fit; by default, the method must need nothing else.
 
     Raises:
         InputError: A file is missing or unreadable, experts do not fit the base, the output
@@ -124,15 +124,15 @@ def merge_files(
 
 
 class _Inputs(NamedTuple):
-    """What the files hold.
+    """The content of the input files.
 
     Attributes:
-        opened: All of them.
-        whole: The base as it is stored.
-        base: What of it takes part.
-        experts: The same of each expert, under the base's names.
-        passed: Names that no expert has, so that they take no part.
-        about: Metadata that tell of the files.
+        opened: All checkpoints.
+        whole: The base as stored.
+        base: The base's tensors to merge.
+        experts: The tensors to merge of each expert, under the base's names.
+        passed: Names that no expert has, so that they are not merged.
+        about: Metadata that describe the files.
     """
 
     opened: Collection[Checkpoint]
@@ -146,7 +146,7 @@ class _Inputs(NamedTuple):
 def _inputs(
     files: Mapping[str, str], ignore: Sequence[str], prefixes: Mapping[str, str]
 ) -> _Inputs:
-    """Open base and experts, and find what of them takes part under which names."""
+    """Open base and experts, and determine which tensors to merge under which names."""
     opened = _open(files, prefixes)
     experts = [what for what in files if what != "base"]
     about = {what: file_record(file, "sample") for what, file in files.items()}
@@ -166,7 +166,7 @@ def _inputs(
 
 
 def _task_vectors(inputs: _Inputs, scope: Scope) -> TaskVectors:
-    """Return the task vectors of experts that fit the base; their values are checked as read."""
+    """Return the task vectors of experts that fit the base; values are checked when read."""
     experts = check_experts(inputs.base, inputs.experts, minimum=1, finite=False)
     vectors = TaskVectors(inputs.base, experts, scope=scope)
     for suspicion in suspicions(vectors):
@@ -175,7 +175,7 @@ def _task_vectors(inputs: _Inputs, scope: Scope) -> TaskVectors:
 
 
 def _layout(inputs: _Inputs, vectors: TaskVectors, dtype: str | None) -> Layout:
-    """Return type and shape of every tensor of the output; `dtype` is that of merged ones."""
+    """Return the type and shape of every output tensor; `dtype` applies to merged ones."""
     layout = {name: (inputs.whole.dtype(name), inputs.whole.shape(name)) for name in inputs.whole}
     layout |= vectors.stored.layout()
     if dtype is not None:
@@ -201,7 +201,7 @@ def _check_output(target: Path, files: Mapping[str, str], overwrite: bool, folde
 
 
 def _bytes(size: str | int) -> int:
-    """Return the number of bytes that 5GB, 500 MB, or a number stands for."""
+    """Return the number of bytes in a size such as 5GB or 500 MB, or in a plain number."""
     match = re.fullmatch(r"\s*(\d+)\s*([KMGT]?)B?\s*", str(size), re.IGNORECASE)
     if match is None or int(match[1]) == 0:
         raise InputError(f"max_shard_size={size!r}: give a number of bytes, or one as 5GB")
@@ -209,7 +209,7 @@ def _bytes(size: str | int) -> int:
 
 
 def _open(files: Mapping[str, str], prefixes: Mapping[str, str]) -> dict[str, Checkpoint]:
-    """Open files by what they are; of a file with a prefix, the names under it."""
+    """Open each file, restricted to its prefix if it has one, keyed as in `files`."""
     given = _by_file(prefixes)
     if unknown := [what for what in given if what not in files]:
         name, *known = (what.removeprefix("expert/") for what in [unknown[0], *files])

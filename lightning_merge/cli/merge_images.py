@@ -1,4 +1,4 @@
-"""The merge command for methods that run the network on images; it imports far more."""
+"""The merge command for methods that run the network on images; its imports are slow."""
 
 import json
 from typing import Any
@@ -27,11 +27,12 @@ def merge(
 
     Args:
         experts: File of each expert by task, as in --experts.mnist F --experts.cars F.
-        encoder: Network of the weights, for methods that run it.
-        data: Tasks whose held-out images methods that need images may see; of the experts' tasks
-            alone.
+        encoder: Network that the weights belong to, for methods that run it.
+        data: Tasks whose held-out images are shown to methods that need images; only tasks with
+            an expert are used.
         heads: File of the tasks' frozen heads, or one for each, for methods that need them.
-        device: What the network runs on, such as cpu or cuda:1; a CUDA GPU, where there is one.
+        device: Device to run the network on, such as cpu or cuda:1; by default a CUDA GPU if
+            there is one.
         options: See `merge_files`.
     """
     network_device = run_device(device)
@@ -52,7 +53,7 @@ def merge(
                 f"{type(method).__name__} sees none of its inputs"
             )
         if heads is not None:
-            open_heads(heads, data.tasks)  # a wrong file shows now, not after the images
+            open_heads(heads, data.tasks)  # reject a wrong file before loading the images
         data.preprocess = encoder.preprocess
         data.load(test=False)
         found = fitting_heads(heads, data, encoder) if heads is not None and with_heads else {}
@@ -67,7 +68,7 @@ def merge(
 
 
 def _check_names(encoder: Encoder, base: Checkpoint) -> None:
-    """Raise InputError where an encoder has the names of another library than the base's file."""
+    """Raise InputError if the encoder names tensors as another library than the base's file."""
     if spelled_as(base, encoder.backbone.state_dict()) is not base:
         raise InputError(
             f"encoder={type(encoder).__name__} names its tensors as another library than the base "

@@ -40,25 +40,26 @@ def mergeability(
 ) -> None:
     """Show how well experts will merge: their M-Loss on unlabelled held-out images.
 
-    Lower is better. Numbers without a unit are relative to the merged layer's output: "relative"
-    divides means over samples and is what pairs and experts have, "normalised" divides sample by
-    sample, as in the paper, which few samples at which a layer gives next to nothing may dominate.
+    Lower is better. Numbers without a unit are relative to the merged layer's output. "relative"
+    divides means over samples, and is used for pairs and experts. "normalised" divides sample by
+    sample, as in the paper; a few samples with near-zero layer outputs may dominate it.
 
     Args:
         base: Weights of the pretrained network: .safetensors, .pt, .ckpt or a Hub folder.
         experts: File of each expert by task, as in --experts.mnist F --experts.cars F.
-        encoder: Network of the weights.
-        data: Tasks whose held-out images are looked at, data.unlabelled_images in all, less those
-            of tasks without an expert.
-        layer_inputs: Layers are compared at inputs from the "merged" network, the mean of all
-            experts, or from the "base".
-        device: What the network runs on, such as cpu or cuda:1; a CUDA GPU, where there is one.
+        encoder: Network that the weights belong to.
+        data: Tasks whose held-out images are used, data.unlabelled_images in all, less those of
+            tasks without an expert.
+        layer_inputs: Where the inputs for comparing layers come from: the "merged" network, which
+            is the mean of all experts, or the "base".
+        device: Device to run the network on, such as cpu or cuda:1; by default a CUDA GPU if
+            there is one.
         output: Folder for mergeability.json, nodes.png and pairwise.png.
         overwrite: Replace these files if they exist.
 
     Raises:
-        InputError: A file is missing or unreadable, weights do not fit, the data has no task of the
-            experts, there is no such device, or the output exists.
+        InputError: A file is missing or unreadable, weights do not fit, the data has none of the
+            experts' tasks, the device does not exist, or the output exists.
     """
     encoder.to(run_device(device))
     folder = None if output is None else Path(output)
@@ -92,7 +93,7 @@ def mergeability(
 
 
 def show(found: Iterable[Table]) -> None:
-    """Print tables as wide as they need to be; a narrower terminal may wrap their lines."""
+    """Print tables at full width; a narrower terminal may wrap their lines."""
     console = Console(markup=False, emoji=False)
     for table in found:
         unlimited = console.options.update(max_width=10_000)
@@ -101,7 +102,7 @@ def show(found: Iterable[Table]) -> None:
 
 
 def tables(found: Mergeability) -> list[Table]:
-    """Tables of the layers, of the pairs, and of the experts."""
+    """Return the tables of layers, pairs and experts."""
     layers = _table("M-Loss by layer", "layer", "activation", "nodes", *_LAYER_COLUMNS)
     for name, layer in found.layers.items():
         values = _layer_values(layer.all).values()
@@ -126,7 +127,7 @@ _LAYER_COLUMNS = (
 
 
 def _layer_values(losses: Any) -> dict[str, float]:
-    """Return what the table shows of one layer, by column."""
+    """Return the values of one layer in the table, by column."""
     found = (
         losses.layer,
         losses.layer_relative,
@@ -151,12 +152,12 @@ def _numbers(values: Iterable[float]) -> Iterable[str]:
 
 
 def write(found: Mergeability, folder: Path, about: dict[str, Any]) -> None:
-    """Write all numbers as JSON, and the figures, each whole or not at all.
+    """Write all numbers as JSON, and the figures; each file is written atomically.
 
     Args:
-        found: What was measured.
-        folder: Where to; made if need be.
-        about: How it was measured, for the record.
+        found: The measurements.
+        folder: Target folder; created if missing.
+        about: How the measurements were made, for the record.
     """
     write_text(folder / FILES[0], json.dumps({**about, **as_json(found)}, indent=1))
     nodes = {name: layer.all.node for name, layer in found.layers.items()}
@@ -166,7 +167,7 @@ def write(found: Mergeability, folder: Path, about: dict[str, Any]) -> None:
 
 
 def as_json(found: Mergeability) -> dict[str, Any]:
-    """Return all numbers, node by node, in six digits; `*_normalized` are the paper's."""
+    """Return all numbers down to single nodes, in six digits; `*_normalized` as in the paper."""
     return {
         "tasks": list(found.tasks),
         "overall": found.overall,

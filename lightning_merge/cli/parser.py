@@ -1,4 +1,4 @@
-"""A parser whose errors are one message; it needs torch only to explain some of them."""
+"""A parser that reports each error as one message; only some messages need torch."""
 
 import difflib
 import importlib
@@ -19,7 +19,7 @@ KINDS = {
     "model": "lightning_merge.modules.base.TaskModule",
     "callbacks": "lightning.pytorch.callbacks.Callback",
 }
-"""Last word of an option -> what its classes have in common."""
+"""Last word of an option -> base class of the classes it takes."""
 
 TYPES = {
     "int": "a whole number",
@@ -33,11 +33,11 @@ TYPES = {
 
 
 class UsageError(InputError):
-    """What jsonargparse has found wrong with the options; see `explained`."""
+    """An error that jsonargparse found in the options; see `explained`."""
 
 
 class Parser(ArgumentParser):
-    """Says what is wrong with the options, and not how all of them are used."""
+    """A parser whose errors say what is wrong, without printing the full usage."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the message as an InputError.
@@ -53,15 +53,15 @@ class Parser(ArgumentParser):
 
 
 def explained(message: str) -> str:
-    """Return what is wrong in one line: the option, its value, and what was meant.
+    """Return the error on one line: the option, its value, and the likely intention.
 
-    jsonargparse tells of every type that it has tried, and prints all values around the fault.
+    jsonargparse reports every type it tried, and prints all values around the error.
 
     Args:
-        message: Jsonargparse's, or one in which it has wrapped others.
+        message: Message of jsonargparse, possibly wrapping others.
 
     Returns:
-        The message itself where none of it is known.
+        The explanation, or the message itself if it is not recognised.
     """
     place = ".".join(re.findall(r'^\s*(?:- )?Parser key "([\w.]+)":', message, re.MULTILINE))
     if unknown := re.search(r"unknown option --(.*)", message):
@@ -72,7 +72,7 @@ def explained(message: str) -> str:
     if unknown := re.search(r"import path string: (\w+)|given class_path '[\w.]*?(\w+)':", message):
         return _unknown_class(place, unknown[1] or unknown[2])
     if missing := re.search(r"arguments are required: (.*)", message):
-        # Without a place their first word is the command.
+        # Without a place, the first word of each is the command.
         names = [f"{place}.{n}" if place else n.split(".", 1)[-1] for n in missing[1].split(", ")]
         return f"missing: --{', --'.join(names)}"
     value = re.search(r"Got value: (.*)", message) or re.search(r"Given value: (.*)", message)
@@ -83,7 +83,7 @@ def explained(message: str) -> str:
 
 
 def _near(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """Return the question whether another name was meant, if one is like it."""
+    """Return a "did you mean" question if a known name is similar; otherwise an empty text."""
     near = difflib.get_close_matches(name, [*known], 1, 0.6)
     return f"; did you mean {prefix}{near[0]}?" if near else ""
 
@@ -96,7 +96,7 @@ def _type(expected: str) -> str:
 
 
 def _classes(place: str) -> dict[str, type[Any]]:
-    """Return the classes that an option takes, by name."""
+    """Return the concrete classes that an option takes, by name."""
     module, _, name = KINDS.get(place.rpartition(".")[2], "").rpartition(".")
     if not module:
         return {}
@@ -110,7 +110,7 @@ def _options_of(place: str) -> set[str]:
 
 
 def _unknown_class(place: str, name: str) -> str:
-    """Say that an option's class is unknown, or that it belongs elsewhere."""
+    """Return the message for a class that is unknown or belongs to another option."""
     from lightning_merge.methods.base import Transform, registered
     from lightning_merge.methods.network import NetworkMethod
 
@@ -134,7 +134,7 @@ def _unknown_class(place: str, name: str) -> str:
 
 
 def _is_for_users(kind: type[Any]) -> bool:
-    """Whether a class is of this package or a user's own, public, and not abstract."""
+    """Whether a class is public, concrete, and defined by this package or the user."""
     if any(getattr(value, "__isabstractmethod__", False) for value in vars(kind).values()):
         return False
     brought = kind.__module__.startswith(("lightning.", "jsonargparse."))

@@ -1,4 +1,4 @@
-"""The processes of one command: how they start together and how they end."""
+"""Start and end the processes of one command together."""
 
 import os
 import sys
@@ -20,21 +20,21 @@ Result = TypeVar("Result")
 
 
 class AtStart(Callback):
-    """Runs some work once, when all is set up for fit and nothing can be refused any more."""
+    """Runs some work once at the start of fit, after setup and all checks."""
 
     def __init__(self, work: Callable[[], None]) -> None:
         self.work = work
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Run it."""
+        """Run the work."""
         Ranks.of(trainer).once(self.work)
 
 
 def start(trainer: Trainer, work: Callable[[], Result]) -> Result:
-    """Let process zero work, and have all processes of the run with its result.
+    """Run the work in process zero, and return its result in all processes of the run.
 
-    Where Lightning starts the others, it does so when the work is done, so that bad input ends
-    the run before. Processes of torchrun or srun are there already, and wait.
+    If Lightning starts the other processes, it does so after the work, so that bad input ends the
+    run first. Processes of torchrun or srun already exist, and wait.
 
     Raises:
         InputError: The work found bad input, or the trainer does not fit the processes.
@@ -49,7 +49,7 @@ def start(trainer: Trainer, work: Callable[[], Result]) -> Result:
     if not environment.creates_processes_externally and trainer.num_nodes == 1:
         result = work()
         work = lambda: result  # noqa: E731
-    # A stage that runs in one of several processes is not distributed, whatever Lightning thinks.
+    # Lightning takes a stage that runs in one of several processes for a distributed one.
     warnings.filterwarnings("ignore", "It is recommended to use `self.log")
     if launcher is None:
         strategy.setup_environment()
@@ -83,13 +83,13 @@ def _check(trainer: Trainer) -> None:
 
 
 def leave_together(error: AgreedError) -> NoReturn:
-    """Let process zero tell what all know, and end every process with exit code 2."""
+    """Print the error in process zero, and end every process with exit code 2."""
     ranks = Ranks(distributed.get_rank(), distributed.get_world_size())
     if ranks.rank == 0:
         print(f"error: {error}", file=sys.stderr, flush=True)
     else:
-        # Whoever starts processes kills them all when one fails: the first to end is the one
-        # that has told, which breaks off this wait.
+        # Launchers kill all processes when one fails. Waiting here lets process zero print the
+        # error and exit first, which breaks off this wait.
         with suppress(RuntimeError):
             ranks.gather(None)
     sys.exit(2)

@@ -1,4 +1,4 @@
-"""The report command: several runs in one table of means and spreads."""
+"""The report command: one table with the means and spreads of several runs."""
 
 from pathlib import Path
 
@@ -12,18 +12,18 @@ from lightning_merge.evaluation.tables import markdown
 def report(
     runs: list[str], output: str, against: str | None = None, overwrite: bool = False
 ) -> None:
-    """Write the mean and the spread over seeds of several runs of one config.
+    """Write the mean and spread over seeds of several runs of one config.
 
     Args:
-        runs: Run folders, or their results.json; two or more, of different seeds.
+        runs: Two or more run folders, or their results.json, with different seeds.
         output: Markdown file to write.
-        against: Candidate from which every other's average is also given as a difference, taken
-            run by run.
+        against: Candidate to compare with: the table also gives the difference of every other
+            candidate's average from it, taken run by run.
         overwrite: Replace the output if it exists.
 
     Raises:
-        InputError: A run has no results, runs do not compare, against is no candidate, or the
-            output exists.
+        InputError: A run has no results, the runs are not comparable, against is not a candidate,
+            or the output exists.
     """
     target = Path(output)
     if target.exists() and not overwrite:

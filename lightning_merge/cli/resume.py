@@ -1,4 +1,4 @@
-"""The checkpoint of a run folder: how it is written, and whether a run may go on from it."""
+"""The checkpoint of a run folder: how it is written, and whether a run may resume from it."""
 
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,16 @@ from lightning_merge.runs.folder import RunFolder
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Keep the last epoch's end in checkpoints/last.ckpt of a run folder.
+    """Save the state at the end of each epoch in checkpoints/last.ckpt of a run folder.
 
-    A class of its own, so that a user's ModelCheckpoint does not share its state.
+    This is a separate class so that a user's ModelCheckpoint does not share its state.
 
     Args:
         folder: The run folder.
     """
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(  # `save_last` with no other checkpoint would save at the end alone
+        super().__init__(  # `save_last` with no other checkpoint would only save at the end
             folder / "checkpoints",
             filename="last",
             save_on_train_epoch_end=True,
@@ -33,12 +33,12 @@ class LastCheckpoint(ModelCheckpoint):
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Write checkpoints that are either whole or absent, also where /tmp is another disk."""
+    """Writes checkpoints atomically, even if /tmp is on another disk."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
-        """Write a checkpoint; a process that is killed leaves the one before."""
+        """Write a checkpoint; if the process is killed, the previous one remains."""
         path = Path(path)
         remove_leftovers(path.parent, rf"\.{path.stem}\.[0-9a-f]{{8}}\.tmp{path.suffix}")
         with atomic_write(path) as temporary:
@@ -46,10 +46,10 @@ class WholeFiles(TorchCheckpointIO):
 
 
 def check_given(path: str) -> None:
-    """Check a checkpoint that the user names.
+    """Check a checkpoint given by the user.
 
     Raises:
-        InputError: It is missing, none of Lightning's, or has diverged.
+        InputError: It is missing, is not a Lightning checkpoint, or has diverged.
     """
     if path in ("best", "hpc") or path.startswith("registry"):
         raise InputError(
@@ -71,12 +71,12 @@ def check_given(path: str) -> None:
 
 
 def obstacle(folder: RunFolder, trainer: Trainer, end_counts: bool) -> str | None:
-    """Say why a run must not go on from its checkpoint; None if it may.
+    """Return why a run must not resume from its checkpoint; None if it may.
 
     Args:
-        folder: Of the run, resolved; its checkpoint exists.
-        trainer: Of the run.
-        end_counts: Whether the steps of a run depend on where it ends.
+        folder: Run folder, resolved; its checkpoint exists.
+        trainer: Trainer of the run.
+        end_counts: Whether training steps depend on when training ends.
     """
     file, before, now = folder.last, folder.before, folder.now
     if record.learning(before) != record.learning(now):
@@ -99,25 +99,25 @@ def obstacle(folder: RunFolder, trainer: Trainer, end_counts: bool) -> str | Non
 
 
 def forget_requeued(folder: Path) -> None:
-    """Remove what Lightning keeps of a run, within a step, when SLURM wants the machine back.
+    """Remove the mid-epoch checkpoints that Lightning saves when SLURM requeues a job.
 
-    It would go on from there wherever no other checkpoint is named.
+    Lightning would resume from them whenever no other checkpoint is given.
     """
     for file in folder.glob("hpc_ckpt_*.ckpt"):
         file.unlink()
 
 
 def _read(file: Path) -> dict[str, Any] | None:
-    """Return a checkpoint of Lightning; None if it is not one."""
+    """Return the content of a Lightning checkpoint; None if the file is not one."""
     try:
         found = torch.load(file, "cpu", weights_only=True, mmap=True)
-    except Exception:  # whatever reading something else may raise
+    except Exception:  # other files may raise anything
         return None
     return found if "pytorch-lightning_version" in found else None
 
 
 def _diverged(checkpoint: dict[str, Any]) -> str | None:
-    """Return the first learned tensor that has a NaN or an infinite entry."""
+    """Return the first learned tensor with a NaN or an infinite entry; None if there is none."""
     for name, tensor in checkpoint["state_dict"].items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             return str(name)

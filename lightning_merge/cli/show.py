@@ -1,4 +1,4 @@
-"""The end of a run, in the terminal: its table, notes, and how to go on."""
+"""The summary of a finished run in the terminal: table, notes, and how to load the result."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,18 +12,18 @@ from lightning_merge.methods.network import holds_network
 
 
 def show(results: Results, folder: Path, merged: Path, notes: Iterable[str]) -> None:
-    """Print what a run has found, and how its merged network is loaded.
+    """Print the results of a run, and how to load its merged network.
 
     Args:
-        results: Of its candidates.
-        folder: Of the run.
-        merged: File of what the run itself has learned or chosen.
-        notes: One line each, below the table.
+        results: Results of the candidates.
+        folder: Run folder.
+        merged: File of the network that the run itself has learned or chosen.
+        notes: Notes to print below the table, one line each.
     """
     console = Console(markup=False, emoji=False)
     console.print(rich_table(results, width=console.width))
     for note in notes:
         print(note)
     print(f"run folder: {folder}")
-    if merged.exists() and not holds_network(merged):  # of one set of weights
+    if merged.exists() and not holds_network(merged):  # a single set of weights
         print(how_to_load(merged))

@@ -1,4 +1,4 @@
-"""What a run asks of Lightning's Trainer: checked before long work, and refused in one line."""
+"""Check the options and callbacks of Lightning's Trainer before any long work."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -38,13 +38,13 @@ LEAST = {
     "min_steps": 0,
     "num_sanity_val_steps": -1,
 }
-"""Numbers of the trainer -> the least that they may be."""
+"""Numeric trainer options -> their minimum."""
 
 NEEDED = {
     "barebones": (True, "a run keeps metrics and a checkpoint"),
     "enable_checkpointing": (False, "a run keeps checkpoints/last.ckpt to go on from"),
 }
-"""Switches of the trainer -> what they must not be, and why."""
+"""Trainer switches -> the value they must not have, and why."""
 
 ON_WEIGHTS = (
     BaseFinetuning, BatchSizeFinder, LearningRateFinder, ModelPruning, StochasticWeightAveraging,
@@ -54,14 +54,14 @@ ON_WEIGHTS = (
 
 
 class EpochBar(RichProgressBar):
-    """Lightning's bar, without a number of epochs where a run ends after a number of steps."""
+    """Lightning's progress bar, without a total of epochs if the run ends after some steps."""
 
     def _get_train_description(self, current_epoch: int) -> str:
         return str(super()._get_train_description(current_epoch)).replace("/-2", "")
 
 
 def bars(options: Mapping[str, Any], callbacks: Sequence[Any]) -> list[ProgressBar]:
-    """Return the bar of a trainer for which its options and callbacks name none."""
+    """Return a progress bar, unless options turn it off or callbacks already include one."""
     shown = options.get("enable_progress_bar") is not False and not options.get("barebones")
     if not shown or any(isinstance(callback, ProgressBar) for callback in callbacks):
         return []
@@ -69,10 +69,10 @@ def bars(options: Mapping[str, Any], callbacks: Sequence[Any]) -> list[ProgressB
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Check what no Trainer is needed for.
+    """Check options that can be checked without a Trainer.
 
     Args:
-        options: Of the trainer, by name.
+        options: Trainer options by name.
 
     Raises:
         InputError: A number is out of range, or options contradict each other or the run.
@@ -101,11 +101,12 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 
 def check_callbacks(trainer: Trainer, module: TaskModule, data: MergeDataModule) -> None:
-    """Check what fit asks of callbacks before images are read.
+    """Check the callbacks of fit before images are read.
 
     Raises:
-        InputError: One monitors what is never logged, does not go with the module, or would have
-            the run go on from another checkpoint than its own; or nothing ends the run.
+        InputError: A callback monitors a metric that is never logged, is incompatible with the
+            module, or would make the run resume from a checkpoint other than its own; or nothing
+            ends the run.
     """
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     for callback in callbacks:
@@ -123,13 +124,13 @@ def check_callbacks(trainer: Trainer, module: TaskModule, data: MergeDataModule)
         if isinstance(callback, BackboneFinetuning):
             raise InputError(f"{name} does not go with {type(module).__name__}; leave it out")
     theirs = [part for part in [module, *callbacks] if not _is_known(part)]
-    if not theirs:  # who may log anything, or end the run
+    if not theirs:  # user code may log anything, or end the run
         _check_monitors(callbacks, module.logged(*_tasks(trainer, data)))
         _check_end(trainer, callbacks)
 
 
 def _tasks(trainer: Trainer, data: MergeDataModule) -> tuple[Sequence[str], Sequence[str]]:
-    """Return the tasks that are trained on, and those that are validated on."""
+    """Return the tasks used for training, and those used for validation."""
     return data.seen, data.tasks if trainer.limit_val_batches else ()
 
 
@@ -153,21 +154,22 @@ def _check_end(trainer: Trainer, callbacks: Sequence[Any]) -> None:
 
 
 def _is_known(part: Any) -> bool:
-    """Whether the class is of this package or of Lightning, and so is all that it logs."""
+    """Whether the class belongs to this package or Lightning, so that its metrics are known."""
     return type(part).__module__.partition(".")[0] in ("lightning", "lightning_merge")
 
 
 def check_limits(trainer: Trainer, module: TaskModule, data: MergeDataModule, command: str) -> None:
-    """Check that the parts of the data that a command looks at are left with some batches.
+    """Check that the trainer's limits leave batches in every split that a command uses.
 
     Args:
-        trainer: Of the run.
-        module: What it runs.
-        data: Loaded.
+        trainer: Trainer of the run.
+        module: Module that it runs.
+        data: Loaded data module.
         command: "fit", "validate", "test" or "predict".
 
     Raises:
-        InputError: A limit leaves nothing, or validation waits for more batches than there are.
+        InputError: A limit leaves no batches, or the validation interval exceeds the batches of an
+            epoch.
     """
     data.transductive = getattr(module, "transductive", False)
     measures = module.zoo is not None
@@ -194,7 +196,7 @@ def check_limits(trainer: Trainer, module: TaskModule, data: MergeDataModule, co
 
 
 def _check_interval(trainer: Trainer, batches: int) -> None:
-    interval = getattr(trainer, "val_check_interval", None)  # None where it is a time
+    interval = getattr(trainer, "val_check_interval", None)  # None if it is a duration
     limit = trainer.limit_train_batches
     batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
     within_epoch = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches

@@ -1,4 +1,4 @@
-"""The tune command: options to a search, and its table."""
+"""The tune command: parse its options, search, and show the table."""
 
 import inspect
 import shlex
@@ -13,7 +13,7 @@ from lightning_merge.runs.tune import Tune
 
 
 def tune(arguments: list[str]) -> None:
-    """Run the command.
+    """Run the tune command.
 
     Args:
         arguments: The words after `tune`.

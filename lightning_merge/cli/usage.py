@@ -1,4 +1,4 @@
-"""What `--help` prints; imports next to nothing, so that it answers at once."""
+"""The text of `--help`; imports next to nothing, so that it prints at once."""
 
 import sys
 from pathlib import PurePath
@@ -22,17 +22,17 @@ RUNS = {
     "report": ("lightning_merge.cli.report", "report"),
     "list": ("lightning_merge.cli.listing", "show"),
 }
-"""Command -> module and name of the function or class whose arguments are its options.
+"""Command -> module and name of the function or class whose parameters are its options.
 
-The others are Lightning's.
+LightningCLI runs the other commands.
 """
 
 SCRIPT = "lightning-merge"
-"""The command that is installed with the package."""
+"""The command installed with the package."""
 
 
 def program() -> str:
-    """Return how the user has called the program."""
+    """Return how the user called the program."""
     return SCRIPT if PurePath(sys.argv[0]).stem == SCRIPT else "python -m lightning_merge"
 
 
@@ -40,7 +40,7 @@ def usage(program: str) -> str:
     """Return the help of the program.
 
     Args:
-        program: How the user has called it.
+        program: How the user called it.
     """
     commands = "\n".join(f"  {name:<12} {what}" for name, what in COMMANDS.items())
     return f"""usage: {program} COMMAND [--config FILE] [options]

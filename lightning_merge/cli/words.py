@@ -1,4 +1,4 @@
-"""Words of the command line that YAML must not read: paths, and patterns that begin with `*`."""
+"""Protect command-line words from YAML: paths, and patterns that begin with `*`."""
 
 import json
 import re
@@ -16,12 +16,12 @@ _NAMES = re.compile(r"\[?\s*[\w.]+(\s*,\s*[\w.]+)*\s*\]?")
 
 
 class _Given(NamedTuple):
-    """An option, as two words or one with `=`; or another word.
+    """An option, given as two words or as one with `=`; or any other word.
 
     Attributes:
-        name: Without its dashes; empty for another word.
-        value: None where it has none.
-        words: As they were given.
+        name: Name of the option without dashes; empty for other words.
+        value: Value of the option; None if it has none.
+        words: The words as given.
     """
 
     name: str
@@ -30,13 +30,13 @@ class _Given(NamedTuple):
 
 
 def plain_words(arguments: Sequence[str]) -> list[str]:
-    """Return the words with files of experts and patterns as JSON, which YAML reads as meant.
+    """Return the words with expert files and patterns as JSON, which YAML reads as intended.
 
-    * `--experts.NAME FILE`: the file is taken as it is, and replaces that of a config.
+    * `--experts.NAME FILE`: the file name is taken literally, and overrides that of a config.
     * `--ignore PATTERN`, `--ignore '[PATTERN, PATTERN]'`: quotes around a pattern are optional.
       `--ignore+` adds to the patterns so far.
-    * `--method.transforms NAME`, or several in brackets: transforms by their names alone.
-    * `--max-shard-size`, `--dry-run`: options with dashes inside are those with underscores.
+    * `--method.transforms NAME`, or several in brackets: transforms by name only.
+    * `--max-shard-size`, `--dry-run`: dashes inside option names become underscores.
 
     Args:
         arguments: The command and its options.
@@ -47,7 +47,7 @@ def plain_words(arguments: Sequence[str]) -> list[str]:
     others: list[str] = []
     experts: dict[str, str] = {}
     patterns: list[str] = []
-    adds = True  # to the patterns of a config
+    adds = True  # to the patterns in a config
     lists: set[str] = set()
     for given in _read(arguments):
         if given.name.startswith("experts."):
@@ -79,7 +79,7 @@ def plain_words(arguments: Sequence[str]) -> list[str]:
 
 
 def _read(arguments: Sequence[str]) -> Iterator[_Given]:
-    """Yield options with their values, and other words, in their order."""
+    """Yield options with their values, and other words, in order."""
     words = list(arguments)
     while words:
         word = words.pop(0)
@@ -101,7 +101,7 @@ def _value(given: _Given) -> str:
 
 
 def _patterns(value: str) -> list[str]:
-    """Return the patterns of a list in brackets, or the one pattern that the value is."""
+    """Return the patterns of a list in brackets, or the value as a single pattern."""
     text = value.strip()
     if not (text.startswith("[") and text.endswith("]")):
         return [value]
@@ -110,12 +110,12 @@ def _patterns(value: str) -> list[str]:
 
 
 def _are_names(value: str | None) -> bool:
-    """Whether a value is one name, or several in brackets, and not a file of options."""
+    """Whether a value is one name, or several in brackets, rather than a file of options."""
     return value is not None and bool(_NAMES.fullmatch(value)) and not Path(value).is_file()
 
 
 def _of_configs(words: Sequence[str]) -> dict[str, Any]:
-    """Return the experts that configs name; later configs win."""
+    """Return the experts named in configs; later configs win."""
     found: dict[str, Any] = {}
     for option, value in pairwise(words):
         if option in ("-c", "--config") and Path(value).is_file():

@@ -1,1 +1,1 @@
-"""What a run has, depends on, makes and measures, without the grammar of any command line."""
+"""Runs: their folder, record, inputs, stages and results, independent of the command line."""

@@ -1,4 +1,4 @@
-"""A method's entry in the comparison of a run: merged at every point of a grid, then registered."""
+"""A method's entry in a run's comparison: merged at every grid point, then registered."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -12,19 +12,19 @@ from lightning_merge.modules.coefficients import CoefficientModule
 from lightning_merge.runs.merging import Target, ZooMerger
 
 Merge = Callable[[CoefficientModule, MergeMethod, Resources], Weights]
-"""From a run's module, a method, and what it needs beside the weights, to merged weights."""
+"""Takes a run's module, a method and what it needs besides weights; returns merged weights."""
 Draw = Callable[[CoefficientModule, Path], None]
-"""Draws what the last merge saw into a file."""
+"""Draws a figure of the last merge into a file."""
 
 
 class Entry:
     """A method among the candidates of a run, in every variant of the run's module.
 
     Args:
-        module: The run's, with base and experts.
-        name: Row of the table and name of the files.
-        points: The method at every point of its grid, by what distinguishes the point; the
-            method alone under an empty text without a grid.
+        module: Module of the run, with base and experts.
+        name: Name of the table row and of the files.
+        points: The method at every grid point, keyed by the values that set it apart; without a
+            grid, the method alone under an empty key.
 
     Examples:
         >>> from lightning_merge.methods import Ties
@@ -47,9 +47,9 @@ class Entry:
         return self.module.variants if recalibrates else {"": False}
 
     def write(self, merge: Merge, draw: Draw) -> dict[str, dict[str, Cost]]:
-        """Write every point of the grid in every variant, and its figure; return what each took.
+        """Write the weights of every grid point and variant, and its figure; return their costs.
 
-        A run that goes on takes what it has merged from the same files before.
+        A resumed run reuses what it has already merged from the same files.
         """
         module = self.module
         module.to(module.trainer.strategy.root_device)
@@ -71,10 +71,10 @@ class Entry:
         return costs
 
     def register(self, costs: Mapping[str, Mapping[str, Cost]]) -> None:
-        """Hand a candidate for every variant to the comparison.
+        """Add a candidate for every variant to the comparison.
 
         Args:
-            costs: As `write` returns it.
+            costs: As returned by `write`.
         """
         for suffix in self.variants:
             options = {p: self._candidate(p, suffix, costs[p][suffix]) for p in self.points}
@@ -102,13 +102,13 @@ class Entry:
         )
 
     def _files(self, point: str, suffix: str = "") -> tuple[Path, Path]:
-        """Return the files of weights and figure at a point of the grid."""
+        """Return the weights file and the figure file of a grid point."""
         name = self.name + suffix
         name += f"@{list(self.points).index(point)}" if point else ""
         return self.module.merged_file(name), self.module.figure_file(name)
 
     def _notes(self, method: Method) -> Iterator[str]:
-        """Say what a row of the table is."""
+        """Yield the notes that describe a table row."""
         yield brief(method)
         facts = method.requirements()
         if Needs.IMAGES in facts.needs:

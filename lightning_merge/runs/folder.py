@@ -1,4 +1,4 @@
-"""The folder of a run: what its results depend on, what it refuses to lose, and how it is taken."""
+"""The run folder: what its results depend on, and how those of other runs are protected."""
 
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -12,19 +12,19 @@ from lightning_merge.runs import record
 
 
 class RunFolder:
-    """A folder that knows what its results depend on (`run.json`).
+    """A run folder that records what its results depend on (`run.json`).
 
-    `resolve` finds what the run depends on and refuses to lose the results of another one. Until
-    `take`, nothing in the folder is touched.
+    `resolve` determines what the run depends on and refuses to overwrite the results of another
+    run. Nothing in the folder is touched before `take`.
 
     Args:
         path: The folder; it need not exist.
-        option: That names it on the command line, for messages.
+        option: Command-line option that names it, for messages.
         keep: Refuse to replace results of another configuration.
 
     Attributes:
-        before: What the run depended on that was here; empty without one.
-        now: What this run depends on, after `resolve`.
+        before: What the previous run in this folder depended on; empty if there was none.
+        now: What this run depends on, set by `resolve`.
 
     Examples:
         >>> from tempfile import mkdtemp
@@ -41,17 +41,17 @@ class RunFolder:
 
     @property
     def results(self) -> Path:
-        """The file of the results, which is there once a run is finished."""
+        """The results file, which exists once a run has finished."""
         return self.path / "results.json"
 
     @property
     def last(self) -> Path:
-        """The checkpoint that a stopped run goes on from."""
+        """The checkpoint from which a stopped run resumes."""
         return self.path / "checkpoints" / "last.ckpt"
 
     @property
     def coefficients(self) -> Path:
-        """The learned coefficients."""
+        """The file of the learned coefficients."""
         return self.path / "coefficients.safetensors"
 
     def merged(self, name: str) -> Path:
@@ -60,16 +60,16 @@ class RunFolder:
 
     @property
     def recorded(self) -> record.Record:
-        """What the run depended on that was here last."""
+        """What the last run in this folder depended on."""
         return record.read(self.path / "run.json")
 
     @property
     def is_unchanged(self) -> bool:
-        """Whether the run depends on the very things that the one before depended on."""
+        """Whether the run depends on exactly what the previous one depended on."""
         return self.before == self.now
 
     def is_complete(self, *more: Path) -> bool:
-        """Whether the results are there, the networks that they are of, and some other files."""
+        """Whether the results, the networks they were measured on and `more` all exist."""
         if not self.results.exists():
             return False
         candidates = Results.from_json(self.results).candidates.items()
@@ -83,13 +83,13 @@ class RunFolder:
         files: Callable[[], Iterable[str]],
         growing: Iterable[str] = (),
     ) -> None:
-        """Find what the run depends on, and make the files that are missing.
+        """Determine what the run depends on, and make missing files.
 
         Args:
-            described: All that is known before files are made, by name.
+            described: Everything known before files are made, by name.
             make: Makes the files.
-            files: Names them afterwards.
-            growing: Names of numbers that may be larger than before: no results are lost then.
+            files: Returns their names afterwards.
+            growing: Names of numbers that may grow between runs without losing results.
 
         Raises:
             InputError: Results of another configuration, or of other files, would be lost.
@@ -105,12 +105,12 @@ class RunFolder:
     def take(
         self, data: MergeDataModule, save: Callable[[Path], None], forget: Iterable[str] = ()
     ) -> None:
-        """Let what earlier runs left give way, now that nothing can be refused any more.
+        """Remove what earlier runs left and record this one, once every check has passed.
 
         Args:
-            data: Whose splits are recorded.
+            data: Data module whose splits are recorded.
             save: Writes the configuration into a file.
-            forget: Files that give way beside the results.
+            forget: Files to remove besides the results.
         """
         for name in ("results.json", "results.md", *forget):
             remove(self.path / name)
@@ -129,7 +129,7 @@ class RunFolder:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or the folder of a sharded checkpoint, if it is there.
+    """Remove a file, or the folder of a sharded checkpoint, if it exists.
 
     Examples:
         >>> folder = Path("shards")

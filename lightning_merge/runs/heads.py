@@ -1,4 +1,4 @@
-"""The heads of a zoo: given by the user, or made task by task where their inputs changed."""
+"""The heads of a zoo: given by the user, or made per task whenever their inputs change."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,16 +20,16 @@ from lightning_merge.modules.zoo import Zoo
 from lightning_merge.runs.stage import fingerprint
 
 _KIND = "make_heads"
-"""Under what metadata of heads say how they were made."""
+"""Metadata key for how the heads were made."""
 _FINGERPRINT = "fingerprint/"
-"""In front of a task's name: under what metadata of heads keep what the task's was made from."""
+"""Prefix, before a task's name, of the metadata key for the fingerprint of that task's head."""
 
 
 class ZooHeads:
-    """The heads that a zoo names.
+    """The classification heads of a zoo.
 
     Args:
-        zoo: Names their file, or files, and how those that are missing are made.
+        zoo: Names the file or files of the heads, and how to make missing ones.
 
     Examples:
         >>> ZooHeads(Zoo("base.safetensors", "{task}.safetensors", "head_{task}.pt")).are_given()
@@ -42,7 +42,7 @@ class ZooHeads:
         self.zoo, self.files = zoo, zoo.heads
 
     def are_given(self) -> bool:
-        """Whether they are a user's own: in files by task, on the Hub, or not made here."""
+        """Whether the user supplies them: one file per task, on the Hub, or not made here."""
         if not isinstance(self.files, str) or by_task(self.files):
             return True
         if Path(self.files).exists():
@@ -50,7 +50,7 @@ class ZooHeads:
         return hub.exists(self.files, plain=False)
 
     def check(self, tasks: Sequence[str]) -> None:
-        """Check the files of single tasks' heads, and that those made here are of this kind.
+        """Check that per-task files exist, and that heads made earlier are of the same kind.
 
         Raises:
             InputError: The head of a task is missing, or the file holds heads of another kind.
@@ -73,7 +73,7 @@ class ZooHeads:
             )
 
     def check_fit(self, data: MergeDataModule, encoder: Encoder) -> None:
-        """Check that heads that are given go with the tasks and the encoder.
+        """Check that heads supplied by the user match the tasks and the encoder.
 
         Raises:
             InputError: See `fitting_heads`.
@@ -82,12 +82,12 @@ class ZooHeads:
             fitting_heads(self.files, data, encoder)
 
     def make(self, encoder: Encoder, data: MergeDataModule, inputs: Mapping[str, str]) -> None:
-        """Make the heads whose inputs are not those of the file's; keep those of other tasks.
+        """Make the heads that are missing or whose inputs changed; keep those of other tasks.
 
         Args:
             encoder: Architecture of the base.
             data: The tasks, loaded.
-            inputs: Hash of the "base", and of every task's images.
+            inputs: Hashes of the "base" and of every task's images.
         """
         if self.are_given():
             return
@@ -107,21 +107,21 @@ class ZooHeads:
             for task, head in make_heads(self.zoo, encoder, data, lacking):
                 heads[task], key = head, _FINGERPRINT + task
                 known |= {key: wanted[key], _KIND: self._kind}
-                save_heads(heads, path, metadata=known)  # to be there when the run is stopped
+                save_heads(heads, path, metadata=known)  # so that a stopped run keeps them
 
     def mark(self, task: str) -> str:
-        """Return the fingerprint of a task's head, or the hash of its file where it is given."""
+        """Return the fingerprint of a task's head, or the hash of its file if the user gave it."""
         file = head_file(self.files, task)
         return _fingerprints(file).get(_FINGERPRINT + task) or file_hash(file)
 
     @property
     def _kind(self) -> str:
-        """How heads are made, in words."""
+        """How the heads are made, in words."""
         how: Any = {"class_means": self.zoo.head_scale, "linear_probe": ""}
         return f"{self.zoo.make_heads} {how.get(self.zoo.make_heads, self.zoo.text)}".strip()
 
     def made_from(self, data: MergeDataModule, task: str, inputs: Mapping[str, str]) -> str:
-        """Return the fingerprint of what a task's head is made from."""
+        """Return the fingerprint of the inputs of a task's head."""
         zoo, text = self.zoo, self.zoo.text
         made_from: list[Any] = [inputs["base"], inputs[task], zoo.make_heads, zoo.head_scale]
         made_from += [str(text), data.classes[task]]
@@ -132,6 +132,6 @@ class ZooHeads:
 
 
 def _fingerprints(heads: str | Path) -> dict[str, str]:
-    """Return the fingerprints that a file of heads made here has."""
+    """Return the fingerprints in the metadata of a heads file; empty if not made here."""
     metadata = open_checkpoint(heads).metadata
     return {key: mark for key, mark in metadata.items() if key.startswith(_FINGERPRINT)}

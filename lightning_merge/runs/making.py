@@ -1,4 +1,4 @@
-"""Make what a zoo lacks: base, heads, experts, a multi-task network; each once and resumable."""
+"""Make the missing files of a zoo (base, heads, experts, multi-task network), resumably."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,17 +15,17 @@ from lightning_merge.runs.stage import Stage
 
 
 class ZooMaker:
-    """Makes the files that a zoo lacks, or whose inputs have changed, by the zoo's recipes.
+    """Makes the files of a zoo that are missing or whose inputs changed, by the zoo's recipes.
 
-    Files that no recipe made (they carry no fingerprint) are used as they are. Teachers come
-    first, their own base and heads before them. It runs in one process, on one device, however
-    many the run has.
+    Files without a fingerprint were not made by a recipe and are used as they are. Teachers are
+    made first, after their own base and heads. Recipes run in one process on one device,
+    regardless of how many the run itself uses.
 
     Args:
         zoo: Files and recipes.
         encoder: Architecture of the zoo.
-        config: Of "encoder" (class_path and init_args, handed to the recipes) and "zoo".
-        tasks: Those that have experts.
+        config: Options of "encoder" (class_path and init_args, passed to the recipes) and "zoo".
+        tasks: Tasks that have experts.
 
     Examples:
         >>> from lightning_merge.models import MiniViT
@@ -62,15 +62,15 @@ class ZooMaker:
 
     @property
     def stages(self) -> list[Stage]:
-        """All files that recipes make."""
+        """The stages of all files that recipes make."""
         return [self.base, *self.experts.values(), *self.multi_task]
 
     def check(self) -> None:
-        """Check that base and experts are there and fit, or recipes for them; teachers too.
+        """Check that every file exists and fits, or has a recipe; the teachers' files too.
 
         Raises:
-            InputError: A file is missing and no recipe makes it on one device, one cannot be
-                read or is of another architecture, or students would be written over their
+            InputError: A file is missing and no recipe makes it on one device, a file cannot be
+                read or belongs to another architecture, or students would overwrite their
                 teachers.
         """
         if self.teachers is not None:
@@ -92,14 +92,14 @@ class ZooMaker:
             raise InputError(f"zoo.teachers: {fault}") from None
 
     def fill(self, data: MergeDataModule, options: Config, fit: Fit) -> None:
-        """Make base, heads, experts and multi-task network where they are missing or stale.
+        """Make the base, heads, experts and multi-task network that are missing or stale.
 
-        `check` has passed.
+        Call `check` first.
 
         Args:
             data: The tasks.
-            options: Of the data, by name; recipes are told those that find the same tasks,
-                divided alike.
+            options: Data options by name; recipes receive those that determine the tasks and
+                their splits.
             fit: Runs `fit` with a config.
 
         Raises:
@@ -115,7 +115,7 @@ class ZooMaker:
         data.load()
         self.heads.check_fit(data, self.encoder)
         self._make_base(fit)
-        # What is there already is checked before anything is made that takes long.
+        # Check existing files before making anything that takes long.
         given = [task for task, stage in self.experts.items() if stage.is_given()]
         self._check_fit(given, multi_task=any(stage.is_given() for stage in self.multi_task))
         images = {task: data.digest(task) for task in data.tasks}
@@ -139,7 +139,7 @@ class ZooMaker:
 
     def _make_base(self, fit: Fit) -> None:
         images = self.base.images()
-        if images is not None or not self.base.exists():  # else there is nothing to remake it of
+        if images is not None or not self.base.exists():  # without its images it cannot be remade
             inputs = {"encoder": self.config["encoder"], **(images or {})}
             self.base.make(fit, {"model.encoder": self.config["encoder"]}, inputs)
 
@@ -147,7 +147,7 @@ class ZooMaker:
         self.zoo.open(self.encoder, tasks, minimum=0, multi_task=multi_task)
 
     def _inputs(self, task: str, base: str, images: str) -> dict[str, Any]:
-        """Return what the expert of a task depends on beside its recipe."""
+        """Return what the expert of a task depends on besides its recipe."""
         inputs = {"base": base, "head": self.heads.mark(task), "data": images}
         if self.teachers is None:
             return inputs
@@ -159,7 +159,7 @@ class ZooMaker:
         return {**inputs, "teacher": teacher}
 
     def _teacher(self, task: str) -> Mapping[str, Any]:
-        """Return the option that names a student's teacher to its recipe, if it has one."""
+        """Return the recipe option that names a student's teacher; empty without teachers."""
         if self.teachers is None:
             return {}
         teacher = {

@@ -1,4 +1,4 @@
-"""Merge the experts of a zoo by any method into files that say what they were made of."""
+"""Merge the experts of a zoo into files whose metadata record their inputs and method."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ from lightning_merge.modules.held_out import HeldOut
 from lightning_merge.modules.zoo import Zoo
 
 Merge = Callable[[MergeMethod, Resources], Weights]
-"""From a method and what it needs beside the weights to merged weights."""
+"""Takes a method and what it needs besides the weights; returns merged weights."""
 
 
 class Target(NamedTuple):
@@ -33,7 +33,7 @@ class Target(NamedTuple):
     Attributes:
         file: Its path; replaced if it exists.
         recalibrate: Give BatchNorm the statistics of held-out images.
-        about: Metadata of its own.
+        about: Extra metadata for this file.
 
     Examples:
         >>> Target(Path("merged.safetensors")).recalibrate
@@ -49,10 +49,10 @@ class ZooMerger:
     """Merges the experts of one zoo by any method.
 
     Args:
-        zoo: Their files, all there.
-        encoder: Their architecture, on the device that the network runs on.
+        zoo: Files of the base, experts and heads; all must exist.
+        encoder: Architecture of the zoo, on the device where the network runs.
         base: Weights of the base under the encoder's names.
-        experts: Those of the experts.
+        experts: Weights of the experts by task, likewise.
         held_out: The images that methods may see.
 
     Examples:
@@ -92,10 +92,10 @@ class ZooMerger:
         """Open the files of a zoo.
 
         Args:
-            zoo: Files, all there.
-            encoder: Its architecture.
-            data: The tasks, whose held-out images methods may see.
-            device: What the network runs on.
+            zoo: Files of the base, experts and heads; all must exist.
+            encoder: Architecture of the zoo.
+            data: The tasks; methods may see their held-out images.
+            device: Device to run the network on.
 
         Raises:
             InputError: Files do not fit.
@@ -130,18 +130,18 @@ class ZooMerger:
         merge: Merge | None = None,
         going_on: bool | None = None,
     ) -> list[Cost]:
-        """Write what a method makes of the experts; return what each file took.
+        """Merge the experts and write the result; return the cost of each file.
 
-        A merge method is called once, however many files its weights go into. A network method
-        is called for each, as it decides itself where it needs the statistics.
+        A merge method is called once, no matter how many files receive its weights. A network
+        method is called once per file, as it decides for itself where it needs the statistics.
 
         Args:
-            method: A merge method, or a network method; the run's seed is added to its own.
-            targets: Files.
-            merge: How a merge method is called; on base and experts by default.
-            going_on: Whether the run goes on, so that files of the very same merge are taken as
-                they are. Where this is stated, files record what their merge took; without, the
-                same merge gives the same bytes.
+            method: A merge method or a network method; the run's seed is added to its own.
+            targets: Files to write.
+            merge: How to call a merge method; by default on base and experts.
+            going_on: Whether the run was resumed; if so, existing files of the same merge are
+                reused. If true or false, files record the cost of their merge; if None, they do
+                not, so that equal merges give equal bytes.
 
         Raises:
             InputError: The method cannot merge them.
@@ -203,14 +203,14 @@ class ZooMerger:
 
 
 def _recorded(cost: Cost, going_on: bool | None) -> dict[str, str]:
-    """Return what a merge took, for the metadata of its file."""
+    """Return the cost of a merge as metadata of its file."""
     if going_on is None:
         return {}
     return {key: repr(value) for key, value in asdict(cost).items() if value is not None}
 
 
 def _already(path: Path, metadata: Mapping[str, str]) -> Cost | None:
-    """Return what the merge of a file took, if it is there with this metadata."""
+    """Return the recorded cost of a merged file; None unless it exists with this metadata."""
     if not path.exists():
         return None
     known = open_checkpoint(path).metadata

@@ -1,4 +1,4 @@
-"""The metrics of a run as one CSV file, to which a run that goes on adds."""
+"""The metrics of a run in one CSV file, to which a resumed run appends."""
 
 import csv
 from collections.abc import Mapping
@@ -12,9 +12,9 @@ from lightning_merge.core.checkpoints.files import atomic_write
 
 
 class MetricsFile(Logger):
-    """Write metrics.csv of a run folder: a row for each step, a column for each metric.
+    """Write metrics.csv in the run folder: one row per step, one column per metric.
 
-    Rows of earlier sessions stay; Lightning's CSVLogger deletes them.
+    Rows of earlier sessions are kept, whereas Lightning's CSVLogger deletes them.
 
     Args:
         folder: The run folder.
@@ -40,12 +40,12 @@ class MetricsFile(Logger):
 
     @property
     def name(self) -> str:
-        """Nothing: the folder has the name."""
+        """Empty: the folder carries the name."""
         return ""
 
     @property
     def version(self) -> str:
-        """Nothing: a run has one folder."""
+        """Empty: a run has a single folder."""
         return ""
 
     @property
@@ -54,16 +54,16 @@ class MetricsFile(Logger):
         return str(self.file.parent)
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Leave them to config.yaml."""
+        """Do nothing: config.yaml holds the hyperparameters."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Take a row."""
+        """Buffer one row."""
         self._rows.append({**metrics, "step": step})
 
     @rank_zero_only
     def save(self) -> None:
-        """Write what was taken; the file is written anew where there are new columns."""
+        """Write the buffered rows; rewrite the whole file if there are new columns."""
         rows, self._rows = self._rows, []
         if not rows:
             return
@@ -76,7 +76,7 @@ class MetricsFile(Logger):
             _write(self.file, names, rows, header=False)
 
     def finalize(self, status: str) -> None:
-        """Write what is left."""
+        """Write the remaining rows."""
         self.save()
 
     def _columns(self) -> list[str]:

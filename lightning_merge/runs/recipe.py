@@ -1,4 +1,4 @@
-"""The config of a run that makes one file: read once, given options, and run."""
+"""Recipes: `fit` configs that each make one file of weights."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -14,22 +14,22 @@ from lightning_merge.core.errors import InputError
 Config = Mapping[str, Any]
 """Options of a command by name, as dicts, lists and scalars."""
 Fit = Callable[[Config], object]
-"""Runs `fit` with a config, in this process alone."""
+"""Runs `fit` with a config in this process only."""
 
 ON_ONE_DEVICE: dict[str, tuple[Any, ...]] = {
     "trainer.devices": (1, "1", [0]),
     "trainer.num_nodes": (1,),
     "trainer.strategy": ("auto",),
 }
-"""Options of a trainer that has one device; the first value of each is what recipes run with."""
+"""Trainer options -> the values that mean one device; recipes run with the first of each."""
 
 
 class Recipe:
     """A config file of `fit` whose run writes one file of weights.
 
     Args:
-        path: The file.
-        option: That names it, for messages.
+        path: Path of the config file.
+        option: Command-line option that names it, for messages.
 
     Examples:
         >>> from pathlib import Path
@@ -49,7 +49,7 @@ class Recipe:
 
     @cached_property
     def config(self) -> Any:
-        """What the file holds.
+        """The content of the file.
 
         Raises:
             InputError: It cannot be read, or is not YAML.
@@ -60,7 +60,7 @@ class Recipe:
             raise InputError(f"{self} cannot be read as a config: {fault}") from None
 
     def section(self, name: str) -> dict[str, Any]:
-        """Return the options of "model", "data" or "trainer"; a class by name has a class_path.
+        """Return the options of "model", "data" or "trainer"; a bare class name as class_path.
 
         Raises:
             InputError: The file cannot be read.
@@ -73,10 +73,10 @@ class Recipe:
         return {"class_path": value}
 
     def check_alone(self) -> None:
-        """Check that the recipe is one for a single device: several have another batch size.
+        """Check that the recipe is for one device; several would change the batch size.
 
         Raises:
-            InputError: It asks for several.
+            InputError: It asks for several devices.
         """
         given = {f"trainer.{key}": value for key, value in self.section("trainer").items()}
         many = {
@@ -89,11 +89,11 @@ class Recipe:
             raise InputError(f"{self} with {options} is a recipe for several devices")
 
     def overridden(self, options: Config) -> dict[str, Any]:
-        """Return the config with other values for some options.
+        """Return the config with some options overridden.
 
         Args:
-            options: By dotted name, as on the command line: "model.output" is an option of the
-                model's class.
+            options: Values by dotted name, as on the command line: "model.output" is an option of
+                the model's class.
 
         Raises:
             InputError: The file cannot be read.
@@ -110,6 +110,6 @@ class Recipe:
         return {**config, **sections}
 
     def run(self, fit: Fit, options: Config) -> None:
-        """Run the recipe with other values for some options, on one device."""
+        """Run the recipe on one device with some options overridden."""
         alone = {name: values[0] for name, values in ON_ONE_DEVICE.items()}
         fit(self.overridden({**options, **alone}))

@@ -1,4 +1,4 @@
-"""What a run depends on, by name, and how a run folder remembers it."""
+"""The record of what a run depends on, by name, as stored in its folder."""
 
 import json
 import re
@@ -17,9 +17,9 @@ Record = Mapping[str, Any]
 
 CALLBACKS, TEST_IMAGES = "trainer.callbacks", "test images of "
 TASK_VECTORS = "model.task_vectors"
-"""What callbacks make of task vectors before coefficients are learned."""
+"""Record key: how callbacks transform task vectors before coefficients are learned."""
 TRANSDUCTIVE = "model.transductive"
-"""Whether coefficients were learned from test images."""
+"""Record key: whether coefficients were learned from test images."""
 
 WITHOUT_EFFECT = (
     "config",
@@ -36,17 +36,17 @@ WITHOUT_EFFECT = (
     "trainer.enable_progress_bar",
     "trainer.enable_model_summary",
 )
-"""Options that no number depends on."""
+"""Options that do not change any number."""
 
 END = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time")
-"""Options that say where learning ends."""
+"""Options that determine when training ends."""
 
 
 def describe_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a run's numbers depend on beside its inputs.
+    """Return what a run's numbers depend on besides its inputs.
 
     Args:
-        config: Of one command, as `plain` returns it.
+        config: Config of one command, as `plain` returns it.
 
     Examples:
         >>> config = {"model": {"lr": 0.1}, "data": {"num_workers": 4}}
@@ -68,7 +68,7 @@ def describe_images(data: MergeDataModule) -> dict[str, Any]:
     """Return the digests of all tasks' images and the names of their classes.
 
     Args:
-        data: Loaded, the test split included where there is one.
+        data: Loaded data module, including the test split if there is one.
 
     Examples:
         >>> data = MergeDataModule(tasks=["drawn_hues", "drawn_stripes"], source="drawn")
@@ -85,7 +85,7 @@ def describe_images(data: MergeDataModule) -> dict[str, Any]:
 
 
 def describe_files(files: Iterable[str]) -> dict[str, str]:
-    """Return the hashes of files by their names.
+    """Return the hash of each file, by file name.
 
     Examples:
         >>> _ = Path("notes.txt").write_text("abc")
@@ -96,7 +96,7 @@ def describe_files(files: Iterable[str]) -> dict[str, str]:
 
 
 def learning(record: Record) -> dict[str, Any]:
-    """Return what the checkpoint of a run depends on: all but its end, and what is done with it.
+    """Return what a run's checkpoint depends on: all but the end of training and later steps.
 
     Examples:
         >>> learning({"model.lr": 0.1, "trainer.max_epochs": 3, "test images of mnist": "c0ffee"})
@@ -108,7 +108,7 @@ def learning(record: Record) -> dict[str, Any]:
 
 
 def other_end(old: Record, new: Record) -> str:
-    """Name what says where learning ends and differs; nothing if it ends alike.
+    """Name the options for the end of training that differ; empty if none does.
 
     Examples:
         >>> other_end({"trainer.max_epochs": 3}, {"trainer.max_epochs": 5, "model.lr": 0.1})
@@ -118,7 +118,7 @@ def other_end(old: Record, new: Record) -> str:
 
 
 def network(record: Record) -> dict[str, Any]:
-    """Return what a learned network is and was learned from, however it was trained.
+    """Return what identifies a learned network and its data, whatever the trainer options.
 
     Examples:
         >>> network({"model.lr": 0.1, "trainer.max_epochs": 3})
@@ -130,7 +130,7 @@ def network(record: Record) -> dict[str, Any]:
 
 
 def differences(old: Record, new: Record) -> str:
-    """Name what differs, with both values where they are short.
+    """Name the entries that differ, with both values if they are short.
 
     Examples:
         >>> differences({"seed_everything": 0}, {"seed_everything": 1})
@@ -147,7 +147,7 @@ def _change(name: str, before: Any, now: Any) -> str:
 
 
 def read(path: Path) -> Record:
-    """Return what an earlier run depended on; an empty record where there is none.
+    """Return what an earlier run depended on; an empty record if the file does not exist.
 
     Examples:
         >>> read(Path("run.json"))
@@ -168,7 +168,7 @@ def write(record: Record, path: Path) -> None:
 
 
 def stored(record: Record) -> dict[str, Any]:
-    """Return the record as `read` would.
+    """Return the record as `read` would return it after `write`.
 
     Examples:
         >>> stored({"tasks": ("mnist", "dtd"), "unused": None})
@@ -178,16 +178,16 @@ def stored(record: Record) -> dict[str, Any]:
 
 
 def _loaded(text: str) -> dict[str, Any]:
-    """Return a record without what is null: an option unused, or not there yet when it ran.
+    """Return a record without nulls: options unused, or unknown when the run was recorded.
 
-    A method has one class path, whichever of its packages it was named by.
+    Class paths of methods are normalised, as a method can be imported from two packages.
     """
     text = re.sub(r'"lightning_merge\.methods\.(\w+)"', r'"lightning_merge.\1"', text)
     return {name: value for name, value in json.loads(text).items() if value is not None}
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield what is not a dict, by its dotted name."""
+    """Yield every value that is not a dict, with its dotted name."""
     if not isinstance(value, dict):
         yield name, value
         return
@@ -196,7 +196,7 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _own_code(value: Any) -> dict[str, str]:
-    """Return the hashes of the files of classes that are a user's own, wherever they are named."""
+    """Return the hashes of the source files of user-defined classes anywhere in a config."""
     if isinstance(value, list):
         return {k: v for item in value for k, v in _own_code(item).items()}
     if not isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""What a run refuses before it begins, and what Lightning refuses, told in one line."""
+"""Checks before a run begins, and one-line messages for Lightning's own errors."""
 
 import traceback
 from collections.abc import Iterator, Sequence
@@ -15,13 +15,13 @@ from lightning_merge.methods.base import Method
 
 @contextmanager
 def refusals(option: str = "trainer") -> Iterator[None]:
-    """Tell in one line what Lightning finds wrong with the trainer's options.
+    """Turn Lightning's errors about trainer options into one-line messages.
 
     Args:
-        option: That it is about.
+        option: Option at the start of the message.
 
     Raises:
-        InputError: It has refused some, or lacks a package for them.
+        InputError: Lightning rejects an option, or lacks a package for it.
 
     Examples:
         >>> from lightning.pytorch import Trainer
@@ -44,7 +44,7 @@ def refusals(option: str = "trainer") -> Iterator[None]:
 
 
 def check_seed(seed: int | bool) -> None:
-    """Check a seed; true draws one.
+    """Check a seed; true stands for a random one.
 
     Raises:
         InputError: It is out of range.
@@ -60,12 +60,12 @@ def check_seed(seed: int | bool) -> None:
 
 
 def check_unseen(name: str, method: Method, unseen: Sequence[str]) -> None:
-    """Check that what a method has learned elsewhere knows nothing of unseen tasks.
+    """Check that a method does not use anything learned on unseen tasks.
 
     Args:
-        name: Of the method's result, for messages.
+        name: Name of the method's result, for messages.
         method: Any method.
-        unseen: Tasks that are measured only.
+        unseen: Tasks used for measurement only.
 
     Raises:
         InputError: It was learned on one of them.

@@ -1,4 +1,4 @@
-"""One file of a zoo and the recipe that makes it: whether it is there, given, made or stale."""
+"""One file of a zoo and its recipe: whether it exists, was given by the user, or is stale."""
 
 import hashlib
 import json
@@ -18,17 +18,16 @@ from lightning_merge.runs.recipe import Config, Fit, Recipe
 
 
 class Stage:
-    """One file, and the run that makes it where it is missing or its inputs have changed.
+    """One file, and the run that makes it when it is missing or its inputs have changed.
 
     A file without a fingerprint was not made by a recipe: it is the user's, and used as it is.
 
     Args:
-        what: The file is, for messages.
-        place: Name of the option that holds the file, likewise; that of the recipe has `_recipe`
-            in it.
-        file: Its path; without a recipe perhaps a name of the Hub.
-        recipe: Path of the config, if there is one.
-        option: Name of the option that holds the recipe, for messages.
+        what: What the file is, for messages.
+        place: Option that names the file, for messages; the recipe's option contains `_recipe`.
+        file: Path of the file; without a recipe, it may also be a name on the Hub.
+        recipe: Path of the recipe's config, if there is one.
+        option: Option that names the recipe, for messages.
 
     Examples:
         >>> stage = Stage("base", "zoo.base", "base.safetensors", None, "zoo.base_recipe")
@@ -46,17 +45,17 @@ class Stage:
         return Path(self.file)
 
     def exists(self) -> bool:
-        """Whether the file is there, or can be had from the Hub."""
+        """Whether the file exists locally or on the Hub."""
         return hub.exists(self.file, plain=self.recipe is None)
 
     def check(self, encoder: Encoder) -> Iterator[str]:
-        """Check that the file is there and readable, or a recipe for it.
+        """Check that the file exists and is readable, or that a recipe can make it.
 
         Yields:
-            Why it is not the encoder's, where it is used as it is.
+            Why a file given by the user does not fit the encoder.
 
         Raises:
-            InputError: Neither is.
+            InputError: Neither is the case.
         """
         if self.exists():
             with hub.given_as(self.place):
@@ -83,20 +82,20 @@ class Stage:
             ) from None
 
     def is_given(self) -> bool:
-        """Whether the file is there and was made by the user."""
+        """Whether the file exists and was supplied by the user."""
         if not self.exists():
             return False
-        metadata = open_checkpoint(self.file).metadata  # what cannot be had is told here
+        metadata = open_checkpoint(self.file).metadata  # raises if it cannot be fetched
         return self.recipe is None or "fingerprint" not in metadata
 
     def is_made(self, inputs: Config) -> bool:
-        """Whether the file is there and was made from these inputs, or by the user."""
+        """Whether the file exists and was made from these inputs, or supplied by the user."""
         if not self.exists() or self.is_given():
             return self.exists()
         return open_checkpoint(self.file).metadata["fingerprint"] == self._fingerprint(inputs)
 
     def images(self) -> dict[str, str] | None:
-        """Return the digests of the images that the recipe itself names; None if they are gone.
+        """Return the digests of images the recipe itself names; None if they no longer exist.
 
         Raises:
             InputError: The recipe's data cannot be read.
@@ -115,19 +114,19 @@ class Stage:
         return {task: data.digest(task) for task in data.tasks}
 
     def make(self, fit: Fit, options: Config, inputs: Config) -> None:
-        """Run the recipe unless the file is made already.
+        """Run the recipe unless the file is up to date.
 
         Args:
-            fit: Runs a config.
-            options: Of the recipe, beside those that say where its result goes.
-            inputs: What the file depends on beside the recipe; anything JSON can hold.
+            fit: Runs `fit` with a config.
+            options: Options of the recipe other than those for its output.
+            inputs: What the file depends on besides the recipe; anything JSON can hold.
 
         Raises:
             InputError: The recipe fails.
         """
         if self.is_made(inputs):
             return
-        assert self.recipe is not None  # `check` has seen the file otherwise
+        assert self.recipe is not None  # otherwise `check` has found the file
         self._check_alone(self.recipe)
         again = " again, as its inputs changed" if self.path.exists() else ""
         rank_zero_info(f"{self.what}: making {self.path}{again}")

@@ -1,4 +1,4 @@
-"""Hyperparameters chosen on held-out images, and tested once."""
+"""Tune hyperparameters on held-out images, and test the best once."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,36 +31,35 @@ from lightning_merge.runs.recipe import Config, Fit
 from lightning_merge.runs.refusals import check_seed, check_unseen, refusals
 
 WITHOUT_EFFECT = ("trials", "overwrite", "folder", "config", "data")
-"""Options that no trial depends on, and those of the data, which have a record of their own."""
+"""Options that no trial depends on, and `data`, which is recorded separately."""
 
 
 class Tune:
     """Choose hyperparameters of a merge method on held-out images; test the best once.
 
-    The run folder receives config.yaml, splits.json, run.json, the table of trials (trials.json,
-    trials.md) after each of them, and at the end merged/NAME.safetensors, results.json and
-    results.md. The same command goes on with what a stopped run left. What the
-    zoo lacks is made first.
+    The run folder receives config.yaml, splits.json and run.json, the table of trials (trials.json
+    and trials.md, updated after every trial), and at the end merged/NAME.safetensors, results.json
+    and results.md. The same command resumes a stopped run. Missing files of the zoo are made first.
 
     Args:
         encoder: Architecture of the base and the experts.
-        zoo: Files of base, experts and heads.
-        data: The tasks; all held-out images of the seen ones decide.
-        method: A merge method, or a network method, with the hyperparameters that are not chosen.
+        zoo: Files of the base, experts and heads.
+        data: The tasks; trials are scored on all held-out images of the seen tasks.
+        method: A merge method or a network method, with the hyperparameters that stay fixed.
         space: Hyperparameter -> its range: {low: 0.05, high: 1.0, log: true}, or a list of
-            choices. Those of transforms are called as in LwPTV.prune_ratio.
+            choices. Those of transforms are written as in LwPTV.prune_ratio.
         trials: How many points to try; the first is the method as given if it lies in the space.
-        sampler: "tpe" or "random". A space of no more points than trials is tried whole.
-        name: Of the merged network in tables and files; the method's name without one.
+        sampler: "tpe" or "random". A space with no more points than trials is searched in full.
+        name: Name of the merged network in tables and files; by default the method's name.
         folder: The run folder.
-        seed_everything: Seed of the sampler, and of methods that draw numbers.
+        seed_everything: Seed of the sampler and of methods that use random numbers.
         recalibrate: Give merged networks with BatchNorm the statistics of held-out images.
-        accelerator: What the network runs on, as Lightning's Trainer calls it.
+        accelerator: Where the network runs, as in Lightning's Trainer.
         overwrite: Replace results of another configuration in the run folder.
 
     Raises:
         InputError: The space does not fit the method, a number is out of range, the name is that
-            of a reference, or Lightning refuses the accelerator.
+            of a reference, or Lightning rejects the accelerator.
 
     Examples:
         >>> from lightning_merge.methods import TaskArithmetic
@@ -104,7 +103,7 @@ class Tune:
             )  # fmt: skip
 
     def _check(self) -> None:
-        """Check what can be told before any file is opened."""
+        """Check what can be checked before any file is opened."""
         check_seed(self.seed)
         require_in("[1, inf)", trials=self.trials)
         if self.name in BOUNDS:
@@ -123,13 +122,13 @@ class Tune:
         command: str,
         fit: Fit,
     ) -> Results:
-        """Make what the zoo lacks, search, and measure.
+        """Make missing files of the zoo, search, and measure.
 
         Args:
             config: All options, as dicts, lists and scalars.
             save: Writes them into a file.
-            command: That made the run, for the record.
-            fit: Runs `fit` with a config, to make what the zoo lacks.
+            command: Command that started the run, for the record.
+            fit: Runs `fit` with a config, to make missing files of the zoo.
 
         Raises:
             InputError: Files are missing or do not fit, or the run folder holds the results of
@@ -154,11 +153,11 @@ class Tune:
 
     @property
     def file(self) -> Path:
-        """Where the merged network lies: that of the trial under way, at the end the best one."""
+        """The merged network: that of the current trial, and at the end the best one."""
         return self.run_folder.merged(self.name)
 
     def _describe(self, config: Config) -> dict[str, Any]:
-        """Return what the numbers depend on, files apart; see `record`."""
+        """Return what the numbers depend on except files; see `record`."""
         options = {name: value for name, value in config.items() if name not in WITHOUT_EFFECT}
         described = record.describe_options({"model": options, "data": config["data"]})
         return {**described, "trials": self.trials, **record.describe_images(self.data)}
@@ -202,7 +201,7 @@ class Tune:
         )
 
     def _tuned(self, merger: ZooMerger, search: Search) -> Candidate:
-        """Merge by the best trial."""
+        """Merge with the hyperparameters of the best trial."""
         method = self.space.method_at(search.best.point)
         cost, origin = self._write(merger, method), method.origin()
         chosen = f"{search.best.text} of {search.total} trials chosen on the held-out images"
@@ -221,7 +220,7 @@ class Tune:
         return merger.write(method, [Target(self.file, recalibrate)])[0]
 
     def _score(self, merger: ZooMerger, evaluate: Evaluate, method: Method) -> Score:
-        """Merge, and measure on the held-out images."""
+        """Merge and measure on the held-out images."""
         seconds = self._write(merger, method).seconds
         evaluate.show(Candidate(self.name, self.file))
         self.trainer.validate(evaluate, datamodule=self.data, verbose=False)
