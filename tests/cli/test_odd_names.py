@@ -118,4 +118,4 @@ def test_the_commands_run_in_utf8_whatever_the_locale(tmp_path, locale):
         [*command, "--output", str(tmp_path / "t.md")], env=environment, capture_output=True
     )
     assert found.returncode == 2
-    assert "cannot read results from é".encode() in found.stderr
+    assert "runs: 'é' has no results: é does not exist".encode() in found.stderr

@@ -101,5 +101,7 @@ def test_a_row_that_no_tile_holds_is_refused(make_experts, monkeypatch):
     monkeypatch.setattr("lightning_merge.core.vectors.tiles.TILE", 60)
     net = nn.Sequential(nn.Conv1d(8, 4, 5), nn.ReLU())
     base = weights_of(net)
-    with pytest.raises(InputError, match=r"0.weight: 60 entries .* a row of 40 for all 3"):
+    with pytest.raises(
+        InputError, match=r"0.weight: a row of 40 entries of each of 3 .* a tile of 60"
+    ):
         MTies()(base, make_experts(3, base), model=net, batches=torch.randn(4, 8, 9))
