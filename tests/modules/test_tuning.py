@@ -115,7 +115,7 @@ def test_whole_numbers_stay_whole(tmp_path):
     assert [p["Dare.seed"] for p in space.points(50)] == list(range(1, 51))
     assert space.points(49) is None
     assert space.method_at({"Dare.seed": 7}).transforms[0] == Dare(seed=7)
-    with pytest.raises(InputError, match="low=0.5, high=3 must be integers"):
+    with pytest.raises(InputError, match=r"low=0\.5, high=3 must be integers"):
         Space(method, {"Dare.seed": Range(0.5, 3)})
 
 
