@@ -165,14 +165,14 @@ class MergeCLI(LightningCLI):
 
     def fit(self, **options: Any) -> None:
         """Make missing files, train, and measure; LightningCLI calls this for `Trainer.fit`."""
-        start = self._begin(self._prepare)
+        begun = self._begin(self._prepare)
         if self.model.zoo is not None:
             self._set_seed()  # so that random numbers do not depend on which files were made
-        if not start.finished:
+        if not begun.finished:
             with refusals():
-                self.trainer.fit(**self._going_on(options, start.checkpoint))
+                self.trainer.fit(**self._going_on(options, begun.checkpoint))
         if self.model.zoo is not None:
-            self._report(start.finished)
+            self._report(begun.finished)
 
     def validate(self, **options: Any) -> None:
         """Measure on held-out images; see `_show`."""
@@ -292,9 +292,14 @@ class MergeCLI(LightningCLI):
 
     def _files(self) -> list[str]:
         """Return the files that the run depends on."""
-        encoder = plain(self._get(self.config, "model").init_args).get("encoder") or {}
+        encoder = self._model_options.get("encoder") or {}
         own = self.model.encoder.files(encoder.get("init_args") or {})
         return [*self.model.input_files(self.datamodule.tasks), *own]
+
+    @property
+    def _model_options(self) -> dict[str, Any]:
+        """The options of the module; empty for a class that takes none."""
+        return plain(self._get(self.config, "model")).get("init_args") or {}
 
     def _take_folder(self) -> None:
         """Remove what earlier runs left and record this one, once every check has passed."""
@@ -312,8 +317,8 @@ class MergeCLI(LightningCLI):
         """Makes missing files of the module's zoo; None without a zoo."""
         if self.model.zoo is None:
             return None
-        config = plain(self._get(self.config, "model").init_args)
-        return ZooMaker(self.model.zoo, self.model.encoder, config, self.datamodule.tasks)
+        tasks = self.datamodule.tasks
+        return ZooMaker(self.model.zoo, self.model.encoder, self._model_options, tasks)
 
     def _fill_zoo(self) -> None:
         if self._maker is not None:

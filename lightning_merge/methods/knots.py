@@ -32,7 +32,8 @@ class KnOTS(MergeMethod):
     +). The update is scale * U C. Tensors other than matrices are averaged, times scale.
 
     Designed for experts tuned by LoRA. Cost: 1 eigenvalue problem of size min(out, K rest) per
-    tensor, the products with U, and three readings. The plan holds U of every tensor, up to
+    tensor, the products with U, and three readings, a fourth if the
+    sampled range of magnitudes misses the threshold. The plan holds U of every tensor, up to
     out * out numbers each, for ViT-B/32 slightly more than the model.
 
     Reference: Stoica et al. 2025, "Model merging with SVD to tie the KnOTS", section 4. The

@@ -78,16 +78,17 @@ class Entry:
         """
         for suffix in self.variants:
             options = {p: self._candidate(p, suffix, costs[p][suffix]) for p in self.points}
-            alone = options.get("")
-            weights, figure = self._files("", suffix)
-            several = Candidate(
-                self.name + suffix,
-                weights,
-                figure,
-                transductive=self.method.origin().transductive,
-                options=options,
+            self.module.candidates[self.name + suffix] = (
+                options[""] if "" in options else self._choice(options, suffix)
             )
-            self.module.candidates[self.name + suffix] = alone or several
+
+    def _choice(self, options: Mapping[str, Candidate], suffix: str) -> Candidate:
+        """Return the candidate that becomes the best of its options."""
+        weights, figure = self._files("", suffix)
+        transductive = self.method.origin().transductive
+        return Candidate(
+            self.name + suffix, weights, figure, transductive=transductive, options=options
+        )
 
     def _candidate(self, point: str, suffix: str, cost: Cost) -> Candidate:
         method, origin = self.points[point], self.method.origin()

@@ -1,6 +1,7 @@
 """Make the missing files of a zoo (base, heads, experts, multi-task network), resumably."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from lightning_merge.core.checkpoints.checkpoint import file_hash
@@ -58,7 +59,8 @@ class ZooMaker:
         self.teachers = None
         if (teachers := zoo.teachers) is not None:
             theirs = config["zoo"]["teachers"]
-            self.teachers = ZooMaker(teachers.zoo, teachers.encoder, theirs, tasks)
+            with _of_teachers():
+                self.teachers = ZooMaker(teachers.zoo, teachers.encoder, theirs, tasks)
 
     @property
     def stages(self) -> list[Stage]:
@@ -86,10 +88,8 @@ class ZooMaker:
                 f"zoo.teachers.zoo has files of the zoo itself: {names}; "
                 "give students other names than their teachers"
             )
-        try:
+        with _of_teachers():
             teachers.check()
-        except InputError as fault:
-            raise InputError(f"zoo.teachers: {fault}") from None
 
     def fill(self, data: MergeDataModule, options: Config, fit: Fit) -> None:
         """Make the base, heads, experts and multi-task network that are missing or stale.
@@ -168,3 +168,12 @@ class ZooMaker:
             "heads": self.teachers.zoo.heads,
         }
         return {"model.teacher": teacher}
+
+
+@contextmanager
+def _of_teachers() -> Iterator[None]:
+    """Say that what is wrong is wrong with the teachers' zoo."""
+    try:
+        yield
+    except InputError as fault:
+        raise InputError(f"zoo.teachers: {fault}") from None

@@ -24,7 +24,7 @@ class Stage:
 
     Args:
         what: What the file is, for messages.
-        place: Option that names the file, for messages; the recipe's option contains `_recipe`.
+        place: Option that names the file, for messages.
         file: Path of the file; without a recipe, it may also be a name on the Hub.
         recipe: Path of the recipe's config, if there is one.
         option: Option that names the recipe, for messages.

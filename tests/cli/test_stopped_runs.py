@@ -202,6 +202,8 @@ def test_another_end_of_a_run_whose_learning_rate_follows_it(run, config, files,
     )
     assert f"--ckpt_path {last}" in caplog.text
     assert '"epochs": 3' in fit(3, "--ckpt_path", str(last))
+    with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
+        assert {row["epoch"] for row in csv.DictReader(file)} == {"0", "1", "2"}
 
 
 def spoil(value):

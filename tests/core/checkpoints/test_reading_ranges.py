@@ -15,28 +15,6 @@ from lightning_merge.core.checkpoints.checkpoint import (
 from lightning_merge.core.checkpoints.flat import BLOCK
 from lightning_merge.core.errors import InputError
 
-
-@pytest.fixture
-def tensors():
-    generator = torch.Generator().manual_seed(0)
-    return {
-        "b.weight": torch.randn(5, 3, generator=generator),
-        "b.bias": torch.randn(5, generator=generator).to(torch.bfloat16),
-        "a.weight": torch.randn(2, 2, generator=generator).half(),
-        "a.count": torch.tensor(7),
-        "a.mask": torch.tensor([True, False, True]),
-        "a.none": torch.empty(0, 4),
-        "a.spectrum": torch.randn(2, generator=generator, dtype=torch.complex64),
-    }
-
-
-def assert_same(found, wanted):
-    assert set(found) == set(wanted)
-    for name, tensor in wanted.items():
-        assert found[name].dtype == tensor.dtype
-        assert torch.equal(found[name], tensor)
-
-
 DTYPES = [
     *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
     *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64),
