@@ -27,7 +27,7 @@ class WritePredictions(Callback):
 
     def on_predict_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Discard the predictions of an earlier pass."""
-        self.batches: list[list[Tensor]] = [[] for _ in pl_module.data.tasks]
+        self.batches: list[list[Tensor]] = [[] for _ in pl_module.data.evaluated]
 
     def on_predict_batch_end(
         self,
@@ -49,7 +49,7 @@ class WritePredictions(Callback):
             data, text = trainer.datamodule, io.StringIO(newline="")  # type: ignore[attr-defined]
             writer = csv.writer(text)
             writer.writerow(["task", "index", "file", "class"])
-            for task, *shares in zip(data.tasks, *found, strict=True):
+            for task, *shares in zip(data.evaluated, *found, strict=True):
                 names, images = data.classes[task], data.images(task, "test")
                 for i, predicted in enumerate(_in_order(shares)):
                     writer.writerow([task, i, images.file(i), names[predicted]])

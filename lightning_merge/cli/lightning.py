@@ -40,6 +40,7 @@ from lightning_merge.evaluation.tables import own_split_note
 from lightning_merge.modules.base import TaskModule
 from lightning_merge.modules.compare import compare
 from lightning_merge.modules.evaluate import Evaluate
+from lightning_merge.modules.heads import head_files
 from lightning_merge.runs import record
 from lightning_merge.runs.folder import RunFolder
 from lightning_merge.runs.making import ZooMaker
@@ -199,8 +200,9 @@ class MergeCLI(LightningCLI):
             for task, value in found.accuracy.items():
                 share = f" of {found.share(task)}" * bool(found.share(task))
                 print(f"{part}/{task}: {100 * value:.1f} %{share}")
-            average = found.mean(data.seen if part == "val" else data.tasks)
-            print(f"{part}/average: {100 * average:.1f} %")
+            tasks = data.seen if part == "val" else data.tasks
+            for name, average in found.averages(tasks, data.out_of_domain).items():
+                print(f"{part}/{name}: {100 * average:.1f} %")
             if part == "test" and data.own_split:
                 print(own_split_note(data.own_split))
 
@@ -294,7 +296,9 @@ class MergeCLI(LightningCLI):
         """Return the files that the run depends on."""
         encoder = self._model_options.get("encoder") or {}
         own = self.model.encoder.files(encoder.get("init_args") or {})
-        return [*self.model.input_files(self.datamodule.tasks), *own]
+        data, heads = self.datamodule, self.model.heads_files
+        apart = [] if heads is None else head_files(heads, data.out_of_domain)
+        return [*self.model.input_files(data.tasks), *apart, *own]
 
     @property
     def _model_options(self) -> dict[str, Any]:
@@ -317,8 +321,8 @@ class MergeCLI(LightningCLI):
         """Makes missing files of the module's zoo; None without a zoo."""
         if self.model.zoo is None:
             return None
-        tasks = self.datamodule.tasks
-        return ZooMaker(self.model.zoo, self.model.encoder, self._model_options, tasks)
+        zoo, encoder, data = self.model.zoo, self.model.encoder, self.datamodule
+        return ZooMaker(zoo, encoder, self._model_options, data.tasks, data.out_of_domain)
 
     def _fill_zoo(self) -> None:
         if self._maker is not None:

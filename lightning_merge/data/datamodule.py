@@ -12,16 +12,20 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_merge.core.checkpoints.names import enumerate_names
 from lightning_merge.core.checks import require_choice, require_in
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.ranks import Ranks
-from lightning_merge.core.seeding import generator_for
 from lightning_merge.data import splits
 from lightning_merge.data.dataset import Batch, TaskImages, Unlabelled, loader
 from lightning_merge.data.division import PARTS, TRANSDUCTIVE, Division, split_of
 from lightning_merge.data.fit_loaders import FitImages, fit_loaders
-from lightning_merge.data.options import checked_names, checked_unseen, fraction
+from lightning_merge.data.options import (
+    check_fit_on,
+    checked_apart,
+    checked_names,
+    checked_unseen,
+    fraction,
+)
 from lightning_merge.data.resume import Position
 from lightning_merge.data.source import open_source
 from lightning_merge.models.preprocess import Preprocess
@@ -46,8 +50,11 @@ class MergeDataModule(LightningDataModule):
 
     Args:
         root: Folder or file of the source; "" for a source that needs none.
-        tasks: Names of the tasks, two or more for merging; every task of the source if empty.
+        tasks: Names of the tasks, two or more for merging; if empty, every task of the source that
+            is not out of domain.
         unseen: Tasks that are only evaluated; no image of theirs is fitted on.
+        out_of_domain: Other data sets of the source, without experts. Their heads are made from the
+            base and their test images measured; nothing else sees them.
         source: Layout of root: folders, torchvision, huggingface, drawn or pool; or task -> its
             layout, for at least the tasks in `tasks`.
         roots: Task -> its own root, if `source` is a mapping.
@@ -72,6 +79,7 @@ class MergeDataModule(LightningDataModule):
 
     Attributes:
         seen: Tasks without the unseen ones.
+        evaluated: All that is measured on test images: the tasks, then what is out of domain.
         transductive: Whether `fit` draws test images; the trainer's module decides.
 
     Raises:
@@ -96,6 +104,7 @@ class MergeDataModule(LightningDataModule):
         root: str = "",
         tasks: Sequence[str] = (),
         unseen: Sequence[str] = (),
+        out_of_domain: Sequence[str] = (),
         source: str | dict[str, str] = "folders",
         roots: dict[str, str] | None = None,
         splits: str | None = None,
@@ -112,12 +121,7 @@ class MergeDataModule(LightningDataModule):
         cache_gib: float = 2.0,
     ) -> None:
         super().__init__()
-        if fit_on == "test":
-            raise InputError(
-                "data.fit_on='test': fitting on test images would make every reported number "
-                "meaningless; use 'train' or 'coefficients'"
-            )
-        require_choice(("train", "coefficients"), "data.", fit_on=fit_on)
+        check_fit_on(fit_on)
         require_choice(("equal", "proportional"), "data.", sampling=sampling)
         require_choice(("error", "drop"), "data.", duplicates=duplicates)
         require_in("(0, 1)", "data.", validation_fraction=validation_fraction)
@@ -125,9 +129,12 @@ class MergeDataModule(LightningDataModule):
         require_in("[1, inf)", "data.", unlabelled_images=unlabelled_images)
         require_in("[0, inf]", "data.", num_workers=num_workers, cache_gib=cache_gib)
         self.source = open_source(source, root, roots, splits)
-        self.tasks = checked_names(tasks or self.source.tasks(), self.source.root)
+        tasks = tasks or [task for task in self.source.tasks() if task not in out_of_domain]
+        self.tasks = checked_names(tasks, self.source.root)
         self.unseen = checked_unseen(unseen, self.tasks)
         self.seen = tuple(task for task in self.tasks if task not in self.unseen)
+        self.out_of_domain = checked_apart(out_of_domain, self.tasks, self.source.root)
+        self.evaluated = self.tasks + self.out_of_domain
         self.transductive = False
         self.fit_on, self.sampling = fit_on, sampling
         self.coefficient_fraction = fraction(coefficient_fraction)
@@ -160,7 +167,7 @@ class MergeDataModule(LightningDataModule):
     @property
     def own_split(self) -> tuple[str, ...]:
         """Tasks that are published undivided and that we divided, see `data.splits`."""
-        return tuple(task for task in self.tasks if self.source.own_split(task))
+        return tuple(task for task in self.evaluated if self.source.own_split(task))
 
     def only(self, tasks: Collection[str]) -> None:
         """Leave out all other tasks, before any image is searched for.
@@ -177,7 +184,12 @@ class MergeDataModule(LightningDataModule):
                 f"data.tasks={list(self.tasks)} names none of {', '.join(tasks)}; name the "
                 "experts after their tasks"
             )
-        self.tasks, self.seen, self.unseen = kept, kept, ()
+        self.tasks, self.seen, self.evaluated = kept, kept, kept
+        self.unseen, self.out_of_domain = (), ()
+
+    def evaluated_on(self, part: str) -> tuple[str, ...]:
+        """Return what a pass over a part covers; on held-out images, only the tasks."""
+        return self.evaluated if part == "test" else self.tasks
 
     # Splits
 
@@ -189,10 +201,11 @@ class MergeDataModule(LightningDataModule):
 
         Raises:
             InputError: A task has no data, a file is evidently not a whole image, or an image is
-                on both sides of a split.
+                on both sides of a split, or both out of domain and in a task.
         """
-        for task in self.tasks:
+        for task in self.tasks + self.out_of_domain:
             self.division.load(task, test=test)
+        self.division.check_apart(self.out_of_domain, self.tasks)
 
     def digest(self, task: str) -> str:
         """Return a digest of a task's train and validation images and labels."""
@@ -206,19 +219,20 @@ class MergeDataModule(LightningDataModule):
         `transductive_rows`, which replace `coefficient_rows`, are positions in the test split.
         """
         transductive = self.seen if self.transductive else ()
-        self.division.write(path, self.tasks, self.unseen, transductive)
+        kinds = {"unseen": self.unseen, "out_of_domain": self.out_of_domain}
+        self.division.write(path, self.tasks + self.out_of_domain, transductive, **kinds)
 
     def images(self, task: str, part: str) -> TaskImages:
         """Return the images of one part of a task, each decoded when it is first used.
 
         Args:
-            task: One of `tasks`.
+            task: One of the tasks, or out of domain.
             part: "train", "validation", "coefficients" or "test".
 
         Raises:
             InputError: The task or the part is unknown.
         """
-        require_choice(self.tasks, "data.", tasks=task)
+        require_choice(self.tasks + self.out_of_domain, "data.", tasks=task)
         require_choice(PARTS, "data.", part=part)
         return self._find_images(task, part)
 
@@ -257,14 +271,9 @@ class MergeDataModule(LightningDataModule):
             Task -> uint8 [n, 3, s, s], or all images if a task has too few.
         """
         pools = {task: self.images(task, "validation") for task in self.seen}
-        counts = splits.balanced_counts(self.unlabelled_images, map(len, pools.values()))
-        sampled = {}
-        for (task, pool), count in zip(pools.items(), counts, strict=True):
-            generator = generator_for(self.split_seed + seed, "unlabelled", task)
-            positions = torch.randperm(len(pool), generator=generator)[:count].tolist()
-            if positions:
-                sampled[task] = pool.__getitems__(positions).images
-        return sampled
+        sizes = {task: len(pool) for task, pool in pools.items()}
+        drawn = splits.draw_evenly(self.unlabelled_images, sizes, self.split_seed + seed)
+        return {task: pools[task].__getitems__(rows).images for task, rows in drawn.items()}
 
     # Lightning's interface
 
@@ -301,23 +310,10 @@ class MergeDataModule(LightningDataModule):
             for task in self.seen if stage == "fit" else ():
                 self._find_images(task, self._fit_part).prepare()
             for part in parts:
-                for task in self.tasks:
+                for task in self.evaluated_on(part):
                     self.images(task, part).prepare(chain(*self.shares(task, part).sampler))
         with self.ranks.agreed():
-            self._compare_splits()
-
-    def _compare_splits(self) -> None:
-        """Raise InputError if this process found other images than the first one."""
-        own = {
-            task: [part["digest"] for part in record.values() if isinstance(part, dict)]
-            for task, record in self.record.items()
-        }
-        first = self.ranks.gather(own)[0]
-        if differing := [task for task in self.tasks if own[task] != first[task]]:
-            raise InputError(
-                f"data.root={self.source.root!r} holds other images of {enumerate_names(differing)}"
-                " for this process than for the first one; give all the same files"
-            )
+            self.division.check_equal(self.ranks)
 
     @property
     def _fit_part(self) -> str:
@@ -367,8 +363,8 @@ class MergeDataModule(LightningDataModule):
         )
 
     def evaluation_loaders(self, part: str) -> list[DataLoader[Batch]]:
-        """Return one loader per task over a part, in the order of `tasks`; see `shares`."""
-        return [self.shares(task, part) for task in self.tasks]
+        """Return one loader per task of `evaluated_on`, in its order; see `shares`."""
+        return [self.shares(task, part) for task in self.evaluated_on(part)]
 
     def shares(self, task: str, part: str) -> DataLoader[Batch]:
         """Return this process's batches of a pass over a part of a task.

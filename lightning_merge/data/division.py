@@ -1,13 +1,15 @@
 """Division of every task's images into parts that are proved disjoint and recorded."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_merge.core.checkpoints.names import enumerate_names
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.ranks import Ranks
 from lightning_merge.data import classes, splits
 from lightning_merge.data.examples import Examples
 from lightning_merge.data.source import Source
@@ -78,6 +80,46 @@ class Division:
         """Return the split that a part belongs to, and the part's rows in it, int64 [n]."""
         return self._examples[task, split_of(part)], self._rows[task, part]
 
+    def check_apart(self, names: Sequence[str], tasks: Sequence[str]) -> None:
+        """Check that data sets out of domain share no image with the tasks, in any split read.
+
+        Networks were trained on the train splits, and transductive ones on test images; a shared
+        image is in the domain wherever it is.
+
+        Args:
+            names: Data sets that should be out of domain.
+            tasks: Tasks of the domain.
+
+        Raises:
+            InputError: An image of the same content is in both.
+        """
+        apart = {key: set(found) for key, found in self._hashes.items() if key[0] in names}
+        for (task, split), found in self._hashes.items() if apart else ():
+            for (name, own), theirs in apart.items() if task in tasks else ():
+                if shared := len(theirs.intersection(found)):
+                    raise InputError(
+                        f"data.out_of_domain: {shared} image(s) of {name!r} ({own}) are also in "
+                        f"the {split} split of the task {task!r}, so an accuracy on them would "
+                        f"not be out of domain; leave {name!r} out, or remove them from it"
+                    )
+
+    def check_equal(self, ranks: Ranks) -> None:
+        """Check that all processes have found the same images.
+
+        Raises:
+            InputError: This process has found other images than the first one.
+        """
+        own = {
+            task: [part["digest"] for part in record.values() if isinstance(part, dict)]
+            for task, record in self.record.items()
+        }
+        first = ranks.gather(own)[0]
+        if differing := [task for task in own if own[task] != first[task]]:
+            raise InputError(
+                f"data.root={self.source.root!r} holds other images of {enumerate_names(differing)}"
+                " for this process than for the first one; give all the same files"
+            )
+
     def hashes(self, task: str, part: str) -> list[str]:
         """Return a digest of each image of a part."""
         hashes = self._hashes[task, split_of(part)]
@@ -146,15 +188,15 @@ class Division:
         return examples.labels[rows]
 
     def write(
-        self, path: Path, tasks: Iterable[str], unseen: Iterable[str], transductive: Iterable[str]
+        self, path: Path, tasks: Iterable[str], transductive: Iterable[str], **kinds: Sequence[str]
     ) -> None:
         """Write splits.json.
 
         Args:
             path: The file.
             tasks: Tasks to describe.
-            unseen: Tasks that are evaluated only.
             transductive: Tasks that are fitted on test images.
+            kinds: Lists of tasks to name, such as the unseen ones.
         """
         tasks = list(tasks)
         names = [self.source.name_of(task) for task in tasks]
@@ -167,8 +209,7 @@ class Division:
         entries = {task: dict(self.record[task]) for task in tasks}
         if own := [task for task in tasks if self.source.own_split(task)]:
             settings["own_split"] = own
-        if unseen := list(unseen):
-            settings["unseen"] = unseen
+        settings |= {kind: list(names) for kind, names in kinds.items() if names}
         for task in transductive:
             settings["transductive"] = True
             entries[task]["transductive_rows"] = self._rows[task, TRANSDUCTIVE].tolist()

@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from torch import nn
 
 from lightning_merge.core.checkpoints.names import composed, enumerate_names
+from lightning_merge.core.checks import require_choice
 from lightning_merge.core.errors import InputError
 
 
-def checked_names(tasks: Sequence[str], root: str) -> tuple[str, ...]:
+def checked_names(tasks: Sequence[str], root: str, option: str = "data.tasks") -> tuple[str, ...]:
     """Return the names of tasks in NFC; they name folders, modules and columns.
 
     Args:
         tasks: Names of tasks.
         root: Where they come from, for messages.
+        option: Option that gives them, for messages.
 
     Raises:
         InputError: No name is given, one is given twice, or one is not allowed.
@@ -24,17 +26,17 @@ def checked_names(tasks: Sequence[str], root: str) -> tuple[str, ...]:
         ('cars', 'pets')
     """
     if isinstance(tasks, str):
-        raise InputError(f"data.tasks={tasks!r} is a string; give a list: [{tasks}]")
+        raise InputError(f"{option}={tasks!r} is a string; give a list: [{tasks}]")
     if not tasks:
-        raise InputError(f"data.root={root!r} holds no tasks; name them in data.tasks")
+        raise InputError(f"data.root={root!r} holds no tasks; name them in {option}")
     tasks = tuple(map(composed, tasks))
     if twice := sorted({task for task in tasks if tasks.count(task) > 1}):
-        raise InputError(f"data.tasks names {enumerate_names(twice)} twice; name each task once")
+        raise InputError(f"{option} names {enumerate_names(twice)} twice; name each task once")
     for task in tasks:
         control = any(unicodedata.category(c) in ("Cc", "Cs") for c in task)
         if not task or set(task) & set("/\\.") or control or hasattr(nn.ModuleDict(), task):
             raise InputError(
-                f"data.tasks: {task!r} cannot name a task: it is empty, contains / \\ . or "
+                f"{option}: {task!r} cannot name a task: it is empty, contains / \\ . or "
                 "control characters, is not UTF-8, or is an attribute of torch.nn.ModuleDict; "
                 "rename its folder"
             )
@@ -68,6 +70,53 @@ def checked_unseen(unseen: Sequence[str], tasks: Sequence[str]) -> tuple[str, ..
             f"data.unseen={list(unseen)} leaves none of data.tasks to fit on; leave one or more out"
         )
     return tuple(task for task in tasks if task in unseen)
+
+
+def checked_apart(names: Sequence[str], tasks: Sequence[str], root: str) -> tuple[str, ...]:
+    """Return the names of data sets out of the domain of all tasks.
+
+    Args:
+        names: Names of data sets.
+        tasks: Names of all tasks.
+        root: Where they come from, for messages.
+
+    Raises:
+        InputError: A name is not allowed, is given twice, or is a task.
+
+    Examples:
+        >>> checked_apart(["flowers"], ("cars", "pets"), "data")
+        ('flowers',)
+    """
+    if not names:
+        return ()
+    option = "data.out_of_domain"
+    names = checked_names(names, root, option)
+    if both := [name for name in names if name in tasks]:
+        raise InputError(
+            f"{option}={list(names)}: {enumerate_names(both)} is in data.tasks, too; what the "
+            "networks were trained on is not out of domain, so name it in one of them"
+        )
+    return names
+
+
+def check_fit_on(fit_on: str) -> None:
+    """Check the images that `fit` sees.
+
+    Raises:
+        InputError: They are test images, or unknown.
+
+    Examples:
+        >>> check_fit_on("test")
+        Traceback (most recent call last):
+            ...
+        lightning_merge.core.errors.InputError: data.fit_on='test': fitting on test images would ...
+    """
+    if fit_on == "test":
+        raise InputError(
+            "data.fit_on='test': fitting on test images would make every reported number "
+            "meaningless; use 'train' or 'coefficients'"
+        )
+    require_choice(("train", "coefficients"), "data.", fit_on=fit_on)
 
 
 def fraction(value: float | str) -> float:

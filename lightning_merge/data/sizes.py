@@ -27,7 +27,8 @@ def count_images(data: MergeDataModule, stage: str) -> dict[str, int]:
     if stage == "train":
         part, tasks = TRANSDUCTIVE if data.transductive else data.fit_on, data.seen
     else:
-        part, tasks = PARTS[stage], data.tasks
+        part = PARTS[stage]
+        tasks = data.evaluated_on(part)
     return {task: len(data.division.part(task, part)[1]) for task in tasks}
 
 

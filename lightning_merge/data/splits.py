@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_merge.core.checkpoints.files import write_text
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.progress import tracked
+from lightning_merge.core.seeding import generator_for
 from lightning_merge.data.examples import Examples
 
 
@@ -131,6 +132,32 @@ def balanced_counts(total: int, sizes: Iterable[int]) -> list[int]:
             counts[i] += take
             left -= take
     return counts
+
+
+def draw_evenly(total: int, sizes: Mapping[str, int], seed: int) -> dict[str, list[int]]:
+    """Sample positions as evenly as possible over tasks.
+
+    The sample of a task depends on its name, its size, the seed and the number drawn.
+
+    Args:
+        total: Number of positions.
+        sizes: Task -> number of its images.
+        seed: Seed of the sample.
+
+    Returns:
+        Task -> positions; tasks of which none is drawn are left out.
+
+    Examples:
+        >>> {task: len(rows) for task, rows in draw_evenly(5, {"cars": 2, "pets": 9}, 0).items()}
+        {'cars': 2, 'pets': 3}
+    """
+    drawn = {}
+    for (task, size), count in zip(
+        sizes.items(), balanced_counts(total, sizes.values()), strict=True
+    ):
+        generator = generator_for(seed, "unlabelled", task)
+        drawn[task] = torch.randperm(size, generator=generator)[:count].tolist()
+    return {task: rows for task, rows in drawn.items() if rows}
 
 
 def content_hashes(examples: Examples, what: str) -> list[str]:

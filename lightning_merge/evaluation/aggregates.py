@@ -80,6 +80,7 @@ class Aggregate:
     notes: Sequence[str]
     unseen: Sequence[str]
     own_split: Sequence[str]
+    out_of_domain: Sequence[str] = ()
     against: str | None = None
 
 
@@ -97,7 +98,7 @@ def aggregate(results: Sequence[Results], against: str | None = None) -> Aggrega
 
     Raises:
         InputError: Fewer than two runs, a seed twice, or different tasks, candidates or
-            unseen tasks; or against is not a candidate.
+            kinds of tasks; or against is not a candidate.
 
     Examples:
         >>> runs = []
@@ -119,9 +120,7 @@ def aggregate(results: Sequence[Results], against: str | None = None) -> Aggrega
         tasks=tuple(first.tasks),
         candidates={
             name: replace(
-                _aggregate_candidate(
-                    [run.candidates[name] for run in results], first.tasks, first.unseen
-                ),
+                _aggregate_candidate([run.candidates[name] for run in results], first),
                 difference=_difference(results, name, against),
             )
             for name in first.candidates
@@ -134,6 +133,7 @@ def aggregate(results: Sequence[Results], against: str | None = None) -> Aggrega
         notes=tuple(_distinct(note for run in results for note in run.notes)),
         unseen=tuple(first.unseen),
         own_split=tuple(first.own_split),
+        out_of_domain=tuple(first.out_of_domain),
         against=against,
     )
 
@@ -146,7 +146,7 @@ def _check_comparable(results: Sequence[Results]) -> None:
         )
     first = results[0]
     for run in results[1:]:
-        for what in ("tasks", "candidates", "unseen", "own_split"):
+        for what in ("tasks", "candidates", "unseen", "own_split", "out_of_domain"):
             here, there = set(getattr(first, what)), set(getattr(run, what))
             if here != there:
                 raise InputError(
@@ -155,16 +155,15 @@ def _check_comparable(results: Sequence[Results]) -> None:
                 )
 
 
-def _aggregate_candidate(
-    runs: Sequence[CandidateResult], tasks: Sequence[str], unseen: Sequence[str]
-) -> CandidateAggregate:
-    averages = [run.averages(unseen) for run in runs]
+def _aggregate_candidate(runs: Sequence[CandidateResult], first: Results) -> CandidateAggregate:
+    tasks = first.tasks
+    averages = [run.averages(first.unseen, first.out_of_domain) for run in runs]
     counts = {task: [run.samples[task] for run in runs] for task in tasks}
     peaks = [run.peak_memory for run in runs if run.peak_memory is not None]
     return CandidateAggregate(
         name=runs[0].name,
         accuracy={task: _spread(run.accuracy[task] for run in runs) for task in tasks},
-        averages={name: _spread(means[name] for means in averages) for name in averages[0]},
+        averages={what: _spread(means[what] for means in averages) for what in averages[0]},
         samples={task: (min(count), max(count)) for task, count in counts.items()},
         seconds=_spread(run.seconds for run in runs),
         note="; ".join(_distinct(run.note for run in runs)),
@@ -179,9 +178,7 @@ def _aggregate_candidate(
 def _difference(results: Sequence[Results], name: str, against: str | None) -> Spread | None:
     if against is None or name == against:
         return None
-    return _spread(
-        run.candidates[name].average - run.candidates[against].average for run in results
-    )
+    return _spread(run.averages(name)[AVERAGE] - run.averages(against)[AVERAGE] for run in results)
 
 
 def _spread(values: Iterable[float]) -> Spread:

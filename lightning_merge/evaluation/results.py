@@ -15,6 +15,7 @@ from lightning_merge.core.checkpoints.files import read_text, write_text
 from lightning_merge.core.errors import InputError
 
 AVERAGE = "average"
+OUT_OF_DOMAIN = "average out of domain"
 DISTRIBUTIONS = (
     "torch",
     "torchvision",
@@ -26,17 +27,31 @@ DISTRIBUTIONS = (
 )
 
 
-def averaged_tasks(tasks: Sequence[str], unseen: Sequence[str]) -> dict[str, tuple[str, ...]]:
+def averaged_tasks(
+    tasks: Sequence[str], unseen: Sequence[str] = (), out_of_domain: Sequence[str] = ()
+) -> dict[str, tuple[str, ...]]:
     """Map the name of every average of a table to the tasks that it covers.
+
+    The average is over the domain; what is out of domain has an average of its own.
+
+    Args:
+        tasks: All that was measured.
+        unseen: Tasks that have an expert, which is not merged.
+        out_of_domain: Data sets without an expert.
 
     Examples:
         >>> averaged_tasks(["mnist", "cars"], unseen=["cars"])["average seen"]
         ('mnist',)
+        >>> averaged_tasks(["mnist", "food"], out_of_domain=["food"])
+        {'average': ('mnist',), 'average out of domain': ('food',)}
     """
-    groups = {AVERAGE: tuple(tasks)}
+    inside = tuple(task for task in tasks if task not in out_of_domain)
+    groups = {AVERAGE: inside}
     if unseen:
-        groups["average seen"] = tuple(task for task in tasks if task not in unseen)
-        groups["average unseen"] = tuple(task for task in tasks if task in unseen)
+        groups["average seen"] = tuple(task for task in inside if task not in unseen)
+        groups["average unseen"] = tuple(task for task in inside if task in unseen)
+    if out_of_domain:
+        groups[OUT_OF_DOMAIN] = tuple(task for task in tasks if task in out_of_domain)
     return groups
 
 
@@ -100,14 +115,16 @@ class CandidateResult:
 
     @property
     def average(self) -> float:
-        """Mean accuracy over tasks, each task counting alike, in [0, 1]."""
+        """Mean accuracy over all that was measured, each task counting alike, in [0, 1]."""
         return self.averages()[AVERAGE]
 
-    def averages(self, unseen: Sequence[str] = ()) -> dict[str, float]:
-        """Return mean accuracies over all tasks, and over seen and unseen ones if there are any."""
+    def averages(
+        self, unseen: Sequence[str] = (), out_of_domain: Sequence[str] = ()
+    ) -> dict[str, float]:
+        """Return the mean accuracies over the groups of `averaged_tasks`, by name."""
         return {
             name: fmean(self.accuracy[task] for task in tasks)
-            for name, tasks in averaged_tasks([*self.accuracy], unseen).items()
+            for name, tasks in averaged_tasks([*self.accuracy], unseen, out_of_domain).items()
         }
 
 
@@ -124,10 +141,11 @@ class Results:
         notes: Protocol, one sentence each, e.g. what was chosen on which split.
         unseen: Tasks of which only the frozen heads were used in merging.
         own_split: Tasks that are published undivided, with a test split made by this package.
+        out_of_domain: Those of the tasks that are data sets without an expert.
 
     Raises:
         InputError: A candidate lacks a task, has an additional one or has another name, there is
-            no candidate, or unseen is not a proper subset of the tasks.
+            no candidate, or unseen and out_of_domain are not distinct tasks that leave some.
 
     Examples:
         >>> ties = CandidateResult("ties", {"mnist": 0.98}, {"mnist": 10_000}, seconds=3.2)
@@ -144,14 +162,16 @@ class Results:
     notes: Sequence[str] = ()
     unseen: Sequence[str] = ()
     own_split: Sequence[str] = ()
+    out_of_domain: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if not self.candidates:
             raise InputError("candidates is empty: results need at least one candidate")
-        if self.unseen and not set(self.unseen) < set(self.tasks):
+        apart = [*self.unseen, *self.out_of_domain]
+        if len(set(apart)) < len(apart) or (apart and not set(apart) < set(self.tasks)):
             raise InputError(
-                f"unseen is {list(self.unseen)} and tasks is {list(self.tasks)}: name some of the "
-                "tasks, not all"
+                f"unseen is {list(self.unseen)}, out_of_domain {list(self.out_of_domain)} and "
+                f"tasks is {list(self.tasks)}: name some of the tasks, not all, and none twice"
             )
         for name, candidate in self.candidates.items():
             if name != candidate.name:
@@ -164,12 +184,21 @@ class Results:
                     f"{sorted(self.tasks)}: measure every candidate on every task, each named once"
                 )
 
+    @property
+    def in_domain(self) -> tuple[str, ...]:
+        """The tasks that have experts."""
+        return averaged_tasks(self.tasks, out_of_domain=self.out_of_domain)[AVERAGE]
+
+    def averages(self, name: str) -> dict[str, float]:
+        """Return the mean accuracies of a candidate by group, see `averaged_tasks`."""
+        return self.candidates[name].averages(self.unseen, self.out_of_domain)
+
     def to_json(self, path: str | Path) -> Path:
         """Write the results to ``path``, whole or not at all, and return it."""
         content: dict[str, Any] = {
             "tasks": list(self.tasks),
             "candidates": {
-                name: _candidate_to_dict(candidate, self.tasks)
+                name: _candidate_to_dict(candidate, self.tasks, self.averages(name)[AVERAGE])
                 for name, candidate in self.candidates.items()
             },
             "seed": self.seed,
@@ -180,6 +209,7 @@ class Results:
             "notes": list(self.notes),
             "unseen": list(self.unseen),
             "own_split": list(self.own_split),
+            "out_of_domain": list(self.out_of_domain),
         }
         content |= {key: value for key, value in optional.items() if value}
         write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
@@ -198,9 +228,12 @@ class Results:
                 name: _candidate_from_dict(name, fields)
                 for name, fields in content.pop("candidates").items()
             }
-            tasks, notes = tuple(content.pop("tasks")), tuple(content.pop("notes", ()))
-            unseen, own = (tuple(content.pop(key, ())) for key in ("unseen", "own_split"))
-            return cls(tasks, candidates, notes=notes, unseen=unseen, own_split=own, **content)
+            tasks = tuple(content.pop("tasks"))
+            lists: dict[str, Any] = {
+                key: tuple(content.pop(key, ()))
+                for key in ("notes", "unseen", "own_split", "out_of_domain")
+            }
+            return cls(tasks, candidates, **lists, **content)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"cannot read results from {path} ({type(error).__name__}: {error}): "
@@ -208,7 +241,9 @@ class Results:
             ) from error
 
 
-def _candidate_to_dict(candidate: CandidateResult, tasks: Sequence[str]) -> dict[str, Any]:
+def _candidate_to_dict(
+    candidate: CandidateResult, tasks: Sequence[str], average: float
+) -> dict[str, Any]:
     optional = {
         field.name: getattr(candidate, field.name)
         for field in fields(candidate)
@@ -216,7 +251,7 @@ def _candidate_to_dict(candidate: CandidateResult, tasks: Sequence[str]) -> dict
     }
     return {
         "accuracy": {task: float(candidate.accuracy[task]) for task in tasks},
-        "average": float(candidate.average),
+        "average": float(average),
         "samples": {task: int(candidate.samples[task]) for task in tasks},
         "seconds": float(candidate.seconds),
     } | optional

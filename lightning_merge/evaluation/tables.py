@@ -10,7 +10,7 @@ from lightning_merge.evaluation.aggregates import Aggregate, CandidateAggregate,
 from lightning_merge.evaluation.results import CandidateResult, Results, averaged_tasks
 
 TRANSDUCTIVE = "†"
-UNSEEN = "unseen"
+UNSEEN, OUT_OF_DOMAIN = "unseen", "out of domain"
 OWN_SPLIT = "*"
 
 Row = CandidateResult | CandidateAggregate
@@ -19,8 +19,9 @@ Row = CandidateResult | CandidateAggregate
 def markdown(results: Results | Aggregate) -> str:
     """Return the table of a results.md: percent, one decimal, tasks then average.
 
-    Columns of unseen tasks are labelled, and two more averages cover the seen and the unseen
-    ones. Tasks with a test split made by this package have an asterisk.
+    Columns of unseen tasks and of data sets out of domain are labelled. Two more averages cover
+    the seen and the unseen tasks, and one what is out of domain, which counts in no other. Tasks
+    with a test split made by this package have an asterisk.
 
     The best merged candidate of each column is bold (all of them if the printed numbers tie).
     References are italic, transductive candidates have a dagger; neither is ever bold. Sample
@@ -120,14 +121,15 @@ def _columns(results: Results | Aggregate) -> list[str]:
         task
         + (f" {OWN_SPLIT}" if task in results.own_split else "")
         + (f" ({UNSEEN})" if task in results.unseen else "")
+        + (f" ({OUT_OF_DOMAIN})" if task in results.out_of_domain else "")
         for task in results.tasks
     ]
-    return [*tasks, *averaged_tasks(results.tasks, results.unseen)]
+    return [*tasks, *averaged_tasks(results.tasks, results.unseen, results.out_of_domain)]
 
 
 def _cells(candidate: Row, results: Results | Aggregate) -> list[str]:
     averages: Mapping[str, float | Spread] = (
-        candidate.averages(results.unseen)
+        candidate.averages(results.unseen, results.out_of_domain)
         if isinstance(candidate, CandidateResult)
         else candidate.averages
     )
@@ -239,6 +241,12 @@ def _legend(results: Results | Aggregate) -> Iterable[str]:
             f"{UNSEEN.capitalize()}: of these tasks nothing but their frozen heads was used to "
             "make or choose a merged network."
         )
+    if results.out_of_domain:
+        yield (
+            f"{OUT_OF_DOMAIN.capitalize()}: data sets without an expert, measured by heads of the "
+            "base's features or of prompts; nothing else of them was used, and they count in no "
+            "other average. The individual experts have their mean there."
+        )
     if results.own_split:
         yield (
             f"{OWN_SPLIT}: published undivided, and divided by this package; published experts "
@@ -319,6 +327,8 @@ def _caption(results: Results | Aggregate, details: str | None) -> str:
     rows = results.candidates.values()
     if results.unseen:
         parts.append(f"{UNSEEN}: only the frozen heads of these tasks were used")
+    if results.out_of_domain:
+        parts.append(f"{OUT_OF_DOMAIN}: data sets without an expert")
     if results.own_split:
         parts.append(f"{OWN_SPLIT} {own_split_note(results.own_split)}")
     if any(row.bound for row in rows):

@@ -1,7 +1,7 @@
 """The base of all modules that train and evaluate: encoder, heads, metrics, logging."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -20,6 +20,7 @@ from lightning_merge.models.encoder import Encoder
 from lightning_merge.models.preprocess import Preprocess
 from lightning_merge.modules.divergence import EVERY, first_not_finite
 from lightning_merge.modules.heads import HeadFiles, fitting_heads
+from lightning_merge.modules.measured import Measured
 from lightning_merge.modules.zoo import Zoo
 
 NOT_COUNTED = -100
@@ -43,44 +44,6 @@ def limit(trainer: Trainer, part: str) -> str:
     return f"trainer.{name}={getattr(trainer, name)}"
 
 
-class Measured(NamedTuple):
-    """Accuracies of one pass over a part of the data.
-
-    Attributes:
-        accuracy: Fraction of right predictions by task.
-        samples: Number of evaluated images by task.
-        images: Number of all images by task.
-
-    Examples:
-        >>> measured = Measured(accuracy={"cars": 0.5}, samples={"cars": 4}, images={"cars": 8})
-        >>> measured.average, measured.shares
-        (0.5, '4 of 8 images of cars')
-    """
-
-    accuracy: dict[str, float]
-    samples: dict[str, int]
-    images: dict[str, int]
-
-    @property
-    def average(self) -> float:
-        """Mean accuracy over all tasks, with equal weights."""
-        return self.mean([*self.accuracy])
-
-    def share(self, task: str) -> str:
-        """Return how many images of a task were evaluated; "" if all were."""
-        seen, there = self.samples[task], self.images[task]
-        return f"{seen} of {there} images" if seen < there else ""
-
-    @property
-    def shares(self) -> str:
-        """The shares of all tasks that were not evaluated completely."""
-        return ", ".join(f"{s} of {task}" for task in self.samples if (s := self.share(task)))
-
-    def mean(self, tasks: Sequence[str]) -> float:
-        """Return the mean accuracy over some tasks."""
-        return sum(self.accuracy[task] for task in tasks) / len(tasks)
-
-
 class TaskModule(LightningModule):
     """An encoder with one head per task.
 
@@ -93,6 +56,7 @@ class TaskModule(LightningModule):
 
     Attributes:
         zoo: Base, experts and heads, if the module merges them; None otherwise.
+        heads_files: File or files of the frozen heads; None if heads are trained.
         measured: Part of the data ("train", "val", "test") -> its last pass.
         strategies: Lightning strategies that the module supports.
         end_counts: Whether training steps depend on where training ends, as with a learning rate
@@ -105,6 +69,7 @@ class TaskModule(LightningModule):
     """
 
     zoo: Zoo | None = None
+    heads_files: HeadFiles | None = None
     strategies: ClassVar[tuple[type, ...]] = (SingleDeviceStrategy, DDPStrategy)
     end_counts: ClassVar[bool] = True
 
@@ -250,7 +215,7 @@ class TaskModule(LightningModule):
         Raises:
             InputError: A task has a single class.
         """
-        for task in self.data.tasks:
+        for task in self.data.evaluated:
             classes = len(self.data.classes[task])
             if classes < 2:
                 raise InputError(
@@ -270,7 +235,7 @@ class TaskModule(LightningModule):
         Raises:
             InputError: See `fitting_heads`.
         """
-        self.heads.update(fitting_heads(files, self.data, self.encoder))
+        self.heads.update(fitting_heads(files, self.data, self.encoder, self.data.evaluated))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint's heads have the data's classes.
@@ -320,13 +285,13 @@ class TaskModule(LightningModule):
         images = batch.images
         if not len(images):
             images = images.new_zeros(1, *images.shape[1:])
-        return self.heads[self.data.tasks[dataloader_idx]](self.features(images))
+        return self.heads[self.data.evaluated[dataloader_idx]](self.features(images))
 
     def evaluate(self, part: str, batch: Batch, dataloader_idx: int) -> None:
         """Count the right predictions of one batch of one task."""
         logits = self.logits(batch, dataloader_idx)
         labels = batch.labels if len(batch.labels) else batch.labels.new_tensor([NOT_COUNTED])
-        self.counts(part, self.data.tasks[dataloader_idx]).update(logits, labels)
+        self.counts(part, self.data.evaluated[dataloader_idx]).update(logits, labels)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count right predictions on held-out images."""
@@ -351,9 +316,10 @@ class TaskModule(LightningModule):
         """Sum and log the counts of a pass over a part, and reset them for the next pass.
 
         Unseen tasks count only in the average of test images, because choices may be made by the
-        other averages.
+        other averages. What is out of domain has an average of its own.
         """
-        tasks = self.data.seen if part == "train" else self.data.tasks
+        data = self.data
+        tasks = data.seen if part == "train" else data.evaluated_on(part)
         metrics = [self.counts(part, task) for task in tasks]
         own = torch.stack([metric.compute() for metric in metrics])
         counts = self.trainer.strategy.reduce(own, reduce_op="sum").tolist()
@@ -368,8 +334,11 @@ class TaskModule(LightningModule):
         values = {f"{part}/{task}": value for task, value in measured.accuracy.items()}
         # Equal in all processes; "max" keeps them to the bit, and Lightning from warning.
         self.log_dict(values, sync_dist=True, reduce_fx="max")
-        average = measured.mean(tasks if part == "test" else self.data.seen)
-        self.log(f"{part}/average", average, prog_bar=True, sync_dist=True, reduce_fx="max")
+        averages = measured.averages(
+            data.tasks if part == "test" else data.seen, data.out_of_domain
+        )
+        for name, average in averages.items():
+            self.log(f"{part}/{name}", average, prog_bar=True, sync_dist=True, reduce_fx="max")
 
     def on_validation_epoch_end(self) -> None:
         """Store and log the accuracy of every task and their average."""

@@ -96,7 +96,7 @@ class CoefficientModule(TaskModule):
         require_choice(("layer", "task"), level=level)
         require_choice(("recalibrate", "average", "both"), batch_norm=batch_norm)
         self.zoo, self.name, self.level, self.transforms = zoo, name, level, tuple(transforms)
-        self.offload, self.batch_norm = offload, batch_norm
+        self.offload, self.batch_norm, self.heads_files = offload, batch_norm, zoo.heads
         self.requires_grad_(False)
         self.candidates: dict[str, Candidate] = {}
         self._merged: dict[str, Tensor] | None = None

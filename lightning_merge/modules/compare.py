@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,16 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_merge.core.checkpoints.files import write_text
+from lightning_merge.core.checkpoints.names import enumerate_names
 from lightning_merge.core.progress import Advance, progress
 from lightning_merge.core.ranks import Ranks
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.evaluation.candidates import Candidate
 from lightning_merge.evaluation.results import CandidateResult, Results, versions
 from lightning_merge.evaluation.tables import markdown
-from lightning_merge.modules.base import Measured, limit
+from lightning_merge.modules.base import limit
 from lightning_merge.modules.evaluate import Evaluate
+from lightning_merge.modules.measured import Measured
 
 TRIAL = "A trial run of a few batches (trainer.fast_dev_run), not a measurement."
 
@@ -39,9 +41,11 @@ def compare(
     """Test every candidate; write results.json and results.md.
 
     Of a candidate with options, the option with the best average accuracy on the held-out images
-    of the seen tasks is chosen; test images are used once per candidate, after all choices. Files
-    of options are kept until everything is measured, so that a stopped run can be resumed. The
-    accuracies do not depend on the number of processes.
+    of the seen tasks is chosen; test images are used once per candidate, after all choices. A
+    candidate with weights per task, as the individual experts, has the mean accuracy of all seen
+    tasks' weights on every data set out of domain. Files of options are kept until everything is
+    measured, so that a stopped run can be resumed. The accuracies do not depend on the number of
+    processes.
 
     Args:
         trainer: Trainer that runs the evaluation, on any number of devices. Its loggers, profiler
@@ -94,13 +98,14 @@ def compare(
     rows = {name: _measure(trainer, evaluate, data, c) for name, c in chosen.items()}
     Ranks.of(trainer).once(lambda: _keep(candidates, chosen))
     results = Results(
-        tasks=data.tasks,
+        tasks=data.evaluated,
         candidates=rows,
         seed=seed,
         versions=versions(str(trainer.strategy.root_device)) | _processes(trainer),
         command=command,
         notes=(*notes, *(trial or [*few, *_measured_on(trainer, evaluate.measured)])),
         unseen=data.unseen,
+        out_of_domain=data.out_of_domain,
         own_split=data.own_split,
     )
     Ranks.of(trainer).once(lambda: _write(results, folder))
@@ -213,16 +218,54 @@ def _files(option: Candidate, candidate: Candidate) -> Iterator[tuple[Path, Path
 def _measure(
     trainer: Trainer, evaluate: Evaluate, data: MergeDataModule, candidate: Candidate
 ) -> CandidateResult:
-    evaluate.show(candidate)
-    trainer.test(evaluate, datamodule=data, verbose=False)
-    measured = evaluate.measured["test"]
-    rank_zero_info(f"{candidate.name}: {100 * measured.average:.1f} % on the test images")
+    if isinstance(candidate.weights, Path) or not data.out_of_domain:
+        measured, note = _test(trainer, evaluate, data, candidate), ""
+    else:
+        measured, note = _test_each(trainer, evaluate, data, candidate)
+    averages = measured.averages(data.tasks, data.out_of_domain).items()
+    found = ", ".join(f"{name} {100 * value:.1f} %" for name, value in averages)
+    rank_zero_info(f"{candidate.name}: {found} on the test images")
     return CandidateResult(
         name=candidate.name,
         accuracy=measured.accuracy,
         samples=measured.samples,
         **asdict(candidate.cost),
-        note=candidate.note,
+        note="; ".join(filter(None, [candidate.note, note])),
         bound=candidate.bound,
         transductive=candidate.transductive,
     )
+
+
+def _test(
+    trainer: Trainer, evaluate: Evaluate, data: MergeDataModule, candidate: Candidate
+) -> Measured:
+    evaluate.show(candidate)
+    trainer.test(evaluate, datamodule=data, verbose=False)
+    return evaluate.measured["test"]
+
+
+@contextmanager
+def _covering(data: MergeDataModule, tasks: tuple[str, ...]) -> Iterator[None]:
+    """Let passes over test images cover some tasks only."""
+    before, data.evaluated = data.evaluated, tasks
+    try:
+        yield
+    finally:
+        data.evaluated = before
+
+
+def _test_each(
+    trainer: Trainer, evaluate: Evaluate, data: MergeDataModule, candidate: Candidate
+) -> tuple[Measured, str]:
+    """Test weights per task on their own tasks, and all those of seen tasks out of domain."""
+    with _covering(data, data.tasks):
+        own = _test(trainer, evaluate, data, candidate)
+    with _covering(data, data.out_of_domain):
+        apart = {
+            task: _test(trainer, evaluate, data, replace(candidate, weights=candidate.file(task)))
+            for task in data.seen
+        }
+    evaluate.measured["test"] = measured = own.joined(Measured.mean_of([*apart.values()]))
+    ranked = sorted((100 * found.average, task) for task, found in apart.items())
+    experts = enumerate_names([f"{value:.1f} {task}" for value, task in ranked], len(ranked))
+    return measured, f"out of domain, the mean of the seen tasks' networks: {experts}"

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_merge.core.checkpoints.names import enumerate_names
+from lightning_merge.core.errors import InputError
 from lightning_merge.data.dataset import Batch
 from lightning_merge.evaluation.candidates import Candidate
 from lightning_merge.methods.network import TaskNetwork, holds_network, load_network
@@ -32,6 +34,8 @@ class Evaluate(TaskModule):
         ['heads.safetensors', 'pets.safetensors']
     """
 
+    heads_files: HeadFiles
+
     def __init__(self, encoder: Encoder, heads: HeadFiles, weights: str | dict[str, str]) -> None:
         super().__init__(encoder)
         self.heads_files = heads
@@ -51,8 +55,21 @@ class Evaluate(TaskModule):
         return [*head_files(self.heads_files, tasks), *dict.fromkeys(weights)]
 
     def prepare(self, stage: str) -> None:
-        """Load the heads of the tasks."""
+        """Load the heads of the tasks.
+
+        Raises:
+            InputError: There are weights per task, but none for some task.
+        """
         super().prepare(stage)
+        files = self.candidate.weights
+        if not isinstance(files, Path) and (
+            lacking := [task for task in self.data.evaluated if task not in files]
+        ):
+            raise InputError(
+                f"model.weights has files for {enumerate_names(files)}, not for "
+                f"{enumerate_names(lacking)}; add them, or give one file, which is measured on all "
+                "tasks and out of domain"
+            )
         self.open_heads(self.heads_files)
 
     def show(self, candidate: Candidate) -> None:
@@ -67,11 +84,11 @@ class Evaluate(TaskModule):
             return super().logits(batch, dataloader_idx)
         if not len(batch.images):  # a process without a batch left
             batch = batch._replace(images=batch.images.new_zeros(1, *batch.images.shape[1:]))
-        task = self.data.tasks[dataloader_idx]
+        task = self.data.evaluated[dataloader_idx]
         return self.network.logits(task, batch.images, self.heads[task])
 
     def _load(self, dataloader_idx: int) -> None:
-        file = self.candidate.file(self.data.tasks[dataloader_idx])
+        file = self.candidate.file(self.data.evaluated[dataloader_idx])
         if file == self._loaded:
             return
         self.network = None

@@ -140,14 +140,18 @@ class FineTune(TaskModule):
         self._seed = self.ranks.gather(torch.initial_seed())[0]
         self._hashes = self.hashes()
         if not self.heads:
-            if self.data.unseen and self.heads_files is None:
-                raise InputError(
-                    f"data.unseen={list(self.data.unseen)} without model.heads: the heads of "
-                    "unseen tasks would stay untrained; give a file of frozen heads"
-                )
+            self._check_trained_heads()
             self._make_heads()
         # Shards of parameters are vectors, so matrices are recorded before sharding.
         self._matrices = {name for name, p in self.named_parameters() if p.ndim > 1}
+
+    def _check_trained_heads(self) -> None:
+        for option in ("unseen", "out_of_domain") if self.heads_files is None else ():
+            if names := getattr(self.data, option):
+                raise InputError(
+                    f"data.{option}={list(names)} without model.heads: the heads of these tasks "
+                    "would stay untrained; give a file of frozen heads"
+                )
 
     def _make_heads(self) -> None:
         if self.heads_files is not None:

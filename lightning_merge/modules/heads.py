@@ -119,8 +119,13 @@ def open_heads(heads: HeadFiles, tasks: Sequence[str]) -> Mapping[str, Head]:
     return load_heads({task: head_file(heads, task) for task in tasks})
 
 
-def fitting_heads(heads: HeadFiles, data: MergeDataModule, encoder: Encoder) -> dict[str, Head]:
-    """Return one head per task of the data, with logits in the order of the data's classes.
+def fitting_heads(
+    heads: HeadFiles,
+    data: MergeDataModule,
+    encoder: Encoder,
+    tasks: Sequence[str] | None = None,
+) -> dict[str, Head]:
+    """Return one head per task, with logits in the order of the data's classes.
 
     Classes are compared by name, see `TaskSpec.rows`. Published files do not name classes: the
     task table names those of its tasks, and heads of other tasks are assumed to have the data's
@@ -130,6 +135,7 @@ def fitting_heads(heads: HeadFiles, data: MergeDataModule, encoder: Encoder) -> 
         heads: Files of heads.
         data: Data module that has been loaded.
         encoder: Encoder that makes the features.
+        tasks: Tasks of the data that need a head; by default those that are not out of domain.
 
     Raises:
         InputError: A file cannot be read, or a head is missing, does not fit, has other classes
@@ -147,9 +153,10 @@ def fitting_heads(heads: HeadFiles, data: MergeDataModule, encoder: Encoder) -> 
         >>> head.classes[0], fitted["drawn_hues"].classes[0]
         ('pink', 'red')
     """
-    opened = open_heads(heads, data.tasks)
+    tasks = data.tasks if tasks is None else tasks
+    opened = open_heads(heads, tasks)
     fitting = {}
-    for task in data.tasks:
+    for task in tasks:
         if task not in opened:
             raise InputError(
                 f"heads={heads!r} has no head for {task!r}, only for {', '.join(opened)}; "

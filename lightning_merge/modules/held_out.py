@@ -66,7 +66,8 @@ class HeldOut:
         if Needs.IMAGES in needs:
             batches = {task: self._normal(images) for task, images in self.images.items()}
             given = given._replace(batches=batches)
-        return given._replace(heads=dict(self.heads)) if Needs.HEADS in needs else given
+        heads = {task: head for task, head in self.heads.items() if task in self.data.tasks}
+        return given._replace(heads=heads) if Needs.HEADS in needs else given
 
     def recalibrate(self, weights: Weights, task: str | None = None) -> dict[str, Tensor]:
         """Return weights with BatchNorm statistics of one task's images, or of all tasks'."""

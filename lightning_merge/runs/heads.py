@@ -30,16 +30,16 @@ class ZooHeads:
 
     Args:
         zoo: Names the file or files of the heads, and how to make missing ones.
+        tasks: Tasks that need a head.
 
     Examples:
-        >>> ZooHeads(Zoo("base.safetensors", "{task}.safetensors", "head_{task}.pt")).are_given()
+        >>> zoo = Zoo("base.safetensors", "{task}.safetensors", "head_{task}.pt")
+        >>> ZooHeads(zoo, ["cars"]).are_given()
         True
-        >>> ZooHeads(Zoo("base.safetensors", "{task}.safetensors", "made.safetensors")).are_given()
-        False
     """
 
-    def __init__(self, zoo: Zoo) -> None:
-        self.zoo, self.files = zoo, zoo.heads
+    def __init__(self, zoo: Zoo, tasks: Sequence[str]) -> None:
+        self.zoo, self.files, self.tasks = zoo, zoo.heads, tuple(tasks)
 
     def are_given(self) -> bool:
         """Whether the user supplies them: one file per task, on the Hub, or not made here."""
@@ -49,13 +49,13 @@ class ZooHeads:
             return not _fingerprints(self.files)
         return hub.exists(self.files, plain=False)
 
-    def check(self, tasks: Sequence[str]) -> None:
+    def check(self) -> None:
         """Check that per-task files exist, and that heads made earlier are of the same kind.
 
         Raises:
             InputError: The head of a task is missing, or the file holds heads of another kind.
         """
-        for task in tasks if by_task(self.files) else ():
+        for task in self.tasks if by_task(self.files) else ():
             if not hub.exists(file := head_file(self.files, task)):
                 raise InputError(
                     f"zoo.heads={self.files!r}: the head of {task!r} is missing, {file} does not "
@@ -79,7 +79,7 @@ class ZooHeads:
             InputError: See `fitting_heads`.
         """
         if self.are_given():
-            fitting_heads(self.files, data, encoder)
+            fitting_heads(self.files, data, encoder, self.tasks)
 
     def make(self, encoder: Encoder, data: MergeDataModule, inputs: Mapping[str, str]) -> None:
         """Make the heads that are missing or whose inputs changed; keep those of other tasks.
@@ -92,14 +92,14 @@ class ZooHeads:
         if self.are_given():
             return
         path = Path(str(self.files))
-        wanted = {_FINGERPRINT + task: self.made_from(data, task, inputs) for task in data.tasks}
+        wanted = {_FINGERPRINT + task: self.made_from(data, task, inputs) for task in self.tasks}
         heads: dict[str, Head] = {}
         known: dict[str, str] = {}
         if path.exists():
             heads, known = load_heads(path), _fingerprints(path)
         lacking = [
             task
-            for task in data.tasks
+            for task in self.tasks
             if known.get(_FINGERPRINT + task) != wanted[_FINGERPRINT + task]
         ]
         if lacking:

@@ -27,6 +27,7 @@ class ZooMaker:
         encoder: Architecture of the zoo.
         config: Options of "encoder" (class_path and init_args, passed to the recipes) and "zoo".
         tasks: Tasks that have experts.
+        out_of_domain: Data sets that need a head only.
 
     Examples:
         >>> from lightning_merge.models import MiniViT
@@ -41,9 +42,16 @@ class ZooMaker:
         lightning_merge.core.errors.InputError: the base is missing: ...
     """
 
-    def __init__(self, zoo: Zoo, encoder: Encoder, config: Config, tasks: Sequence[str]) -> None:
+    def __init__(
+        self,
+        zoo: Zoo,
+        encoder: Encoder,
+        config: Config,
+        tasks: Sequence[str],
+        out_of_domain: Sequence[str] = (),
+    ) -> None:
         self.zoo, self.encoder, self.config, self.tasks = zoo, encoder, config, tuple(tasks)
-        self.heads = ZooHeads(zoo)
+        self.heads = ZooHeads(zoo, [*tasks, *out_of_domain])
         self.base = Stage("base", "zoo.base", zoo.base, zoo.base_recipe, "zoo.base_recipe")
         recipe, option = zoo.expert_recipe, "zoo.expert_recipe"
         self.experts = {
@@ -79,7 +87,7 @@ class ZooMaker:
             self._check_teachers(self.teachers)
         if problems := [text for stage in self.stages for text in stage.check(self.encoder)]:
             raise InputError("\n".join(problems))
-        self.heads.check(self.tasks)
+        self.heads.check()
 
     def _check_teachers(self, teachers: "ZooMaker") -> None:
         if shared := self.zoo.files(self.tasks) & teachers.zoo.files(self.tasks):
@@ -118,7 +126,7 @@ class ZooMaker:
         # Check existing files before making anything that takes long.
         given = [task for task, stage in self.experts.items() if stage.is_given()]
         self._check_fit(given, multi_task=any(stage.is_given() for stage in self.multi_task))
-        images = {task: data.digest(task) for task in data.tasks}
+        images = {task: data.digest(task) for task in self.heads.tasks}
         base = file_hash(self.zoo.base)
         self.heads.make(self.encoder, data, {"base": base, **images})
         inputs = {task: self._inputs(task, base, images[task]) for task in data.tasks}

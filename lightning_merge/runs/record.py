@@ -16,6 +16,8 @@ Record = Mapping[str, Any]
 """Name of an option or input -> its value or the hash of its content."""
 
 CALLBACKS, TEST_IMAGES = "trainer.callbacks", "test images of "
+OUT_OF_DOMAIN = ("data.out_of_domain", "out of domain: ")
+"""Record keys of what is measured only: the option, and the start of those for images."""
 TASK_VECTORS = "model.task_vectors"
 """Record key: how callbacks transform task vectors before coefficients are learned."""
 TRANSDUCTIVE = "model.transductive"
@@ -81,6 +83,9 @@ def describe_images(data: MergeDataModule) -> dict[str, Any]:
         found[f"images of {task}"] = data.digest(task)
         found[f"classes of {task}"] = list(data.classes[task])
         found[TEST_IMAGES + task] = data.record[task].get("test", {}).get("digest")
+    for name in data.out_of_domain:
+        test = data.record[name].get("test", {}).get("digest")
+        found[OUT_OF_DOMAIN[1] + name] = [data.digest(name), test, list(data.classes[name])]
     return found
 
 
@@ -102,7 +107,7 @@ def learning(record: Record) -> dict[str, Any]:
         >>> learning({"model.lr": 0.1, "trainer.max_epochs": 3, "test images of mnist": "c0ffee"})
         {'model.lr': 0.1}
     """
-    apart = () if record.get(TRANSDUCTIVE) else (TEST_IMAGES,)
+    apart = OUT_OF_DOMAIN if record.get(TRANSDUCTIVE) else (TEST_IMAGES, *OUT_OF_DOMAIN)
     without = (CALLBACKS, "model.init_args.storage", *END)
     return {k: v for k, v in record.items() if k not in without and not k.startswith(apart)}
 
@@ -126,7 +131,11 @@ def network(record: Record) -> dict[str, Any]:
     """
     kinds = ["model.", "data.", "file ", "images of ", "classes of "]
     kinds += [TEST_IMAGES] if record.get(TRANSDUCTIVE) else []
-    return {name: value for name, value in record.items() if name.startswith(tuple(kinds))}
+    return {
+        name: value
+        for name, value in record.items()
+        if name.startswith(tuple(kinds)) and name not in OUT_OF_DOMAIN
+    }
 
 
 def differences(old: Record, new: Record) -> str:

@@ -20,6 +20,7 @@ from lightning_merge.methods.base import Method, brief
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.compare import compare
 from lightning_merge.modules.evaluate import Evaluate
+from lightning_merge.modules.heads import head_files
 from lightning_merge.modules.space import Range, Space
 from lightning_merge.modules.tuning import Sampler, Score, Search, Trial
 from lightning_merge.modules.zoo import Zoo
@@ -134,7 +135,8 @@ class Tune:
             InputError: Files are missing or do not fit, or the run folder holds the results of
                 another configuration.
         """
-        maker = ZooMaker(self.zoo, self.encoder, config, self.data.tasks)
+        data = self.data
+        maker = ZooMaker(self.zoo, self.encoder, config, data.tasks, data.out_of_domain)
         maker.check()
         self.data.load(test=None)
         self.run_folder.resolve(
@@ -164,7 +166,8 @@ class Tune:
 
     def _files(self, config: Config) -> list[str]:
         own = self.encoder.files(config["encoder"].get("init_args") or {})
-        return [*self.zoo.inputs(self.data.tasks), *own]
+        heads = head_files(self.zoo.heads, self.data.out_of_domain)
+        return [*self.zoo.inputs(self.data.tasks), *heads, *own]
 
     # The search
 

@@ -241,11 +241,11 @@ def test_zero_shot_heads_depend_on_names_and_the_text_tower(data, tmp_path):
     zoo = Zoo("b", "{task}", "h", "zero_shot", text=TextTower(weights=str(tower)))
     inputs = dict.fromkeys(["base", *TASKS], "hash")
     data.load()
-    marks = [ZooHeads(zoo).made_from(data, "reds", inputs)]
+    marks = [ZooHeads(zoo, ["reds"]).made_from(data, "reds", inputs)]
     tower.write_text("other")
-    marks.append(ZooHeads(zoo).made_from(data, "reds", inputs))
+    marks.append(ZooHeads(zoo, ["reds"]).made_from(data, "reds", inputs))
     data.classes["reds"] = ("night", "day")
-    marks.append(ZooHeads(zoo).made_from(data, "reds", inputs))
+    marks.append(ZooHeads(zoo, ["reds"]).made_from(data, "reds", inputs))
     assert len(set(marks)) == 3
 
 

@@ -1,0 +1,70 @@
+"""Accuracies of one pass over a part of the data."""
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import NamedTuple
+
+
+class Measured(NamedTuple):
+    """Accuracies of one pass over a part of the data.
+
+    Attributes:
+        accuracy: Fraction of right predictions by task.
+        samples: Number of evaluated images by task.
+        images: Number of all images by task.
+
+    Examples:
+        >>> measured = Measured(accuracy={"cars": 0.5}, samples={"cars": 4}, images={"cars": 8})
+        >>> measured.average, measured.shares
+        (0.5, '4 of 8 images of cars')
+    """
+
+    accuracy: dict[str, float]
+    samples: dict[str, int]
+    images: dict[str, int]
+
+    @property
+    def average(self) -> float:
+        """Mean accuracy over all tasks, with equal weights."""
+        return self.mean([*self.accuracy])
+
+    def share(self, task: str) -> str:
+        """Return how many images of a task were evaluated; "" if all were."""
+        seen, there = self.samples[task], self.images[task]
+        return f"{seen} of {there} images" if seen < there else ""
+
+    @property
+    def shares(self) -> str:
+        """The shares of all tasks that were not evaluated completely."""
+        return ", ".join(f"{s} of {task}" for task in self.samples if (s := self.share(task)))
+
+    def joined(self, other: "Measured") -> "Measured":
+        """Return this pass and one over other tasks as one."""
+        return Measured(
+            self.accuracy | other.accuracy, self.samples | other.samples, self.images | other.images
+        )
+
+    @staticmethod
+    def mean_of(passes: Sequence["Measured"]) -> "Measured":
+        """Return the mean accuracies of passes over the same images by different networks."""
+        first = passes[0]
+        means = {task: fmean(p.accuracy[task] for p in passes) for task in first.accuracy}
+        return first._replace(accuracy=means)
+
+    def averages(self, tasks: Sequence[str], out_of_domain: Sequence[str]) -> dict[str, float]:
+        """Return the mean accuracies over the tasks, and over what is out of domain, by name.
+
+        Args:
+            tasks: Tasks of the average.
+            out_of_domain: Data sets of the other; either may not have been measured.
+        """
+        groups = {"average": tasks, "average out of domain": out_of_domain}
+        measured = {
+            name: [task for task in group if task in self.accuracy]
+            for name, group in groups.items()
+        }
+        return {name: self.mean(group) for name, group in measured.items() if group}
+
+    def mean(self, tasks: Sequence[str]) -> float:
+        """Return the mean accuracy over some tasks."""
+        return sum(self.accuracy[task] for task in tasks) / len(tasks)
