@@ -1,6 +1,7 @@
-"""Test whether M-Loss predicts the accuracy lost by merging two experts, on the mini suite.
+"""Test whether M-Loss predicts the accuracy lost by merging two experts of a suite.
 
     python benchmarks/mergeability_study.py --data-root DATA
+    python benchmarks/mergeability_study.py --data-root DATA --sizes 16 128 1024 --seeds 0 1 2
 
 Every pair of experts is merged and measured on the test images of its two tasks. Predictors of the
 lost accuracy see only weights and unlabelled held-out images; nothing is chosen on test images.
@@ -9,12 +10,15 @@ M-Loss is compared with predictors that need no images.
 Pairs that share an expert are not independent, so significance is assessed by permuting experts: p
 is the share of random permutations of the experts under which a rank correlation is at least as far
 from 0 (Mantel 1967), and the interval is a bootstrap over experts.
+
+With --sizes it measures instead how much M-Loss and the ranks of its nodes depend on the images.
 """
 
 import argparse
 import json
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -23,20 +27,20 @@ from pathlib import Path
 import numpy as np
 import report
 import torch
+from lightning.pytorch.cli import LightningCLI
 from torch import Tensor, nn
 
-from lightning_merge.core.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from lightning_merge.core.checkpoints.files import write_text
 from lightning_merge.core.networks.mergeability import LayerInputs, Mergeability, mergeability
 from lightning_merge.core.vectors.task_vectors import TaskVectors
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.methods import Average, TaskArithmetic
 from lightning_merge.methods.base import MergeMethod
-from lightning_merge.models import Encoder, Head, MiniViT
+from lightning_merge.models import Encoder, Head
+from lightning_merge.modules import TaskModule
 from lightning_merge.modules.heads import fitting_heads
 from lightning_merge.modules.inference import outputs
 
-TASKS = ("sun397", "cars", "resisc45", "eurosat", "svhn", "gtsrb", "mnist", "dtd")
 METHODS: dict[str, MergeMethod] = {
     "average": Average(),
     "task arithmetic, 0.3": TaskArithmetic(scale=0.3),
@@ -57,8 +61,8 @@ class Suite:
         data: The tasks' images, loaded.
     """
 
-    base: Checkpoint
-    experts: Mapping[str, Checkpoint]
+    base: Mapping[str, Tensor]
+    experts: Mapping[str, Mapping[str, Tensor]]
     encoder: Encoder
     heads: Mapping[str, Head]
     data: MergeDataModule
@@ -97,9 +101,11 @@ class Suite:
 
         return self.matrix(of_pair)
 
-    def m_loss(self, tasks: Sequence[str], layer_inputs: LayerInputs = "merged") -> Mergeability:
-        """Return the M-Loss of some experts on the unlabelled images of their tasks."""
-        normalize, images = self.encoder.preprocess.normalize, self.data.unlabelled_by_task()
+    def m_loss(
+        self, tasks: Sequence[str], layer_inputs: LayerInputs = "merged", seed: int = 0
+    ) -> Mergeability:
+        """Return the M-Loss of some experts on a draw of unlabelled images of their tasks."""
+        normalize, images = self.encoder.preprocess.normalize, self.data.unlabelled_by_task(seed)
         return mergeability(
             self.base,
             {task: self.experts[task] for task in tasks},
@@ -238,46 +244,108 @@ def sentence(method: str, found: Mapping[str, Matrix], lost: Matrix, draws: int)
     )
 
 
+def stability(suite: Suite, sizes: Sequence[int], seeds: Sequence[int]) -> list[list[str]]:
+    """Return one row per number of images: M-Loss of all experts, and how alike nodes are ranked.
+
+    Ranks are compared, by Spearman's correlation and layer by layer, with those on another draw of
+    as many images as the largest number, and with those on every other draw of the same number.
+
+    Args:
+        suite: The experts and data; `data.unlabelled_images` changes.
+        sizes: Numbers of images, of all tasks together.
+        seeds: Seeds of the draws.
+    """
+
+    def draw(size: int, seed: int) -> Mergeability:
+        suite.data.unlabelled_images = size
+        return suite.m_loss(list(suite.experts), seed=seed)
+
+    def alike(one: Mergeability, other: Mergeability) -> list[float]:
+        nodes = [[layer.all.node.numpy() for layer in m.layers.values()] for m in (one, other)]
+        return [spearman(x, y) for x, y in zip(*nodes, strict=True)]
+
+    reference, lines = draw(max(sizes), max(seeds) + 1), []
+    for size in sizes:
+        draws = [draw(size, seed) for seed in seeds]
+        overall = [found.overall for found in draws]
+        far = [value for found in draws for value in alike(found, reference)]
+        near = [value for pair in combinations(draws, 2) for value in alike(*pair)]
+        spread = f"{np.mean(overall):.4f} ± {np.std(overall, ddof=1):.4f}"
+        cells = (f"{np.nanmean(part):.3f} ({np.nanmin(part):.3f})" for part in (far, near))
+        lines.append([str(size), spread, *cells])
+    return lines
+
+
+STABILITY = (
+    *("images", "M-Loss of all experts"),
+    *("ranks, with another draw of the most images (least of a layer)", "with each other"),
+)
+
+
 def open_suite(given: argparse.Namespace) -> Suite:
-    """Open all files and load all images."""
-    encoder = MiniViT()
-    data = MergeDataModule(
-        root=given.data_root, tasks=given.tasks, unlabelled_images=given.unlabelled
+    """Open all files that a suite's config names, and load all images."""
+    words = ["--config", given.config, "--data.root", given.data_root, *given.options]
+    warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended")
+    cli = LightningCLI(
+        TaskModule,
+        MergeDataModule,
+        args=[*words, "--data.unlabelled_images", str(given.unlabelled), "--trainer.logger=false"],
+        subclass_mode_model=True,
+        auto_configure_optimizers=False,
+        save_config_callback=None,
+        seed_everything_default=0,
+        run=False,
     )
+    encoder, zoo, data = cli.model.encoder, cli.model.zoo, cli.datamodule
     data.preprocess = encoder.preprocess
     data.load()
-    experts = {task: open_checkpoint(given.experts.format(task=task)) for task in given.tasks}
-    heads = fitting_heads(given.heads, data, encoder)
-    return Suite(open_checkpoint(given.base), experts, encoder, heads, data)
+    base, experts = zoo.open(encoder, data.seen)
+    return Suite(base, experts, encoder, fitting_heads(zoo.heads, data, encoder), data)
 
 
-def main() -> int:
-    """Measure all pairs; print a table and a sentence per merge method."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    add = parser.add_argument
-    add("--data-root", required=True, help="the suite's images")
-    add("--base", default="assets/mini_base.safetensors")
-    add("--experts", default="runs/mini/experts/{task}.safetensors")
-    add("--heads", default="runs/mini/heads.safetensors")
-    add("--tasks", nargs="+", default=list(TASKS))
-    add("--unlabelled", type=int, default=128, help="held-out images of all tasks together")
-    add("--draws", type=int, default=5000, help="renamings, and draws of experts")
-    add("--output", type=Path, help="JSON of the numbers of all pairs")
-    given = parser.parse_args()
-    if len(given.tasks) < 4:
-        parser.error(f"--tasks: {len(given.tasks)} make too few pairs to rank; give 4 or more")
-    suite = open_suite(given)
+def predict(suite: Suite, draws: int, output: Path | None) -> None:
+    """Measure all pairs; print a table and a sentence per merge method.
+
+    Args:
+        suite: The experts and data.
+        draws: Number of renamings, and of draws of experts.
+        output: JSON file for the numbers of all pairs.
+    """
     individual = {task: suite.accuracy(expert, task) for task, expert in suite.experts.items()}
     found = predictors(suite)
     lost = {name: suite.lost(method, individual) for name, method in METHODS.items()}
-    if given.output is not None:
-        numbers = {"tasks": given.tasks, "individual": individual}
+    if output is not None:
+        numbers = {"tasks": list(suite.experts), "individual": individual}
         numbers |= {name: values.tolist() for name, values in [*found.items(), *lost.items()]}
-        write_text(given.output, json.dumps(numbers, indent=1))
+        write_text(output, json.dumps(numbers, indent=1))
     for name, values in lost.items():
         print(f"Accuracy lost by {name}, {len(suite.pairs)} pairs\n")
-        print(report.markdown(HEADER, rows(found, values, given.draws)))
-        print(f"\n{sentence(name, found, values, given.draws)}\n")
+        print(report.markdown(HEADER, rows(found, values, draws)))
+        print(f"\n{sentence(name, found, values, draws)}\n")
+
+
+def main() -> int:
+    """Print the study that is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    add = parser.add_argument
+    add("--data-root", required=True, help="the suite's images")
+    add("--config", default="configs/mini/sml.yaml", help="the run whose experts are merged")
+    add("--unlabelled", type=int, default=128, help="held-out images of all tasks together")
+    add("--draws", type=int, default=5000, help="renamings, and draws of experts")
+    add("--output", type=Path, help="JSON of the numbers of all pairs")
+    add("--sizes", type=int, nargs="+", help="numbers of images, instead of the test")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="draws of images with --sizes")
+    add("options", nargs="*", help="more options of fit, after --")
+    given = parser.parse_args()
+    suite = open_suite(given)
+    if len(suite.experts) < 4:
+        parser.error(f"{len(suite.experts)} experts make too few pairs to rank; give 4 or more")
+    if given.sizes and len(given.seeds) < 2:
+        parser.error(f"--seeds {given.seeds}: give two draws or more to compare")
+    if given.sizes:
+        print(f"{report.markdown(STABILITY, stability(suite, given.sizes, given.seeds))}\n")
+    else:
+        predict(suite, given.draws, given.output)
     print(f"Command: `{shlex.join(['python', *sys.argv])}`; {report.machine()}")
     return 0
 

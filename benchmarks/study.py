@@ -1,19 +1,22 @@
-"""All coefficient-learning methods on the mini suite, with and without LwPTV, in one table.
+"""Studies of a suite that take several runs, each in one table.
 
     python benchmarks/study.py --data-root DATA --group forms --seeds 0 1 2
+    python benchmarks/study.py --data-root DATA --group plug_in --against task_arithmetic
     python benchmarks/study.py --data-root DATA --own-experts --runs runs/study-own
 
-Finished runs are not repeated, so a stopped study resumes when it is started again, and two studies
-with different seeds can run side by side.
+A group is a config in configs/claims. It is laid over a config of the suite, once for each of its
+`variants`, or alone. Finished runs are not repeated, so a stopped study resumes when it is started
+again, and two studies with different seeds can run side by side.
 """
 
 import argparse
 import json
 import shlex
 import sys
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -22,104 +25,133 @@ from lightning_merge.evaluation.aggregates import aggregate
 from lightning_merge.evaluation.results import Results
 from lightning_merge.evaluation.tables import markdown
 
-SML = ["--config", "configs/mini/sml.yaml"]
-FREE = [*SML, "--model.learner", "free", "--model.learning_rate", "1e-2"]
-ADA = ["--config", "configs/mini/adamerging.yaml"]
-TASK = ["--model.level", "task"]
-TRIM = ["--trainer.callbacks+", "lightning_merge.callbacks.TrimTaskVectors"]
-PRUNE = ["--trainer.callbacks+", "lightning_merge.callbacks.PruneTaskVectors"]
-STATISTICS = ("mean", "variance", "norm", "singular_values")
-
-GROUPS: dict[str, dict[str, list[str]]] = {
-    "forms": {
-        "adamerging_task": [*ADA, *TASK],
-        "adamerging_task_pp": [*ADA, *TASK, *TRIM],
-        "adamerging_layer": ADA,
-        "adamerging_layer_pp": [*ADA, *TRIM],
-        "sml_task": [*SML, *TASK],
-        "sml_layer": SML,
-        "sml_softmax": [*SML, "--model.normalize", "softmax", "--model.prior", "0.3"],
-        "free_layer": FREE,
-        "free_task": [*FREE, *TASK],
-    },
-    "learners": {
-        "mlp4": [*SML, "--model.learner", "mlp4"],
-        "transformer2": [*SML, "--model.learner", "transformer2"],
-        "of_experts": [*SML, "--model.statistics_of", "experts"],
-    },
-    "features": {
-        **{
-            f"without_{name}": [*SML, "--model.features", str([f for f in STATISTICS if f != name])]
-            for name in STATISTICS
-        },
-        **{f"rank_{rank}": [*SML, "--model.rank", str(rank)] for rank in (0, 1, 2, 4, 5)},
-    },
-    "teaching": {
-        "soft_labels": [*SML, "--model.loss", "soft"],
-        "true_labels": [*SML, "--model.loss", "labels"],
-        "certain_third": [*SML, "--model.confidence", "[0, 0.3334]"],
-        "middle_third": [*SML, "--model.confidence", "[0.3334, 0.6667]"],
-        "uncertain_third": [*SML, "--model.confidence", "[0.6667, 1]"],
-        **{
-            f"images_{share}%": [*SML, "--data.coefficient_fraction", f"{share}%"]
-            for share in (1, 5, 25, 50, 75)
-        },
-    },
-    "transductive": {
-        "adamerging_layer_on_test_images": [*ADA, "--model.transductive", "true"],
-    },
-}
-"""Group -> name of a variant -> options of `fit`."""
-
-THIRDS = dict.fromkeys(("certain_third", "middle_third", "uncertain_third"), 3.0)
-LONGER = THIRDS | {
-    "images_1%": 50.0,
-    "images_5%": 25.0,
-    "images_25%": 4.0,
-    "images_50%": 2.0,
-    "images_75%": 4 / 3,
-    "adamerging_layer_on_test_images": 0.5,
-}
-"""Variants with fewer or more images -> how many times the epochs they get, for as many steps."""
+Config = dict[str, Any]
+ROOT = Path(__file__).resolve().parents[1]
+GROUPS = {file.stem: file for file in sorted(ROOT.glob("configs/claims/*/*.yaml"))}
+"""Group -> its config."""
+START = "start"
+"""Name of a module that learns nothing; its row is left out."""
+PRUNE = {"class_path": "lightning_merge.callbacks.PruneTaskVectors"}
+DRAW = {"class_path": "lightning_merge.callbacks.CoefficientMap"}
 
 
-def own_experts(seed: int) -> list[str]:
+@dataclass(frozen=True)
+class Variant:
+    """One `fit` of a study.
+
+    Attributes:
+        name: Row of the network that it learns, and folder of its runs.
+        config: What is laid over the suite's config.
+        over: Which of the suite's configs that is, without .yaml; by default that of the study.
+        longer: How many times the epochs of other variants it gets, for as many steps with more or
+            fewer images.
+    """
+
+    name: str
+    config: Config
+    over: str | None = None
+    longer: float = 1.0
+
+    @property
+    def callbacks(self) -> list[Config]:
+        """The callbacks of the config."""
+        return self.config.get("trainer", {}).get("callbacks", [])
+
+    @property
+    def learned(self) -> str:
+        """The name of the network that is learned, or START."""
+        return self.config.get("model", {}).get("init_args", {}).get("name", self.name)
+
+    @property
+    def rows(self) -> list[str]:
+        """The names of the merged networks that it makes."""
+        given = (callback.get("init_args", {}).get("name") for callback in self.callbacks)
+        merged = [name for name in given if name]
+        return merged if self.learned == START else [self.name, *merged]
+
+    def behind_lwptv(self) -> "Variant":
+        """Return the variant with LwPTV's mask, which precedes any trimming (Algorithm 1)."""
+        pruned = {"trainer": {"callbacks": [PRUNE, *self.callbacks]}}
+        return replace(self, name=f"{self.name}_lwptv", config=laid(self.config, pruned))
+
+    def overlay(self, epochs: int) -> Config:
+        """Return the whole config to lay over the suite's.
+
+        Args:
+            epochs: Epochs of a variant that learns from all images.
+        """
+        model: Config = {"name": self.name}
+        if self.over != "adamerging" and "class_path" not in self.config.get("model", {}):
+            model["step_size"] = round(2 * self.longer)
+        drawn = [] if self.learned == START else [DRAW]
+        default = {
+            "model": {"init_args": model},
+            "data": {"batch_size": 8},
+            "trainer": {"max_epochs": round(self.longer * epochs)},
+        }
+        return laid(
+            laid(default, self.config), {"trainer": {"callbacks": [*self.callbacks, *drawn]}}
+        )
+
+
+def laid(below: Config, above: Config) -> Config:
+    """Return a config laid over another, mapping by mapping."""
+    both = {
+        key: laid(below[key], value)
+        if isinstance(value, dict) and isinstance(below.get(key), dict)
+        else value
+        for key, value in above.items()
+    }
+    return {**below, **both}
+
+
+def read(group: str) -> Iterator[Variant]:
+    """Yield the variants of a group; a config without any is its own only variant."""
+    config = yaml.safe_load(GROUPS[group].read_text(encoding="utf-8"))
+    variants = config.pop("variants", {group: {}})
+    for name, own in variants.items():
+        options = {key: own[key] for key in ("over", "longer") if key in own}
+        own = {key: value for key, value in own.items() if key not in options}
+        yield Variant(name, laid(config, own), **options)
+
+
+def own_experts(seed: int, suite: str = "mini") -> list[str]:
     """Write the recipe of experts fine-tuned with a run's seed; return their options of `fit`."""
-    recipe = Path(f"runs/mini/expert-seed{seed}.yaml")
+    recipe = Path(f"runs/{suite}/expert-seed{seed}.yaml")
     recipe.parent.mkdir(parents=True, exist_ok=True)
-    config = yaml.safe_load(Path("configs/mini/expert.yaml").read_text())
+    config = yaml.safe_load(Path(f"configs/{suite}/expert.yaml").read_text())
     recipe.write_text(json.dumps({**config, "seed_everything": seed}))  # JSON is YAML
     return [
         *("--model.zoo.expert_recipe", str(recipe)),
-        *("--model.zoo.experts", f"runs/mini/experts-seed{seed}/{{task}}.safetensors"),
+        *("--model.zoo.experts", f"runs/{suite}/experts-seed{seed}/{{task}}.safetensors"),
     ]
 
 
-def arguments(name: str, options: Sequence[str], seed: int, given: argparse.Namespace) -> list[str]:
-    """Return the arguments of one `fit`."""
-    place = given.runs / name / f"seed{seed}"
-    longer = LONGER.get(name.removesuffix("_lwptv"), 1.0)
-    epochs = str(round(longer * given.epochs))
-    drop = ["--model.step_size", str(round(2 * longer))] if options[:2] == SML[:2] else []
+def arguments(variant: Variant, seed: int, given: argparse.Namespace) -> list[str]:
+    """Write the config of one `fit` next to its folder; return the arguments."""
+    place = given.runs / variant.name / f"seed{seed}"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    file = place.with_suffix(".yaml")
+    file.write_text(json.dumps(variant.overlay(given.epochs)))  # JSON is YAML
+    suite = f"configs/{given.suite}/{variant.over or given.over}.yaml"
     return [
-        *("fit", *options[:2], "--trainer.callbacks", "null", *options[2:], *drop),
-        *("--model.name", name, "--data.root", given.data_root, "--seed_everything", str(seed)),
-        *("--trainer.max_epochs", epochs, "--trainer.default_root_dir", str(place)),
-        *("--data.batch_size", "8", "--trainer.enable_progress_bar", "false"),
-        *(own_experts(seed) if given.own_experts else []),
+        *("fit", "--config", suite, "--config", str(file), "--data.root", given.data_root),
+        *("--seed_everything", str(seed), "--trainer.default_root_dir", str(place)),
+        *("--trainer.enable_progress_bar", "false"),
+        *(own_experts(seed, given.suite) if given.own_experts else []),
+        *given.options,
     ]
 
 
-def variants(given: argparse.Namespace) -> dict[str, list[str]]:
-    """Return the requested variants, each followed by its version with LwPTV."""
-    chosen: dict[str, list[str]] = {}
-    for group in given.group:
-        for name, options in GROUPS[group].items():
-            chosen[name] = options
-            if given.lwptv:
-                # The mask comes before any trimming, as in LwPTV's Algorithm 1.
-                chosen[f"{name}_lwptv"] = [*options[:2], *PRUNE, *options[2:]]
-    return chosen
+def variants(given: argparse.Namespace) -> list[Variant]:
+    """Return the requested variants, each once, followed by its version with LwPTV."""
+    chosen: dict[str, Variant] = {}
+    for variant in (variant for group in given.group for variant in read(group)):
+        chosen[variant.name] = variant
+        if given.lwptv and variant.learned != START:
+            pruned = variant.behind_lwptv()
+            chosen[pruned.name] = pruned
+    return [*chosen.values()]
 
 
 def table(found: Mapping[str, Sequence[Results]], command: str, against: str | None = None) -> str:
@@ -155,23 +187,29 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--data-root", required=True, help="the suite's images")
+    add("--suite", default="mini", help="folder of configs to lay the groups over")
+    add("--over", default="sml", help="which of them, where a variant does not say")
     add("--runs", type=Path, default=Path("runs/study"), help="folder of the runs")
-    add("--group", nargs="+", choices=GROUPS, default=["forms"], help="which variants")
+    add("--group", nargs="+", choices=GROUPS, default=["forms"], help="which configs")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add("--epochs", type=int, default=4, help="about 50 steps each with all images")
     add("--lwptv", action="store_true", help="each variant also with LwPTV")
     add("--own-experts", action="store_true", help="each seed fine-tunes experts of its own")
-    add("--against", help="variant from which the others' differences are taken")
+    add("--against", help="row from which the others' differences are taken")
+    add("options", nargs="*", help="more options of fit, after --")
     given = parser.parse_args()
-    check_against(parser, given, variants(given))
+    chosen = variants(given)
+    check_against(parser, given, [row for variant in chosen for row in variant.rows])
     found: dict[str, list[Results]] = {}
     for seed in given.seeds:
-        for name, options in variants(given).items():
-            if code := run(arguments(name, options, seed, given)):
-                print(f"{name}, seed {seed}: failed", file=sys.stderr)
+        for variant in chosen:
+            if code := run(arguments(variant, seed, given)):
+                print(f"{variant.name}, seed {seed}: failed", file=sys.stderr)
                 return code
-            file = given.runs / name / f"seed{seed}" / "results.json"
-            found.setdefault(name, []).append(Results.from_json(file))
+            file = given.runs / variant.name / f"seed{seed}" / "results.json"
+            results = Results.from_json(file)
+            for row in variant.rows:
+                found.setdefault(row, []).append(results)
     print(table(found, shlex.join(["python", *sys.argv]), given.against))
     return 0
 

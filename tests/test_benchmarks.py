@@ -154,8 +154,32 @@ def test_the_study_prints_one_row_per_variant(seeds):
 
 def test_the_study_masks_before_it_trims():
     given = argparse.Namespace(group=["forms"], lwptv=True)
-    words = study.variants(given)["adamerging_layer_pp_lwptv"]
-    assert words.index(study.PRUNE[1]) < words.index(study.TRIM[1])
+    found = {variant.name: variant for variant in study.variants(given)}
+    overlay = found["adamerging_layer_pp_lwptv"].overlay(epochs=4)
+    names = [c["class_path"].split(".")[-1] for c in overlay["trainer"]["callbacks"]]
+    assert names == ["PruneTaskVectors", "TrimTaskVectors", "CoefficientMap"]
+    assert overlay["model"]["init_args"] == {"name": "adamerging_layer_pp_lwptv"}
+
+
+def test_variants_with_fewer_images_take_as_many_steps():
+    found = {variant.name: variant.overlay(epochs=4) for variant in study.read("teaching")}
+    assert found["sml_layer"]["trainer"]["max_epochs"] == 4
+    assert found["images_5%"]["trainer"]["max_epochs"] == 100
+    assert found["images_5%"]["model"]["init_args"]["step_size"] == 50
+
+
+def test_a_group_without_variants_is_one_run():
+    variant, *others = study.read("plug_in")
+    assert not others
+    assert variant.rows[:2] == ["average", "average_lwptv"]
+    assert variant.overlay(epochs=4)["trainer"]["max_epochs"] == 0
+
+
+def test_a_config_is_laid_over_another_mapping_by_mapping():
+    below = {"a": {"b": 1, "c": {"d": 2}}, "e": [1, 2]}
+    assert study.laid(below, {"a": {"c": {"f": 3}}, "e": [4]}) == {
+        "a": {"b": 1, "c": {"d": 2, "f": 3}}, "e": [4],
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("words", [["--against", "sum"], ["--against", "one", "--seeds", "0"]])

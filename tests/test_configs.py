@@ -10,16 +10,21 @@ from typing import Any
 import open_clip
 import pytest
 import yaml
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from open_clip.transform import PreprocessCfg
 from torch import nn
 
+from lightning_merge.callbacks import MergeCallback
 from lightning_merge.cli.main import main
+from lightning_merge.cli.parser import Parser
 from lightning_merge.data import MergeDataModule
 from lightning_merge.models import Encoder, from_open_clip, from_transformers
 from lightning_merge.modules import TaskModule
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "benchmarks"))
+
+import study  # noqa: E402
 
 
 def read(name: str) -> dict[str, Any]:
@@ -29,7 +34,8 @@ def read(name: str) -> dict[str, Any]:
 CONFIGS = sorted(
     f.relative_to(ROOT / "configs").as_posix() for f in ROOT.rglob("configs/**/*.yaml")
 )
-FITS = [name for name in CONFIGS if "trainer" in read(name)]
+CLAIMS = [name for name in CONFIGS if name.startswith("claims/")]  # laid over those of a suite
+FITS = [name for name in CONFIGS if "trainer" in read(name) and name not in CLAIMS]
 TUNES = [name for name in CONFIGS if "space" in read(name)]
 MERGES = [name for name in CONFIGS if "method" in read(name) and name not in TUNES]
 
@@ -58,7 +64,7 @@ def _offline(monkeypatch):
 
 
 def test_every_config_belongs_to_one_command():
-    assert sorted(FITS + MERGES + TUNES) == CONFIGS
+    assert sorted(FITS + MERGES + TUNES + CLAIMS) == CONFIGS
 
 
 @pytest.fixture
@@ -89,6 +95,54 @@ def test_fit_accepts(name, monkeypatch, tower):
         run=False,
     )
     assert cli.trainer.max_epochs == read(name)["trainer"]["max_epochs"]
+
+
+class FitParser(Parser, LightningArgumentParser):
+    """The parser of `fit`, without commands."""
+
+
+@pytest.fixture(scope="module")
+def fit():
+    """The parser of `fit`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["lightning_merge"])
+        config = str(ROOT / "configs" / "mini" / "sml.yaml")
+        return LightningCLI(
+            TaskModule,
+            MergeDataModule,
+            args=["--config", config, "--trainer.logger=false"],
+            subclass_mode_model=True,
+            auto_configure_optimizers=False,
+            save_config_callback=None,
+            parser_class=FitParser,
+            run=False,
+        ).parser
+
+
+@pytest.mark.parametrize("group", study.GROUPS)
+def test_fit_accepts_every_variant_of_a_claim(group, fit, tmp_path):
+    """Over a suite's config it gives the candidates that the variant announces."""
+    for variant in study.read(group):
+        file = tmp_path / "overlay.yaml"
+        file.write_text(json.dumps(variant.overlay(epochs=4)))
+        suite = ROOT / "configs" / "mini" / f"{variant.over or 'sml'}.yaml"
+        words = ["--config", str(suite), "--config", str(file), "--trainer.logger=false"]
+        run = fit.instantiate_classes(fit.parse_args(words))
+        named = [c.name for c in run.trainer.callbacks if isinstance(c, MergeCallback)]
+        own = [] if run.model.name == study.START else [run.model.name]
+        assert [*own, *named] == variant.rows
+        assert bool(own) == (run.trainer.max_epochs > 0)
+
+
+def test_variants_of_one_name_are_the_same_in_all_groups():
+    known: dict[str, study.Variant] = {}
+    for group in study.GROUPS:
+        found = [*study.read(group)]
+        rows = [row for variant in found for row in variant.rows]
+        assert len(rows) == len(set(rows)), group
+        for variant in found:
+            assert known.setdefault(variant.name, variant) == variant
+    assert len({file.stem for file in study.GROUPS.values()}) == len(CLAIMS)
 
 
 @pytest.mark.parametrize("name", [n for n in FITS if read(n)["data"].get("source") != "drawn"])

@@ -1,6 +1,8 @@
 """The study of M-Loss: its rank statistics against scipy and by hand, its measurements by hand."""
 
+import argparse
 import itertools
+import json
 import sys
 from pathlib import Path
 
@@ -137,3 +139,24 @@ def test_what_a_pair_loses(files, data):
     m_loss = suite.m_loss(TASKS).overall  # the only pair: the same pass
     assert found["M-Loss, one pass for all pairs"][0, 1] == pytest.approx(m_loss)
     assert found["M-Loss, a pass per pair on its tasks"][0, 1] == pytest.approx(m_loss)
+
+
+def test_all_images_give_every_draw_the_same_ranks(files, root, tmp_path):
+    """Opened as a config names it; fewer images leave something to chance."""
+    encoder = {"class_path": "lightning_merge.models.MiniViT", "init_args": ENCODER}
+    zoo = {"base": files.base, "experts": files.experts, "heads": files.heads}
+    model = {"class_path": "lightning_merge.modules.AdaMerging"}
+    model["init_args"] = {"encoder": encoder, "zoo": zoo}
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"model": model, "data": {"tasks": list(TASKS)}}))
+    given = argparse.Namespace(
+        config=str(config), data_root=str(root), unlabelled=4, options=["--trainer.accelerator=cpu"]
+    )
+    suite = study.open_suite(given)
+    assert list(suite.experts) == list(TASKS)
+    assert suite.data.unlabelled_images == 4
+    few, everything = study.stability(suite, [4, 1000], seeds=[0, 1, 2])
+    assert everything[0] == "1000"
+    assert everything[1].endswith("± 0.0000")
+    assert everything[2:] == ["1.000 (1.000)", "1.000 (1.000)"]
+    assert few[2] < everything[2]

@@ -4,10 +4,12 @@ import difflib
 import importlib
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser, Namespace
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.subclasses import concrete
@@ -36,8 +38,45 @@ class UsageError(InputError):
     """An error that jsonargparse found in the options; see `explained`."""
 
 
+class ConfigFile(ActionConfigFile):
+    """A config whose lists replace those of earlier configs.
+
+    jsonargparse lays lists of the same length over each other, so that the first callback of one
+    config would take what it leaves out from the first callback of the other.
+    """
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: Any = None) -> None:
+        """Forget earlier values of the lists that a file has, then take its values."""
+        for key in _lists(_content(values)):
+            cfg.pop(key, None)
+        super().__call__(parser, cfg, values, option_string)
+
+
+def _content(file: Any) -> Any:
+    """Return what a config file has; None if it cannot be read, which is reported elsewhere."""
+    try:
+        return yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, TypeError, ValueError, yaml.YAMLError):
+        return None
+
+
+def _lists(value: Any, place: str = "") -> Iterator[str]:
+    """Yield the place of every list in nested mappings, as in trainer.callbacks."""
+    for key, inner in value.items() if isinstance(value, dict) else ():
+        if isinstance(inner, list):
+            yield f"{place}{key}"
+        else:
+            yield from _lists(inner, f"{place}{key}.")
+
+
 class Parser(ArgumentParser):
     """A parser whose errors say what is wrong, without printing the full usage."""
+
+    def add_argument(self, *args: Any, **kwargs: Any) -> Any:
+        """Add an option; config files are laid over each other as `ConfigFile` says."""
+        if kwargs.get("action") in ("config", ActionConfigFile):
+            kwargs["action"] = ConfigFile
+        return super().add_argument(*args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the message as an InputError.

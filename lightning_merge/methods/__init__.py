@@ -21,7 +21,12 @@ from lightning_merge.methods.m_ties import MTies, MTiesAnalysis
 from lightning_merge.methods.model_stock import ModelStock
 from lightning_merge.methods.network import NetworkMethod, TaskNetwork
 from lightning_merge.methods.pcb import PCB
-from lightning_merge.methods.pruning import AbsolutePruning, MagnitudePruning, RandomPruning
+from lightning_merge.methods.pruning import (
+    AbsolutePruning,
+    MagnitudePruning,
+    RandomLayers,
+    RandomPruning,
+)
 from lightning_merge.methods.regmean import RegMean
 from lightning_merge.methods.regmean_pp import RegMeanPlusPlus
 from lightning_merge.methods.surgery import Surgery
@@ -55,6 +60,7 @@ __all__ = [
     "Method",
     "ModelStock",
     "NetworkMethod",
+    "RandomLayers",
     "RandomPruning",
     "RegMean",
     "RegMeanPlusPlus",

@@ -73,9 +73,7 @@ class LwPTV(Transform):
         return self._prune_layers(vectors) if layers else self._prune_parameters(vectors)
 
     def _prune_layers(self, vectors: TaskVectors) -> TaskVectors:
-        masks = self.task_masks(self.scores(vectors))
-        if self.shared:
-            masks = self.shared_mask(masks).expand_as(masks)
+        masks = self.masks(vectors)
         kept = dict(zip(vectors.names, masks.T.tolist(), strict=True))
 
         def prune(span: Span, tile: Tensor) -> Tensor:
@@ -99,6 +97,11 @@ class LwPTV(Transform):
             return tile.masked_fill_(~(keep.any(0) if self.shared else keep), 0.0)
 
         return vectors.map(prune)
+
+    def masks(self, vectors: TaskVectors) -> Tensor:
+        """Return the layers that each task keeps in the end, bool [K, L], in one reading."""
+        masks = self.task_masks(self.scores(vectors))
+        return self.shared_mask(masks).expand_as(masks) if self.shared else masks
 
     def scores(self, vectors: TaskVectors) -> Tensor:
         """Return the saliency s_kl of every task and layer, [K, L] in float64, in one reading."""

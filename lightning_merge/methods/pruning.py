@@ -1,10 +1,13 @@
-"""Baselines of LwPTV: pruning task vectors by magnitude, at random or by layer."""
+"""Baselines and controls of LwPTV: pruning by magnitude or at random, by parameter or by layer."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+
 from lightning_merge.core.checks import require_in
 from lightning_merge.core.facts import Facts
+from lightning_merge.core.seeding import generator_for
 from lightning_merge.core.vectors.drop import drop_at_random
 from lightning_merge.core.vectors.selection import kth_smallest_magnitude
 from lightning_merge.core.vectors.task_vectors import TaskVectors
@@ -96,6 +99,58 @@ class RandomPruning(Transform):
         return vectors.map(
             lambda span, tile: drop_at_random(span, tile, vectors, self.prune_ratio, self.seed)
         )
+
+
+@dataclass(frozen=True)
+class RandomLayers(Transform):
+    """Prune as many layers as LwPTV does, but any: the control of how LwPTV chooses.
+
+    All tasks keep the same layers. Needs nothing but weights.
+
+    Reference: our own control; layers and shares are those of `LwPTV`.
+
+    Args:
+        prune_ratio: Fraction of layers that each task prunes in `LwPTV`, which says how many are
+            left.
+        seed: Seed of the random numbers, which also depend on the tensor's name.
+
+    Raises:
+        InputError: `prune_ratio` is negative.
+
+    Examples:
+        >>> import torch
+        >>> base = {name: torch.zeros(1) for name in "vwxyz"}
+        >>> cars, pets = (
+        ...     {name: torch.tensor([float(sign * i)]) for i, name in enumerate(base)}
+        ...     for sign in (1, -1)
+        ... )
+        >>> vectors = TaskVectors(base, {"cars": cars, "pets": pets})
+        >>> kept = RandomLayers(prune_ratio=0.6)(vectors)
+        >>> len(kept.names), len(LwPTV(0.6)(vectors).names)
+        (5, 5)
+        >>> sum(kept[name].any().item() for name in kept.names)
+        1
+    """
+
+    prune_ratio: float = 0.7
+    seed: int = 0
+    facts: ClassVar[Facts] = Facts(
+        reference="control of LwPTV", readings=1, on_top=True, work="random numbers"
+    )
+
+    def __post_init__(self) -> None:
+        require_in("[0, inf)", prune_ratio=self.prune_ratio)
+
+    def __call__(self, vectors: TaskVectors) -> TaskVectors:
+        """Return the task vectors with layers zeroed at random."""
+        if self.prune_ratio == 0 or not vectors.names:
+            return vectors
+        pruned = int((~LwPTV(self.prune_ratio).masks(vectors)[0]).sum())
+        return vectors.zeroed(sorted(vectors.names, key=self._number)[:pruned])
+
+    def _number(self, name: str) -> float:
+        """Return the random number of a layer, which does not depend on the other layers."""
+        return torch.rand((), generator=generator_for(self.seed, "layer", name)).item()
 
 
 @dataclass(frozen=True)

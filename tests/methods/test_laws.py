@@ -48,6 +48,7 @@ TRANSFORM_IDENTITIES = {
     "Dare": {"drop": 0.0},
     "LwPTV": {"prune_ratio": 0.0},
     "MagnitudePruning": {"prune_ratio": 0.0},
+    "RandomLayers": {"prune_ratio": 0.0},
     "RandomPruning": {"prune_ratio": 0.0},
     "WiSEFT": {"alpha": 1.0},
 }

@@ -5,8 +5,13 @@ import torch
 
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.vectors.task_vectors import TaskVectors, flatten_tasks
-from lightning_merge.methods import Dare
-from lightning_merge.methods.pruning import AbsolutePruning, MagnitudePruning, RandomPruning
+from lightning_merge.methods import Dare, LwPTV
+from lightning_merge.methods.pruning import (
+    AbsolutePruning,
+    MagnitudePruning,
+    RandomLayers,
+    RandomPruning,
+)
 
 ALL = [MagnitudePruning, RandomPruning, AbsolutePruning]
 
@@ -57,6 +62,22 @@ def test_absolute_drops_the_layers_of_small_mean_by_task(ratio, vectors):
         for name in vectors.names:
             want = vectors[name][task] * (name not in dropped)
             assert torch.equal(after[name][task], want)
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.6, 0.9])
+def test_random_layers_are_as_many_as_those_of_lwptv_and_any(ratio):
+    generator = torch.Generator().manual_seed(0)
+    base = {f"layer{i}": torch.zeros(3) for i in range(12)}
+    experts = {task: {n: torch.randn(3, generator=generator) for n in base} for task in "abc"}
+    vectors = TaskVectors(base, experts)
+
+    def kept(transform):
+        return [name for name in base if transform(vectors)[name].any()]
+
+    draws = [kept(RandomLayers(ratio, seed=seed)) for seed in range(8)]
+    assert {len(names) for names in draws} == {len(kept(LwPTV(ratio)))}
+    assert len(set(map(tuple, draws))) > 1
+    assert all(torch.equal(RandomLayers(ratio)(vectors)[n], vectors[n]) for n in draws[0])
 
 
 @pytest.mark.parametrize("cls", ALL)
