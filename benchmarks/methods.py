@@ -113,7 +113,7 @@ def arguments(
     return [
         *("fit", "--config", given.config, "--config", str(file)),
         *(multi_task if given.config == SUITE and not given.own_experts else []),
-        *(own_experts(seed) if given.own_experts else []),
+        *(own_experts(seed, Path(given.config).parent.name) if given.own_experts else []),
         *("--data.root", given.data_root, "--data.unlabelled_images", str(given.images)),
         *("--model.name", "start", "--trainer.max_epochs", "0"),  # nothing is learned
         *("--trainer.default_root_dir", str(place), "--trainer.enable_progress_bar", "false"),
@@ -137,8 +137,8 @@ def main() -> int:
     add("--against", help="row from which the others' differences are taken")
     add("options", nargs="*", help="more options of fit, after --")
     given = parser.parse_args()
-    if given.own_experts and given.config != SUITE:
-        parser.error(f"--own-experts are those of --config {SUITE}")
+    if given.own_experts and Path(given.config).name != "sml.yaml":
+        parser.error(f"--own-experts are those of a suite's sml.yaml, such as {SUITE}")
     chosen = {
         group: dict(with_lwptv({k: v for k, v in GROUPS[group].items() if k in given.methods}))
         for group in given.group

@@ -116,13 +116,9 @@ def read(group: str) -> Iterator[Variant]:
 
 
 def own_experts(seed: int, suite: str = "mini") -> list[str]:
-    """Write the recipe of experts fine-tuned with a run's seed; return their options of `fit`."""
-    recipe = Path(f"runs/{suite}/expert-seed{seed}.yaml")
-    recipe.parent.mkdir(parents=True, exist_ok=True)
-    config = yaml.safe_load(Path(f"configs/{suite}/expert.yaml").read_text())
-    recipe.write_text(json.dumps({**config, "seed_everything": seed}))  # JSON is YAML
+    """Return the options of `fit` for experts that are fine-tuned with a run's seed."""
     return [
-        *("--model.zoo.expert_recipe", str(recipe)),
+        *("--model.zoo.expert_seed", str(seed)),
         *("--model.zoo.experts", f"runs/{suite}/experts-seed{seed}/{{task}}.safetensors"),
     ]
 

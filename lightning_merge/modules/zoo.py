@@ -53,6 +53,7 @@ class Zoo:
         text: Text tower of zero-shot heads.
         base_recipe: Config of the run that makes a missing base.
         expert_recipe: Config of the run that makes a missing expert of any task.
+        expert_seed: Seed of the expert recipe, instead of its own.
         multi_task: Weights of one network trained on all seen tasks together, a row of every table.
         multi_task_recipe: Config of the run that makes a missing multi-task network.
         teachers: Experts of another architecture, made first if they are missing. The expert
@@ -72,6 +73,7 @@ class Zoo:
     text: TextTower = field(default_factory=TextTower)
     base_recipe: str | None = None
     expert_recipe: str | None = None
+    expert_seed: int | None = None
     multi_task: str | None = None
     multi_task_recipe: str | None = None
     teachers: "Teachers | None" = None

@@ -140,7 +140,7 @@ class ZooMaker:
             **division,
         }
         for task, stage in self.experts.items():
-            own = {**options, **self._teacher(task), "data.tasks": [task]}
+            own = {**options, **self._seed, **self._teacher(task), "data.tasks": [task]}
             stage.make(fit, own, inputs[task])
         for stage in self.multi_task:
             stage.make(fit, {**options, "data.tasks": [*data.seen]}, of_all)
@@ -156,7 +156,7 @@ class ZooMaker:
 
     def _inputs(self, task: str, base: str, images: str) -> dict[str, Any]:
         """Return what the expert of a task depends on besides its recipe."""
-        inputs = {"base": base, "head": self.heads.mark(task), "data": images}
+        inputs = {"base": base, "head": self.heads.mark(task), "data": images, **self._seed}
         if self.teachers is None:
             return inputs
         teacher = {
@@ -165,6 +165,12 @@ class ZooMaker:
             "head": self.teachers.heads.mark(task),
         }
         return {**inputs, "teacher": teacher}
+
+    @property
+    def _seed(self) -> Mapping[str, int]:
+        """Return the recipe option of the experts' seed; empty if the recipe has its own."""
+        seed = self.zoo.expert_seed
+        return {} if seed is None else {"seed_everything": seed}
 
     def _teacher(self, task: str) -> Mapping[str, Any]:
         """Return the recipe option that names a student's teacher; empty without teachers."""

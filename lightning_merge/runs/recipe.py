@@ -93,7 +93,7 @@ class Recipe:
 
         Args:
             options: Values by dotted name, as on the command line: "model.output" is an option of
-                the model's class.
+                the model's class, "seed_everything" one of the run.
 
         Raises:
             InputError: The file cannot be read.
@@ -101,8 +101,8 @@ class Recipe:
         config = dict(self.config or {})
         sections = {name: self.section(name) for name in ("model", "data", "trainer")}
         for name, value in options.items():
-            section, _, option = name.partition(".")
-            target = sections[section]
+            section, _, option = name.rpartition(".")
+            target = sections.get(section, config)
             if section == "model":
                 target["init_args"] = target.get("init_args") or {}
                 target = target["init_args"]

@@ -95,6 +95,25 @@ def test_what_was_made_is_made_again_when_its_inputs_change(fit, own_files, own_
     assert file_hash(own_files.expert["shapes"]) == shapes
 
 
+def test_experts_have_the_seed_that_the_zoo_names(fit, own_files):
+    """The recipe's own is 0; another seed makes other experts, the same one the same again."""
+
+    def experts(seed):
+        for task in TASKS:
+            os.remove(own_files.expert[task])
+        assert fit(model__init_args__zoo__expert_seed=seed) == set(TASKS)
+        return {task: dict(open_checkpoint(own_files.expert[task])) for task in TASKS}
+
+    def equal(one, other):
+        return all(torch.equal(one[t][n], other[t][n]) for t in TASKS for n in one[t])
+
+    own, zero, five = (experts(seed) for seed in (None, 0, 5))
+    assert equal(own, zero)
+    assert not equal(own, five)
+    assert fit(model__init_args__zoo__expert_seed=5) == set()
+    assert fit(model__init_args__zoo__expert_seed=6) == set(TASKS)
+
+
 def test_heads_are_kept_task_by_task(fit, own_files, monkeypatch):
     """A run that is stopped while it makes heads goes on after the last one."""
     os.remove(own_files.heads)

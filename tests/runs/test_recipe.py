@@ -21,6 +21,7 @@ def test_options_replace_those_of_the_file_and_leave_the_others(tmp_path):
     }
     given = recipe(tmp_path, config)
     options = {"model.output": "y", "data.tasks": ["mnist"], "trainer.max_epochs": 2}
+    assert given.overridden({"seed_everything": 5})["seed_everything"] == 5
     assert given.overridden(options) == {
         "seed_everything": 3,
         "model": {"class_path": "FineTune", "init_args": {"learning_rate": 0.1, "output": "y"}},
