@@ -71,13 +71,13 @@ def test_agreement_sees_one_entry(tiny, tmp_path):
 
 
 def test_memory_of_a_process_and_its_child_is_seen(tmp_path):
-    child = "import time; block = bytearray(b'1') * (60 << 20); time.sleep(0.3)"
+    child = "import time; block = bytearray(b'1') * (60 << 20); time.sleep(2)"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     command = [sys.executable, "-S", "-c", parent]
     found = measure.run(command, log=tmp_path / "log", folder=tmp_path, limit=1 << 40)
     assert found.code == 0
     assert 60 * MIB < found.anonymous < 110 * MIB
-    assert found.wall > 0.3
+    assert found.wall > 2
 
 
 def test_a_process_above_the_limit_is_ended(tmp_path):
