@@ -84,6 +84,7 @@ class MergeCLI(LightningCLI):
         self.alone = isinstance(args, Mapping)
         if isinstance(args, Mapping):
             args = {"subcommand": "fit", "fit": dict(args)}
+        self._asked = "fit" if isinstance(args, dict) else args[0]
         self.command = shlex.join(["python", "-m", "lightning_merge", *args])
         try:
             super().__init__(
@@ -124,6 +125,14 @@ class MergeCLI(LightningCLI):
     def seed(self) -> int:
         """The seed of the run."""
         return int(self._get(self.config, "seed_everything") or 0)
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # it was static
+        """Return the subcommand that was asked for: a parser of each would take its time."""
+        return {self._asked: super().subcommands()[self._asked]}
+
+    def _dump_config(self) -> None:
+        """Set what Lightning offers a module as hyperparameters; dumping it as YAML is slow."""
+        self.config_dump = plain(self.config[self.subcommand])
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> Any:
         """Add the --overwrite option to fit."""
@@ -347,4 +356,5 @@ class MergeCLI(LightningCLI):
                 seed=self.seed,
                 command=self.command,
                 notes=self.model.notes(),
+                recalibrated=self.model.recalibrated,
             )
