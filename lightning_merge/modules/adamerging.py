@@ -1,7 +1,7 @@
 """AdaMerging: coefficients that minimise the entropy of the merged network's predictions."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ from lightning_merge.core.vectors.task_vectors import TaskVectors
 from lightning_merge.data.dataset import Batch
 from lightning_merge.methods.base import Transform
 from lightning_merge.models.encoder import Encoder
-from lightning_merge.modules.coefficients import BatchNorm, CoefficientModule
+from lightning_merge.modules.coefficients import CoefficientModule
+from lightning_merge.modules.held_out import BatchNorm
 from lightning_merge.modules.zoo import Zoo
 
 
@@ -74,7 +75,7 @@ class AdaMerging(CoefficientModule):
         transductive: bool = False,
         transforms: Sequence[Transform] = (),
         offload: bool = False,
-        batch_norm: BatchNorm = "recalibrate",
+        batch_norm: BatchNorm | Literal["both"] = "auto",
     ) -> None:
         super().__init__(encoder, zoo, name, level, transforms, offload, batch_norm)
         require_in("[0, inf]", learning_rate=learning_rate)

@@ -28,11 +28,9 @@ from lightning_merge.methods.coefficient_file import CoefficientFile
 from lightning_merge.methods.parts import seeded
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.base import TaskModule
-from lightning_merge.modules.held_out import HeldOut
+from lightning_merge.modules.held_out import BatchNorm, HeldOut, recalibrates
 from lightning_merge.modules.memory import check_memory
 from lightning_merge.modules.zoo import Zoo
-
-BatchNorm = Literal["recalibrate", "average", "both"]
 
 
 class CoefficientModule(TaskModule):
@@ -55,8 +53,9 @@ class CoefficientModule(TaskModule):
         offload: Keep the task vectors in the host's memory and send those of one tensor at a time
             to the device, for experts that do not fit there together.
         batch_norm: Statistics of BatchNorm layers: "recalibrate" them on held-out images after
-            every merge (learning steps then use those of their batch), "average" those of the
-            experts, or evaluate every merged network with "both".
+            every merge (learning steps then use those of their batch); "average", as the merge
+            makes them; "auto" recalibrates unless all experts have those of the base to the bit;
+            or evaluate every merged network with "both".
 
     Attributes:
         candidates: Candidates that the run compares, by name; merging callbacks add theirs.
@@ -90,13 +89,14 @@ class CoefficientModule(TaskModule):
         level: Level = "layer",
         transforms: Sequence[Transform] = (),
         offload: bool = False,
-        batch_norm: BatchNorm = "recalibrate",
+        batch_norm: BatchNorm | Literal["both"] = "auto",
     ) -> None:
         super().__init__(encoder)
         require_choice(("layer", "task"), level=level)
-        require_choice(("recalibrate", "average", "both"), batch_norm=batch_norm)
+        require_choice(("auto", "recalibrate", "average", "both"), batch_norm=batch_norm)
         self.zoo, self.name, self.level, self.transforms = zoo, name, level, tuple(transforms)
-        self.offload, self.batch_norm, self.heads_files = offload, batch_norm, zoo.heads
+        self.offload, self.heads_files = offload, zoo.heads
+        self.batch_norm, self._recalibrates = batch_norm, False
         self.requires_grad_(False)
         self.candidates: dict[str, Candidate] = {}
         self._merged: dict[str, Tensor] | None = None
@@ -145,21 +145,30 @@ class CoefficientModule(TaskModule):
 
     @property
     def variants(self) -> dict[str, bool]:
-        """Suffix of a merged network's name -> whether to recalibrate its BatchNorm."""
-        if not has_batch_norm(self.encoder.backbone):
-            return {"": False}
-        if self.batch_norm == "both":
+        """Suffix of a merged network's name -> whether to recalibrate its BatchNorm.
+
+        The suffixes are known at once, the rest when `prepare` has seen the experts.
+        """
+        if self.batch_norm == "both" and has_batch_norm(self.encoder.backbone):
             return {"": True, "_not_recalibrated": False}
-        return {"": self.batch_norm == "recalibrate"}
+        return {"": self._recalibrates}
 
     def notes(self) -> list[str]:
         """Return notes that hold for all merged networks of the run."""
-        if not any(self.variants.values()):
-            return []
-        return [
-            f"BatchNorm statistics of merged networks are those of {len(self.held_out)} unlabelled "
-            "held-out images, except where the name says that they are not recalibrated."
-        ]
+        if any(self.variants.values()):
+            return [
+                f"BatchNorm statistics of merged networks are those of {len(self.held_out)} "
+                "unlabelled held-out images, except where the name says that they are not "
+                "recalibrated."
+            ]
+        if self.batch_norm == "auto" and has_batch_norm(self.encoder.backbone):
+            return ["BatchNorm statistics are those of the base, which all experts have kept."]
+        return []
+
+    @property
+    def recalibrated(self) -> HeldOut | None:
+        """Images of which merged networks have BatchNorm statistics, if they have any."""
+        return self.held_out if any(self.variants.values()) else None
 
     # State
 
@@ -198,14 +207,16 @@ class CoefficientModule(TaskModule):
                 "data.fit_on='train': these images trained the experts, so they say nothing about "
                 "their merge; give data.fit_on: coefficients"
             )
-        if any(self.variants.values()) and self.data.unlabelled_images < 2:
+        if hasattr(self, "learner"):
+            return
+        base, experts = self.zoo.open(self.encoder, self.data.seen)
+        choice: BatchNorm = "recalibrate" if self.batch_norm == "both" else self.batch_norm
+        self._recalibrates = recalibrates(choice, self.encoder.backbone, base, experts.values())
+        if self._recalibrates and self.data.unlabelled_images < 2:
             raise InputError(
                 f"data.unlabelled_images={self.data.unlabelled_images}: BatchNorm statistics need "
                 "at least two images; give a hundred or more"
             )
-        if hasattr(self, "learner"):
-            return
-        base, experts = self.zoo.open(self.encoder, self.data.seen)
         vectors = TaskVectors(base, experts, scope="changed")
         if not vectors.names:
             raise InputError(

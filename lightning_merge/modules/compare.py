@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_merge.core.checkpoints.files import write_text
 from lightning_merge.core.checkpoints.names import enumerate_names
+from lightning_merge.core.errors import warn
 from lightning_merge.core.progress import Advance, progress
 from lightning_merge.core.ranks import Ranks
 from lightning_merge.data.datamodule import MergeDataModule
@@ -22,8 +23,11 @@ from lightning_merge.evaluation.results import CandidateResult, Results, version
 from lightning_merge.evaluation.tables import markdown
 from lightning_merge.modules.base import limit
 from lightning_merge.modules.evaluate import Evaluate
+from lightning_merge.modules.held_out import HeldOut
 from lightning_merge.modules.measured import Measured
 
+HARM = 2.0
+"""Loss of the base, in percentage points, above which recalibration deserves a warning."""
 TRIAL = "A trial run of a few batches (trainer.fast_dev_run), not a measurement."
 
 
@@ -37,6 +41,7 @@ def compare(
     seed: int,
     command: str = "",
     notes: Sequence[str] = (),
+    recalibrated: HeldOut | None = None,
 ) -> Results:
     """Test every candidate; write results.json and results.md.
 
@@ -57,6 +62,8 @@ def compare(
         seed: Seed of the run, for the record.
         command: Command that made the run, for the record.
         notes: Sentences under the table.
+        recalibrated: Images of which merged networks have BatchNorm statistics; what that does to
+            the base, which `evaluate` starts with, is measured on all held-out images.
 
     Returns:
         The accuracies.
@@ -91,6 +98,7 @@ def compare(
         _Bar() if isinstance(c, ProgressBar) else c
         for c in trainer.callbacks  # type: ignore[attr-defined]
     ]
+    effect = [] if recalibrated is None else [_effect(trainer, evaluate, data, recalibrated)]
     chosen = {
         name: _choose(trainer, evaluate, data, candidate) if candidate.options else candidate
         for name, candidate in candidates.items()
@@ -103,7 +111,7 @@ def compare(
         seed=seed,
         versions=versions(str(trainer.strategy.root_device)) | _processes(trainer),
         command=command,
-        notes=(*notes, *(trial or [*few, *_measured_on(trainer, evaluate.measured)])),
+        notes=(*notes, *effect, *(trial or [*few, *_measured_on(trainer, evaluate.measured)])),
         unseen=data.unseen,
         out_of_domain=data.out_of_domain,
         own_split=data.own_split,
@@ -144,6 +152,25 @@ class _Bar(Callback):
 
     def on_exception(self, *_: Any) -> None:
         self._shown.close()
+
+
+def _effect(trainer: Trainer, evaluate: Evaluate, data: MergeDataModule, held_out: HeldOut) -> str:
+    """Return what other BatchNorm statistics do to the base; warn if they harm it."""
+    base, accuracy = evaluate.candidate, []
+    for recalibrate in (None, held_out.recalibrate):
+        evaluate.show(base, recalibrate)
+        trainer.validate(evaluate, datamodule=data, verbose=False)
+        accuracy.append(100 * evaluate.measured["val"].mean(data.seen))
+    own, other = accuracy
+    note = (
+        f"The base has {own:.1f} % on the held-out images, and {other:.1f} % with recalibrated "
+        "BatchNorm statistics."
+    )
+    if own - other > HARM:
+        warn(f"{note} They may harm merged networks as much; try batch_norm: average")
+    else:
+        rank_zero_info(note)
+    return note
 
 
 def _write(results: Results, folder: Path) -> None:

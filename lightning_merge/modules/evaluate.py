@@ -10,7 +10,7 @@ from lightning_merge.core.checkpoints.names import enumerate_names
 from lightning_merge.core.errors import InputError
 from lightning_merge.data.dataset import Batch
 from lightning_merge.evaluation.candidates import Candidate
-from lightning_merge.methods.network import TaskNetwork, holds_network, load_network
+from lightning_merge.methods.network import Recalibrate, TaskNetwork, holds_network, load_network
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.base import TaskModule
 from lightning_merge.modules.heads import HeadFiles, head_files
@@ -46,6 +46,7 @@ class Evaluate(TaskModule):
         )
         self.candidate = Candidate("weights", files)
         self._loaded: Path | None = None
+        self._recalibrate: Recalibrate | None = None
         self.network: TaskNetwork | None = None
         self.requires_grad_(False)
 
@@ -72,9 +73,14 @@ class Evaluate(TaskModule):
             )
         self.open_heads(self.heads_files)
 
-    def show(self, candidate: Candidate) -> None:
-        """Evaluate another candidate from now on."""
-        self.candidate = candidate
+    def show(self, candidate: Candidate, recalibrate: Recalibrate | None = None) -> None:
+        """Evaluate another candidate from now on.
+
+        Args:
+            candidate: The candidate.
+            recalibrate: Gives its weights other BatchNorm statistics, see `HeldOut.recalibrate`.
+        """
+        self.candidate, self._recalibrate = candidate, recalibrate
         self._loaded = None
 
     def logits(self, batch: Batch, dataloader_idx: int) -> Tensor:
@@ -97,4 +103,7 @@ class Evaluate(TaskModule):
             self.network = load_network(file, backbone, project).to(self.device)
         else:
             self.encoder.load(file)
+            if self._recalibrate is not None:
+                backbone = self.encoder.backbone
+                backbone.load_state_dict(self._recalibrate(backbone.state_dict()))
         self._loaded = file

@@ -1,14 +1,19 @@
 """Unlabelled held-out images of a run, for BatchNorm and for methods that see images."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from lightning_merge.core.facts import Needs
-from lightning_merge.core.networks.batch_norm import has_batch_norm, recalibrated
+from lightning_merge.core.networks.batch_norm import (
+    has_batch_norm,
+    recalibrated,
+    statistics_differ,
+)
 from lightning_merge.core.seeding import generator_for, run_seed
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.methods.base import Method, Resources, Weights
@@ -16,6 +21,33 @@ from lightning_merge.models.encoder import Encoder
 
 RECALIBRATION_BATCH = 256
 """Largest number of images per batch that updates BatchNorm statistics."""
+
+
+BatchNorm = Literal["auto", "recalibrate", "average"]
+"""Where the BatchNorm statistics of a merged network come from."""
+
+
+def recalibrates(
+    choice: BatchNorm, model: nn.Module, base: Weights, experts: Iterable[Weights]
+) -> bool:
+    """Return whether merged networks get BatchNorm statistics of held-out images.
+
+    Args:
+        choice: "recalibrate" if the network has BatchNorm; "average" never; "auto" if an expert
+            has other statistics than the base.
+        model: The network.
+        base: Weights of the base under the network's names.
+        experts: Weights of every expert, likewise.
+
+    Examples:
+        >>> layer = nn.BatchNorm1d(2)
+        >>> base = layer.state_dict()
+        >>> recalibrates("auto", layer, base, [base]), recalibrates("recalibrate", layer, base, [])
+        (False, True)
+    """
+    if choice == "auto":
+        return statistics_differ(model, base, experts)
+    return choice == "recalibrate" and has_batch_norm(model)
 
 
 class HeldOut:

@@ -23,7 +23,8 @@ from lightning_merge.core.vectors.task_vectors import TaskVectors, wide
 from lightning_merge.data.dataset import Batch
 from lightning_merge.methods.base import Transform
 from lightning_merge.models.encoder import Encoder
-from lightning_merge.modules.coefficients import BatchNorm, CoefficientModule
+from lightning_merge.modules.coefficients import CoefficientModule
+from lightning_merge.modules.held_out import BatchNorm
 from lightning_merge.modules.inference import shared_logits
 from lightning_merge.modules.zoo import Zoo
 
@@ -122,7 +123,7 @@ class StatsMerging(CoefficientModule):
         confidence: tuple[float, float] = (0.0, 1.0),
         transforms: Sequence[Transform] = (),
         offload: bool = False,
-        batch_norm: BatchNorm = "recalibrate",
+        batch_norm: BatchNorm | Literal["both"] = "auto",
     ) -> None:
         require_in("[0, inf)", rank=rank)
         if not feature_names(rank, features) or len(set(features)) < len(features):

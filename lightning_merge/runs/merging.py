@@ -20,7 +20,7 @@ from lightning_merge.methods.network import NetworkMethod, keep_statistics, save
 from lightning_merge.methods.parts import identified, seeded
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.heads import fitting_heads, heads_hash
-from lightning_merge.modules.held_out import HeldOut
+from lightning_merge.modules.held_out import BatchNorm, HeldOut, recalibrates
 from lightning_merge.modules.zoo import Zoo
 
 Merge = Callable[[MergeMethod, Resources], Weights]
@@ -104,6 +104,10 @@ class ZooMerger:
         heads = fitting_heads(zoo.heads, data, encoder)
         held_out = HeldOut(encoder, data, {task: head.to(device) for task, head in heads.items()})
         return cls(zoo, encoder, base, experts, held_out)
+
+    def recalibrates(self, choice: BatchNorm) -> bool:
+        """Return whether merged networks get BatchNorm statistics of held-out images."""
+        return recalibrates(choice, self.encoder.backbone, self.base, self.experts.values())
 
     def describe(self, method: Method) -> dict[str, str]:
         """Return what the result of a method depends on, for the metadata of its file."""

@@ -2,16 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_merge.core.checkpoints.files import write_text
-from lightning_merge.core.checks import require_in
+from lightning_merge.core.checks import require_choice, require_in
 from lightning_merge.core.cost import Cost
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.networks.batch_norm import has_batch_norm
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.evaluation.candidates import BOUNDS, Candidate
 from lightning_merge.evaluation.results import Results
@@ -21,6 +20,7 @@ from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.compare import compare
 from lightning_merge.modules.evaluate import Evaluate
 from lightning_merge.modules.heads import head_files
+from lightning_merge.modules.held_out import BatchNorm
 from lightning_merge.modules.space import Range, Space
 from lightning_merge.modules.tuning import Sampler, Score, Search, Trial
 from lightning_merge.modules.zoo import Zoo
@@ -54,7 +54,7 @@ class Tune:
         name: Name of the merged network in tables and files; by default the method's name.
         folder: The run folder.
         seed_everything: Seed of the sampler and of methods that use random numbers.
-        recalibrate: Give merged networks with BatchNorm the statistics of held-out images.
+        batch_norm: Statistics of BatchNorm layers, see `CoefficientModule`.
         accelerator: Where the network runs, as in Lightning's Trainer.
         overwrite: Replace results of another configuration in the run folder.
 
@@ -85,7 +85,7 @@ class Tune:
         name: str | None = None,
         folder: str = "runs/tune",
         seed_everything: int = 0,
-        recalibrate: bool = True,
+        batch_norm: BatchNorm = "auto",
         accelerator: str = "auto",
         overwrite: bool = False,
     ) -> None:
@@ -95,7 +95,7 @@ class Tune:
         self.name = name or f"{type(method).__name__.lower()}_tuned"
         self.folder = Path(folder)
         self.run_folder = RunFolder(self.folder, "folder", keep=not overwrite)
-        self.recalibrate = recalibrate
+        self.batch_norm = batch_norm
         self._check()
         with refusals(f"accelerator={accelerator!r}"):
             self.trainer = Trainer(
@@ -106,6 +106,7 @@ class Tune:
     def _check(self) -> None:
         """Check what can be checked before any file is opened."""
         check_seed(self.seed)
+        require_choice(get_args(BatchNorm), batch_norm=self.batch_norm)
         require_in("[1, inf)", trials=self.trials)
         if self.name in BOUNDS:
             raise InputError(f"name={self.name!r} is that of a reference; give another")
@@ -201,6 +202,7 @@ class Tune:
             self.folder,
             seed=self.seed,
             command=command,
+            recalibrated=merger.held_out if merger.recalibrates(self.batch_norm) else None,
         )
 
     def _tuned(self, merger: ZooMerger, search: Search) -> Candidate:
@@ -219,8 +221,8 @@ class Tune:
         )
 
     def _write(self, merger: ZooMerger, method: Method) -> Cost:
-        recalibrate = self.recalibrate and has_batch_norm(self.encoder.backbone)
-        return merger.write(method, [Target(self.file, recalibrate)])[0]
+        target = Target(self.file, merger.recalibrates(self.batch_norm))
+        return merger.write(method, [target])[0]
 
     def _score(self, merger: ZooMerger, evaluate: Evaluate, method: Method) -> Score:
         """Merge and measure on the held-out images."""

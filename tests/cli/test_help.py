@@ -63,8 +63,8 @@ SAID = {
     "tune": (
         "TSVM, TaskArithmetic, Ties, WEMoE. (required)",
         "--zoo.text.name NAME",
-        "--recalibrate {true,false}",
-        "(default: true)",
+        "--batch_norm {auto,recalibrate,average}",
+        "(default: auto)",
     ),
     "list": ("[--config FILE] [options]", "--what {all,methods,transforms,tasks,encoders}"),
 }

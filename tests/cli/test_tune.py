@@ -199,8 +199,12 @@ def test_a_network_of_several_is_tuned_as_well(tune, tmp_path):
     assert results["ensemble_tuned"]["inference_cost"] == len(TASKS)
 
 
-@pytest.mark.parametrize("recalibrate", [True, False])
-def test_statistics_of_batch_norm_are_those_of_held_out_images(tune, data, tmp_path, recalibrate):
+@pytest.mark.parametrize(
+    ("batch_norm", "recalibrate"), [("auto", True), ("recalibrate", True), ("average", False)]
+)
+def test_statistics_of_batch_norm_are_those_of_held_out_images(
+    tune, data, tmp_path, batch_norm, recalibrate
+):
     options = {"image_size": 8, "channels": [4, 4, 8, 8]}
     torch.manual_seed(0)
     encoder = MiniResNet(**options)
@@ -224,7 +228,7 @@ def test_statistics_of_batch_norm_are_those_of_held_out_images(tune, data, tmp_p
         zoo=zoo,
         method="Average",
         space={"transforms": {"choices": [[]]}},
-        recalibrate=recalibrate,
+        batch_norm=batch_norm,
     )
     data.preprocess = encoder.preprocess
     merged = Average()(weights["base"], {task: weights[task] for task in TASKS})

@@ -1,6 +1,7 @@
 """What modules that learn coefficients share: BatchNorm, offloading, memory, unseen tasks."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -72,7 +73,7 @@ def of_all_images(encoder, data, weights):
     return statistics(network.backbone.state_dict())
 
 
-@pytest.mark.parametrize("batch_norm", ["recalibrate", "average", "both"])
+@pytest.mark.parametrize("batch_norm", ["auto", "recalibrate", "average", "both"])
 def test_every_merged_network_has_the_statistics_asked_for(
     trainer, resnet, resnets, data, batch_norm
 ):
@@ -86,8 +87,8 @@ def test_every_merged_network_has_the_statistics_asked_for(
         name: sum(open_checkpoint(resnets.expert(task))[name] for task in TASKS) / 2
         for name in statistics(resnet.backbone.state_dict())
     }
-    suffixes = {"recalibrate": {"": True}, "average": {"": False}}.get(batch_norm)
-    suffixes = suffixes or {"": True, "_not_recalibrated": False}
+    both = {"": True, "_not_recalibrated": False}
+    suffixes = {"average": {"": False}, "both": both}.get(batch_norm, {"": True})
     names = [name + suffix for name in ("taskarithmetic", "tuned", "sml") for suffix in suffixes]
     assert sorted(module.candidates) == sorted(["base", "individual", *names])
     for suffix, recalibrated in suffixes.items():
@@ -98,6 +99,33 @@ def test_every_merged_network_has_the_statistics_asked_for(
             want = of_all_images(resnet, data, weights) if recalibrated else average
             for name, tensor in statistics(weights).items():
                 torch.testing.assert_close(tensor, want[name], rtol=1e-4, atol=1e-5)
+
+
+def test_statistics_that_all_experts_share_are_kept(trainer, resnet, resnets, data, tmp_path, root):
+    """Experts with frozen statistics: recalibration would throw the base's away."""
+    base = dict(open_checkpoint(resnets.base))
+    for task in TASKS:
+        expert = {**open_checkpoint(resnets.expert(task)), **statistics(base)}
+        save_checkpoint(expert, tmp_path / f"{task}.safetensors")
+    frozen = replace(resnets, experts=str(tmp_path / "{task}.safetensors"))
+    module = StatsMerging(resnet, frozen, hidden=4)
+    trainer(max_epochs=1, callbacks=[MergeCallback(TaskArithmetic(0.4))]).fit(
+        module, datamodule=data
+    )
+    for name in ("sml", "taskarithmetic"):
+        merged = open_checkpoint(module.candidates[name].weights)
+        assert all(torch.equal(merged[n], t) for n, t in statistics(base).items())
+        assert merged.metadata["batch_norm"] == "average"
+    assert module.recalibrated is None
+    assert "which all experts have kept" in module.notes()[0]
+    task = next(iter(TASKS))
+    one = dict(open_checkpoint(frozen.expert(task)))
+    key = next(iter(statistics(one)))
+    one[key] = torch.nextafter(one[key], torch.tensor(torch.inf))
+    save_checkpoint(one, tmp_path / f"{task}.safetensors")
+    module = StatsMerging(resnet, frozen, hidden=4)
+    trainer(max_epochs=0).fit(module, datamodule=data)
+    assert module.recalibrated is module.held_out
 
 
 def test_learning_sees_statistics_of_its_batch_and_changes_none(trainer, resnet, resnets, data):

@@ -2,17 +2,21 @@
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from tiny_zoo import ENCODER, TASKS
 
+from lightning_merge.core.checkpoints.checkpoint import save_checkpoint
 from lightning_merge.core.cost import Cost
 from lightning_merge.core.errors import InputError, InputWarning
 from lightning_merge.evaluation.candidates import Candidate, bounds
 from lightning_merge.evaluation.results import Results
-from lightning_merge.models.head_files import load_heads
+from lightning_merge.models import MiniResNet
+from lightning_merge.models.head_files import load_heads, save_heads
+from lightning_merge.models.heads import LinearHead
 from lightning_merge.models.mini_vit import MiniViT
 from lightning_merge.modules import AdaMerging, Evaluate
 from lightning_merge.modules.compare import compare
@@ -64,6 +68,51 @@ def test_every_row_is_right_and_the_file_as_promised(
         assert row["samples"] == on_disk
     assert Results.from_json(tmp_path / "results.json") == results
     assert "individual" in (tmp_path / "results.md").read_text()
+
+
+class Shifted:
+    """Gives BatchNorm other statistics, as recalibration on strange images would."""
+
+    def recalibrate(self, weights, task=None):
+        return {n: t + 3.0 if n.endswith("running_mean") else t for n, t in weights.items()}
+
+
+@pytest.mark.parametrize("harm", [-1.0, 100.0])
+def test_what_recalibration_does_to_the_base_is_told(trainer, data, tmp_path, monkeypatch, harm):
+    torch.manual_seed(0)
+    encoder = MiniResNet(image_size=8, channels=(4, 4, 8, 8))
+    base = encoder.backbone.state_dict()
+    save_checkpoint(base, tmp_path / "base.safetensors")
+    other = Shifted().recalibrate(base)
+    data.preprocess = encoder.preprocess
+    data.load()
+    classes = {task: data.classes[task] for task in TASKS}
+    heads = {task: LinearHead(torch.randn(len(names), 8)) for task, names in classes.items()}
+    save_heads(heads, tmp_path / "heads.safetensors", classes=classes)
+
+    def average(weights):
+        network, found = MiniResNet(image_size=8, channels=(4, 4, 8, 8)), []
+        network.backbone.load_state_dict(weights)
+        for task in TASKS:
+            images = data.images(task, "validation")
+            batch = images.__getitems__(range(len(images)))
+            with torch.no_grad():
+                logits = heads[task](network.eval()(network.preprocess.normalize(batch.images)))
+            found.append((logits.argmax(1) == batch.labels).float().mean().item())
+        return 100 * sum(found) / len(found)
+
+    monkeypatch.setattr("lightning_merge.modules.compare.HARM", harm)
+    evaluate = Evaluate(
+        encoder, str(tmp_path / "heads.safetensors"), str(tmp_path / "base.safetensors")
+    )
+    rows = {"base": Candidate("base", tmp_path / "base.safetensors")}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        results = compare(trainer(), evaluate, data, rows, tmp_path, seed=0, recalibrated=Shifted())
+    want = f"The base has {average(base):.1f} % on the held-out images, and {average(other):.1f} %"
+    assert results.notes[0].startswith(want)
+    warned = [str(w.message) for w in caught if "batch_norm: average" in str(w.message)]
+    assert bool(warned) == (average(base) - average(other) > harm)
 
 
 def test_the_best_on_held_out_images_is_chosen(trainer, evaluate, data, files, tmp_path):

@@ -60,6 +60,34 @@ def has_batch_norm(model: nn.Module) -> bool:
     return bool(_layers(model))
 
 
+def statistics_differ(
+    model: nn.Module, base: Mapping[str, Tensor], experts: Iterable[Mapping[str, Tensor]]
+) -> bool:
+    """Return whether the running statistics of an expert are not those of the base, to the bit.
+
+    Experts that were trained with frozen statistics have those of the base. They fit networks
+    merged from these experts better than any that few images give.
+
+    Args:
+        model: The network; its layers tell which tensors are running statistics.
+        base: Weights of the base under the names of `model.state_dict()`.
+        experts: Weights of every expert, likewise.
+
+    Examples:
+        >>> layer = nn.BatchNorm1d(2)
+        >>> base = layer.state_dict()
+        >>> moved = {**base, "running_mean": torch.tensor([0.0, 1.0])}
+        >>> statistics_differ(layer, base, [base]), statistics_differ(layer, base, [base, moved])
+        (False, True)
+    """
+    names = [
+        f"{name}.{key}" if name else key
+        for name in _layers(model)
+        for key in ("running_mean", "running_var")
+    ]
+    return any(not torch.equal(expert[n], base[n]) for expert in experts for n in names)
+
+
 def _layers(model: nn.Module) -> dict[str, _BatchNorm]:
     """Return the BatchNorm layers that keep running statistics."""
     return {
