@@ -28,7 +28,7 @@ from lightning_merge.methods.coefficient_file import CoefficientFile
 from lightning_merge.methods.parts import seeded
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.base import TaskModule
-from lightning_merge.modules.held_out import BatchNorm, HeldOut, recalibrates
+from lightning_merge.modules.held_out import BatchNorm, HeldOut, check_count, recalibrates
 from lightning_merge.modules.memory import check_memory
 from lightning_merge.modules.zoo import Zoo
 
@@ -145,25 +145,17 @@ class CoefficientModule(TaskModule):
 
     @property
     def variants(self) -> dict[str, bool]:
-        """Suffix of a merged network's name -> whether to recalibrate its BatchNorm.
-
-        The suffixes are known at once, the rest when `prepare` has seen the experts.
-        """
+        """Suffix of a merged network -> whether to recalibrate its BatchNorm, see `prepare`."""
         if self.batch_norm == "both" and has_batch_norm(self.encoder.backbone):
             return {"": True, "_not_recalibrated": False}
         return {"": self._recalibrates}
 
     def notes(self) -> list[str]:
         """Return notes that hold for all merged networks of the run."""
-        if any(self.variants.values()):
-            return [
-                f"BatchNorm statistics of merged networks are those of {len(self.held_out)} "
-                "unlabelled held-out images, except where the name says that they are not "
-                "recalibrated."
-            ]
-        if self.batch_norm == "auto" and has_batch_norm(self.encoder.backbone):
-            return ["BatchNorm statistics are those of the base, which all experts have kept."]
-        return []
+        if self.recalibrated is not None:
+            return [self.recalibrated.note]
+        kept = self.batch_norm == "auto" and has_batch_norm(self.encoder.backbone)
+        return ["BatchNorm statistics are the base's, which all experts have kept."] * kept
 
     @property
     def recalibrated(self) -> HeldOut | None:
@@ -212,11 +204,8 @@ class CoefficientModule(TaskModule):
         base, experts = self.zoo.open(self.encoder, self.data.seen)
         choice: BatchNorm = "recalibrate" if self.batch_norm == "both" else self.batch_norm
         self._recalibrates = recalibrates(choice, self.encoder.backbone, base, experts.values())
-        if self._recalibrates and self.data.unlabelled_images < 2:
-            raise InputError(
-                f"data.unlabelled_images={self.data.unlabelled_images}: BatchNorm statistics need "
-                "at least two images; give a hundred or more"
-            )
+        if self._recalibrates:
+            check_count(self.data)
         vectors = TaskVectors(base, experts, scope="changed")
         if not vectors.names:
             raise InputError(

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lightning_merge.core.errors import InputError
 from lightning_merge.core.facts import Needs
 from lightning_merge.core.networks.batch_norm import (
     has_batch_norm,
@@ -48,6 +49,25 @@ def recalibrates(
     if choice == "auto":
         return statistics_differ(model, base, experts)
     return choice == "recalibrate" and has_batch_norm(model)
+
+
+def check_count(data: MergeDataModule) -> None:
+    """Check that BatchNorm statistics can be measured on the unlabelled images of a run.
+
+    Raises:
+        InputError: There are fewer than two.
+
+    Examples:
+        >>> check_count(MergeDataModule(source="drawn", unlabelled_images=1))
+        Traceback (most recent call last):
+            ...
+        lightning_merge.core.errors.InputError: data.unlabelled_images=1: BatchNorm statistics ...
+    """
+    if data.unlabelled_images < 2:
+        raise InputError(
+            f"data.unlabelled_images={data.unlabelled_images}: BatchNorm statistics need at least "
+            "two images; give a hundred or more"
+        )
 
 
 class HeldOut:
@@ -108,6 +128,14 @@ class HeldOut:
         batches = images[order].tensor_split(-(-len(images) // RECALIBRATION_BATCH))
         with torch.autocast(self._device.type, enabled=False):
             return recalibrated(self.encoder.backbone, weights, map(self._normal, batches))
+
+    @property
+    def note(self) -> str:
+        """What a table says of merged networks with statistics of these images."""
+        return (
+            f"BatchNorm statistics of merged networks are those of {len(self)} unlabelled held-out "
+            "images, except where the name says that they are not recalibrated."
+        )
 
     def describe_statistics(self, recalibrate: bool) -> dict[str, str]:
         """Return the origin of BatchNorm statistics, for the metadata of merged weights."""

@@ -20,7 +20,7 @@ from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.compare import compare
 from lightning_merge.modules.evaluate import Evaluate
 from lightning_merge.modules.heads import head_files
-from lightning_merge.modules.held_out import BatchNorm
+from lightning_merge.modules.held_out import BatchNorm, check_count
 from lightning_merge.modules.space import Range, Space
 from lightning_merge.modules.tuning import Sampler, Score, Search, Trial
 from lightning_merge.modules.zoo import Zoo
@@ -179,6 +179,8 @@ class Tune:
             rank_zero_info(f"going on after trial {len(search.trials)} in {kept}")
         device = self.trainer.strategy.root_device
         merger = ZooMerger.open(self.zoo, self.encoder, self.data, device)
+        if merger.recalibrates(self.batch_norm):
+            check_count(self.data)
         evaluate = Evaluate(self.encoder, self.zoo.heads, self.zoo.base)
 
         def keep() -> None:
