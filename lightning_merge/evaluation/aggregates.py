@@ -1,7 +1,7 @@
 """Mean and spread of results over seeds."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
 from typing import NamedTuple
 
@@ -26,10 +26,11 @@ class CandidateAggregate:
     """One candidate over several seeds; fields as in :class:`CandidateResult`.
 
     ``samples`` holds the smallest and largest number of test images over the seeds, and
-    ``averages`` the spread of each average of the runs, by its name. Extra parameters and inference
-    cost, which do not depend on the seed, are the largest of any run. Peak memory is present if all
-    runs have measured it. ``difference`` is the spread of the candidate's average minus that of a
-    reference candidate of the same run, if one was named.
+    ``averages`` the spread of each average of the runs, by its name, and so ``figures``, None
+    where a run lacks one. Extra parameters and inference cost, which do not depend on the seed,
+    are the largest of any run. Peak memory is present if all runs have measured it.
+    ``difference`` is the spread of the candidate's average minus that of a reference candidate
+    of the same run, if one was named.
 
     Examples:
         >>> runs = [
@@ -52,6 +53,7 @@ class CandidateAggregate:
     extra_parameters: int = 0
     inference_cost: float = 1.0
     difference: Spread | None = None
+    figures: Mapping[str, Spread | None] = field(default_factory=dict)
 
     @property
     def average(self) -> Spread:
@@ -122,6 +124,7 @@ def aggregate(results: Sequence[Results], against: str | None = None) -> Aggrega
             name: replace(
                 _aggregate_candidate([run.candidates[name] for run in results], first),
                 difference=_difference(results, name, against),
+                figures=_spread_figures([run.figures(name) for run in results]),
             )
             for name in first.candidates
         },
@@ -184,6 +187,16 @@ def _difference(results: Sequence[Results], name: str, against: str | None) -> S
 def _spread(values: Iterable[float]) -> Spread:
     values = list(values)
     return Spread(fmean(values), stdev(values))
+
+
+def _spread_figures(runs: Sequence[Mapping[str, float | None]]) -> dict[str, Spread | None]:
+    """Return the spread of every figure; None if a run lacks it."""
+    values = {name: [run.get(name) for run in runs] for name in runs[0]}
+    return {
+        name: _spread(found) if len(found) == len(runs) else None
+        for name, all_values in values.items()
+        for found in [[value for value in all_values if value is not None]]
+    }
 
 
 def _distinct(texts: Iterable[str]) -> list[str]:

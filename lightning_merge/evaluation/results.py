@@ -13,6 +13,7 @@ from typing import Any
 from lightning_merge import __version__
 from lightning_merge.core.checkpoints.files import read_text, write_text
 from lightning_merge.core.errors import InputError
+from lightning_merge.evaluation.derived import derived
 
 AVERAGE = "average"
 OUT_OF_DOMAIN = "average out of domain"
@@ -132,6 +133,8 @@ class CandidateResult:
 class Results:
     """All candidates of one run, measured on the same tasks.
 
+    The file has averages and derived figures for readers; here they follow from the accuracies.
+
     Attributes:
         tasks: Names of the tasks, in the order of the table's columns.
         candidates: Candidates by name, in the order of the table's rows.
@@ -193,12 +196,18 @@ class Results:
         """Return the mean accuracies of a candidate by group, see `averaged_tasks`."""
         return self.candidates[name].averages(self.unseen, self.out_of_domain)
 
+    def figures(self, name: str) -> dict[str, float | None]:
+        """Return the figures of a candidate that follow from accuracies, by column."""
+        accuracies = {row: found.accuracy for row, found in self.candidates.items()}
+        return derived(accuracies, name, self.in_domain, self.out_of_domain)
+
     def to_json(self, path: str | Path) -> Path:
         """Write the results to ``path``, whole or not at all, and return it."""
         content: dict[str, Any] = {
             "tasks": list(self.tasks),
             "candidates": {
                 name: _candidate_to_dict(candidate, self.tasks, self.averages(name)[AVERAGE])
+                | ({"figures": figures} if (figures := self.figures(name)) else {})
                 for name, candidate in self.candidates.items()
             },
             "seed": self.seed,
@@ -258,7 +267,7 @@ def _candidate_to_dict(
 
 
 def _candidate_from_dict(name: str, fields: Mapping[str, Any]) -> CandidateResult:
-    stored = {key: value for key, value in fields.items() if key != "average"}
+    stored = {key: value for key, value in fields.items() if key not in ("average", "figures")}
     return CandidateResult(name=name, **stored)
 
 

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_merge.evaluation.aggregates import Aggregate, CandidateAggregate, Spread
+from lightning_merge.evaluation.derived import EXPLAINED
 from lightning_merge.evaluation.results import CandidateResult, Results, averaged_tasks
 
 TRANSDUCTIVE = "†"
@@ -45,7 +46,12 @@ def markdown(results: Results | Aggregate) -> str:
         ...
     """
     columns, best = _columns(results), _best(results)
-    more = {**_difference(results), **_size_columns(results), **_effort_columns(results)}
+    more = {
+        **_figure_columns(results),
+        **_difference(results),
+        **_size_columns(results),
+        **_effort_columns(results),
+    }
     header = [*columns, *more]
     rows = []
     for candidate in results.candidates.values():
@@ -66,8 +72,9 @@ def rich_table(
 ) -> Table:
     """Return the same table for a terminal, bold, italic and dagger as in :func:`markdown`.
 
-    If the tasks do not fit side by side, only the averages are shown, and the caption names the
-    file with the rest. Seconds and memory are always left to that file.
+    If the tasks do not fit side by side, the averages and figures alone are shown, and the caption
+    names the file with the rest; otherwise figures are left to that file. Seconds and memory are
+    always left to it.
 
     Args:
         results: One run, or several aggregated.
@@ -81,12 +88,10 @@ def rich_table(
         ['candidate', 'mnist', 'average']
     """
     more = {**_difference(results), **_size_columns(results)}
-    columns = [*_columns(results), *more]
-    rows = {
-        name: [*_cells(row, results), *(column[name] for column in more.values())]
-        for name, row in results.candidates.items()
-    }
-    room = _room(results, columns, rows.values(), width)
+    room = _room(results, more, width)
+    if room is None:
+        more = {**_figure_columns(results), **more}
+    columns, rows = _with(results, more)
     shown = slice(len(results.tasks) if room is None else 0, None)
     best = _best(results)
     table = Table(box=SIMPLE_HEAD, caption=_caption(results, details if room is None else None))
@@ -135,6 +140,25 @@ def _cells(candidate: Row, results: Results | Aggregate) -> list[str]:
     )
     values = [*(candidate.accuracy[task] for task in results.tasks), *averages.values()]
     return [_percent(value) for value in values]
+
+
+def _figure_columns(results: Results | Aggregate) -> dict[str, dict[str, str]]:
+    """Return cells with the figures that follow from accuracies, blank where there is none."""
+    figures = {name: _figures(results, name) for name in results.candidates}
+    columns = next(iter(figures.values()))
+    return {
+        column: {
+            name: "" if (value := row[column]) is None else _percent(value)
+            for name, row in figures.items()
+        }
+        for column in columns
+    }
+
+
+def _figures(results: Results | Aggregate, name: str) -> Mapping[str, float | Spread | None]:
+    return (
+        results.figures(name) if isinstance(results, Results) else results.candidates[name].figures
+    )
 
 
 def _difference(results: Results | Aggregate) -> dict[str, dict[str, str]]:
@@ -232,9 +256,11 @@ def _legend(results: Results | Aggregate) -> Iterable[str]:
         yield f"Mean ± sample standard deviation over the seeds {seeds}."
         if results.against is not None:
             yield (
-                f"Above {results.against}: difference of the averages over all tasks, taken run by "
+                f"Above {results.against}: difference of the averages of the domain, taken run by "
                 "run before mean and deviation."
             )
+    for column, cells in _figure_columns(results).items():
+        yield EXPLAINED[column] + (" Blank where that cannot be divided." * ("" in cells.values()))
     yield "Bold: the best merged candidate of a column."
     if results.unseen:
         yield (
@@ -304,16 +330,25 @@ def markdown_table(
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
+def _with(
+    results: Results | Aggregate, more: Mapping[str, Mapping[str, str]]
+) -> tuple[list[str], dict[str, list[str]]]:
+    """Return the columns of tasks, averages and more, and the cells of every candidate."""
+    rows = {
+        name: [*_cells(row, results), *(column[name] for column in more.values())]
+        for name, row in results.candidates.items()
+    }
+    return [*_columns(results), *more], rows
+
+
 def _room(
-    results: Results | Aggregate,
-    columns: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    width: int,
+    results: Results | Aggregate, more: Mapping[str, Mapping[str, str]], width: int
 ) -> int | None:
     """Return the largest column width at which all columns fit; None if numbers would break."""
+    columns, rows = _with(results, more)
     padding = 3  # rich's, per column, and one more at the edge
     names = max(len("candidate"), *(len(_name(row)) for row in results.candidates.values()))
-    number = max(len(cell) for cells in rows for cell in cells)
+    number = max(len(cell) for cells in rows.values() for cell in cells)
     left = width - 1 - (names + padding) - padding * len(columns)
     headings = [max(len(column), number) for column in columns]
     candidates = range(max(headings), number - 1, -1)

@@ -1,0 +1,105 @@
+"""Figures derived from the accuracies of a candidate, the base and the experts."""
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+H_SCORE, NORMALISED, GAP = "H-score", "normalised", "of the gap"
+EXPLAINED = {
+    H_SCORE: "H-score: harmonic mean of the averages in and out of domain, in percent.",
+    NORMALISED: "Normalised: mean over tasks of the accuracy in percent of its expert's.",
+    GAP: "Of the gap: percent of what the experts add to the base's average.",
+}
+"""Column -> a sentence about it."""
+BASE, EXPERTS = "base", "individual"
+"""Rows of the references that figures are derived from."""
+
+
+def h_score(in_domain: float, out_of_domain: float) -> float | None:
+    """Return the harmonic mean of the accuracies in and out of domain, 2 ID OOD / (ID + OOD).
+
+    It is LwPTV's H-score ("Merging Smarter, Generalizing Better", eq. 14).
+
+    Args:
+        in_domain: Mean accuracy over the tasks, in [0, 1].
+        out_of_domain: Mean accuracy over the data sets out of domain, in [0, 1].
+
+    Returns:
+        A number in [0, 1], or None if both are 0.
+
+    Examples:
+        >>> h_score(0.75, 0.5)
+        0.6
+    """
+    total = in_domain + out_of_domain
+    return 2 * in_domain * out_of_domain / total if total else None
+
+
+def normalised(accuracy: Mapping[str, float], experts: Mapping[str, float]) -> float | None:
+    """Return the mean over tasks of the accuracy divided by that of the task's expert.
+
+    It is the average normalised accuracy of "Editing Models with Task Arithmetic".
+
+    Args:
+        accuracy: Task -> accuracy of a network.
+        experts: Task -> accuracy of its expert.
+
+    Returns:
+        1 for the experts themselves, or None if an expert gets no image right.
+
+    Examples:
+        >>> normalised({"cars": 0.3, "pets": 0.8}, {"cars": 0.6, "pets": 0.8})
+        0.75
+    """
+    if not all(experts[task] for task in accuracy):
+        return None
+    return fmean(value / experts[task] for task, value in accuracy.items())
+
+
+def share_of_gap(merged: float, base: float, experts: float) -> float | None:
+    """Return the share of what the experts add to the base, (merged - base) / (experts - base).
+
+    Args:
+        merged: Mean accuracy of a network over the tasks.
+        base: That of the base.
+        experts: That of the experts, each on its own task.
+
+    Returns:
+        0 for the base and 1 for the experts, or None unless the experts are better than the base.
+
+    Examples:
+        >>> share_of_gap(0.625, base=0.5, experts=0.75), share_of_gap(0.5, base=0.5, experts=0.5)
+        (0.5, None)
+    """
+    return (merged - base) / (experts - base) if experts > base else None
+
+
+def derived(
+    accuracies: Mapping[str, Mapping[str, float]],
+    name: str,
+    tasks: Sequence[str],
+    out_of_domain: Sequence[str],
+) -> dict[str, float | None]:
+    """Return the figures of a candidate that a run allows for, by the name of their column.
+
+    Args:
+        accuracies: Candidate -> accuracy by task; figures need the rows "base" and "individual".
+        name: The candidate.
+        tasks: Tasks of the domain.
+        out_of_domain: Data sets out of domain, if any.
+
+    Examples:
+        >>> accuracies = {"base": {"a": 0.5}, "individual": {"a": 1.0}, "ties": {"a": 0.75}}
+        >>> derived(accuracies, "ties", ["a"], [])
+        {'normalised': 0.75, 'of the gap': 0.5}
+    """
+    means = {row: fmean(found[task] for task in tasks) for row, found in accuracies.items()}
+    figures: dict[str, float | None] = {}
+    if out_of_domain:
+        apart = fmean(accuracies[name][task] for task in out_of_domain)
+        figures[H_SCORE] = h_score(means[name], apart)
+    if EXPERTS in accuracies:
+        own = {task: accuracies[name][task] for task in tasks}
+        figures[NORMALISED] = normalised(own, accuracies[EXPERTS])
+    if EXPERTS in accuracies and BASE in accuracies:
+        figures[GAP] = share_of_gap(means[name], means[BASE], means[EXPERTS])
+    return figures
