@@ -73,6 +73,8 @@ class CandidateResult:
             before; None if it was not measured.
         extra_parameters: Parameters stored in addition to those of one network.
         inference_cost: Forward passes of the base network per image.
+        update_bytes: Bytes of the values that differ from the base's, which is what one set of
+            weights costs to keep beside the base; None where this was not counted.
 
     Raises:
         InputError: An accuracy is outside [0, 1] or not finite, accuracy and samples are empty
@@ -95,6 +97,7 @@ class CandidateResult:
     peak_memory: int | None = None
     extra_parameters: int = 0
     inference_cost: float = 1.0
+    update_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if not self.accuracy or set(self.accuracy) != set(self.samples):

@@ -25,6 +25,7 @@ from lightning_merge.modules.base import limit
 from lightning_merge.modules.evaluate import Evaluate
 from lightning_merge.modules.held_out import HeldOut
 from lightning_merge.modules.measured import Measured
+from lightning_merge.modules.storage import update_bytes
 
 HARM = 2.0
 """Loss of the base, in percentage points, above which recalibration deserves a warning."""
@@ -104,6 +105,11 @@ def compare(
         for name, candidate in candidates.items()
     }
     rows = {name: _measure(trainer, evaluate, data, c) for name, c in chosen.items()}
+    base = candidates.get("base")
+    rows = {
+        name: replace(row, update_bytes=update_bytes(chosen[name], base, evaluate.encoder))
+        for name, row in rows.items()
+    }
     Ranks.of(trainer).once(lambda: _keep(candidates, chosen))
     results = Results(
         tasks=data.evaluated,

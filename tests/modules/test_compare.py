@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_zoo import ENCODER, TASKS
 
-from lightning_merge.core.checkpoints.checkpoint import save_checkpoint
+from lightning_merge.core.checkpoints.checkpoint import open_checkpoint, save_checkpoint
 from lightning_merge.core.cost import Cost
 from lightning_merge.core.errors import InputError, InputWarning
 from lightning_merge.evaluation.candidates import Candidate, bounds
@@ -230,3 +230,24 @@ def test_weights_of_another_architecture_are_refused(trainer, data, files):
     other = MiniViT(**{**ENCODER, "width": 32, "num_heads": 4})
     with pytest.raises(InputError, match="reds"):
         trainer().test(Evaluate(other, files.heads, files.base), datamodule=data)
+
+
+def test_an_update_costs_the_bytes_of_what_it_changes(
+    trainer, evaluate, candidates, data, files, tmp_path
+):
+    """Counted by hand; references have no update."""
+    weights = {name: tensor.clone() for name, tensor in open_checkpoint(files.base).items()}
+    one, other, *_ = [name for name, tensor in weights.items() if tensor.dtype == torch.float32]
+    weights[one].view(-1)[0] += 1
+    weights[other] += 1
+    merged = save_checkpoint(weights, tmp_path / "merged.safetensors")
+    candidates["merged"] = Candidate("merged", merged)
+    results = compare(trainer(), evaluate, data, candidates, tmp_path / "run", seed=0)
+    stored = {name: row.update_bytes for name, row in results.candidates.items()}
+    assert stored == {
+        "base": None,
+        "individual": None,
+        "merged": 4 * (1 + weights[other].numel()),
+    }
+    read = Results.from_json(tmp_path / "run" / "results.json").candidates["merged"]
+    assert read.update_bytes == stored["merged"]
