@@ -147,6 +147,7 @@ class MergeCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         check_options(config)
         kwargs["default_root_dir"] = str(self.folder)
+        self.datamodule.kept.keep_beside(self.folder.parent if self.trial else self.folder)
         if config.get("logger") is None:
             kwargs["logger"] = MetricsFile(self.folder)
         given = config.get("callbacks") or []
@@ -212,6 +213,8 @@ class MergeCLI(LightningCLI):
             tasks = data.seen if part == "val" else data.tasks
             for name, average in found.averages(tasks, data.out_of_domain).items():
                 print(f"{part}/{name}: {100 * average:.1f} %")
+            for note in data.kept.notes if part == "test" else ():
+                print(note)
             if part == "test" and data.own_split:
                 print(own_split_note(data.own_split))
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_merge.data.augment import Augment
+    from lightning_merge.data.corrupt import Corruption
     from lightning_merge.data.datamodule import MergeDataModule
     from lightning_merge.data.dataset import Batch
     from lightning_merge.data.embedded import EmbeddedTasks
@@ -21,6 +22,7 @@ __all__ = [
     "TASKS",
     "Augment",
     "Batch",
+    "Corruption",
     "EmbeddedTasks",
     "HubData",
     "ImageFolders",
@@ -35,6 +37,7 @@ _MODULES = {
     "TASKS": "tasks",
     "Augment": "augment",
     "Batch": "dataset",
+    "Corruption": "corrupt",
     "EmbeddedTasks": "embedded",
     "HubData": "from_hub",
     "ImageFolders": "folders",

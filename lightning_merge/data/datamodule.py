@@ -16,9 +16,11 @@ from lightning_merge.core.checks import require_choice, require_in
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.ranks import Ranks
 from lightning_merge.data import splits
+from lightning_merge.data.corrupt import Corruption
 from lightning_merge.data.dataset import Batch, TaskImages, Unlabelled, loader
 from lightning_merge.data.division import PARTS, TRANSDUCTIVE, Division, split_of
 from lightning_merge.data.fit_loaders import FitImages, fit_loaders
+from lightning_merge.data.kept import KeptImages
 from lightning_merge.data.options import (
     check_fit_on,
     checked_apart,
@@ -76,11 +78,16 @@ class MergeDataModule(LightningDataModule):
         split_seed: Seed of the division; results depend on it.
         num_workers: Loader processes for images that are not kept in memory.
         cache_gib: Memory in GiB for decoded images, per process.
+        image_cache: Folder of decoded images that fit in memory, which other runs then need not
+            decode; "auto" for `.images` beside the run folder, "none" for no folder.
+        image_cache_gib: Size in GiB of that folder; what was unused for longest is removed first.
+        corruption: What to do to test images, for robustness; held-out and train images stay clean.
 
     Attributes:
         seen: Tasks without the unseen ones.
         evaluated: All that is measured on test images: the tasks, then what is out of domain.
         transductive: Whether `fit` draws test images; the trainer's module decides.
+        kept: Decoded images, in memory and on disk.
 
     Raises:
         InputError: A value is out of range, or `fit_on` asks for test images.
@@ -95,7 +102,7 @@ class MergeDataModule(LightningDataModule):
 
     dividing: ClassVar[tuple[str, ...]] = (
         *("root", "source", "roots", "splits", "validation_fraction", "duplicates", "split_seed"),
-        *("num_workers", "cache_gib"),
+        *("num_workers", "cache_gib", "image_cache", "image_cache_gib"),
     )
     """Options that another module needs to find the same tasks and divide them alike."""
 
@@ -119,6 +126,9 @@ class MergeDataModule(LightningDataModule):
         split_seed: int = 0,
         num_workers: int = 0,
         cache_gib: float = 2.0,
+        image_cache: str = "auto",
+        image_cache_gib: float = 8.0,
+        corruption: Corruption | None = None,
     ) -> None:
         super().__init__()
         check_fit_on(fit_on)
@@ -128,6 +138,7 @@ class MergeDataModule(LightningDataModule):
         require_in("[1, inf)", "data.", batch_size=batch_size, eval_batch_size=eval_batch_size)
         require_in("[1, inf)", "data.", unlabelled_images=unlabelled_images)
         require_in("[0, inf]", "data.", num_workers=num_workers, cache_gib=cache_gib)
+        require_in("[0, inf]", "data.", image_cache_gib=image_cache_gib)
         self.source = open_source(source, root, roots, splits)
         tasks = tasks or [task for task in self.source.tasks() if task not in out_of_domain]
         self.tasks = checked_names(tasks, self.source.root)
@@ -140,7 +151,7 @@ class MergeDataModule(LightningDataModule):
         self.coefficient_fraction = fraction(coefficient_fraction)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.unlabelled_images = unlabelled_images
-        self.split_seed, self.num_workers, self.cache_gib = split_seed, num_workers, cache_gib
+        self.split_seed, self.num_workers = split_seed, num_workers
         self.division = Division(
             self.source,
             validation_fraction=validation_fraction,
@@ -149,20 +160,19 @@ class MergeDataModule(LightningDataModule):
             split_seed=split_seed,
         )
         self.classes, self.record = self.division.classes, self.division.record
-        self._preprocess: Preprocess | None = None
-        self._images: dict[tuple[str, str], TaskImages] = {}
+        self.kept = KeptImages(
+            self.division, cache_gib, image_cache, image_cache_gib, Corruption.of(corruption)
+        )
         self._chosen: dict[str, Tensor] = {}
 
     @property
     def preprocess(self) -> Preprocess | None:
         """Preprocessing of the encoder; a different one makes images be decoded again."""
-        return self._preprocess
+        return self.kept.preprocess
 
     @preprocess.setter
     def preprocess(self, preprocess: Preprocess | None) -> None:
-        if preprocess != self._preprocess:
-            self._images.clear()
-        self._preprocess = preprocess
+        self.kept.preprocess = preprocess
 
     @property
     def own_split(self) -> tuple[str, ...]:
@@ -239,21 +249,9 @@ class MergeDataModule(LightningDataModule):
     def _find_images(self, task: str, part: str) -> TaskImages:
         if self.coefficient_fraction == 1:  # the same rows: keep them in memory once
             part = {"coefficients": "validation", TRANSDUCTIVE: "test"}.get(part, part)
-        if (task, part) not in self._images:
-            self._images[task, part] = self._make_images(task, part)
-        return self._images[task, part]
-
-    def _make_images(self, task: str, part: str) -> TaskImages:
-        if self.preprocess is None:
-            raise InputError("data.preprocess is not set; assign the encoder's preprocessing first")
-        if not self.division.has(task, part):
+        if self.preprocess is not None and not self.division.has(task, part):
             self.load(test=split_of(part) == "test")
-        images = TaskImages(
-            *self.division.part(task, part), self.preprocess, cache=False, name=f"{task} {part}"
-        )
-        taken = sum(other.num_bytes for other in self._images.values() if other.cache)
-        images.cache = images.num_bytes <= self.cache_gib * 2**30 - taken
-        return images
+        return self.kept.find(task, part)
 
     def unlabelled(self, seed: int = 0) -> Tensor:
         """Return the images of `unlabelled_by_task` in one tensor, uint8 [n, 3, s, s]."""
@@ -294,6 +292,8 @@ class MergeDataModule(LightningDataModule):
         """
         module = self.trainer.lightning_module if self.trainer is not None else None
         self.preprocess = getattr(module, "preprocess", None) or self.preprocess
+        if self.trainer is not None and Path(self.trainer.default_root_dir) != Path.cwd():
+            self.kept.keep_beside(self.trainer.default_root_dir)
         parts = {"fit": ["validation"], "validate": ["validation"]}.get(stage, ["test"])
         if stage == "fit":
             self.transductive = getattr(module, "transductive", False)

@@ -1,6 +1,6 @@
 """Decoded images of one task, kept in memory as bytes when they fit."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -11,7 +11,9 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampl
 from lightning_merge.core.progress import tracked
 from lightning_merge.core.ranks import ALONE, Ranks
 from lightning_merge.core.seeding import generator_for
+from lightning_merge.data.corrupt import Corruption
 from lightning_merge.data.examples import Examples
+from lightning_merge.data.image_cache import DecodedImages, ImageCache, image_key
 from lightning_merge.data.resume import START, Position
 from lightning_merge.models.preprocess import Preprocess
 
@@ -46,10 +48,13 @@ class TaskImages(Dataset[Batch]):
         preprocess: The encoder's; its uint8 part runs here, once per image if cached.
         cache: Keep decoded images in memory.
         name: Label of the progress bar.
+        disk: Where decoded images that are kept are also stored, for other runs.
+        hashes: A digest of each selected image, to find it there.
 
     Attributes:
         labels: Classes, int64 [n].
         num_bytes: Bytes that all decoded images take.
+        decoded: The images kept in memory; None before the first is asked for.
 
     Examples:
         >>> import numpy as np
@@ -69,14 +74,16 @@ class TaskImages(Dataset[Batch]):
         *,
         cache: bool,
         name: str = "images",
+        disk: ImageCache | None = None,
+        hashes: Sequence[str] = (),
     ) -> None:
         self.examples, self.rows, self.cache, self.name = examples, rows, cache, name
         self.labels = examples.labels[rows]
-        self.transform = preprocess.transform()
+        self.preprocess, self.transform = preprocess, preprocess.transform()
         self.shape = (3, preprocess.size, preprocess.size)
         self.num_bytes = len(rows) * 3 * preprocess.size**2
-        self._decoded: Tensor | None = None
-        self._done = torch.zeros(len(rows), dtype=torch.bool)
+        self.disk, self.hashes = disk, hashes
+        self.decoded: DecodedImages | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -88,7 +95,7 @@ class TaskImages(Dataset[Batch]):
         """Return the images at some positions, or at none, as one batch."""
         index = torch.as_tensor(positions, dtype=torch.long)
         if self.cache:
-            return Batch(self._remember(index)[index], self.labels[index], index)
+            return Batch(self._remember(index).images[index], self.labels[index], index)
         images = torch.empty(len(index), *self.shape, dtype=torch.uint8)
         for image, position in zip(images, positions, strict=True):
             image.copy_(self._decode(position))
@@ -119,19 +126,62 @@ class TaskImages(Dataset[Batch]):
         """
         if self.cache:
             chosen = range(len(self)) if positions is None else positions
-            self._remember(torch.tensor([*chosen], dtype=torch.long))
+            self._remember(torch.tensor([*chosen], dtype=torch.long)).keep()
 
-    def _remember(self, index: Tensor) -> Tensor:
-        if self._decoded is None:
-            self._decoded = torch.empty(len(self), *self.shape, dtype=torch.uint8)
-        lacking = index[~self._done[index]].unique().tolist()
+    def _remember(self, index: Tensor) -> DecodedImages:
+        if (decoded := self.decoded) is None:
+            key = "" if self.disk is None else image_key(self.hashes, self.preprocess)
+            self.decoded = decoded = DecodedImages(len(self), self.shape, self.disk, key)
+        lacking = index[~decoded.done[index]].unique().tolist()
         for position in tracked(lacking, f"decoding {self.name}"):
-            self._decoded[position] = self._decode(position)
-            self._done[position] = True
-        return self._decoded
+            decoded.put(position, self._decode(position))
+        if lacking and decoded.done.all():
+            decoded.keep()
+        return decoded
 
     def _decode(self, position: int) -> Tensor:
         return self.transform(self.examples.image(int(self.rows[position])))
+
+
+class CorruptedImages(TaskImages):
+    """Images of a part, corrupted after the preprocessing and kept in memory only.
+
+    An image is corrupted alike in every run, process and batch: the random numbers depend on its
+    content, the task and the kind of corruption. All severities of an image share them.
+
+    Args:
+        clean: The images.
+        corruption: What to do to them.
+        task: Name of the task.
+        hashes: A digest of each image.
+
+    Examples:
+        >>> import numpy as np
+        >>> from lightning_merge.data.examples import array_examples
+        >>> grey = array_examples(["cat"], [0], np.full((1, 8, 8), 128, np.uint8))
+        >>> preprocess = Preprocess(size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
+        >>> clean = TaskImages(grey, torch.arange(1), preprocess, cache=True)
+        >>> noisy = CorruptedImages(clean, Corruption("gaussian_noise", 5), "cats", ["c0ffee"])
+        >>> bool((noisy[0].images == noisy[[0]].images).all()), noisy[0].images.unique().numel() > 9
+        (True, True)
+    """
+
+    def __init__(
+        self, clean: TaskImages, corruption: Corruption, task: str, hashes: Sequence[str]
+    ) -> None:
+        super().__init__(clean.examples, clean.rows, clean.preprocess, cache=False, name=clean.name)
+        self.clean, self.corruption, self.task, self.hashes = clean, corruption, task, hashes
+        self.num_bytes = 2 * clean.num_bytes
+
+    def prepare(self, positions: Iterable[int] | None = None) -> None:
+        """Decode and corrupt the images that are kept in memory; see `TaskImages.prepare`."""
+        chosen = [*(range(len(self)) if positions is None else positions)]
+        self.clean.prepare(chosen)
+        super().prepare(chosen)
+
+    def _decode(self, position: int) -> Tensor:
+        names = (self.task, self.hashes[position])
+        return self.corruption.apply(self.clean[position].images[0], names)
 
 
 class Unlabelled(Dataset[Batch]):

@@ -117,7 +117,10 @@ def compare(
         seed=seed,
         versions=versions(str(trainer.strategy.root_device)) | _processes(trainer),
         command=command,
-        notes=(*notes, *effect, *(trial or [*few, *_measured_on(trainer, evaluate.measured)])),
+        notes=(
+            *(*notes, *data.kept.notes, *effect),
+            *(trial or [*few, *_measured_on(trainer, evaluate.measured)]),
+        ),
         unseen=data.unseen,
         out_of_domain=data.out_of_domain,
         own_split=data.own_split,

@@ -183,7 +183,12 @@ class Distill(FineTune):
 
     def _seen_by(self, encoder: Encoder, images: TaskImages) -> DataLoader[Batch]:
         """Return this process's batches of the same images, prepared for another encoder."""
-        own = TaskImages(images.examples, images.rows, encoder.preprocess, cache=False)
+        own = TaskImages(
+            *(images.examples, images.rows, encoder.preprocess),
+            cache=images.cache and images.disk is not None,
+            disk=images.disk,
+            hashes=images.hashes,
+        )
         workers = self.data.num_workers
         return loader(own, self.data.eval_batch_size, num_workers=workers, ranks=self.ranks)
 

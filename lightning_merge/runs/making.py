@@ -113,7 +113,8 @@ class ZooMaker:
         Raises:
             InputError: Files do not fit, or a recipe fails.
         """
-        self._fill(data, {f"data.{name}": options[name] for name in data.dividing}, fit)
+        division = {f"data.{name}": options[name] for name in data.dividing}
+        self._fill(data, {**division, "data.image_cache": data.kept.place}, fit)
         data.preprocess = None  # forget the decoded train images
 
     def _fill(self, data: MergeDataModule, division: Config, fit: Fit) -> None:

@@ -20,6 +20,8 @@ OUT_OF_DOMAIN = ("data.out_of_domain", "out of domain: ")
 """Record keys of what is measured only: the option, and the start of those for images."""
 TASK_VECTORS = "model.task_vectors"
 """Record key: how callbacks transform task vectors before coefficients are learned."""
+CORRUPTION = "data.corruption"
+"""Prefix of the options that change test images only."""
 TRANSDUCTIVE = "model.transductive"
 """Record key: whether coefficients were learned from test images."""
 
@@ -30,6 +32,8 @@ WITHOUT_EFFECT = (
     "model.init_args.offload",
     "data.num_workers",
     "data.cache_gib",
+    "data.image_cache",
+    "data.image_cache_gib",
     "data.eval_batch_size",
     "trainer.default_root_dir",
     "trainer.logger",
@@ -107,8 +111,8 @@ def learning(record: Record) -> dict[str, Any]:
         >>> learning({"model.lr": 0.1, "trainer.max_epochs": 3, "test images of mnist": "c0ffee"})
         {'model.lr': 0.1}
     """
-    apart = OUT_OF_DOMAIN if record.get(TRANSDUCTIVE) else (TEST_IMAGES, *OUT_OF_DOMAIN)
     without = (CALLBACKS, "model.init_args.storage", *END)
+    apart = _measured_only(record)
     return {k: v for k, v in record.items() if k not in without and not k.startswith(apart)}
 
 
@@ -129,13 +133,14 @@ def network(record: Record) -> dict[str, Any]:
         >>> network({"model.lr": 0.1, "trainer.max_epochs": 3})
         {'model.lr': 0.1}
     """
-    kinds = ["model.", "data.", "file ", "images of ", "classes of "]
-    kinds += [TEST_IMAGES] if record.get(TRANSDUCTIVE) else []
-    return {
-        name: value
-        for name, value in record.items()
-        if name.startswith(tuple(kinds)) and name not in OUT_OF_DOMAIN
-    }
+    kinds = ("model.", "data.", "file ", "images of ", "classes of ", TEST_IMAGES)
+    apart = _measured_only(record)
+    return {k: v for k, v in record.items() if k.startswith(kinds) and not k.startswith(apart)}
+
+
+def _measured_only(record: Record) -> tuple[str, ...]:
+    """Return the first words of entries on which only accuracies depend, not the network."""
+    return OUT_OF_DOMAIN if record.get(TRANSDUCTIVE) else (*OUT_OF_DOMAIN, TEST_IMAGES, CORRUPTION)
 
 
 def differences(old: Record, new: Record) -> str:

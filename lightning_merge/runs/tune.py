@@ -94,6 +94,7 @@ class Tune:
         self.trials, self.sampler, self.seed = trials, sampler, seed_everything
         self.name = name or f"{type(method).__name__.lower()}_tuned"
         self.folder = Path(folder)
+        data.kept.keep_beside(self.folder)
         self.run_folder = RunFolder(self.folder, "folder", keep=not overwrite)
         self.batch_norm = batch_norm
         self._check()

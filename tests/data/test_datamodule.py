@@ -252,8 +252,8 @@ def test_a_resumed_run_sees_the_same_images(make, preprocess, tmp_path):
 def test_setup_decodes_what_its_stage_needs(make, fit_on, stage, parts):
     data = make(loaded=False, fit_on=fit_on)
     data.setup(stage)
-    assert {part for _, part in data._images} == parts
-    assert all(bool(images._done.all()) for images in data._images.values())
+    assert {part for _, part in data.kept.made} == parts
+    assert all(bool(images.decoded.done.all()) for images in data.kept.made.values())
 
 
 def test_a_broken_test_image_shows_before_coefficients_are_fitted(make, root):

@@ -105,7 +105,7 @@ def test_no_train_image_of_an_unseen_task_is_decoded_for_experts(make, record):
     data = make(unseen=["two"], fit_on="train", batch_size=4)
     seen = record(data)
     assert all(list(step) == ["one", "three"] for step in seen)
-    assert ("two", "train") not in data._images
+    assert ("two", "train") not in data.kept.made
 
 
 # Test images without labels
