@@ -66,11 +66,15 @@ class LwPTV(Transform):
 
     def __call__(self, vectors: TaskVectors) -> TaskVectors:
         """Return the task vectors with the pruned layers or parameters zeroed."""
-        alone = len(vectors) == 1 and self.score == "diversity" and self.prune_ratio < 1
-        if self.prune_ratio == 0 or alone or not vectors.names:
+        if self.keeps_all(vectors):
             return vectors
         layers = self.granularity == "layer"
         return self._prune_layers(vectors) if layers else self._prune_parameters(vectors)
+
+    def keeps_all(self, vectors: TaskVectors) -> bool:
+        """Return whether nothing is pruned, which is known without a reading."""
+        alone = len(vectors) == 1 and self.score == "diversity" and self.prune_ratio < 1
+        return self.prune_ratio == 0 or alone or not vectors.names
 
     def _prune_layers(self, vectors: TaskVectors) -> TaskVectors:
         masks = self.masks(vectors)

@@ -143,14 +143,16 @@ class RandomLayers(Transform):
 
     def __call__(self, vectors: TaskVectors) -> TaskVectors:
         """Return the task vectors with layers zeroed at random."""
-        if self.prune_ratio == 0 or not vectors.names:
+        lwptv = LwPTV(self.prune_ratio)
+        if lwptv.keeps_all(vectors):
             return vectors
-        pruned = int((~LwPTV(self.prune_ratio).masks(vectors)[0]).sum())
-        return vectors.zeroed(sorted(vectors.names, key=self._number)[:pruned])
+        pruned = int((~lwptv.masks(vectors)[0]).sum())
+        drawn = {name: self._number(vectors.stored.key(name)) for name in vectors.names}
+        return vectors.zeroed(sorted(vectors.names, key=drawn.__getitem__)[:pruned])
 
-    def _number(self, name: str) -> float:
+    def _number(self, key: str) -> float:
         """Return the random number of a layer, which does not depend on the other layers."""
-        return torch.rand((), generator=generator_for(self.seed, "layer", name)).item()
+        return torch.rand((), generator=generator_for(self.seed, "layer", key)).item()
 
 
 @dataclass(frozen=True)

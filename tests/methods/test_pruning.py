@@ -80,6 +80,21 @@ def test_random_layers_are_as_many_as_those_of_lwptv_and_any(ratio):
     assert all(torch.equal(RandomLayers(ratio)(vectors)[n], vectors[n]) for n in draws[0])
 
 
+def test_random_layers_of_a_tower_are_those_within_a_larger_model(base, make_experts, vectors):
+    def named(weights):
+        return {f"visual.{name}": tensor for name, tensor in weights.items()}
+
+    experts = {task: named(expert) for task, expert in make_experts(3).items()}
+    within = RandomLayers(0.7)(TaskVectors(named(base), experts))
+    alone = RandomLayers(0.7)(vectors)
+    assert all(torch.equal(within[f"visual.{name}"], alone[name]) for name in vectors.names)
+
+
+def test_of_a_single_expert_all_layers_are_kept(base, make_experts):
+    single = TaskVectors(base, make_experts(1))
+    assert RandomLayers(0.7)(single) is single
+
+
 @pytest.mark.parametrize("cls", ALL)
 def test_bounds_of_the_ratio(cls, vectors):
     assert torch.equal(flat(cls(0.0)(vectors)), flat(vectors))

@@ -1,0 +1,46 @@
+"""The study runner from its words to its table, on a suite of two tiny tasks."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+import study
+from tiny_zoo import *  # noqa: F403
+from tiny_zoo import TASKS, model_of
+
+
+@pytest.fixture
+def suite(tmp_path, monkeypatch, files):
+    """A folder with the configs of a suite, and the words that name it."""
+    folder = tmp_path / "configs" / "tiny"
+    folder.mkdir(parents=True)
+    data = {"tasks": list(TASKS), "unlabelled_images": 8}
+    trainer = {"accelerator": "cpu", "devices": 1, "enable_model_summary": False}
+    for name, module in {"sml": "StatsMerging", "adamerging": "AdaMerging"}.items():
+        config = {"model": model_of(files, module), "data": data, "trainer": trainer}
+        (folder / f"{name}.yaml").write_text(json.dumps(config))
+    monkeypatch.chdir(tmp_path)
+
+
+def rows(table):
+    return [line.split("|")[1].strip(" *") for line in table.splitlines() if line.startswith("| ")]
+
+
+@pytest.mark.parametrize(
+    ("group", "expected"),
+    [
+        ("ablation", ["task_arithmetic_0.3", "lwptv_0.3", "random_layers"]),
+        ("transductive", ["adamerging_layer", "adamerging_layer_on_test_images †"]),
+    ],
+)
+def test_a_group_becomes_a_table(group, expected, suite, root, monkeypatch, capsys):
+    words = ["--data-root", str(root), "--suite", "tiny", "--group", group, "--seeds", "0", "1"]
+    monkeypatch.setattr(sys, "argv", ["study.py", *words, "--epochs", "2"])
+    assert study.main() == 0
+    found = rows(capsys.readouterr().out)
+    assert {"base", "individual", *expected} <= set(found)
+    assert not [name for name in found if name.startswith(study.START)]
