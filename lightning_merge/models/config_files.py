@@ -104,6 +104,27 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def require_side(**sides: Any) -> None:
+    """Check that every argument is the side of an image in pixels.
+
+    Args:
+        sides: Values by name.
+
+    Raises:
+        InputError: A value is not a whole number from 1 to 16384.
+
+    Examples:
+        >>> require_side(image_size=64)
+        >>> require_side(image_size=0)
+        Traceback (most recent call last):
+            ...
+        lightning_merge.core.errors.InputError: image_size=0 must be a whole number from 1 to 16384
+    """
+    for name, side in sides.items():
+        if not isinstance(side, int) or not _is_whole(side, _MOST_PIXELS):
+            raise InputError(f"{name}={side!r} must be a whole number from 1 to {_MOST_PIXELS}")
+
+
 def _is_whole(value: Any, most: int) -> bool:
     return is_number(value) and value == int(value) and 1 <= value <= most
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -13,8 +14,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lightning_merge.core.checkpoints import hub
 from lightning_merge.core.checkpoints.activation import KEY
 from lightning_merge.core.checkpoints.checkpoint import Checkpoint
+from lightning_merge.core.errors import InputError
 from lightning_merge.models.activation import Activation
 from lightning_merge.models.loading import CheckpointLike, fitting
+from lightning_merge.models.memory_format import MemoryFormat, arrange
 from lightning_merge.models.preprocess import Preprocess
 
 
@@ -32,6 +35,9 @@ class Encoder(nn.Module):
         backbone: Maps normalised float images [n, 3, s, s] to features [n, dim].
         preprocess: Preprocessing of its images.
         dim: Width of the features.
+        memory_format: Layout in which the backbone gets images: contiguous, channels_last, or auto,
+            channels_last if more than half of its parameters are weights of 2-D convolutions, which
+            it makes faster. Weights stay contiguous in any case.
 
     Attributes:
         reads: Names of the constructor's options that may name files, folders or repositories of
@@ -54,11 +60,18 @@ class Encoder(nn.Module):
     spare: Mapping[str, Tensor] = MappingProxyType({})
     activation: Activation | None = None
 
-    def __init__(self, backbone: nn.Module, preprocess: Preprocess, dim: int) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        preprocess: Preprocess,
+        dim: int,
+        memory_format: MemoryFormat = "auto",
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.preprocess = preprocess
         self.dim = dim
+        self.memory_format = arrange(backbone, memory_format)
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -127,6 +140,25 @@ class Encoder(nn.Module):
             self.activation.check(source)
         return fitting(self.backbone, source, spare=self.spare)
 
+    def check_size(self) -> None:
+        """Check that the backbone takes images of the size to which they are preprocessed.
+
+        Raises:
+            InputError: It does not, or would leave out a margin that fills no patch.
+        """
+        size, kind = self.preprocess.size, type(self.backbone).__name__
+        if size % (patch := _patch_of(self.backbone)):
+            raise InputError(f"image_size={size} must be a multiple of the patch's side, {patch}")
+        try:
+            with torch.no_grad():
+                self(torch.zeros(1, 3, size, size))
+        except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as fault:
+            raise InputError(
+                f"image_size={size}: {kind} takes no images of this side "
+                f"({str(fault).splitlines()[0] if str(fault) else type(fault).__name__}); give "
+                "another, or leave it out"
+            ) from fault
+
     @classmethod
     def files(cls, options: Mapping[str, Any]) -> list[str]:
         """Return the files, folders and repositories that an encoder with these options reads.
@@ -152,3 +184,14 @@ class Encoder(nn.Module):
         persistent = set(self.backbone.state_dict())
         buffers = self.backbone.named_buffers()
         return {name: buffer for name, buffer in buffers if name not in persistent}
+
+
+def _patch_of(backbone: nn.Module) -> int:
+    """Return the side of the patches into which a network cuts its images; 1 if it does not."""
+    for module in backbone.modules():
+        size = getattr(module, "patch_size", None)
+        side = size[0] if isinstance(size, (tuple, list)) else size
+        for part in module.modules() if isinstance(side, int) else ():
+            if isinstance(part, nn.Conv2d) and part.in_channels == 3 and part.stride[0] == side:
+                return side
+    return 1

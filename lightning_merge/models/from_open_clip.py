@@ -14,8 +14,10 @@ from lightning_merge.core.checkpoints.checkpoint import open_checkpoint
 from lightning_merge.core.checkpoints.hub import offline_if_unreachable
 from lightning_merge.core.errors import InputError
 from lightning_merge.models.activation import Activation, activation_in
+from lightning_merge.models.config_files import require_side
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.models.loading import unknown_name
+from lightning_merge.models.memory_format import MemoryFormat
 from lightning_merge.models.preprocess import Preprocess
 
 
@@ -33,10 +35,15 @@ class OpenClipEncoder(Encoder):
             from, for the preprocessing and the check of the activation; nothing is downloaded.
             Vision towers of transformers, which lack the projection, can be loaded into the
             encoder afterwards and get the projection of these weights.
+        image_size: Side of the square input, in pixels; the model's own by default. open_clip
+            interpolates the position embeddings of a tag's weights; a file must have been trained
+            at this size.
+        memory_format: Layout of the images: contiguous, channels_last, or auto, channels_last if
+            more than half of the parameters are weights of 2-D convolutions.
 
     Raises:
-        InputError: The name or tag is unknown, the weights need the other activation, cannot be
-            loaded or fit another architecture.
+        InputError: The name or tag is unknown, the model takes no images of this size, the weights
+            need the other activation, cannot be loaded or fit another architecture.
 
     Warns:
         InputWarning: A model with the other activation exists, and neither a tag nor a file tells
@@ -55,17 +62,26 @@ class OpenClipEncoder(Encoder):
         name: str = "ViT-B-32-quickgelu",
         pretrained: str | None = None,
         weights: str | Path | None = None,
+        image_size: int | None = None,
+        memory_format: MemoryFormat = "auto",
     ) -> None:
         import open_clip
 
+        if image_size is not None:
+            require_side(image_size=image_size)
         if weights is not None:
             open_checkpoint(weights)  # report a missing file before building a large tower
         pretrained = pretrained or None  # the command line cannot give null
-        visual = create_clip(name, pretrained, download=weights is None).visual
+        visual = create_clip(
+            name, pretrained, download=weights is None, image_size=image_size
+        ).visual
         if getattr(visual, "output_tokens", False):  # CoCa returns its tokens as well
             visual.output_tokens = False
-        preprocess = Preprocess.from_open_clip(visual.preprocess_cfg)
-        super().__init__(visual, preprocess, open_clip.get_model_config(name)["embed_dim"])
+        preprocess = Preprocess.from_open_clip(visual.preprocess_cfg).at(image_size)
+        dim = open_clip.get_model_config(name)["embed_dim"]
+        super().__init__(visual, preprocess, dim, memory_format)
+        if image_size is not None:
+            self.check_size()
         self.activation = activation(name, visual, settled=pretrained is not None)
         if weights is not None:
             self.load(weights)
@@ -73,7 +89,13 @@ class OpenClipEncoder(Encoder):
             self.spare = {"proj": visual.proj.detach().clone()}
 
 
-def create_clip(name: str, pretrained: str | None = None, *, download: bool = True) -> Any:
+def create_clip(
+    name: str,
+    pretrained: str | None = None,
+    *,
+    download: bool = True,
+    image_size: int | None = None,
+) -> Any:
     """Build a whole open_clip model in eval mode.
 
     Args:
@@ -81,6 +103,7 @@ def create_clip(name: str, pretrained: str | None = None, *, download: bool = Tr
         pretrained: Tag of published weights.
         download: Load the tag's weights; otherwise only its preprocessing is used and the
             weights are random.
+        image_size: Side of the images, if not the model's own.
 
     Raises:
         InputError: See :class:`OpenClipEncoder`.
@@ -96,7 +119,8 @@ def create_clip(name: str, pretrained: str | None = None, *, download: bool = Tr
     import open_clip
 
     tag_config, fetched = _check(name, pretrained), pretrained is not None and download
-    options = {"pretrained": pretrained} if fetched else {"force_preprocess_cfg": tag_config}
+    options: dict[str, Any] = {"force_image_size": image_size}
+    options |= {"pretrained": pretrained} if fetched else {"force_preprocess_cfg": tag_config}
     what, remedy = f"the text tower of {name}", ""
     if fetched:
         what = f"pretrained={pretrained!r}: the weights of {name}"

@@ -17,6 +17,7 @@ from lightning_merge.models.activation import Activation
 from lightning_merge.models.config_files import Fields, read_fields
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.models.loading import CheckpointLike, unknown_name
+from lightning_merge.models.memory_format import MemoryFormat
 from lightning_merge.models.preprocess import Preprocess
 
 _PROJECTION = "visual_projection.weight"
@@ -28,6 +29,11 @@ class VisionTower(nn.Module):
     Its tensors have the names of published files (``vision_model.encoder.layers.0...``),
     which ``CLIPVisionModel`` itself has in transformers 4 but not in 5.
 
+    Args:
+        config: A ``CLIPVisionConfig``.
+        interpolate: Interpolate the position embedding to the size of the images, as the library
+            does, instead of refusing images of another size than the configuration's.
+
     Examples:
         >>> from transformers import CLIPVisionConfig
         >>> sizes = {"hidden_size": 8, "intermediate_size": 16, "image_size": 8, "patch_size": 4}
@@ -37,16 +43,17 @@ class VisionTower(nn.Module):
         (torch.Size([5, 8]), 'vision_model.embeddings.class_embedding')
     """
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, interpolate: bool = False) -> None:
         from transformers import CLIPVisionModel
 
         super().__init__()
+        self._options = {"interpolate_pos_encoding": True} if interpolate else {}
         model = CLIPVisionModel(config)
         self.vision_model = getattr(model, "vision_model", model)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the normalised class token [n, width] of images [n, 3, s, s]."""
-        return self.vision_model(pixel_values=images).pooler_output
+        return self.vision_model(pixel_values=images, **self._options).pooler_output
 
 
 class TransformersEncoder(Encoder):
@@ -69,9 +76,15 @@ class TransformersEncoder(Encoder):
         projection: Repository, folder or file with ``visual_projection.weight``, if the source
             has none. Without a projection, the features are the pooled output.
         weights: File or folder of weights to use instead of the source's own.
+        image_size: Side of the square input, in pixels; the source's own by default. For another
+            one, the library interpolates the position embedding whenever the tower runs, so that
+            weights keep their shapes. Images are then resized to it and not cropped.
+        memory_format: Layout of the images: contiguous, channels_last, or auto, channels_last if
+            more than half of the parameters are weights of 2-D convolutions.
 
     Raises:
-        InputError: The source cannot be loaded or is not a CLIP model, one of its files is broken
+        InputError: The source cannot be loaded or is not a CLIP model, the tower takes no images of
+            this size, one of its files is broken
             or unsupported, or the weights fit another architecture.
 
     Examples:
@@ -90,14 +103,20 @@ class TransformersEncoder(Encoder):
         source: str | Path | Mapping[str, Any] = "openai/clip-vit-base-patch32",
         projection: str | Path | None = None,
         weights: str | Path | None = None,
+        image_size: int | None = None,
+        memory_format: MemoryFormat = "auto",
     ) -> None:
         folder = None if isinstance(source, Mapping) else _folder("source", source)
         config = _config(source if folder is None else folder)  # type: ignore[arg-type]
         stored = None if isinstance(source, Mapping) else source
         matrix = _projection(projection or stored, required=projection is not None)
         dim = config.hidden_size if matrix is None else matrix.shape[0]
-        super().__init__(VisionTower(config), _preprocess(folder, config.image_size), dim)
+        preprocess = _preprocess(folder, config.image_size).at(image_size)
+        tower = VisionTower(config, interpolate=preprocess.size != config.image_size)
+        super().__init__(tower, preprocess, dim, memory_format)
         self.register_buffer("projection", matrix)
+        if image_size is not None:
+            self.check_size()
         described = "source" if folder is None else f"source={source}"
         self.activation = Activation(config.hidden_act, described)
         if (stored := weights or stored) is not None:

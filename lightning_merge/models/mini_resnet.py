@@ -3,33 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_merge.core.errors import InputError
+from lightning_merge.models.config_files import require_side
 from lightning_merge.models.encoder import Encoder
+from lightning_merge.models.memory_format import MemoryFormat
 from lightning_merge.models.preprocess import Preprocess
-
-FEWEST_LAST = 8
-"""Smallest number of channels for which images are channels-last.
-
-With fewer, the backward pass of torch 2.14 writes past the end of its memory on a CPU with AVX2.
-"""
-
-
-class Stem(nn.Conv2d):
-    """A first convolution that makes images channels-last, which is 1.5 times as fast.
-
-    Examples:
-        >>> import torch
-        >>> maps = Stem(3, 8, 3, padding=1)(torch.ones(2, 3, 4, 4))
-        >>> maps.shape, maps.is_contiguous(memory_format=torch.channels_last)
-        (torch.Size([2, 8, 4, 4]), True)
-    """
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images [n, 3, s, s] to [n, channels, s, s]."""
-        last = images.movedim(1, -1).contiguous()  # `vmap` knows no memory formats
-        return super().forward(last.movedim(-1, 1))
 
 
 class MiniResNet(Encoder):
@@ -44,9 +24,12 @@ class MiniResNet(Encoder):
         channels: Channels of the four stages, the first even, the last the feature width.
         layers: Blocks of each stage. All stages except the first halve the side.
         weights: Checkpoint to start from; random weights without one.
+        memory_format: Layout of the images: contiguous, channels_last, or auto: the latter, unless
+            some channels are too few for torch.
 
     Raises:
-        InputError: There are not four stages, one is empty, or the first has an odd width.
+        InputError: The side is not a whole number above 0, there are not four stages, one is empty,
+            or the first has an odd width.
 
     Examples:
         >>> import torch
@@ -61,9 +44,11 @@ class MiniResNet(Encoder):
         channels: Sequence[int] = (16, 32, 64, 160),
         layers: Sequence[int] = (1, 1, 1, 1),
         weights: str | None = None,
+        memory_format: MemoryFormat = "auto",
     ) -> None:
         from timm.models.resnet import BasicBlock, ResNet
 
+        require_side(image_size=image_size)
         if len(channels) != 4 or len(layers) != 4 or min(*channels, *layers) < 1:
             raise InputError(f"channels={channels}, layers={layers}: give four of each, 1 or more")
         if channels[0] % 2:
@@ -76,11 +61,10 @@ class MiniResNet(Encoder):
             stem_width=channels[0] // 2,
             num_classes=0,
         )
-        stem = Stem if min(channels) >= FEWEST_LAST else nn.Conv2d
-        backbone.conv1 = stem(3, channels[0], 3, padding=1, bias=False)
+        backbone.conv1 = nn.Conv2d(3, channels[0], 3, padding=1, bias=False)
         nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
         backbone.maxpool = nn.Identity()
         preprocess = Preprocess(size=image_size, mean=(0.45, 0.44, 0.41), std=(0.26, 0.25, 0.27))
-        super().__init__(backbone, preprocess, dim=channels[-1])
+        super().__init__(backbone, preprocess, dim=channels[-1], memory_format=memory_format)
         if weights is not None:
             self.load(weights)

@@ -6,7 +6,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_merge.core.errors import InputError
+from lightning_merge.models.config_files import require_side
 from lightning_merge.models.encoder import Encoder
+from lightning_merge.models.memory_format import MemoryFormat
 from lightning_merge.models.preprocess import Preprocess
 
 
@@ -67,9 +69,12 @@ class MiniViT(Encoder):
         channels: Output channels of the stem's convolutions.
         strides: Strides of the stem's convolutions.
         weights: Checkpoint to start from; random weights without one.
+        memory_format: Layout of the images: contiguous, channels_last, or auto: channels_last if
+            more than half of the parameters are weights of the stem.
 
     Raises:
-        InputError: Channels and strides differ in length, or heads do not divide the width.
+        InputError: The side is not a whole number above 0, channels and strides differ in length,
+            or heads do not divide the width.
 
     Examples:
         >>> import torch
@@ -87,9 +92,11 @@ class MiniViT(Encoder):
         channels: Sequence[int] = (32, 64, 128, 128, 192),
         strides: Sequence[int] = (1, 2, 2, 1, 2),
         weights: str | None = None,
+        memory_format: MemoryFormat = "auto",
     ) -> None:
         from timm.models.vision_transformer import VisionTransformer
 
+        require_side(image_size=image_size)
         if len(channels) != len(strides):
             raise InputError(f"channels={channels}, strides={strides}: give one stride for each")
         if width % num_heads:
@@ -111,6 +118,6 @@ class MiniViT(Encoder):
             embed_layer=stem,
         )
         preprocess = Preprocess(size=image_size, mean=(0.45, 0.44, 0.41), std=(0.26, 0.25, 0.27))
-        super().__init__(backbone, preprocess, dim=width)
+        super().__init__(backbone, preprocess, dim=width, memory_format=memory_format)
         if weights is not None:
             self.load(weights)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_merge.core.checks import require_choice, require_in
 from lightning_merge.core.errors import InputError
-from lightning_merge.models.config_files import Colours, Fields, is_number
+from lightning_merge.models.config_files import Colours, Fields, is_number, require_side
 
 if TYPE_CHECKING:
     from torchvision.transforms.v2 import Transform
@@ -65,6 +65,26 @@ class Preprocess:
         require_in("[1, inf)", size=self.size)
         require_choice(_PIL_FILTERS.values(), interpolation=self.interpolation)
         require_choice(("shortest", "longest", "squash", "keep"), mode=self.mode)
+
+    def at(self, image_size: int | None) -> Preprocess:
+        """Return the preprocessing for images of another size, without a margin to be cropped.
+
+        Args:
+            image_size: Side in pixels to which images are resized; None changes nothing.
+
+        Raises:
+            InputError: It is not a whole number from 1 to 16384.
+
+        Examples:
+            >>> own = Preprocess(size=224, mean=(0, 0, 0), std=(1, 1, 1), resize=256)
+            >>> own.at(64).size, own.at(64).resize, own.at(None).resize
+            (64, None, 256)
+        """
+        if image_size is None:
+            return self
+        require_side(image_size=image_size)
+        mode = "shortest" if self.mode == "keep" else self.mode
+        return replace(self, size=image_size, resize=None, mode=mode)
 
     def transform(self) -> Transform:
         """Build the transform from a PIL image to a uint8 tensor [3, size, size]."""

@@ -198,7 +198,8 @@ def test_timm_file_with_its_classifier(tmp_path, images, name):
     options = VIT if name.startswith("vit") else {}
     model = timm.create_model(name, num_classes=7, **options).eval()
     save_file(model.state_dict(), tmp_path / "model.safetensors")
-    encoder = TimmEncoder(name, weights=tmp_path / "model.safetensors", options=options)
+    file, layout = tmp_path / "model.safetensors", "contiguous"
+    encoder = TimmEncoder(name, weights=file, options=options, memory_format=layout)
     expected = model.forward_head(model.forward_features(images), pre_logits=True)
     torch.testing.assert_close(encoder(images), expected, atol=0, rtol=0)
     if options:

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import log_softmax
+from torch.overrides import TorchFunctionMode
 
 from lightning_merge.core.vectors.task_vectors import wide
 
@@ -78,7 +79,18 @@ def _each(logits: Logits, own: dict[str, Tensor], inputs: Tensor) -> Tensor:
     def one(parameters: dict[str, Tensor], sample: Tensor) -> Tensor:
         return logits(parameters, sample[None])[0]
 
-    return torch.vmap(one)(own, inputs)
+    with _AnyLayout():
+        return torch.vmap(one)(own, inputs)
+
+
+class _AnyLayout(TorchFunctionMode):
+    """A mode in which memory formats are ignored: `vmap` has none, and no value depends on them."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Call the function in the default layout."""
+        return func(*args, **{k: v for k, v in (kwargs or {}).items() if k != "memory_format"})
 
 
 def _losses(scores: Tensor, labels: Labels, uniform: Tensor) -> Iterator[Tensor]:

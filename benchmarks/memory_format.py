@@ -1,0 +1,75 @@
+"""Images per second of a convolutional encoder on contiguous and on channels-last images.
+
+    OMP_NUM_THREADS=1 python benchmarks/memory_format.py [--name tf_efficientnet_lite0] [--size 64]
+
+Weights and images are random. Both formats run in turns in one process, forward alone and forward
+with backward; the table has the best and the median of all rounds.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from statistics import median
+
+import report
+import torch
+
+from lightning_merge.models import TimmEncoder
+
+FORMATS = ("contiguous", "channels_last")
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Return how long a call takes."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def steps(name: str, size: int, batch: int) -> dict[tuple[str, str], Callable[[], object]]:
+    """Return what is measured, by what it does and by format."""
+    made: dict[tuple[str, str], Callable[[], object]] = {}
+    images = torch.randn(batch, 3, size, size)
+    for kind in FORMATS:
+        encoder = TimmEncoder(name, image_size=size, memory_format=kind).train()
+
+        def forward(encoder: TimmEncoder = encoder) -> None:
+            with torch.inference_mode():
+                encoder(images)
+
+        def train(encoder: TimmEncoder = encoder) -> None:
+            encoder(images).square().sum().backward()
+            encoder.zero_grad()
+
+        made |= {("forward", kind): forward, ("forward + backward", kind): train}
+    return made
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--name", default="tf_efficientnet_lite0", help="a model of timm")
+    parser.add_argument("--size", type=int, default=64, help="side of the images")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=9)
+    given = parser.parse_args()
+    work = steps(given.name, given.size, given.batch)
+    for call in work.values():
+        call()  # the first call of each prepares memory and kernels
+    taken: dict[tuple[str, str], list[float]] = {key: [] for key in work}
+    for _ in range(given.rounds):
+        for key, call in work.items():
+            taken[key].append(seconds(call))
+    lines = []
+    for what in ("forward", "forward + backward"):
+        old, new = (taken[what, kind] for kind in FORMATS)
+        row = [f"{given.batch / pick(t):.0f}" for t in (old, new) for pick in (min, median)]
+        lines.append([what, *row, f"{min(old) / min(new):.2f}", f"{median(old) / median(new):.2f}"])
+    print(f"* {report.machine()}; torch {torch.__version__}, {torch.get_num_threads()} threads")
+    print(f"* {given}\n")
+    header = ["images/s", *(f"{kind}, {of}" for kind in FORMATS for of in ("best", "median"))]
+    print(report.markdown([*header, "ratio, best", "ratio, median"], lines))
+
+
+if __name__ == "__main__":
+    main()
