@@ -18,6 +18,7 @@ from lightning_merge.data.resume import count_epochs, leave_open
 from lightning_merge.data.sizes import count_batches, count_images
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.models.preprocess import Preprocess
+from lightning_merge.modules.answers import Answers
 from lightning_merge.modules.divergence import EVERY, first_not_finite
 from lightning_merge.modules.heads import HeadFiles, fitting_heads
 from lightning_merge.modules.measured import Measured
@@ -79,6 +80,7 @@ class TaskModule(LightningModule):
         self.heads = nn.ModuleDict()
         self.metrics = nn.ModuleDict()
         self.measured: dict[str, Measured] = {}
+        self.right = Answers()
         self._any_finite: Tensor | None = None
 
     @property
@@ -289,9 +291,11 @@ class TaskModule(LightningModule):
 
     def evaluate(self, part: str, batch: Batch, dataloader_idx: int) -> None:
         """Count the right predictions of one batch of one task."""
-        logits = self.logits(batch, dataloader_idx)
+        task, logits = self.data.evaluated[dataloader_idx], self.logits(batch, dataloader_idx)
         labels = batch.labels if len(batch.labels) else batch.labels.new_tensor([NOT_COUNTED])
-        self.counts(part, self.data.evaluated[dataloader_idx]).update(logits, labels)
+        self.counts(part, task).update(logits, labels)
+        if part == "test":
+            self.right.add(task, batch.index, (logits.argmax(1) == labels)[: len(batch.index)])
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count right predictions on held-out images."""
@@ -323,7 +327,9 @@ class TaskModule(LightningModule):
         metrics = [self.counts(part, task) for task in tasks]
         own = torch.stack([metric.compute() for metric in metrics])
         counts = self.trainer.strategy.reduce(own, reduce_op="sum").tolist()
-        measured = Measured({}, {}, {} if part == "train" else count_images(self.data, part))
+        there = {} if part == "train" else count_images(self.data, part)
+        answers = self.right.collect(self.ranks) if part == "test" else {}
+        measured = Measured({}, {}, there, right=answers)
         for task, (right, *_, images) in zip(tasks, counts, strict=True):
             measured.accuracy[task], measured.samples[task] = right / max(images, 1), images
         for metric in metrics:

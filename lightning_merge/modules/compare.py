@@ -19,6 +19,7 @@ from lightning_merge.core.progress import Advance, progress
 from lightning_merge.core.ranks import Ranks
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.evaluation.candidates import Candidate
+from lightning_merge.evaluation.correctness import Correctness
 from lightning_merge.evaluation.results import CandidateResult, Results, versions
 from lightning_merge.evaluation.tables import markdown
 from lightning_merge.modules.base import limit
@@ -44,7 +45,7 @@ def compare(
     notes: Sequence[str] = (),
     recalibrated: HeldOut | None = None,
 ) -> Results:
-    """Test every candidate; write results.json and results.md.
+    """Test every candidate; write correct.safetensors, results.json and results.md.
 
     Of a candidate with options, the option with the best average accuracy on the held-out images
     of the seen tasks is chosen; test images are used once per candidate, after all choices. A
@@ -104,7 +105,10 @@ def compare(
         name: _choose(trainer, evaluate, data, candidate) if candidate.options else candidate
         for name, candidate in candidates.items()
     }
-    rows = {name: _measure(trainer, evaluate, data, c) for name, c in chosen.items()}
+    rows, right = {}, {}
+    for name, candidate in chosen.items():
+        rows[name] = _measure(trainer, evaluate, data, candidate)
+        right[name] = evaluate.measured["test"].right
     base = candidates.get("base")
     rows = {
         name: replace(row, update_bytes=update_bytes(chosen[name], base, evaluate.encoder))
@@ -125,7 +129,8 @@ def compare(
         out_of_domain=data.out_of_domain,
         own_split=data.own_split,
     )
-    Ranks.of(trainer).once(lambda: _write(results, folder))
+    digests = {task: data.record[task]["test"]["digest"] for task in data.evaluated}
+    Ranks.of(trainer).once(lambda: _write(results, Correctness(digests, right), folder))
     return results
 
 
@@ -182,7 +187,8 @@ def _effect(trainer: Trainer, evaluate: Evaluate, data: MergeDataModule, held_ou
     return note
 
 
-def _write(results: Results, folder: Path) -> None:
+def _write(results: Results, correctness: Correctness, folder: Path) -> None:
+    correctness.write(folder)
     results.to_json(folder / "results.json")
     write_text(folder / "results.md", markdown(results))
 

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
 
 class Measured(NamedTuple):
     """Accuracies of one pass over a part of the data.
@@ -12,9 +15,11 @@ class Measured(NamedTuple):
         accuracy: Fraction of right predictions by task.
         samples: Number of evaluated images by task.
         images: Number of all images by task.
+        right: Whether each test image was classified correctly, by task, bool [rows, n], see
+            `Answers`; a row for each network.
 
     Examples:
-        >>> measured = Measured(accuracy={"cars": 0.5}, samples={"cars": 4}, images={"cars": 8})
+        >>> measured = Measured({"cars": 0.5}, samples={"cars": 4}, images={"cars": 8}, right={})
         >>> measured.average, measured.shares
         (0.5, '4 of 8 images of cars')
     """
@@ -22,6 +27,7 @@ class Measured(NamedTuple):
     accuracy: dict[str, float]
     samples: dict[str, int]
     images: dict[str, int]
+    right: dict[str, Tensor]
 
     @property
     def average(self) -> float:
@@ -40,16 +46,15 @@ class Measured(NamedTuple):
 
     def joined(self, other: "Measured") -> "Measured":
         """Return this pass and one over other tasks as one."""
-        return Measured(
-            self.accuracy | other.accuracy, self.samples | other.samples, self.images | other.images
-        )
+        return Measured(*({**own, **more} for own, more in zip(self, other, strict=True)))
 
     @staticmethod
     def mean_of(passes: Sequence["Measured"]) -> "Measured":
         """Return the mean accuracies of passes over the same images by different networks."""
         first = passes[0]
         means = {task: fmean(p.accuracy[task] for p in passes) for task in first.accuracy}
-        return first._replace(accuracy=means)
+        right = {task: torch.cat([p.right[task] for p in passes]) for task in first.right}
+        return first._replace(accuracy=means, right=right)
 
     def averages(self, tasks: Sequence[str], out_of_domain: Sequence[str]) -> dict[str, float]:
         """Return the mean accuracies over the tasks, and over what is out of domain, by name.

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning_merge.core.errors import InputError
 from lightning_merge.data.datamodule import MergeDataModule
+from lightning_merge.evaluation import correctness
 from lightning_merge.evaluation.results import Results
 from lightning_merge.runs import record
 
@@ -112,7 +113,7 @@ class RunFolder:
             save: Writes the configuration into a file.
             forget: Files to remove besides the results.
         """
-        for name in ("results.json", "results.md", *forget):
+        for name in ("results.json", "results.md", correctness.FILE, *forget):
             remove(self.path / name)
         data.write_splits(self.path / "splits.json")
         save(self.path / "config.yaml")

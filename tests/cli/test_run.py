@@ -54,6 +54,7 @@ def test_the_run_folder(run, config, tmp_path, caplog):
         *(f"figures/{name}.png" for name in ("coefficients", "m_ties", "lwptv")),
         "results.md",
         "results.json",
+        "correct.safetensors",
     }
     results = json.loads((folder / "results.json").read_text())
     assert list(results["candidates"]) == names

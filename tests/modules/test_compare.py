@@ -13,6 +13,7 @@ from lightning_merge.core.checkpoints.checkpoint import open_checkpoint, save_ch
 from lightning_merge.core.cost import Cost
 from lightning_merge.core.errors import InputError, InputWarning
 from lightning_merge.evaluation.candidates import Candidate, bounds
+from lightning_merge.evaluation.correctness import Correctness
 from lightning_merge.evaluation.results import Results
 from lightning_merge.models import MiniResNet
 from lightning_merge.models.head_files import load_heads, save_heads
@@ -22,17 +23,23 @@ from lightning_merge.modules import AdaMerging, Evaluate
 from lightning_merge.modules.compare import compare
 
 
-def counted(files, data, task, weights, part):
-    """Accuracy of weights on a task, image by image."""
+def answered(files, data, task, weights, part):
+    """Whether weights get each image of a task right."""
     network, head = MiniViT(**ENCODER).load(weights), load_heads(files.heads)[task]
     images = data.images(task, part)
-    right = 0
+    right = []
     for i in range(len(images)):
         batch = images[i]
         with torch.no_grad():
             logits = head(network(network.preprocess.normalize(batch.images)))
-        right += int(logits.argmax()) == int(batch.labels)
-    return right / len(images)
+        right.append(int(logits.argmax()) == int(batch.labels))
+    return right
+
+
+def counted(*arguments):
+    """Accuracy of weights on a task, image by image."""
+    right = answered(*arguments)
+    return sum(right) / len(right)
 
 
 @pytest.fixture
@@ -115,6 +122,18 @@ def test_what_recalibration_does_to_the_base_is_told(trainer, data, tmp_path, mo
     assert bool(warned) == (average(base) - average(other) > harm)
 
 
+def test_every_answer_is_kept(trainer, evaluate, candidates, data, files, tmp_path):
+    data.eval_batch_size = 4
+    results = compare(trainer(), evaluate, data, candidates, tmp_path, seed=5)
+    kept = Correctness.read(tmp_path)
+    assert kept.fits(results)
+    for task in TASKS:
+        for name, weights in (("base", files.base), ("individual", files.expert[task])):
+            own = answered(files, data, task, weights, "test")
+            assert kept.right[name][task].tolist() == [own]
+        assert kept.digests[task] == data.record[task]["test"]["digest"]
+
+
 def test_the_best_on_held_out_images_is_chosen(trainer, evaluate, data, files, tmp_path):
     data.preprocess = evaluate.preprocess
 
@@ -163,7 +182,7 @@ LIMITS = [
 
 @pytest.mark.parametrize(("limit", "shares"), LIMITS)
 def test_samples_are_those_really_looked_at(
-    trainer, evaluate, candidates, data, tmp_path, recwarn, limit, shares
+    trainer, evaluate, candidates, data, files, tmp_path, recwarn, limit, shares
 ):
     data.eval_batch_size = 4
     limited = trainer(limit_test_batches=limit)
@@ -175,6 +194,10 @@ def test_samples_are_those_really_looked_at(
     expected = {"reds": 4 * count, "shapes": 4 * count + 4 * (limit == 0.5)}
     expected = {task: min(whole[task], n) for task, n in expected.items()} if shares else whole
     assert results.candidates["base"].samples == expected
+    kept = Correctness.read(tmp_path)
+    for task, images in expected.items():  # the first ones
+        own = answered(files, data, task, files.base, "test")[:images]
+        assert kept.right["base"][task].tolist() == [own]
     warned = [str(w.message) for w in recwarn if issubclass(w.category, InputWarning)]
     assert {message.replace("test accuracies", "accuracies") + "." for message in warned} == (
         {note} if shares else set()

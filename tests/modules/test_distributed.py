@@ -79,6 +79,7 @@ def test_the_results_are_the_same_from_one_two_and_three_processes(
                 for name, row in results["candidates"].items()
             },
             "predictions": (folder / "predictions.csv").read_text(),
+            "answers": content(folder / "correct.safetensors"),
             "splits": (folder / "splits.json").read_text(),
             "files": sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()),
             "merged": {p.name: content(p) for p in folder.glob("merged/*")},

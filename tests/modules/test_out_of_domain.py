@@ -12,6 +12,7 @@ from tiny_zoo import CLASSES, ENCODER, TASKS, zoo_of
 
 from lightning_merge.core.errors import InputError
 from lightning_merge.data import MergeDataModule
+from lightning_merge.evaluation.correctness import Correctness
 from lightning_merge.evaluation.results import Results
 from lightning_merge.models.head_files import load_heads, save_heads
 from lightning_merge.models.mini_vit import MiniViT
@@ -83,6 +84,9 @@ def test_experts_have_their_mean_out_of_domain(trainer, encoder, third, own_root
     for task in TASKS:
         own = accuracy(third.expert[task], heads[task], data.images(task, "test"))
         assert results.candidates["individual"].accuracy[task] == pytest.approx(own)
+    kept = Correctness.read(tmp_path)
+    assert kept.fits(results)
+    assert kept.right["individual"][OTHER].double().mean(1).tolist() == pytest.approx(single)
     note = results.candidates["individual"].note
     assert all(f"{100 * value:.1f} {task}" for task, value in zip(TASKS, single, strict=True))
     assert "out of domain, the mean of the seen tasks' networks" in note
