@@ -1,6 +1,8 @@
 """Every shipped config: accepted by the classes it names, and clear about files that lack."""
 
 import json
+import re
+import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -198,3 +200,22 @@ def test_experts_of_the_hub_are_told_apart_from_files_that_lack(capsys):
     told = capsys.readouterr().err
     assert "source='openai/clip-vit-base-patch32'" in told
     assert "give the path of its file or folder instead" in told
+
+
+COMMANDS = [
+    shlex.split(command)[3:]
+    for block in re.findall(
+        r"^```bash\n(.*?)^```$",
+        (ROOT / "docs" / "published.md").read_text(encoding="utf-8"),
+        re.MULTILINE | re.DOTALL,
+    )
+    for command in block.replace("\\\n", " ").strip().splitlines()
+]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: " ".join(words[2:5:2]))
+def test_commands_for_published_experts_are_understood(words, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    assert main([*words, "--print_config"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["data"]["tasks"] == words[words.index("--data.tasks") + 1]

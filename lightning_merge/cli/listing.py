@@ -8,7 +8,7 @@ from typing import Any, Literal
 from lightning_merge.cli.definitions import Definition, keys_of, kinds_of
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.facts import Needs
-from lightning_merge.data.tasks import TASKS
+from lightning_merge.data.tasks import GROUPS, TASKS
 
 Sort = Literal["name", "needs", "readings"]
 COLUMNS = ("network", "images", "heads", "told task", "readings", "returns")
@@ -108,11 +108,13 @@ def _with_facts(kinds: dict[str, Definition]) -> dict[str, str]:
 
 
 def _tasks() -> dict[str, str]:
-    """Return every known task and where its images come from."""
+    """Return every known task and where its images come from, and every group of tasks."""
     drawn = keys_of("lightning_merge.data.drawn", "DRAWN_TASKS")
-    return dict.fromkeys(drawn, "made by the package itself: data.source: drawn") | {
-        name: spec.summary for name, spec in TASKS.items()
+    groups = {
+        name: f"group of {len(tasks)} tasks\n{', '.join(tasks)}" for name, tasks in GROUPS.items()
     }
+    own = dict.fromkeys(drawn, "made by the package itself: data.source: drawn")
+    return own | {name: spec.summary for name, spec in TASKS.items()} | groups
 
 
 def _encoders() -> dict[str, str]:

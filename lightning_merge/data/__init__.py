@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from lightning_merge.data.from_hub import HubData
     from lightning_merge.data.from_torchvision import TorchvisionData
     from lightning_merge.data.pool import ImagePool
-    from lightning_merge.data.tasks import TASKS, TaskSpec, task_spec
+    from lightning_merge.data.tasks import GROUPS, TASKS, TaskSpec, expand_tasks, task_spec
 
 __all__ = [
+    "GROUPS",
     "TASKS",
     "Augment",
     "Batch",
@@ -30,10 +31,12 @@ __all__ = [
     "MergeDataModule",
     "TaskSpec",
     "TorchvisionData",
+    "expand_tasks",
     "task_spec",
 ]
 
 _MODULES = {
+    "GROUPS": "tasks",
     "TASKS": "tasks",
     "Augment": "augment",
     "Batch": "dataset",
@@ -45,6 +48,7 @@ _MODULES = {
     "MergeDataModule": "datamodule",
     "TaskSpec": "tasks",
     "TorchvisionData": "from_torchvision",
+    "expand_tasks": "tasks",
     "task_spec": "tasks",
 }
 

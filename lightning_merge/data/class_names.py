@@ -1,8 +1,8 @@
 """Class names of public data sets, and the words that our prompts use for some of them.
 
 The names are in the order of the labels, which torchvision, FusionBench and the heads of "Editing
-models with task arithmetic" share: the devkit's order for cars, by number for numbered classes,
-and alphabetical for all others.
+models with task arithmetic" share: the devkit's order for cars, that of the label files for flowers
+and faces, by number for numbered classes, and alphabetical for all others.
 """
 
 
@@ -195,6 +195,82 @@ T-shirt/top, Trouser, Pullover, Dress, Coat, Sandal, Shirt, Sneaker, Bag, Ankle 
 """)
 DIGITS = _names("""
 zero, one, two, three, four, five, six, seven, eight, nine
+""")
+
+CIFAR100 = _names("""
+apple, aquarium fish, baby, bear, beaver, bed, bee, beetle, bicycle, bottle, bowl, boy, bridge, bus,
+butterfly, camel, can, castle, caterpillar, cattle, chair, chimpanzee, clock, cloud, cockroach,
+couch, crab, crocodile, cup, dinosaur, dolphin, elephant, flatfish, forest, fox, girl, hamster,
+house, kangaroo, keyboard, lamp, lawn mower, leopard, lion, lizard, lobster, man, maple tree,
+motorcycle, mountain, mouse, mushroom, oak tree, orange, orchid, otter, palm tree, pear, pickup
+truck, pine tree, plain, plate, poppy, porcupine, possum, rabbit, raccoon, ray, road, rocket, rose,
+sea, seal, shark, shrew, skunk, skyscraper, snail, snake, spider, squirrel, streetcar, sunflower,
+sweet pepper, table, tank, telephone, television, tiger, tractor, train, trout, tulip, turtle,
+wardrobe, whale, willow tree, wolf, woman, worm
+""")
+
+FOOD101 = _names("""
+apple pie, baby back ribs, baklava, beef carpaccio, beef tartare, beet salad, beignets, bibimbap,
+bread pudding, breakfast burrito, bruschetta, caesar salad, cannoli, caprese salad, carrot cake,
+ceviche, cheese plate, cheesecake, chicken curry, chicken quesadilla, chicken wings, chocolate cake,
+chocolate mousse, churros, clam chowder, club sandwich, crab cakes, creme brulee, croque madame, cup
+cakes, deviled eggs, donuts, dumplings, edamame, eggs benedict, escargots, falafel, filet mignon,
+fish and chips, foie gras, french fries, french onion soup, french toast, fried calamari, fried
+rice, frozen yogurt, garlic bread, gnocchi, greek salad, grilled cheese sandwich, grilled salmon,
+guacamole, gyoza, hamburger, hot and sour soup, hot dog, huevos rancheros, hummus, ice cream,
+lasagna, lobster bisque, lobster roll sandwich, macaroni and cheese, macarons, miso soup, mussels,
+nachos, omelette, onion rings, oysters, pad thai, paella, pancakes, panna cotta, peking duck, pho,
+pizza, pork chop, poutine, prime rib, pulled pork sandwich, ramen, ravioli, red velvet cake,
+risotto, samosa, sashimi, scallops, seaweed salad, shrimp and grits, spaghetti bolognese, spaghetti
+carbonara, spring rolls, steak, strawberry shortcake, sushi, tacos, takoyaki, tiramisu, tuna
+tartare, waffles
+""")
+
+FLOWERS102 = _names("""
+pink primrose, hard-leaved pocket orchid, canterbury bells, sweet pea, english marigold, tiger lily,
+moon orchid, bird of paradise, monkshood, globe thistle, snapdragon, colt's foot, king protea, spear
+thistle, yellow iris, globe-flower, purple coneflower, peruvian lily, balloon flower, giant white
+arum lily, fire lily, pincushion flower, fritillary, red ginger, grape hyacinth, corn poppy, prince
+of wales feathers, stemless gentian, artichoke, sweet william, carnation, garden phlox, love in the
+mist, mexican aster, alpine sea holly, ruby-lipped cattleya, cape flower, great masterwort, siam
+tulip, lenten rose, barbeton daisy, daffodil, sword lily, poinsettia, bolero deep blue, wallflower,
+marigold, buttercup, oxeye daisy, common dandelion, petunia, wild pansy, primula, sunflower,
+pelargonium, bishop of llandaff, gaura, geranium, orange dahlia, pink-yellow dahlia?, cautleya
+spicata, japanese anemone, black-eyed susan, silverbush, californian poppy, osteospermum, spring
+crocus, bearded iris, windflower, tree poppy, gazania, azalea, water lily, rose, thorn apple,
+morning glory, passion flower, lotus, toad lily, anthurium, frangipani, clematis, hibiscus,
+columbine, desert-rose, tree mallow, magnolia, cyclamen, watercress, canna lily, hippeastrum, bee
+balm, ball moss, foxglove, bougainvillea, camellia, mallow, mexican petunia, bromelia, blanket
+flower, trumpet creeper, blackberry lily
+""")
+
+_OF_PROMPTS = {"pink-yellow dahlia?": "pink and yellow dahlia", "ball moss": "air plant"}
+FLOWERS102_PROMPTS = tuple(_OF_PROMPTS.get(name, name) for name in FLOWERS102)
+
+OXFORD_PETS = _names("""
+Abyssinian, American Bulldog, American Pit Bull Terrier, Basset Hound, Beagle, Bengal, Birman,
+Bombay, Boxer, British Shorthair, Chihuahua, Egyptian Mau, English Cocker Spaniel, English Setter,
+German Shorthaired, Great Pyrenees, Havanese, Japanese Chin, Keeshond, Leonberger, Maine Coon,
+Miniature Pinscher, Newfoundland, Persian, Pomeranian, Pug, Ragdoll, Russian Blue, Saint Bernard,
+Samoyed, Scottish Terrier, Shiba Inu, Siamese, Sphynx, Staffordshire Bull Terrier, Wheaten Terrier,
+Yorkshire Terrier
+""")
+STL10 = _names("""
+airplane, bird, car, cat, deer, dog, horse, monkey, ship, truck
+""")
+FER2013 = _names("""
+angry, disgusted, fearful, happy, sad, surprised, neutral
+""")
+PCAM_PROMPTS = _names("""
+lymph node, lymph node containing metastatic tumor tissue
+""")
+PCAM_WORDS = _names("""
+lymph node tissue, lymph node tissue with a metastatic tumor
+""")
+LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+HIRAGANA = tuple("おきすつなはまやれを")
+HIRAGANA_WORDS = _names("""
+o, ki, su, tsu, na, ha, ma, ya, re, wo
 """)
 
 EUROSAT_WORDS = {

@@ -30,6 +30,7 @@ from lightning_merge.data.options import (
 )
 from lightning_merge.data.resume import Position
 from lightning_merge.data.source import open_source
+from lightning_merge.data.tasks import expand_tasks
 from lightning_merge.models.preprocess import Preprocess
 
 
@@ -52,8 +53,8 @@ class MergeDataModule(LightningDataModule):
 
     Args:
         root: Folder or file of the source; "" for a source that needs none.
-        tasks: Names of the tasks, two or more for merging; if empty, every task of the source that
-            is not out of domain.
+        tasks: Tasks and groups such as vision8, two tasks or more for merging; if empty, all of the
+            source that are not out of domain.
         unseen: Tasks that are only evaluated; no image of theirs is fitted on.
         out_of_domain: Other data sets of the source, without experts. Their heads are made from the
             base and their test images measured; nothing else sees them.
@@ -109,9 +110,9 @@ class MergeDataModule(LightningDataModule):
     def __init__(
         self,
         root: str = "",
-        tasks: Sequence[str] = (),
-        unseen: Sequence[str] = (),
-        out_of_domain: Sequence[str] = (),
+        tasks: Sequence[str] | str = (),
+        unseen: Sequence[str] | str = (),
+        out_of_domain: Sequence[str] | str = (),
         source: str | dict[str, str] = "folders",
         roots: dict[str, str] | None = None,
         splits: str | None = None,
@@ -140,11 +141,12 @@ class MergeDataModule(LightningDataModule):
         require_in("[0, inf]", "data.", num_workers=num_workers, cache_gib=cache_gib)
         require_in("[0, inf]", "data.", image_cache_gib=image_cache_gib)
         self.source = open_source(source, root, roots, splits)
-        tasks = tasks or [task for task in self.source.tasks() if task not in out_of_domain]
+        apart = expand_tasks(out_of_domain or (), "data.out_of_domain")
+        tasks = tasks or [task for task in self.source.tasks() if task not in apart]
         self.tasks = checked_names(tasks, self.source.root)
         self.unseen = checked_unseen(unseen, self.tasks)
         self.seen = tuple(task for task in self.tasks if task not in self.unseen)
-        self.out_of_domain = checked_apart(out_of_domain, self.tasks, self.source.root)
+        self.out_of_domain = checked_apart(apart, self.tasks, self.source.root)
         self.evaluated = self.tasks + self.out_of_domain
         self.transductive = False
         self.fit_on, self.sampling = fit_on, sampling

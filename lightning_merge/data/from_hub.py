@@ -48,7 +48,7 @@ class HubData(Source):
                     f"task {task!r}: {split} has the columns {dataset.column_names}, "
                     f"not {column!r}; rename one"
                 )
-        names = _class_names(dataset, layout.label)
+        names = _class_names(dataset, task, layout)
         values = dataset[layout.label][:]
         if isinstance(values[0], str):
             number = {name: i for i, name in enumerate(names)}
@@ -103,15 +103,20 @@ def _parquet(folder: Path, split: str) -> list[Path]:
     return sorted(folder.rglob(f"{split}*.parquet"))
 
 
-def _class_names(dataset: Any, column: str) -> list[str]:
-    """Return the names of a ClassLabel, the sorted strings, or the numbers up to the largest."""
-    names = getattr(dataset.features[column], "names", None)
+def _class_names(dataset: Any, task: str, layout: HubLayout) -> list[str]:
+    """Return the layout's names, those of a ClassLabel, the sorted strings, or the numbers."""
+    names = getattr(dataset.features[layout.label], "names", None)
+    if names is not None and len(layout.classes or names) != len(names):
+        raise InputError(
+            f"task {task!r}: {layout.label!r} has {len(names)} classes, {layout.path} has "
+            f"{len(layout.classes)}; save that data set, or give the task another name"
+        )
     if names is not None:
-        return list(names)
-    values = dataset.unique(column)
+        return list(layout.classes or names)
+    values = dataset.unique(layout.label)
     if all(isinstance(value, str) for value in values):
         return sorted(values)
-    return [str(number) for number in range(max(values) + 1)]
+    return list(layout.classes) or [str(number) for number in range(max(values) + 1)]
 
 
 def _encoded(images: Any, column: str, i: int) -> bytes:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_merge.core.errors import InputError, warn
 from lightning_merge.data.examples import Examples, array_examples, file_examples
+from lightning_merge.data.hdf5 import hdf5_examples, hdf5_labels
 from lightning_merge.data.layouts import TorchvisionLayout, Undivided
 from lightning_merge.data.published import find_lists, listed_rows
 from lightning_merge.data.source import Source
@@ -87,7 +88,7 @@ class TorchvisionData(Source):
             return _examples(spec, parts, folder)
         files = _files(parts[0])
         order = sorted(range(len(files)), key=files.__getitem__)
-        files, labels = [files[row] for row in order], _labels(parts[0])[order]
+        files, labels = [files[row] for row in order], _labels(spec, parts[0])[order]
         if lists := self._lists(task, undivided):
             rows = listed_rows(task, files, lists)[split]
         else:
@@ -133,44 +134,64 @@ class TorchvisionData(Source):
 
 def _examples(spec: TaskSpec, parts: Sequence[Any], folder: Path) -> Examples:
     """Return the images of torchvision's data sets, one after the other."""
-    labels = torch.cat([_labels(part) for part in parts])
+    labels = torch.cat([_labels(spec, part) for part in parts])
     classes = _classes(spec, parts[0])
     if int(labels.max()) >= len(classes):
         raise InputError(
             f"task {spec.name!r}: label {int(labels.max())} is out of range for {len(classes)} "
             "classes; get the data set again"
         )
-    if hasattr(parts[0], "data"):
-        return array_examples(classes, labels, np.concatenate([_pixels(part) for part in parts]))
+    if hasattr(parts[0], "h5py"):
+        return hdf5_examples(classes, labels, [_hdf5_file(part, "images") for part in parts], "x")
+    if (pixels := [_pixels(part) for part in parts])[0] is not None:
+        return array_examples(classes, labels, np.concatenate(pixels))  # type: ignore[arg-type]
     return file_examples(classes, labels, [file for p in parts for file in _files(p)], folder)
 
 
 def _classes(spec: TaskSpec, dataset: Any) -> list[str]:
-    """Return the data set's class names, or numbers if the spec's words name the classes."""
-    names = getattr(dataset, "classes", None)
-    if names and not spec.words:
-        return [name.partition(" - ")[0] for name in names]
-    if names and set(names) & set(spec.words):
-        return list(names)
-    count = spec.classes or 0
-    return [str(number).zfill(len(str(count - 1))) for number in range(count)]
+    """Return the class names in the order of the labels, as the row gives them or the data set."""
+    if spec.torchvision and spec.torchvision.classes:
+        return list(spec.torchvision.classes)
+    names = getattr(dataset, "wnids", None) or dataset.classes  # ImageNet has synonyms as classes
+    return [name.partition(" - ")[0] for name in names]
 
 
-def _labels(dataset: Any) -> Tensor:
+def _labels(spec: TaskSpec, dataset: Any) -> Tensor:
+    """Return the labels, counted from 0."""
+    first = spec.torchvision.first_label if spec.torchvision else 0
     for name in ("targets", "labels", "_labels"):
         if hasattr(dataset, name):
-            return torch.as_tensor(getattr(dataset, name), dtype=torch.long)
-    return torch.tensor([label for _, label in dataset._samples])
+            return torch.as_tensor(getattr(dataset, name), dtype=torch.long) - first
+    if hasattr(dataset, "h5py"):
+        return hdf5_labels(_hdf5_file(dataset, "targets"), "y")
+    labels = [label for _, label in dataset._samples]
+    if None in labels:
+        raise InputError(f"task {spec.name!r} has images without labels. {spec.obtain}")
+    return torch.tensor(labels)
+
+
+def _hdf5_file(dataset: Any, what: str) -> Path:
+    """Return a file of PCAM."""
+    return Path(dataset._base_folder) / dataset._FILES[dataset._split][what][0]
 
 
 def _files(dataset: Any) -> list[Path]:
     for name in ("samples", "_samples"):
         if hasattr(dataset, name):
             return [Path(path) for path, _ in getattr(dataset, name)]
-    return [Path(path) for path in dataset._image_files]
+    files = dataset._images if hasattr(dataset, "_images") else dataset._image_files
+    return [Path(path) for path in files]
 
 
-def _pixels(dataset: Any) -> NDArray[np.uint8]:
-    """Return all pixels, [n, h, w] or [n, h, w, 3]; SVHN keeps channels first."""
-    pixels = np.asarray(dataset.data)
-    return pixels.transpose(0, 2, 3, 1) if pixels.ndim == 4 and pixels.shape[1] == 3 else pixels
+def _pixels(dataset: Any) -> NDArray[np.uint8] | None:
+    """Return all pixels, [n, h, w] or [n, h, w, 3], or None if the images are files.
+
+    SVHN and STL10 keep channels first; FER2013 keeps a list of tensors.
+    """
+    if hasattr(dataset, "data"):
+        pixels: NDArray[np.uint8] = np.asarray(dataset.data)
+        return np.moveaxis(pixels, 1, -1) if np.shape(pixels)[1] == 3 else pixels
+    samples: Any = getattr(dataset, "_samples", ())
+    if len(samples) and isinstance(samples[0][0], Tensor):
+        return torch.stack([image for image, _ in samples]).numpy()
+    return None

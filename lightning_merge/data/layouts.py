@@ -40,6 +40,8 @@ class TorchvisionLayout:
         train: Arguments that select train images; the images of several are concatenated.
         test: Arguments that select test images.
         folder: Folder to give to the class, below the root.
+        classes: Names in the order of its labels, if the class does not give those of the table.
+        first_label: Number of the first class.
         undivided: Division of a data set that has no test images of its own.
 
     Examples:
@@ -52,6 +54,8 @@ class TorchvisionLayout:
     train: tuple[Mapping[str, Any], ...] = ({},)
     test: tuple[Mapping[str, Any], ...] = ()
     folder: str = ""
+    classes: tuple[str, ...] = ()
+    first_label: int = 0
     undivided: Undivided | None = None
 
 
@@ -66,6 +70,7 @@ class HubLayout:
         label: Column of labels.
         train: Name of the train split.
         test: Name of the test split.
+        classes: Names in the order of its labels, if the column does not give those of the table.
 
     Examples:
         >>> HubLayout("uoft-cs/cifar10", image="img").label
@@ -78,3 +83,4 @@ class HubLayout:
     label: str = "label"
     train: str = "train"
     test: str = "test"
+    classes: tuple[str, ...] = ()

@@ -5,31 +5,33 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from lightning_merge.core.checkpoints.names import composed, enumerate_names
+from lightning_merge.core.checkpoints.names import enumerate_names
 from lightning_merge.core.checks import require_choice
 from lightning_merge.core.errors import InputError
+from lightning_merge.data.tasks import expand_tasks
 
 
-def checked_names(tasks: Sequence[str], root: str, option: str = "data.tasks") -> tuple[str, ...]:
+def checked_names(
+    tasks: str | Sequence[str], root: str, option: str = "data.tasks"
+) -> tuple[str, ...]:
     """Return the names of tasks in NFC; they name folders, modules and columns.
 
     Args:
-        tasks: Names of tasks.
+        tasks: A group of tasks, or names of tasks and groups.
         root: Where they come from, for messages.
         option: Option that gives them, for messages.
 
     Raises:
-        InputError: No name is given, one is given twice, or one is not allowed.
+        InputError: No name is given, one is given twice, or one is not allowed; or a single name is
+            not that of a group.
 
     Examples:
-        >>> checked_names(["cars", "pets"], "data")
-        ('cars', 'pets')
+        >>> checked_names(["cars", "pets"], "data"), len(checked_names("vision14", "data"))
+        (('cars', 'pets'), 14)
     """
-    if isinstance(tasks, str):
-        raise InputError(f"{option}={tasks!r} is a string; give a list: [{tasks}]")
     if not tasks:
         raise InputError(f"data.root={root!r} holds no tasks; name them in {option}")
-    tasks = tuple(map(composed, tasks))
+    tasks = expand_tasks(tasks, option)
     if twice := sorted({task for task in tasks if tasks.count(task) > 1}):
         raise InputError(f"{option} names {enumerate_names(twice)} twice; name each task once")
     for task in tasks:
@@ -43,11 +45,11 @@ def checked_names(tasks: Sequence[str], root: str, option: str = "data.tasks") -
     return tasks
 
 
-def checked_unseen(unseen: Sequence[str], tasks: Sequence[str]) -> tuple[str, ...]:
+def checked_unseen(unseen: str | Sequence[str], tasks: Sequence[str]) -> tuple[str, ...]:
     """Return the names of the tasks that are evaluated only, in the order of all tasks.
 
     Args:
-        unseen: Names of some tasks.
+        unseen: A group of tasks, or names of some tasks and groups.
         tasks: Names of all tasks.
 
     Raises:
@@ -57,9 +59,7 @@ def checked_unseen(unseen: Sequence[str], tasks: Sequence[str]) -> tuple[str, ..
         >>> checked_unseen(["pets", "cars"], ("cars", "mnist", "pets"))
         ('cars', 'pets')
     """
-    if isinstance(unseen, str):
-        raise InputError(f"data.unseen={unseen!r} is a string; give a list: [{unseen}]")
-    unseen = tuple(map(composed, unseen))
+    unseen = expand_tasks(unseen, "data.unseen")
     if unknown := sorted(set(unseen) - set(tasks)):
         raise InputError(
             f"data.unseen names {enumerate_names(unknown)}, not among data.tasks="
@@ -76,7 +76,7 @@ def checked_apart(names: Sequence[str], tasks: Sequence[str], root: str) -> tupl
     """Return the names of data sets out of the domain of all tasks.
 
     Args:
-        names: Names of data sets.
+        names: Names of data sets and groups.
         tasks: Names of all tasks.
         root: Where they come from, for messages.
 

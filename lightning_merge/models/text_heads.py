@@ -36,7 +36,7 @@ def zero_shot_head(
     Args:
         model: An open_clip model with ``encode_text`` and ``logit_scale``.
         tokenizer: Maps texts to token indices [texts, context].
-        class_names: Names of the C classes.
+        class_names: Names of the C classes; the head has them unless two are equal, as ImageNet's.
         templates: Prompts such as ``a photo of a {}.``
         scale: Factor of the cosines; exp of the model's logit scale if None.
 
@@ -65,7 +65,8 @@ def zero_shot_head(
     )
     means = rows.float().unflatten(0, (len(class_names), len(templates))).mean(dim=1)
     factor = model.logit_scale.float().exp() if scale is None else scale
-    return CosineHead(F.normalize(means, dim=-1), factor).named(class_names)
+    head = CosineHead(F.normalize(means, dim=-1), factor)
+    return head.named(class_names) if len(set(class_names)) == len(class_names) else head
 
 
 def zero_shot_heads(

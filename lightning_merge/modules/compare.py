@@ -23,6 +23,7 @@ from lightning_merge.evaluation.correctness import Correctness
 from lightning_merge.evaluation.results import CandidateResult, Results, versions
 from lightning_merge.evaluation.tables import markdown
 from lightning_merge.modules.base import limit
+from lightning_merge.modules.comparability import comparability
 from lightning_merge.modules.evaluate import Evaluate
 from lightning_merge.modules.held_out import HeldOut
 from lightning_merge.modules.measured import Measured
@@ -91,6 +92,7 @@ def compare(
         >>> results.candidates["weights"].samples
         {'pets': 8}
     """
+    known = comparability(evaluate.heads_files, data.evaluated, candidates.get("individual"))
     few = [*_learned_from(trainer)]
     trial = [TRIAL] if trainer.fast_dev_run else []  # type: ignore[attr-defined]
     trainer.loggers = []  # metrics.csv is about the training
@@ -122,7 +124,7 @@ def compare(
         versions=versions(str(trainer.strategy.root_device)) | _processes(trainer),
         command=command,
         notes=(
-            *(*notes, *data.kept.notes, *effect),
+            *(*notes, *known, *data.kept.notes, *effect),
             *(trial or [*few, *_measured_on(trainer, evaluate.measured)]),
         ),
         unseen=data.unseen,

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 
 from lightning_merge.core.checkpoints import hub
+from lightning_merge.core.checkpoints.checkpoint import open_checkpoint
 from lightning_merge.core.checkpoints.digests import file_hash
 from lightning_merge.core.checkpoints.names import enumerate_names
 from lightning_merge.core.errors import InputError, warn
@@ -13,6 +14,9 @@ from lightning_merge.models.encoder import Encoder
 from lightning_merge.models.head_files import load_heads
 from lightning_merge.models.heads import Head
 from lightning_merge.modules.task_files import TASK, task_file
+
+PROMPTS = "prompts/"
+"""Prefix, before a task's name, of the metadata key for whose prompts a zero-shot head has."""
 
 HeadFiles = str | dict[str, str]
 """File of the heads of all tasks, pattern of a file for each task with {task}, or a mapping."""
@@ -117,6 +121,31 @@ def open_heads(heads: HeadFiles, tasks: Sequence[str]) -> Mapping[str, Head]:
     if isinstance(heads, str) and not by_task(heads):
         return load_heads(heads)
     return load_heads({task: head_file(heads, task) for task in tasks})
+
+
+def wordings(heads: HeadFiles, tasks: Sequence[str]) -> dict[str, str]:
+    """Return whose prompts the heads of tasks were made with, as their files say.
+
+    Args:
+        heads: Files of heads.
+        tasks: Names of tasks.
+
+    Returns:
+        Task -> the wording. Tasks are missing whose heads were made without prompts, and those of
+        published heads, which do not say it.
+
+    Examples:
+        >>> import torch
+        >>> from lightning_merge.models import class_mean_head, save_heads
+        >>> head = class_mean_head(torch.eye(2), torch.arange(2), 2, classes=["cat", "dog"])
+        >>> said = {"prompts/pets": "own wording"}
+        >>> file = save_heads({"pets": head}, "heads.safetensors", metadata=said)
+        >>> wordings("heads.safetensors", ["pets"])
+        {'pets': 'own wording'}
+    """
+    found = {task: open_checkpoint(head_file(heads, task)).metadata for task in tasks}
+    keys = {task: f"{PROMPTS}{task}" for task in tasks}
+    return {task: found[task][key] for task, key in keys.items() if key in found[task]}
 
 
 def fitting_heads(

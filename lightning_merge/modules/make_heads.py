@@ -8,7 +8,7 @@ from torch import Tensor
 from lightning_merge.core.device import run_device
 from lightning_merge.core.errors import InputError
 from lightning_merge.data.datamodule import MergeDataModule
-from lightning_merge.data.tasks import task_spec
+from lightning_merge.data.prompts import prompts
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.models.heads import Head, class_mean_head, linear_probe_head
 from lightning_merge.modules.inference import outputs
@@ -51,10 +51,11 @@ def make_heads(
     if zoo.make_heads == "zero_shot":
         from lightning_merge.models.text_heads import zero_shot_heads
 
-        prompts = {task: task_spec(task).prompts(data.classes[task]) for task in tasks}
         text = zoo.text
+        found = {task: prompts(task, data.classes[task], text.prompts) for task in tasks}
+        texts = {task: (each.words, each.templates) for task, each in found.items()}
         try:
-            made = zero_shot_heads(prompts, text.name, text.pretrained, text.weights)
+            made = zero_shot_heads(texts, text.name, text.pretrained, text.weights)
         except InputError as fault:
             raise InputError(f"zoo.text: {fault}") from fault
         yield from ((task, head.named(data.classes[task])) for task, head in made.items())

@@ -13,6 +13,7 @@ from lightning_merge.core.errors import InputError, warn
 from lightning_merge.core.vectors.suspicions import suspicions
 from lightning_merge.core.vectors.task_vectors import TaskVectors
 from lightning_merge.core.vectors.validate import check_experts
+from lightning_merge.data.prompts import Wording
 from lightning_merge.evaluation.candidates import Candidate, bounds
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.heads import HeadFiles, head_files
@@ -27,6 +28,8 @@ class TextTower:
         name: Model name, such as ViT-B-32-quickgelu.
         pretrained: Tag of its published weights.
         weights: File of the whole model's weights, instead of `pretrained`.
+        prompts: Class names and templates: our `own`, or those of the package `clip_benchmark`,
+            which most published heads have, too; `auto` takes the latter if it is installed.
 
     Examples:
         >>> TextTower(pretrained="openai").name
@@ -36,6 +39,7 @@ class TextTower:
     name: str = "ViT-B-32-quickgelu"
     pretrained: str | None = None
     weights: str | None = None
+    prompts: Wording = field(default="auto", repr=False)
 
 
 @dataclass(frozen=True)

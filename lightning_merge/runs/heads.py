@@ -10,11 +10,11 @@ from lightning_merge.core.checkpoints import hub
 from lightning_merge.core.checkpoints.checkpoint import file_hash, open_checkpoint
 from lightning_merge.core.errors import InputError
 from lightning_merge.data.datamodule import MergeDataModule
-from lightning_merge.data.tasks import task_spec
+from lightning_merge.data.prompts import prompts, resolved
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.models.head_files import load_heads, save_heads
 from lightning_merge.models.heads import Head
-from lightning_merge.modules.heads import by_task, fitting_heads, head_file
+from lightning_merge.modules.heads import PROMPTS, by_task, fitting_heads, head_file
 from lightning_merge.modules.make_heads import make_heads
 from lightning_merge.modules.zoo import Zoo
 from lightning_merge.runs.stage import fingerprint
@@ -46,7 +46,7 @@ class ZooHeads:
         if not isinstance(self.files, str) or by_task(self.files):
             return True
         if Path(self.files).exists():
-            return not _fingerprints(self.files)
+            return not _kept(self.files, _FINGERPRINT)
         return hub.exists(self.files, plain=False)
 
     def check(self) -> None:
@@ -96,7 +96,7 @@ class ZooHeads:
         heads: dict[str, Head] = {}
         known: dict[str, str] = {}
         if path.exists():
-            heads, known = load_heads(path), _fingerprints(path)
+            heads, known = load_heads(path), _kept(path, _FINGERPRINT, PROMPTS)
         lacking = [
             task
             for task in self.tasks
@@ -106,19 +106,30 @@ class ZooHeads:
             rank_zero_info(f"heads: making those of {', '.join(lacking)} in {path}")
             for task, head in make_heads(self.zoo, encoder, data, lacking):
                 heads[task], key = head, _FINGERPRINT + task
-                known |= {key: wanted[key], _KIND: self._kind}
+                known |= {key: wanted[key], _KIND: self._kind, **self._wording(data, task)}
                 save_heads(heads, path, metadata=known)  # so that a stopped run keeps them
 
     def mark(self, task: str) -> str:
         """Return the fingerprint of a task's head, or the hash of its file if the user gave it."""
         file = head_file(self.files, task)
-        return _fingerprints(file).get(_FINGERPRINT + task) or file_hash(file)
+        return _kept(file, _FINGERPRINT).get(_FINGERPRINT + task) or file_hash(file)
 
     @property
     def _kind(self) -> str:
         """How the heads are made, in words."""
-        how: Any = {"class_means": self.zoo.head_scale, "linear_probe": ""}
-        return f"{self.zoo.make_heads} {how.get(self.zoo.make_heads, self.zoo.text)}".strip()
+        zoo = self.zoo
+        how: Any = {"class_means": zoo.head_scale, "linear_probe": ""}.get(zoo.make_heads, zoo.text)
+        kind = f"{zoo.make_heads} {how}".strip()
+        if kind.startswith("zero_shot") and resolved(zoo.text.prompts, "zoo.text.prompts") != "own":
+            kind += ", prompts of clip-benchmark"
+        return kind
+
+    def _wording(self, data: MergeDataModule, task: str) -> dict[str, str]:
+        """Return the metadata entry that says whose prompts a zero-shot head has."""
+        if self.zoo.make_heads != "zero_shot":
+            return {}
+        used = prompts(task, data.classes[task], self.zoo.text.prompts)
+        return {PROMPTS + task: used.source}
 
     def made_from(self, data: MergeDataModule, task: str, inputs: Mapping[str, str]) -> str:
         """Return the fingerprint of the inputs of a task's head."""
@@ -126,12 +137,13 @@ class ZooHeads:
         made_from: list[Any] = [inputs["base"], inputs[task], zoo.make_heads, zoo.head_scale]
         made_from += [str(text), data.classes[task]]
         if zoo.make_heads == "zero_shot":
-            made_from.append(task_spec(task).prompts(data.classes[task]))
+            used = prompts(task, data.classes[task], text.prompts)
+            made_from.append((used.words, used.templates))
             made_from.append(text.weights and file_hash(text.weights))
         return fingerprint(made_from)
 
 
-def _fingerprints(heads: str | Path) -> dict[str, str]:
-    """Return the fingerprints in the metadata of a heads file; empty if not made here."""
+def _kept(heads: str | Path, *prefixes: str) -> dict[str, str]:
+    """Return the metadata under some prefixes; there are no fingerprints if not made here."""
     metadata = open_checkpoint(heads).metadata
-    return {key: mark for key, mark in metadata.items() if key.startswith(_FINGERPRINT)}
+    return {key: value for key, value in metadata.items() if key.startswith(prefixes)}

@@ -264,6 +264,9 @@ def test_fusionbench_runs_on_hub_folders(run, shipped, zoo, tmp_path, cached, by
     assert {"base", "individual", "sml", "average", "ties"} <= set(found)
     heads = load_heads(tmp_path / "heads.safetensors")
     assert heads["dtd"].classes == tuple(TASKS["dtd"])
+    said = open_checkpoint(tmp_path / "heads.safetensors").metadata["prompts/svhn"]
+    table = (tmp_path / "run" / "results.md").read_text()
+    assert f"- Prompts of the zero-shot heads: {said} (dtd, svhn)." in table
     merged = open_checkpoint(tmp_path / "run" / "merged" / "average.safetensors")
     assert merged.metadata["activation"] == "quick_gelu"
     name = "vision_model.encoder.layers.1.self_attn.q_proj.weight"
@@ -319,6 +322,8 @@ def test_published_heads_measure_both_families(run, shipped, zoo, images, tmp_pa
     assert result.code == 0, result.err
     assert result.err.count("assumed to have them in the data's order") == 1  # of 3 textures of 47
     assert accuracies(tmp_path)["individual"] == pytest.approx(expected)
+    table = (tmp_path / "run" / "results.md").read_text()
+    assert ("family A, the pickles of task_vectors (dtd, svhn)" in table) == (experts == "pickle")
     assert min(expected.values()) > 0.2
 
 

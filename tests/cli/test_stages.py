@@ -11,6 +11,7 @@ import yaml
 from tiny_zoo import CLASSES, ENCODER, TASKS, TRAINER, picture
 
 from lightning_merge.core.checkpoints.checkpoint import file_hash, open_checkpoint, save_checkpoint
+from lightning_merge.core.errors import InputError
 from lightning_merge.models.head_files import load_heads
 from lightning_merge.models.mini_vit import MiniViT
 from lightning_merge.modules import make_heads
@@ -266,6 +267,13 @@ def test_zero_shot_heads_depend_on_names_and_the_text_tower(data, tmp_path):
     data.classes["reds"] = ("night", "day")
     marks.append(ZooHeads(zoo, ["reds"]).made_from(data, "reds", inputs))
     assert len(set(marks)) == 3
+
+
+def test_prompts_that_are_not_installed_are_told_first(monkeypatch):
+    monkeypatch.setattr("lightning_merge.data.prompts._folder", lambda: None)
+    tower = TextTower(pretrained="openai", prompts="clip_benchmark")
+    with pytest.raises(InputError, match=r"zoo\.text\.prompts='clip_benchmark' needs .*\[clip\]"):
+        ZooHeads(Zoo("b", "{task}", "nowhere", "zero_shot", text=tower), TASKS).check()
 
 
 def test_options_of_the_data_reach_the_recipe(fit, own_files, own_root):

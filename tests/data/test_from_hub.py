@@ -90,6 +90,30 @@ def test_the_columns_of_the_task_table(root, table):
         HubData(str(root)).load("other", "train")
 
 
+def test_the_class_names_of_the_task_table(root, library):
+    picture = {"bytes": b"GIF8", "path": None}
+    columns = {"jpg": [picture] * 3, "cls": [4, 0, 6]}
+    features = library.Features({"jpg": library.Image(), "cls": library.Value("int64")})
+    saved = library.Dataset.from_dict(columns, features=features)
+    saved.save_to_disk(root / "fer2013" / "train")
+    faces = HubData(str(root)).load("fer2013", "train")
+    assert [faces.classes[label] for label in faces.labels] == ["neutral", "angry", "surprised"]
+
+
+def test_truth_values_are_labels(root, library):
+    columns = {"image": [{"bytes": b"GIF8", "path": None}] * 2, "label": [True, False]}
+    features = library.Features({"image": library.Image(), "label": library.Value("bool")})
+    library.Dataset.from_dict(columns, features=features).save_to_disk(root / "pcam" / "train")
+    tissue = HubData(str(root)).load("pcam", "train")
+    assert (tissue.classes, tissue.labels.tolist()) == (("0", "1"), [1, 0])
+
+
+def test_a_data_set_with_other_classes_is_refused(root, table):
+    table(4).save_to_disk(root / "imagenet" / "train")
+    with pytest.raises(InputError, match=r"'imagenet': 'label' has 2 classes, ILSVRC.* has 1000"):
+        HubData(str(root)).load("imagenet", "train")
+
+
 def test_missing_data(root, library, monkeypatch):
     def offline(*args, **kwargs):
         raise ConnectionError("no network")

@@ -1,18 +1,23 @@
 """Tiny files in the true formats of torchvision's data sets."""
 
+import json
 import pickle
 import struct
 
 import numpy as np
 import pytest
 import scipy.io
+import torch
 import torchvision
 
 from lightning_merge.core.errors import InputError
 from lightning_merge.data.from_torchvision import TorchvisionData
 from lightning_merge.data.splits import content_hashes
+from lightning_merge.data.tasks import TASKS, task_spec
 
 COUNTS = {"train": 6, "test": 4}
+ARRAYS = ("mnist", "fashion_mnist", "kmnist", "emnist_digits", "emnist_letters", "svhn", "cifar10",
+          "cifar100", "stl10", "fer2013", "pcam")  # fmt: skip
 
 
 def pixels(*shape):
@@ -24,12 +29,12 @@ def write_idx(path, array):
     path.write_bytes(header + array.astype(np.uint8).tobytes())
 
 
-def make_idx(root, name):
+def make_idx(root, name, parts=("train", "t10k"), first=0):
     raw = root / name / "raw"
-    raw.mkdir(parents=True)
-    for part, count in {"train": 6, "t10k": 4}.items():
+    raw.mkdir(parents=True, exist_ok=True)
+    for part, count in zip(parts, (6, 4), strict=True):
         write_idx(raw / f"{part}-images-idx3-ubyte", pixels(count, 28, 28))
-        write_idx(raw / f"{part}-labels-idx1-ubyte", np.arange(count) % 3)
+        write_idx(raw / f"{part}-labels-idx1-ubyte", np.arange(count) % 3 + first)
 
 
 def make_mnist(root, save, monkeypatch):
@@ -38,6 +43,18 @@ def make_mnist(root, save, monkeypatch):
 
 def make_fashion_mnist(root, save, monkeypatch):
     make_idx(root, "FashionMNIST")
+
+
+def make_kmnist(root, save, monkeypatch):
+    make_idx(root, "KMNIST")
+
+
+def make_emnist_digits(root, save, monkeypatch):
+    make_idx(root, "EMNIST", [f"emnist-digits-{split}" for split in COUNTS])
+
+
+def make_emnist_letters(root, save, monkeypatch):
+    make_idx(root, "EMNIST", [f"emnist-letters-{split}" for split in COUNTS], first=1)
 
 
 def make_svhn(root, save, monkeypatch):
@@ -50,16 +67,115 @@ def make_svhn(root, save, monkeypatch):
         scipy.io.savemat(root / f"{split}_32x32.mat", content)
 
 
-def make_cifar10(root, save, monkeypatch):
-    folder = root / "cifar-10-batches-py"
+def make_cifar(root, monkeypatch, kind, files, labels, meta):
+    folder = root / kind.base_folder
     folder.mkdir()
-    for kind, name, count in [("train", "data_batch_1", 6), ("test", "test_batch", 4)]:
-        batch = {"data": pixels(count, 3072), "labels": [i % 3 for i in range(count)]}
+    for split, name in files.items():
+        batch = {"data": pixels(COUNTS[split], 3072), labels: [0, 1, 2, 0, 1, 2][: COUNTS[split]]}
         (folder / name).write_bytes(pickle.dumps(batch))
-        monkeypatch.setattr(torchvision.datasets.CIFAR10, f"{kind}_list", [[name, None]])
-    meta = {"filename": "batches.meta", "key": "label_names", "md5": None}
-    monkeypatch.setattr(torchvision.datasets.CIFAR10, "meta", meta)
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": ["cat", "dog", "frog"]}))
+        monkeypatch.setattr(kind, f"{split}_list", [[name, None]])
+    monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": None})
+    names = {kind.meta["key"]: ["cat", "dog", "frog"]}
+    (folder / meta).write_bytes(pickle.dumps(names))
+
+
+def make_cifar10(root, save, monkeypatch):
+    files, kind = {"train": "data_batch_1", "test": "test_batch"}, torchvision.datasets.CIFAR10
+    make_cifar(root, monkeypatch, kind, files, "labels", "batches.meta")
+
+
+def make_cifar100(root, save, monkeypatch):
+    files, kind = {"train": "train", "test": "test"}, torchvision.datasets.CIFAR100
+    make_cifar(root, monkeypatch, kind, files, "fine_labels", "meta")
+
+
+def make_stl10(root, save, monkeypatch):
+    folder = root / "stl10_binary"
+    folder.mkdir()
+    for split, count in COUNTS.items():
+        labels = np.arange(count, dtype=np.uint8) % 3 + 1  # 1 is the airplane
+        (folder / f"{split}_X.bin").write_bytes(pixels(count, 3, 96, 96).tobytes())
+        (folder / f"{split}_y.bin").write_bytes(labels.tobytes())
+    (folder / "unlabeled_X.bin").touch()
+    kind = torchvision.datasets.STL10
+    for part in ("train_list", "test_list"):
+        monkeypatch.setattr(kind, part, [[name, None] for name, _ in getattr(kind, part)])
+
+
+def make_flowers102(root, save, monkeypatch):
+    base = root / "flowers-102"
+    (base / "jpg").mkdir(parents=True)
+    ids = {"trnid": [12, 3, 7, 1, 9, 5], "valid": [11], "tstid": [2, 4, 6, 8]}
+    of_image = np.zeros(12, int)
+    for numbers in ids.values():
+        for place, number in enumerate(numbers):
+            save(base / "jpg" / f"image_{number:05d}.jpg")
+            of_image[number - 1] = place % 3 + 1  # the label file counts from 1
+    scipy.io.savemat(base / "setid.mat", ids)
+    scipy.io.savemat(base / "imagelabels.mat", {"labels": of_image})
+    kind = torchvision.datasets.Flowers102
+    files = {what: (name, None) for what, (name, _) in kind._file_dict.items()}
+    monkeypatch.setattr(kind, "_file_dict", files)
+
+
+def make_oxford_pets(root, save, monkeypatch):
+    base = root / "oxford-iiit-pet"
+    names = ("Abyssinian", "american_bulldog", "Bombay")
+    for split, file in {"train": "trainval", "test": "test"}.items():
+        lines = [f"{names[i % 3]}_{split}{i} {i % 3 + 1} 1 1" for i in range(COUNTS[split])]
+        for line in lines:
+            save(base / "images" / f"{line.split()[0]}.jpg")
+        (base / "annotations").mkdir(exist_ok=True)
+        (base / "annotations" / f"{file}.txt").write_text("\n".join(lines))
+
+
+def make_food101(root, save, monkeypatch):
+    base = root / "food-101"
+    (base / "meta").mkdir(parents=True)
+    for split, count in COUNTS.items():
+        listed = {}
+        for i in range(count):
+            name = ("apple_pie", "baklava", "waffles")[i % 3]
+            listed.setdefault(name, []).append(f"{name}/{split}{i}")
+            save(base / "images" / name / f"{split}{i}.jpg")
+        (base / "meta" / f"{split}.json").write_text(json.dumps(listed))
+
+
+def make_rendered_sst2(root, save, monkeypatch):
+    for split, count in COUNTS.items():
+        for i in range(count):
+            save(root / "rendered-sst2" / split / ("negative", "positive")[i % 2] / f"{i}.png")
+
+
+def make_fer2013(root, save, monkeypatch):
+    (root / "fer2013").mkdir()
+    uses = ["Training"] * 6 + ["PublicTest"] * 2 + ["PrivateTest"] * 2
+    rows = [
+        f"{i % 3},{' '.join(map(str, pixels(48 * 48 + i)[: 48 * 48]))},{use}"
+        for i, use in enumerate(uses)
+    ]
+    (root / "fer2013" / "fer2013.csv").write_text("\n".join(["emotion,pixels,Usage", *rows]))
+    kind = torchvision.datasets.FER2013
+    files = {what: (name, None) for what, (name, _) in kind._RESOURCES.items()}
+    monkeypatch.setattr(kind, "_RESOURCES", files)
+
+
+def make_pcam(root, save, monkeypatch):
+    h5py = pytest.importorskip("h5py")
+    (root / "pcam").mkdir()
+    for split, count in COUNTS.items():
+        start = str(root / "pcam" / f"camelyonpatch_level_2_split_{split}")
+        with h5py.File(f"{start}_x.h5", "w") as images, h5py.File(f"{start}_y.h5", "w") as labels:
+            images["x"] = pixels(count, 96, 96, 3)
+            labels["y"] = (np.arange(count, dtype=np.uint8) % 2).reshape(count, 1, 1, 1)
+
+
+def make_imagenet(root, save, monkeypatch):
+    names = {"n01440764": ("tench", "Tinca tinca"), "n01443537": ("goldfish",), "n15075141": ("x",)}
+    for split, count in {"train": 6, "val": 4}.items():
+        for i in range(count):
+            save(root / "imagenet" / split / [*names][i % 3] / f"{split}_{i}.JPEG")
+    torch.save((names, []), root / "imagenet" / "meta.bin")
 
 
 def make_gtsrb(root, save, monkeypatch):
@@ -121,7 +237,7 @@ def make_resisc45(root, save, monkeypatch):
 MAKERS = {
     name.removeprefix("make_"): maker
     for name, maker in list(globals().items())
-    if name.startswith("make_") and name != "make_idx"
+    if name.startswith("make_") and name not in ("make_idx", "make_cifar")
 }
 
 
@@ -158,6 +274,18 @@ def make(tmp_path, save, monkeypatch):
         ("sun397", (6, 6), 3, "abbey"),
         ("eurosat", (54, 6), 3, "AnnualCrop"),
         ("resisc45", (24, 6), 3, "airplane"),
+        ("flowers102", (6, 4), 102, "pink primrose"),
+        ("pcam", (6, 4), 2, "0"),
+        ("fer2013", (6, 4), 7, "angry"),
+        ("oxford_pets", (6, 4), 3, "Abyssinian"),
+        ("stl10", (6, 4), 10, "airplane"),
+        ("cifar100", (6, 4), 3, "cat"),
+        ("food101", (6, 4), 3, "apple_pie"),
+        ("emnist_digits", (6, 4), 10, "0"),
+        ("emnist_letters", (6, 4), 26, "A"),
+        ("kmnist", (6, 4), 10, "0"),
+        ("rendered_sst2", (6, 4), 2, "negative"),
+        ("imagenet", (6, 4), 3, "n01440764"),
     ],
 )
 def test_layouts(make, tmp_path, task, sizes, classes, first):
@@ -169,18 +297,57 @@ def test_layouts(make, tmp_path, task, sizes, classes, first):
         assert len(examples) == size
         assert len(examples.classes) == classes
         assert examples.classes[0] == first
-        counts = examples.labels.bincount(minlength=3)[:3]
+        shown = min(3, classes)
+        counts = examples.labels.bincount(minlength=shown)[:shown]
         assert counts.sum() == size
         assert counts.max() - counts.min() <= 1
         assert examples.image(0).mode == "RGB"
         assert np.asarray(examples.image(size - 1)).ndim == 3
-        has_files = task not in ("mnist", "fashion_mnist", "svhn", "cifar10")
-        place = tmp_path / ("NWPU-RESISC45" if task == "resisc45" else "")
+        has_files = task not in ARRAYS
+        place = tmp_path / (task_spec(task).torchvision.folder)
         assert {(place / examples.file(i)).is_file() for i in range(size)} == {has_files}
         assert has_files or examples.file(0) == ""
         hashes += content_hashes(examples, task)
         pickle.dumps(examples)
     assert len(set(hashes)) == sum(sizes)
+
+
+def test_every_row_with_a_layout_is_read():
+    assert set(MAKERS) == {name for name, spec in TASKS.items() if spec.torchvision}
+
+
+@pytest.mark.parametrize(
+    ("task", "label", "name"),
+    [
+        ("flowers102", 2, "canterbury bells"),
+        ("fer2013", 4, "sad"),  # the Hub's copy is alphabetical, neutral is its 4
+        ("stl10", 1, "bird"),
+        ("emnist_letters", 2, "C"),
+        ("imagenet", 2, "n15075141"),
+    ],
+)
+def test_labels_mean_the_classes_of_the_files(make, task, label, name):
+    examples = make(task).load(task, "train")
+    assert examples.classes[label] == name
+    assert sorted(examples.labels.tolist()) == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("task", ["fer2013", "pcam", "stl10", "emnist_digits"])
+def test_images_are_those_that_torchvision_shows(make, tmp_path, task):
+    layout, examples = task_spec(task).torchvision, make(task).load(task, "test")
+    theirs = getattr(torchvision.datasets, layout.dataset)(str(tmp_path), **layout.test[0])
+    for i, (image, label) in enumerate(theirs):
+        assert np.array_equal(np.asarray(examples.image(i)), np.asarray(image.convert("RGB")))
+        assert examples.labels[i] == label
+
+
+def test_faces_without_labels_are_refused(make, tmp_path):
+    source, folder = make("fer2013"), tmp_path / "fer2013"
+    grey = " ".join(["7"] * 48 * 48)
+    (folder / "fer2013.csv").unlink()
+    (folder / "test.csv").write_text(f"pixels\n{grey}\n")
+    with pytest.raises(InputError, match=r"'fer2013' has images without labels.*fer2013\.csv"):
+        source.load("fer2013", "test")
 
 
 def test_pixels_are_those_of_the_file(make, tmp_path):

@@ -9,7 +9,7 @@ from published import ClassificationHead, publish
 from torch.nn import functional as F
 
 from lightning_merge.core.errors import InputError, InputWarning
-from lightning_merge.data.tasks import task_spec
+from lightning_merge.data.tasks import expand_tasks, task_spec
 from lightning_merge.models import (
     CosineHead,
     LinearHead,
@@ -19,6 +19,7 @@ from lightning_merge.models import (
 )
 from lightning_merge.modules.base import fitting_heads
 from lightning_merge.modules.heads import head_files, heads_hash
+from lightning_merge.modules.task_files import task_file
 
 DIM = 6
 ENCODER = SimpleNamespace(dim=DIM)
@@ -220,6 +221,19 @@ def test_a_mapping_mixes_both_kinds_of_files(tmp_path, features):
     before = heads_hash(files, data.tasks)
     publish(ClassificationHead(torch.randn(10, DIM)), tmp_path / "m.pt")
     assert heads_hash(files, data.tasks) != before
+
+
+def test_twenty_experts_are_found_as_their_publisher_names_them(tmp_path):
+    eight = ("SUN397", "Cars", "RESISC45", "EuroSAT", "SVHN", "GTSRB", "MNIST", "DTD")
+    six = ("Flowers102", "PCAM", "FER2013", "OxfordIIITPet", "STL10", "CIFAR100")
+    published = (*eight, *six, "CIFAR10", "Food101", "FashionMNIST", "EMNIST", "KMNIST",
+                 "RenderedSST2")  # fmt: skip
+    for name in published:
+        (tmp_path / f"{name}Val").mkdir()
+        (tmp_path / f"{name}Val" / "nonlinear_finetuned.pt").touch()
+    pattern = f"{tmp_path}/{{task}}/nonlinear_finetuned.pt"
+    found = [task_file(pattern, task, "experts") for task in expand_tasks("vision20")]
+    assert found == [pattern.replace("{task}", f"{name}Val") for name in published]
 
 
 @pytest.mark.parametrize(

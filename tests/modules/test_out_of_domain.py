@@ -150,7 +150,7 @@ def test_coefficients_and_samples_are_those_without_it(trainer, third, own_root,
     ("options", "message"),
     [
         ({"out_of_domain": ["reds"]}, r"data\.out_of_domain=\['reds'\]: reds is in data\.tasks"),
-        ({"out_of_domain": "third"}, r"data\.out_of_domain='third' is a string"),
+        ({"out_of_domain": "third"}, r"data\.out_of_domain='third' is not a group"),
         ({"out_of_domain": ["third", "third"]}, r"data\.out_of_domain names third twice"),
         ({"out_of_domain": ["nowhere"]}, r"task 'nowhere' has no data"),
     ],
