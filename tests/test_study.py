@@ -1,6 +1,7 @@
 """The study runner from its words to its table, on a suite of two tiny tasks."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -44,3 +45,27 @@ def test_a_group_becomes_a_table(group, expected, suite, root, monkeypatch, caps
     found = rows(capsys.readouterr().out)
     assert {"base", "individual", *expected} <= set(found)
     assert not [name for name in found if name.startswith(study.START)]
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")  # of the copy
+def test_finished_runs_are_measured_on_corrupted_images(suite, root, monkeypatch, capsys, caplog):
+    """As configs/claims/stats_merging/robustness.yaml says: a copy, and nothing learned again."""
+
+    def start(*more):
+        words = ["--data-root", str(root), "--suite", "tiny", "--group", "robustness"]
+        given = [*words, "--seeds", "0", "--epochs", "2", *more]
+        monkeypatch.setattr(sys, "argv", ["study.py", *given])
+        assert study.main() == 0
+        return capsys.readouterr().out
+
+    start("--runs", "clean")
+    shutil.copytree("clean", "noise")
+    caplog.clear()
+    options = ["--data.corruption.name", "gaussian_sigma", "--data.corruption.severity", "200"]
+    table = start("--runs", "noise", "--", *options, "--overwrite", "true")
+    assert "gaussian_sigma" in table
+    runs = sorted(path.parent.name for path in Path("noise").glob("*/seed0"))
+    learned = [name for name in runs if name != "closed_forms"]
+    assert len(learned) == 4
+    for name in learned:
+        assert f"going on from noise/{name}/seed0/checkpoints/last.ckpt" in caplog.text
