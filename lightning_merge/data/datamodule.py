@@ -58,6 +58,7 @@ class MergeDataModule(LightningDataModule):
         unseen: Tasks that are only evaluated; no image of theirs is fitted on.
         out_of_domain: Other data sets of the source, without experts. Their heads are made from the
             base and their test images measured; nothing else sees them.
+        joint_labels: Also measure accuracy among the classes of all tasks, see `JointLabels`.
         source: Layout of root: folders, torchvision, huggingface, drawn or pool; or task -> its
             layout, for at least the tasks in `tasks`.
         roots: Task -> its own root, if `source` is a mapping.
@@ -113,6 +114,7 @@ class MergeDataModule(LightningDataModule):
         tasks: Sequence[str] | str = (),
         unseen: Sequence[str] | str = (),
         out_of_domain: Sequence[str] | str = (),
+        joint_labels: bool = False,
         source: str | dict[str, str] = "folders",
         roots: dict[str, str] | None = None,
         splits: str | None = None,
@@ -148,7 +150,7 @@ class MergeDataModule(LightningDataModule):
         self.seen = tuple(task for task in self.tasks if task not in self.unseen)
         self.out_of_domain = checked_apart(apart, self.tasks, self.source.root)
         self.evaluated = self.tasks + self.out_of_domain
-        self.transductive = False
+        self.transductive, self.joint_labels = False, joint_labels
         self.fit_on, self.sampling = fit_on, sampling
         self.coefficient_fraction = fraction(coefficient_fraction)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size

@@ -3,13 +3,23 @@
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-H_SCORE, NORMALISED, GAP = "H-score", "normalised", "of the gap"
+H_SCORE, NORMALISED, GAP, JOINT = "H-score", "normalised", "of the gap", "joint"
+_DIVIDED = " Blank where that cannot be divided."
 EXPLAINED = {
-    H_SCORE: "H-score: harmonic mean of the averages in and out of domain, in percent.",
-    NORMALISED: "Normalised: mean over tasks of the accuracy in percent of its expert's.",
-    GAP: "Of the gap: percent of what the experts add to the base's average.",
+    H_SCORE: ("H-score: harmonic mean of the averages in and out of domain, in percent.", _DIVIDED),
+    NORMALISED: (
+        "Normalised: mean over tasks of the accuracy in percent of its expert's.",
+        _DIVIDED,
+    ),
+    GAP: ("Of the gap: percent of what the experts add to the base's average.", _DIVIDED),
+    JOINT: (
+        "Joint: mean over the domain when a network has to choose among the classes of all its "
+        "tasks, those of equal name being one. Heads of class means or of prompts have comparable "
+        "scales; those of logistic regression need not.",
+        " Blank where a network is told the task.",
+    ),
 }
-"""Column -> a sentence about it."""
+"""Column -> a sentence about it, and one about its blanks."""
 BASE, EXPERTS = "base", "individual"
 """Rows of the references that figures are derived from."""
 

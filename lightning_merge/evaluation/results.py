@@ -13,7 +13,7 @@ from typing import Any
 from lightning_merge import __version__
 from lightning_merge.core.checkpoints.files import read_text, write_text
 from lightning_merge.core.errors import InputError
-from lightning_merge.evaluation.derived import derived
+from lightning_merge.evaluation.derived import JOINT, derived
 
 AVERAGE = "average"
 OUT_OF_DOMAIN = "average out of domain"
@@ -75,6 +75,8 @@ class CandidateResult:
         inference_cost: Forward passes of the base network per image.
         update_bytes: Bytes of the values that differ from the base's, which is what one set of
             weights costs to keep beside the base; None where this was not counted.
+        joint: Fraction of correct answers among the classes of all tasks, by task of the domain, if
+            it was measured.
 
     Raises:
         InputError: An accuracy is outside [0, 1] or not finite, accuracy and samples are empty
@@ -98,8 +100,13 @@ class CandidateResult:
     extra_parameters: int = 0
     inference_cost: float = 1.0
     update_bytes: int | None = None
+    joint: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
+        if wrong := {task: v for task, v in (self.joint or {}).items() if not 0 <= v <= 1}:
+            raise InputError(
+                f"joint of candidate {self.name!r} is {wrong}: give fractions in [0, 1]"
+            )
         if not self.accuracy or set(self.accuracy) != set(self.samples):
             raise InputError(
                 f"candidate {self.name!r} has accuracy on {sorted(self.accuracy)} but samples of "
@@ -202,7 +209,11 @@ class Results:
     def figures(self, name: str) -> dict[str, float | None]:
         """Return the figures of a candidate that follow from accuracies, by column."""
         accuracies = {row: found.accuracy for row, found in self.candidates.items()}
-        return derived(accuracies, name, self.in_domain, self.out_of_domain)
+        figures = derived(accuracies, name, self.in_domain, self.out_of_domain)
+        if any(found.joint for found in self.candidates.values()):
+            joint = self.candidates[name].joint
+            figures[JOINT] = fmean(joint.values()) if joint else None
+        return figures
 
     def to_json(self, path: str | Path) -> Path:
         """Write the results to ``path``, whole or not at all, and return it."""

@@ -260,7 +260,8 @@ def _legend(results: Results | Aggregate) -> Iterable[str]:
                 "run before mean and deviation."
             )
     for column, cells in _figure_columns(results).items():
-        yield EXPLAINED[column] + (" Blank where that cannot be divided." * ("" in cells.values()))
+        text, blank = EXPLAINED[column]
+        yield text + (blank if "" in cells.values() else "")
     yield "Bold: the best merged candidate of a column."
     if results.unseen:
         yield (

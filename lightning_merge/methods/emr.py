@@ -56,6 +56,7 @@ class MaskedNetwork(TaskNetwork):
         [2.0, 3.0, 5.0]
     """
 
+    told_task = True
     unified: Tensor
     masks: Tensor
     rescalers: Tensor

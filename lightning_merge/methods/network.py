@@ -69,6 +69,7 @@ class TaskNetwork(nn.Module, ABC):
 
     Attributes:
         inference_cost: Cost of an image in passes of the model.
+        told_task: Whether the features depend on the task's name.
 
     Examples:
         >>> class Plain(TaskNetwork):
@@ -84,6 +85,7 @@ class TaskNetwork(nn.Module, ABC):
     """
 
     inference_cost: float = 1.0
+    told_task: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module, project: Callable[[Any], Tensor], **options: Any) -> None:
         super().__init__()

@@ -79,6 +79,8 @@ class CorrectedNetwork(TaskNetwork):
         16
     """
 
+    told_task = True
+
     def __init__(
         self,
         model: nn.Module,

@@ -14,18 +14,17 @@ from lightning_merge.core.errors import InputError, warn
 from lightning_merge.core.ranks import Ranks
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.data.dataset import Batch
+from lightning_merge.data.joint import JointLabels
 from lightning_merge.data.resume import count_epochs, leave_open
 from lightning_merge.data.sizes import count_batches, count_images
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.models.preprocess import Preprocess
 from lightning_merge.modules.answers import Answers
+from lightning_merge.modules.counting import NOT_COUNTED, SideBySide, counter, filled
 from lightning_merge.modules.divergence import EVERY, first_not_finite
 from lightning_merge.modules.heads import HeadFiles, fitting_heads
 from lightning_merge.modules.measured import Measured
 from lightning_merge.modules.zoo import Zoo
-
-NOT_COUNTED = -100
-"""Label of an image that is not counted."""
 
 
 def limit(trainer: Trainer, part: str) -> str:
@@ -82,6 +81,7 @@ class TaskModule(LightningModule):
         self.measured: dict[str, Measured] = {}
         self.right = Answers()
         self._any_finite: Tensor | None = None
+        self._joint: JointLabels | None = None
 
     @property
     def preprocess(self) -> Preprocess:
@@ -211,6 +211,11 @@ class TaskModule(LightningModule):
         checkpoint["classes"] = {task: list(names) for task, names in self.data.classes.items()}
         leave_open(self.trainer, checkpoint)
 
+    @property
+    def joint(self) -> JointLabels | None:
+        """The joint labels that the weights under test are measured by, if they are."""
+        return self._joint if self.data.joint_labels else None
+
     def prepare(self, stage: str) -> None:
         """Make one accuracy per task and part of the data; subclasses prepare more.
 
@@ -227,9 +232,11 @@ class TaskModule(LightningModule):
             for part in ("train", "val", "test"):
                 key = f"{part}/{task}"
                 if key not in self.metrics:
-                    self.metrics[key] = MulticlassStatScores(
-                        classes, average="micro", ignore_index=NOT_COUNTED, sync_on_compute=False
-                    )
+                    self.metrics[key] = counter(classes)
+        if self.data.joint_labels:
+            self._joint = JointLabels({task: self.data.classes[task] for task in self.data.tasks})
+            for task in self.data.tasks:
+                self.metrics[f"joint/{task}"] = counter(self._joint.size)
 
     def open_heads(self, files: HeadFiles) -> None:
         """Load the frozen heads of the tasks from their files.
@@ -279,23 +286,34 @@ class TaskModule(LightningModule):
         return cast(MulticlassStatScores, self.metrics[f"{part}/{task}"])
 
     def logits(self, batch: Batch, dataloader_idx: int) -> Tensor:
-        """Return the logits [n, C] of one batch of one task.
+        """Return the logits [n, C] of one batch of one task, see `through_heads`."""
+        head = self.heads[self.data.evaluated[dataloader_idx]]
+        return self.through_heads(batch, dataloader_idx, [head])[0]
+
+    def through_heads(
+        self, batch: Batch, dataloader_idx: int, heads: Sequence[nn.Module]
+    ) -> list[Tensor]:
+        """Return what several heads make of the features of one batch of one task.
 
         A process without a batch left gets an empty one. It runs the network on a blank image and
         returns [1, C], because other processes may wait for its part of the network.
         """
-        images = batch.images
-        if not len(images):
-            images = images.new_zeros(1, *images.shape[1:])
-        return self.heads[self.data.evaluated[dataloader_idx]](self.features(images))
+        features = self.features(filled(batch).images)
+        return [head(features) for head in heads]
 
     def evaluate(self, part: str, batch: Batch, dataloader_idx: int) -> None:
-        """Count the right predictions of one batch of one task."""
-        task, logits = self.data.evaluated[dataloader_idx], self.logits(batch, dataloader_idx)
+        """Count the right predictions of one batch of one task, and those among all classes."""
+        task = self.data.evaluated[dataloader_idx]
+        joint = self.joint if part == "test" and task in self.data.tasks else None
+        heads = [self.heads[task], *([] if joint is None else [SideBySide(self.heads, joint.of)])]
+        logits, *others = self.through_heads(batch, dataloader_idx, heads)
         labels = batch.labels if len(batch.labels) else batch.labels.new_tensor([NOT_COUNTED])
         self.counts(part, task).update(logits, labels)
         if part == "test":
             self.right.add(task, batch.index, (logits.argmax(1) == labels)[: len(batch.index)])
+        if joint is not None and len(batch.labels):
+            predicted, true = joint.predicted(others[0]), joint.true(task, labels)
+            self.counts("joint", task).update(predicted, true)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count right predictions on held-out images."""
@@ -316,6 +334,17 @@ class TaskModule(LightningModule):
         if few := [f"{n} of {all} batches of {task}" for (task, all), n in batches if n < all]:
             warn(f"{limit(self.trainer, 'predict')}: predictions cover only {', '.join(few)}")
 
+    def _summed(self, part: str, tasks: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """Return the numbers of right and of all images by task, and reset the counts."""
+        if not tasks:
+            return {}
+        metrics = [self.counts(part, task) for task in tasks]
+        own = torch.stack([metric.compute() for metric in metrics])
+        counts = self.trainer.strategy.reduce(own, reduce_op="sum").tolist()
+        for metric in metrics:
+            metric.reset()
+        return {task: (row[0], row[-1]) for task, row in zip(tasks, counts, strict=True)}
+
     def close(self, part: str) -> None:
         """Sum and log the counts of a pass over a part, and reset them for the next pass.
 
@@ -324,16 +353,15 @@ class TaskModule(LightningModule):
         """
         data = self.data
         tasks = data.seen if part == "train" else data.evaluated_on(part)
-        metrics = [self.counts(part, task) for task in tasks]
-        own = torch.stack([metric.compute() for metric in metrics])
-        counts = self.trainer.strategy.reduce(own, reduce_op="sum").tolist()
         there = {} if part == "train" else count_images(self.data, part)
         answers = self.right.collect(self.ranks) if part == "test" else {}
-        measured = Measured({}, {}, there, right=answers)
-        for task, (right, *_, images) in zip(tasks, counts, strict=True):
+        measured = Measured({}, {}, there, right=answers, joint={})
+        for task, (right, images) in self._summed(part, tasks).items():
             measured.accuracy[task], measured.samples[task] = right / max(images, 1), images
-        for metric in metrics:
-            metric.reset()
+        if part == "test" and self.joint is not None:
+            own = [task for task in tasks if task in data.tasks]
+            for task, (right, images) in self._summed("joint", own).items():
+                measured.joint[task] = right / max(images, 1)
         self.measured[part] = measured
         if part != "train" and measured.shares and not self.trainer.sanity_checking:
             warn(f"{limit(self.trainer, part)}: {part} accuracies cover only {measured.shares}")

@@ -273,6 +273,7 @@ def _measure(
         name=candidate.name,
         accuracy=measured.accuracy,
         samples=measured.samples,
+        joint=measured.joint or None,
         **asdict(candidate.cost),
         note="; ".join(filter(None, [candidate.note, note])),
         bound=candidate.bound,

@@ -4,15 +4,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_merge.core.checkpoints.names import enumerate_names
 from lightning_merge.core.errors import InputError
 from lightning_merge.data.dataset import Batch
+from lightning_merge.data.joint import JointLabels
 from lightning_merge.evaluation.candidates import Candidate
 from lightning_merge.methods.network import Recalibrate, TaskNetwork, holds_network, load_network
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.base import TaskModule
+from lightning_merge.modules.counting import filled
 from lightning_merge.modules.heads import HeadFiles, head_files
 
 
@@ -83,15 +85,26 @@ class Evaluate(TaskModule):
         self.candidate, self._recalibrate = candidate, recalibrate
         self._loaded = None
 
-    def logits(self, batch: Batch, dataloader_idx: int) -> Tensor:
-        """Load the weights of the task, if necessary, and return the logits."""
+    @property
+    def joint(self) -> JointLabels | None:
+        """None if the weights, or the network, depend on being told the task."""
+        told = self.network is not None and self.network.told_task
+        return super().joint if isinstance(self.candidate.weights, Path) and not told else None
+
+    def evaluate(self, part: str, batch: Batch, dataloader_idx: int) -> None:
+        """Load the weights of the task, if necessary, and count the right predictions."""
+        self._load(dataloader_idx)
+        super().evaluate(part, batch, dataloader_idx)
+
+    def through_heads(
+        self, batch: Batch, dataloader_idx: int, heads: Sequence[nn.Module]
+    ) -> list[Tensor]:
+        """Load the weights of the task, if necessary, and return what the heads make of them."""
         self._load(dataloader_idx)
         if self.network is None:
-            return super().logits(batch, dataloader_idx)
-        if not len(batch.images):  # a process without a batch left
-            batch = batch._replace(images=batch.images.new_zeros(1, *batch.images.shape[1:]))
-        task = self.data.evaluated[dataloader_idx]
-        return self.network.logits(task, batch.images, self.heads[task])
+            return super().through_heads(batch, dataloader_idx, heads)
+        task, images = self.data.evaluated[dataloader_idx], filled(batch).images
+        return [self.network.logits(task, images, head) for head in heads]
 
     def _load(self, dataloader_idx: int) -> None:
         file = self.candidate.file(self.data.evaluated[dataloader_idx])

@@ -17,9 +17,10 @@ class Measured(NamedTuple):
         images: Number of all images by task.
         right: Whether each test image was classified correctly, by task, bool [rows, n], see
             `Answers`; a row for each network.
+        joint: Fraction of right predictions among the classes of all tasks, if it was measured.
 
     Examples:
-        >>> measured = Measured({"cars": 0.5}, samples={"cars": 4}, images={"cars": 8}, right={})
+        >>> measured = Measured({"cars": 0.5}, {"cars": 4}, {"cars": 8}, right={}, joint={})
         >>> measured.average, measured.shares
         (0.5, '4 of 8 images of cars')
     """
@@ -28,6 +29,7 @@ class Measured(NamedTuple):
     samples: dict[str, int]
     images: dict[str, int]
     right: dict[str, Tensor]
+    joint: dict[str, float]
 
     @property
     def average(self) -> float:
@@ -46,7 +48,13 @@ class Measured(NamedTuple):
 
     def joined(self, other: "Measured") -> "Measured":
         """Return this pass and one over other tasks as one."""
-        return Measured(*({**own, **more} for own, more in zip(self, other, strict=True)))
+        return Measured(
+            self.accuracy | other.accuracy,
+            self.samples | other.samples,
+            self.images | other.images,
+            self.right | other.right,
+            self.joint | other.joint,
+        )
 
     @staticmethod
     def mean_of(passes: Sequence["Measured"]) -> "Measured":

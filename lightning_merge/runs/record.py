@@ -16,8 +16,9 @@ Record = Mapping[str, Any]
 """Name of an option or input -> its value or the hash of its content."""
 
 CALLBACKS, TEST_IMAGES = "trainer.callbacks", "test images of "
-OUT_OF_DOMAIN = ("data.out_of_domain", "out of domain: ")
-"""Record keys of what is measured only: the option, and the start of those for images."""
+OUT_OF_DOMAIN = "out of domain: "
+MEASURED_ONLY = ("data.out_of_domain", "data.joint_labels", OUT_OF_DOMAIN)
+"""Record keys, or their start, of what nothing but measuring depends on."""
 TASK_VECTORS = "model.task_vectors"
 """Record key: how callbacks transform task vectors before coefficients are learned."""
 CORRUPTION = "data.corruption"
@@ -89,7 +90,7 @@ def describe_images(data: MergeDataModule) -> dict[str, Any]:
         found[TEST_IMAGES + task] = data.record[task].get("test", {}).get("digest")
     for name in data.out_of_domain:
         test = data.record[name].get("test", {}).get("digest")
-        found[OUT_OF_DOMAIN[1] + name] = [data.digest(name), test, list(data.classes[name])]
+        found[OUT_OF_DOMAIN + name] = [data.digest(name), test, list(data.classes[name])]
     return found
 
 
@@ -140,7 +141,7 @@ def network(record: Record) -> dict[str, Any]:
 
 def _measured_only(record: Record) -> tuple[str, ...]:
     """Return the first words of entries on which only accuracies depend, not the network."""
-    return OUT_OF_DOMAIN if record.get(TRANSDUCTIVE) else (*OUT_OF_DOMAIN, TEST_IMAGES, CORRUPTION)
+    return MEASURED_ONLY if record.get(TRANSDUCTIVE) else (*MEASURED_ONLY, TEST_IMAGES, CORRUPTION)
 
 
 def differences(old: Record, new: Record) -> str:
