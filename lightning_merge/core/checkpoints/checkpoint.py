@@ -7,8 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lightning_merge.core.checkpoints import hub
-from lightning_merge.core.checkpoints.clip_names import translated
+from lightning_merge.core.checkpoints import clip_names, efficientnet_names, hub
 from lightning_merge.core.checkpoints.digests import file_hash
 from lightning_merge.core.checkpoints.files import atomic_write, claim
 from lightning_merge.core.checkpoints.forms import check_numbers, factors_message, has_factors
@@ -32,10 +31,11 @@ __all__ = [
 
 
 def spelled_as(checkpoint: Mapping[str, Tensor], names: Iterable[str]) -> Checkpoint:
-    """Return a lazy view of a CLIP under the naming scheme of the library that `names` come from.
+    """Return a lazy view of a network under the naming scheme of the library of `names`.
 
-    Any other network, or a CLIP that already has these names, is returned as it is; see
-    `lightning_merge.core.checkpoints.clip_names`.
+    Schemes are known for CLIP and EfficientNet-Lite, see `clip_names` and `efficientnet_names` in
+    `lightning_merge.core.checkpoints`. Any other network, or one that already has these names, is
+    returned as it is.
 
     Args:
         checkpoint: Tensors by name.
@@ -47,16 +47,17 @@ def spelled_as(checkpoint: Mapping[str, Tensor], names: Iterable[str]) -> Checkp
         ['vision_model.pre_layrnorm.weight']
     """
     source = as_checkpoint(checkpoint)
-    entries = translated({name: source.entry(name) for name in source}, names)
-    if entries is None:
-        return source
-    return Checkpoint(entries, path=source.path, metadata=source.metadata)
+    entries, names = {name: source.entry(name) for name in source}, list(names)
+    for translated in (clip_names.translated, efficientnet_names.translated):
+        if (made := translated(entries, names)) is not None:
+            return Checkpoint(made, path=source.path, metadata=source.metadata)
+    return source
 
 
 def select(checkpoint: Mapping[str, Tensor], names: Iterable[str]) -> Checkpoint:
     """Return a lazy view of `checkpoint` with exactly these `names`, whatever prefix it stores.
 
-    A CLIP may have the names of either library, see `spelled_as`.
+    A CLIP or EfficientNet-Lite may have another library's names, see `spelled_as`.
 
     Args:
         checkpoint: Tensors by name.
@@ -103,7 +104,8 @@ def open_checkpoint(
     * a folder with one of these, as on the Hub.
 
     Args:
-        path: File, folder or name on the Hub, see `lightning_merge.core.checkpoints.hub`.
+        path: File, folder, name on the Hub or `package:NAME`, see `hub` and `packages` in
+            `lightning_merge.core.checkpoints`.
         prefix: Keep only names under this prefix, such as `encoder.backbone.`, and strip it.
         keys: Keep exactly these names, see `select`.
 

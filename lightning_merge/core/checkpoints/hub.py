@@ -2,7 +2,8 @@
 
 `owner/name` means a repository unless such a path exists; `hf:owner/name` always does, and
 `hf:owner/name/file.pt` means one file in it. `@revision` may follow: a branch, tag or commit. Files
-are fetched into the Hub's own cache, and found there without a network.
+are fetched into the Hub's own cache, and found there without a network. `package:NAME` is a file
+that pip has installed, see `packages`.
 """
 
 import re
@@ -17,6 +18,7 @@ from os.path import lexists
 from pathlib import Path
 from typing import NamedTuple
 
+from lightning_merge.core.checkpoints.packages import installed, packaged
 from lightning_merge.core.errors import InputError
 
 COMPANIONS = (
@@ -55,7 +57,7 @@ _PREFIXES = ("hf:", "hf-hub:")
 
 
 class Unavailable(InputError):
-    """A repository or file on the Hub that cannot be fetched.
+    """A repository or file on the Hub that cannot be fetched, or a package that is not installed.
 
     Examples:
         >>> issubclass(Unavailable, InputError)
@@ -107,7 +109,7 @@ def repository(path: str | Path) -> Repository | None:
 
 
 def exists(path: str | Path, *, plain: bool = True) -> bool:
-    """Whether a path exists or is the name of a repository, which may exist.
+    """Whether a path exists or is the name of a repository or package, which may exist.
 
     Args:
         path: Path or name.
@@ -118,22 +120,28 @@ def exists(path: str | Path, *, plain: bool = True) -> bool:
         (True, False, False)
     """
     named = repository(path) is not None and (plain or str(path).startswith(_PREFIXES))
-    return lexists(path) or named
+    return lexists(path) or named or packaged(path) is not None
 
 
 def local(path: str | Path) -> Path:
-    """Return the local file or folder for a path or a name on the Hub.
+    """Return the local file or folder for a path, a name on the Hub or in a package.
 
     Args:
         path: Path or name.
 
     Raises:
-        Unavailable: The repository or file is neither in the cache nor available from the Hub.
+        Unavailable: The repository or file is neither in the cache nor available from the Hub, or
+            the package is not installed or has no such file.
 
     Examples:
         >>> str(local("runs/expert.pt"))
         'runs/expert.pt'
     """
+    if (inside := packaged(path)) is not None:
+        try:
+            return installed(inside)
+        except InputError as fault:
+            raise Unavailable(str(fault)) from None
     named = repository(path)
     return Path(path) if named is None else _fetched(named)
 

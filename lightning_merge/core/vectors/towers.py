@@ -1,4 +1,4 @@
-"""Experts that hold only part of a CLIP: that part is merged, the rest comes from the base."""
+"""Experts that hold only part of a network: that part is merged, the rest comes from the base."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_merge.core.checkpoints.checkpoint import Checkpoint, as_checkpoint, spelled_as
 from lightning_merge.core.checkpoints.clip_names import vision_tower
+from lightning_merge.core.checkpoints.efficientnet_names import classifier
 from lightning_merge.core.checkpoints.names import match_names
 from lightning_merge.core.errors import InputError
 
@@ -36,12 +37,13 @@ class Aligned(NamedTuple):
 
 
 def align(base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]]) -> Aligned:
-    """Bring experts of a CLIP under the names of their base, and find what only the base has.
+    """Bring experts under the names of their base, and find what only the base has.
 
     Fine-tuned vision towers are published alone or without the text transformer. If an expert
     lacks a whole part of the network, that part was not trained. A part is a name at the first
-    level (`vision_model`, `visual_projection`; `visual`, `transformer`). Parts that an expert holds
-    incompletely, and experts of any other network, stay as they are for `check_experts` to judge.
+    level (`vision_model`, `visual_projection`; `visual`, `transformer`). EfficientNets may lack
+    their classifier. Parts that an expert holds incompletely, and experts of any other network,
+    stay as they are for `check_experts` to judge.
 
     Args:
         base: Name -> tensor.
@@ -73,9 +75,12 @@ def _only(checkpoint: Checkpoint, names: Iterable[str]) -> Checkpoint:
 def _held(base: Checkpoint, expert: Checkpoint) -> tuple[Checkpoint, set[str]]:
     """Return an expert under the base's names, and the base's names that it leaves out."""
     prefixes = vision_tower(base)
-    if prefixes is None or set(base) == set(expert):
+    if set(base) == set(expert):
         return expert, set()
-    (prefix, root), spelled = prefixes, spelled_as(expert, base)
+    spelled = spelled_as(expert, base)
+    if prefixes is None:
+        return spelled, set() if classifier(spelled) else classifier(base)
+    prefix, root = prefixes
     parts = _parts(base, prefix, root, translated=spelled is not expert)
     tower = parts.pop(prefix)
     try:
