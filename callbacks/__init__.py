@@ -8,6 +8,7 @@ from lightning_merge.callbacks.lwptv import LwPTVMerge
 from lightning_merge.callbacks.m_ties import MTiesMerge
 from lightning_merge.callbacks.merge import MergeCallback
 from lightning_merge.callbacks.predictions import WritePredictions
+from lightning_merge.callbacks.representations import Representations
 from lightning_merge.callbacks.task_vectors import (
     PruneTaskVectors,
     TransformTaskVectors,
@@ -20,6 +21,7 @@ __all__ = [
     "MTiesMerge",
     "MergeCallback",
     "PruneTaskVectors",
+    "Representations",
     "TransformTaskVectors",
     "TrimTaskVectors",
     "WritePredictions",

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 H_SCORE, NORMALISED, GAP, JOINT = "H-score", "normalised", "of the gap", "joint"
+DISTANCE, DISTANCE_OUT = "distance", "distance out of domain"
 _DIVIDED = " Blank where that cannot be divided."
 EXPLAINED = {
     H_SCORE: ("H-score: harmonic mean of the averages in and out of domain, in percent.", _DIVIDED),
@@ -18,6 +19,12 @@ EXPLAINED = {
         "scales; those of logistic regression need not.",
         " Blank where a network is told the task.",
     ),
+    DISTANCE: (
+        "Distance: mean Euclidean distance of the features of test images from the base's, "
+        "averaged over tasks.",
+        "",
+    ),
+    DISTANCE_OUT: ("Distance out of domain: the same, out of domain.", ""),
 }
 """Column -> a sentence about it, and one about its blanks."""
 BASE, EXPERTS = "base", "individual"

@@ -13,7 +13,7 @@ from typing import Any
 from lightning_merge import __version__
 from lightning_merge.core.checkpoints.files import read_text, write_text
 from lightning_merge.core.errors import InputError
-from lightning_merge.evaluation.derived import JOINT, derived
+from lightning_merge.evaluation.derived import DISTANCE, DISTANCE_OUT, JOINT, derived
 
 AVERAGE = "average"
 OUT_OF_DOMAIN = "average out of domain"
@@ -77,6 +77,7 @@ class CandidateResult:
             weights costs to keep beside the base; None where this was not counted.
         joint: Fraction of correct answers among the classes of all tasks, by task of the domain, if
             it was measured.
+        distance: Distance of the features from the base's, by task, if it was measured.
 
     Raises:
         InputError: An accuracy is outside [0, 1] or not finite, accuracy and samples are empty
@@ -101,6 +102,7 @@ class CandidateResult:
     inference_cost: float = 1.0
     update_bytes: int | None = None
     joint: Mapping[str, float] | None = None
+    distance: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         if wrong := {task: v for task, v in (self.joint or {}).items() if not 0 <= v <= 1}:
@@ -213,6 +215,14 @@ class Results:
         if any(found.joint for found in self.candidates.values()):
             joint = self.candidates[name].joint
             figures[JOINT] = fmean(joint.values()) if joint else None
+        if any(found.distance for found in self.candidates.values()):
+            distance = self.candidates[name].distance or {}
+            for column, tasks in {
+                DISTANCE: self.in_domain,
+                DISTANCE_OUT: self.out_of_domain,
+            }.items():
+                if tasks:
+                    figures[column] = fmean(distance[task] for task in tasks) if distance else None
         return figures
 
     def to_json(self, path: str | Path) -> Path:

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_merge.evaluation.aggregates import Aggregate, CandidateAggregate, Spread
-from lightning_merge.evaluation.derived import EXPLAINED
+from lightning_merge.evaluation.derived import DISTANCE, DISTANCE_OUT, EXPLAINED
 from lightning_merge.evaluation.results import CandidateResult, Results, averaged_tasks
 
 TRANSDUCTIVE = "†"
@@ -148,11 +148,18 @@ def _figure_columns(results: Results | Aggregate) -> dict[str, dict[str, str]]:
     columns = next(iter(figures.values()))
     return {
         column: {
-            name: "" if (value := row[column]) is None else _percent(value)
+            name: "" if (value := row[column]) is None else _figure(column, value)
             for name, row in figures.items()
         }
         for column in columns
     }
+
+
+def _figure(column: str, value: float | Spread) -> str:
+    """Return a figure in percent, or a distance with three significant digits."""
+    if column not in (DISTANCE, DISTANCE_OUT):
+        return _percent(value)
+    return f"{value.mean:.3g} ± {value.std:.2g}" if isinstance(value, Spread) else f"{value:.3g}"
 
 
 def _figures(results: Results | Aggregate, name: str) -> Mapping[str, float | Spread | None]:

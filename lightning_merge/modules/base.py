@@ -355,7 +355,7 @@ class TaskModule(LightningModule):
         tasks = data.seen if part == "train" else data.evaluated_on(part)
         there = {} if part == "train" else count_images(self.data, part)
         answers = self.right.collect(self.ranks) if part == "test" else {}
-        measured = Measured({}, {}, there, right=answers, joint={})
+        measured = Measured({}, {}, there, right=answers, joint={}, distance={})
         for task, (right, images) in self._summed(part, tasks).items():
             measured.accuracy[task], measured.samples[task] = right / max(images, 1), images
         if part == "test" and self.joint is not None:

@@ -274,6 +274,7 @@ def _measure(
         accuracy=measured.accuracy,
         samples=measured.samples,
         joint=measured.joint or None,
+        distance=measured.distance or None,
         **asdict(candidate.cost),
         note="; ".join(filter(None, [candidate.note, note])),
         bound=candidate.bound,

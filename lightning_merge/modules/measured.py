@@ -18,9 +18,10 @@ class Measured(NamedTuple):
         right: Whether each test image was classified correctly, by task, bool [rows, n], see
             `Answers`; a row for each network.
         joint: Fraction of right predictions among the classes of all tasks, if it was measured.
+        distance: Distance of the features from the base's by task, if it was measured.
 
     Examples:
-        >>> measured = Measured({"cars": 0.5}, {"cars": 4}, {"cars": 8}, right={}, joint={})
+        >>> measured = Measured({"cars": 0.5}, {"cars": 4}, {"cars": 8}, {}, {}, {})
         >>> measured.average, measured.shares
         (0.5, '4 of 8 images of cars')
     """
@@ -30,6 +31,7 @@ class Measured(NamedTuple):
     images: dict[str, int]
     right: dict[str, Tensor]
     joint: dict[str, float]
+    distance: dict[str, float]
 
     @property
     def average(self) -> float:
@@ -54,15 +56,20 @@ class Measured(NamedTuple):
             self.images | other.images,
             self.right | other.right,
             self.joint | other.joint,
+            self.distance | other.distance,
         )
 
     @staticmethod
     def mean_of(passes: Sequence["Measured"]) -> "Measured":
-        """Return the mean accuracies of passes over the same images by different networks."""
+        """Return the means of passes over the same images by different networks."""
+
+        def means(values: Sequence[dict[str, float]]) -> dict[str, float]:
+            return {task: fmean(value[task] for value in values) for task in values[0]}
+
         first = passes[0]
-        means = {task: fmean(p.accuracy[task] for p in passes) for task in first.accuracy}
         right = {task: torch.cat([p.right[task] for p in passes]) for task in first.right}
-        return first._replace(accuracy=means, right=right)
+        accuracy, distance = ([getattr(p, w) for p in passes] for w in ("accuracy", "distance"))
+        return first._replace(accuracy=means(accuracy), right=right, distance=means(distance))
 
     def averages(self, tasks: Sequence[str], out_of_domain: Sequence[str]) -> dict[str, float]:
         """Return the mean accuracies over the tasks, and over what is out of domain, by name.
