@@ -39,7 +39,12 @@ class TextTower:
     name: str = "ViT-B-32-quickgelu"
     pretrained: str | None = None
     weights: str | None = None
-    prompts: Wording = field(default="auto", repr=False)
+    prompts: Wording = "auto"
+
+    def __str__(self) -> str:
+        """Describe the network alone; heads record their prompts task by task."""
+        own = {"name": self.name, "pretrained": self.pretrained, "weights": self.weights}
+        return f"TextTower({', '.join(f'{key}={value!r}' for key, value in own.items())})"
 
 
 @dataclass(frozen=True)
