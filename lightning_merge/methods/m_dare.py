@@ -39,8 +39,8 @@ class MDare(RankedByMLoss):
             found by default.
         node_order: "loss", or a control: "random" ranks, "uniform" probability
             keep - spread / 2, "reversed" ranks.
-        activation: Gelu, gelu_tanh, quick_gelu, relu, silu or tanh in place of the model's
-            own; required for named layers whose activation is not a module.
+        activation: Gelu, gelu_tanh, hardswish, quick_gelu, relu, relu6, silu or tanh in place of
+            the model's own; required for named layers whose activation is not a module.
         seed: Seed of the dropped entries and of the random ranks.
 
     Raises:

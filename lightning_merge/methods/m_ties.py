@@ -156,11 +156,8 @@ class RankedByMLoss(MergeMethod):
                 if has_rows_of_nodes(layer.modules[0])
             }
         activated = [name for name, layer in chains.items() if layer.activation is not None]
-        if self.layers is None and not activated:
-            raise InputError(
-                "layers=None: no linear or convolutional layer of the model feeds an activation "
-                "module; name layers, and the activation that follows them"
-            )
+        if not chains or (self.layers is None and not activated):
+            raise InputError(self._nothing_to_rank(chains))
         chosen: dict[str, tuple[AffineLayer, Activation]] = {}
         for given in activated if self.layers is None else self.layers:
             if isinstance(given, int) and not -len(activated) <= given < len(activated):
@@ -171,19 +168,36 @@ class RankedByMLoss(MergeMethod):
             if name not in chains:
                 raise InputError(
                     f"layers: {name!r} is not a linear or convolutional layer that the model "
-                    f"calls, with its own weight and no activation in the BatchNorm after it; "
-                    f"give one such as {', '.join([*chains][:3])}"
+                    "calls, with its own weight and, if a normalisation follows, BatchNorm's "
+                    f"running statistics; give one such as {', '.join([*chains][:3])}"
                 )
-            activation = chains[name].activation
-            if self.activation is not None:
-                activation = ACTIVATIONS[self.activation]
-            if activation is None:
-                raise InputError(
-                    f"layers: no activation module follows {name!r}; "
-                    f"set activation to one of {', '.join(ACTIVATIONS)}"
-                )
-            chosen[name] = chains[name], activation
+            chosen[name] = chains[name], self._activation_of(name, chains[name])
         return [*chosen.values()]
+
+    def _nothing_to_rank(self, chains: Iterable[str]) -> str:
+        """Explain that no layer can be ranked by itself; `chains` could be if they are named."""
+        known = [*chains][:3]
+        remedy = (
+            f"name layers such as {', '.join(known)}, and the activation that follows them"
+            if known
+            else "none could be ranked under any option; choose a method that runs no network"
+        )
+        return (
+            f"layers={self.layers!r}: no linear or convolutional layer of the model feeds an "
+            f"activation module; {remedy}"
+        )
+
+    def _activation_of(self, name: str, layer: AffineLayer) -> Activation:
+        """Return the activation that follows a layer: the one given, or the model's own."""
+        activation = layer.activation
+        if self.activation is not None:
+            activation = ACTIVATIONS[self.activation]
+        if activation is None:
+            raise InputError(
+                f"layers: no activation module follows {name!r}; "
+                f"set activation to one of {', '.join(ACTIVATIONS)}"
+            )
+        return activation
 
 
 @dataclass(frozen=True)
@@ -213,8 +227,8 @@ class MTies(RankedByMLoss):
             found by default.
         node_order: "loss", or a control: "random" ranks, "uniform" ratio keep - spread / 2,
             "reversed" ranks.
-        activation: Gelu, gelu_tanh, quick_gelu, relu, silu or tanh in place of the model's
-            own; required for named layers whose activation is not a module.
+        activation: Gelu, gelu_tanh, hardswish, quick_gelu, relu, relu6, silu or tanh in place of
+            the model's own; required for named layers whose activation is not a module.
         combine: Disjoint "mean" or "sum".
         scale: Factor of the update.
         trim: Scope of the trim of other tensors, "per_tensor" or "global".

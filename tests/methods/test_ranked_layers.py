@@ -1,6 +1,7 @@
 """Which layers M-TIES ranks, and by what: every kind of layer against what its experts make."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -79,7 +80,6 @@ def test_batch_norm_belongs_to_a_layer_that_is_named(make_experts):
 
 
 def test_layers_that_have_no_nodes_to_rank_are_left_out_or_refused(make_experts):
-    from timm.layers import BatchNormAct2d
     from torch.nn.utils.parametrizations import weight_norm
 
     images = torch.randn(4, 3, 6, 6)
@@ -89,12 +89,81 @@ def test_layers_that_have_no_nodes_to_rank_are_left_out_or_refused(make_experts)
     call = (base, make_experts(2, base))
     losses = MTies().analyse(*call, Resources(model=net, batches=images)).losses
     assert list(losses) == ["4.weight"]
-    other = Functional(BatchNormAct2d(4))
+    other = Functional(nn.BatchNorm2d(4, track_running_stats=False))
     base = weights_of(other)
-    fused = (base, make_experts(2, base))
-    for model, layer, weights in ((net, "0", call), (net, "2", call), (other, "conv", fused)):
+    unsure = (base, make_experts(2, base))
+    for model, layer, weights in ((net, "0", call), (net, "2", call), (other, "conv", unsure)):
         with pytest.raises(InputError, match=f"layers: '{layer}' is not a linear or convolutional"):
             MTies(layers=[layer], activation="relu")(*weights, model=model, batches=images)
+
+
+@pytest.mark.parametrize(
+    ("net", "layers", "remedy"),
+    [
+        (nn.Linear(3, 2), None, "name layers such as 0, and the activation"),
+        (nn.ConvTranspose1d(3, 2, 1), None, "none could be ranked under any option"),
+        (nn.ConvTranspose1d(3, 2, 1), ["0"], "none could be ranked under any option"),
+    ],
+)
+def test_nothing_to_rank_has_a_way_out(net, layers, remedy, make_experts):
+    net = nn.Sequential(net)
+    base = weights_of(net)
+    given = re.escape(f"layers={layers!r}: no linear")
+    with pytest.raises(InputError, match=f"{given} or .*; {remedy}"):
+        MTies(layers=layers, activation="relu" if layers else None)(
+            base, make_experts(2, base), model=net, batches=torch.randn(4, 3, 3)
+        )
+
+
+def split(model):
+    """A copy of one of timm's networks with plain BatchNorm and activation modules."""
+    from timm.layers import BatchNormAct2d
+
+    other, names = copy.deepcopy(model), {}
+    for name, norm in [*other.named_modules()]:
+        if isinstance(norm, BatchNormAct2d):
+            parts = nn.Sequential(nn.BatchNorm2d(norm.num_features, eps=norm.eps), norm.act)
+            other.set_submodule(name, parts)
+            names |= {f"{name}.{own}": f"{name}.0.{own}" for own in norm.state_dict()}
+    return other.eval(), names
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "mobilenetv3_small_050"])
+def test_timms_fused_layers_merge_to_the_bits_of_plain_ones(name, make_experts):
+    import timm
+
+    torch.manual_seed(0)
+    net = timm.create_model(name, num_classes=0).eval()
+    base = weights_of(net)
+    experts = make_experts(2, base)
+    for expert in experts.values():
+        expert.update({n: t.abs() for n, t in expert.items() if n.endswith("running_var")})
+    other, names = split(net)
+    images = torch.randn(2, 3, 32, 32)
+    fused = MTies().analyse(base, experts, Resources(net, images))
+    base, *rest = (
+        {names.get(n, n): t for n, t in weights.items()} for weights in (base, *experts.values())
+    )
+    plain = MTies().analyse(base, dict(zip(experts, rest, strict=True)), Resources(other, images))
+    assert list(fused.losses) == list(plain.losses)
+    for layer, loss in fused.losses.items():
+        assert torch.equal(loss, plain.losses[layer])
+        assert torch.equal(fused.keep_ratios[layer], plain.keep_ratios[layer])
+    assert {names.get(n, n) for n in fused.merged} == set(plain.merged)
+    for own, tensor in fused.merged.items():
+        assert torch.equal(tensor, plain.merged[names.get(own, own)])
+
+
+def test_relu6_by_name_is_that_of_the_module(make_experts):
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU6()).eval()
+    base = weights_of(net) | {"0.bias": torch.full((4,), 6.0)}  # at the upper kink
+    experts = make_experts(2, base)
+    resources = Resources(net, torch.randn(99, 3))
+    named = MTies(activation="relu6").analyse(base, experts, resources)
+    own = MTies().analyse(base, experts, resources)
+    relu = MTies(activation="relu").analyse(base, experts, resources)
+    assert torch.equal(named.losses["0.weight"], own.losses["0.weight"])
+    assert not torch.equal(relu.losses["0.weight"], own.losses["0.weight"])
 
 
 def test_a_row_that_no_tile_holds_is_refused(make_experts, monkeypatch):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
@@ -88,9 +89,10 @@ def affine_layers(model: nn.Module, inputs: Tensor) -> list[AffineLayer]:
 def affine_chains(model: nn.Module, inputs: Tensor) -> list[AffineLayer]:
     """Find every linear or convolutional module, and the modules that follow it.
 
-    A BatchNorm that follows belongs to the layer. Modules that pass their input on, such as Dropout
-    in evaluation, are skipped. Modules are left out if they feed a BatchNorm that also computes the
-    activation, as timm's does, or that has no running statistics.
+    A BatchNorm that follows belongs to the layer. One that also computes the activation, as timm's
+    `BatchNormAct2d` does, counts as BatchNorm followed by its `act`; see `Normalisation`. Modules
+    that pass their input on, such as Dropout in evaluation, are skipped. Modules are left out if
+    they feed a BatchNorm that has no running statistics or computes anything else.
 
     Args:
         model: Any network; it comes back unchanged.
@@ -127,8 +129,10 @@ class _Chains:
         before: dict[str, Before] = {}
         after: dict[str, After] = {}
         for name, module in model.named_modules():
-            if _is_affine(module):
-                after[name] = partial(self._extend, name)
+            if isinstance(module, nn.Linear | _ConvNd):
+                after[name] = partial(self._begin, name)
+            elif isinstance(getattr(module, "running_mean", None), Tensor):
+                after[name] = partial(self._normalise, name)
             elif isinstance(module, _BatchNorm):
                 before[name] = self._leave_out
             elif not [*module.children(), *module.parameters()]:
@@ -140,7 +144,8 @@ class _Chains:
         layers = []
         for first, chain in self._chains.items():
             names, activation = self._activations.get(first, (chain, None))
-            layers.append(AffineLayer(names, tuple(map(model.get_submodule, names)), activation))
+            modules = (_affine_part(model.get_submodule(name)) for name in names)
+            layers.append(AffineLayer(names, tuple(modules), activation))
         return layers
 
     def _before(self, args: Args) -> tuple[str, ...] | None:
@@ -148,14 +153,26 @@ class _Chains:
         names, tensor, version = self._outputs.get(id(args[0]) if args else 0, ((), None, 0))
         return names if tensor is not None and tensor._version == version else None
 
-    def _extend(self, name: str, module: nn.Module, args: Args, _: Kwargs, output: Tensor) -> None:
-        before = self._before(args) if isinstance(module, _BatchNorm) else ()
-        if before is None:
+    def _begin(self, name: str, module: nn.Module, args: Args, _: Kwargs, output: Tensor) -> None:
+        self._outputs[id(output)] = ((name,), output, output._version)
+        self._chains.setdefault(name, (name,))
+
+    def _normalise(
+        self, name: str, module: nn.Module, args: Args, _: Kwargs, output: Tensor
+    ) -> None:
+        if not (before := self._before(args)):
+            return
+        if not _normalises(module, args[0], output):
+            self._chains.pop(before[0], None)
             return
         names = (*before, name)
-        self._outputs[id(output)] = (names, output, output._version)
-        if self._chains.setdefault(names[0], names) == before:
+        if self._chains.get(names[0]) == before:
             self._chains[names[0]] = names
+        act = getattr(module, "act", None)
+        if isinstance(act, nn.Module) and is_activation(act, output.device):
+            self._activations.setdefault(names[0], (names, act))
+        else:
+            self._outputs[id(output)] = (names, output, output._version)
 
     def _end(self, module: nn.Module, args: Args, _: Kwargs) -> None:
         names = self._before(args)
@@ -167,10 +184,49 @@ class _Chains:
             self._chains.pop(names[0], None)
 
 
-def _is_affine(module: nn.Module) -> bool:
-    if isinstance(module, _BatchNorm):  # not those that also compute the activation
-        return module.running_mean is not None and not [*module.children()]
-    return isinstance(module, (nn.Linear, _ConvNd))
+class Normalisation(nn.Module):
+    """A module with running statistics in evaluation, without any activation that it computes.
+
+    It has the same tensors under the same names.
+
+    Args:
+        module: A BatchNorm, frozen or not, that may have an activation.
+
+    Examples:
+        >>> norm = nn.BatchNorm1d(1)
+        >>> norm.act = nn.ReLU()
+        >>> Normalisation(norm)(torch.tensor([[-1.0]])).round(decimals=3)
+        tensor([[-1.]])
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self._parameters, self._buffers = module._parameters, module._buffers
+        self.eps = getattr(module, "eps", 0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise [n, C, ...] by the running statistics."""
+        mean, variance = self.get_buffer("running_mean"), self.get_buffer("running_var")
+        weight, bias = getattr(self, "weight", None), getattr(self, "bias", None)
+        return functional.batch_norm(x, mean, variance, weight, bias, eps=self.eps)
+
+
+def _affine_part(module: nn.Module) -> nn.Module:
+    """Return a module, without the activation that it computes if it has one."""
+    return Normalisation(module) if [*module.children()] else module
+
+
+def _normalises(module: nn.Module, inputs: Tensor, output: Tensor) -> bool:
+    """Return whether a module's output is that of BatchNorm, followed by its `act` if it has one.
+
+    `drop` of timm's does nothing in evaluation. That nothing else happens is computed, not assumed.
+    """
+    if not {name for name, _ in module.named_children()} <= {"act", "drop"}:
+        return False
+    expected = Normalisation(module)(inputs)
+    expected = getattr(module, "act", nn.Identity())(expected)
+    scale = float(output.abs().max())
+    return torch.allclose(output.float(), expected.float(), rtol=1e-2, atol=1e-2 * scale)
 
 
 def has_rows_of_nodes(module: nn.Module) -> bool:
@@ -196,7 +252,7 @@ def is_activation(module: nn.Module, device: torch.device | None = None) -> bool
         >>> is_activation(nn.GELU()), is_activation(nn.Softmax(-1))
         (True, False)
     """
-    probe = torch.linspace(-3.0, 3.0, 13, device=device)
+    probe = torch.linspace(-8.0, 8.0, 33, device=device)
     try:
         whole, start = module.forward(probe.clone()), module.forward(probe[:6].clone())
         curvature = whole.diff(n=2).abs().max()  # zero for affine functions on an even grid

@@ -22,8 +22,10 @@ Reduce = Literal["abs", "square"]
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": functional.gelu,
     "gelu_tanh": partial(functional.gelu, approximate="tanh"),
+    "hardswish": functional.hardswish,
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "relu": functional.relu,
+    "relu6": functional.relu6,
     "silu": functional.silu,
     "tanh": torch.tanh,
 }
@@ -308,8 +310,10 @@ def expected_m_loss(
         E|D| = (1 - 1/K) TV(f') sigma^2 / (4 k),
 
     TV(f') being the total variation of f': 1 for ReLU, 1 - a for a leaky ReLU of slope a, 1.51562
-    for GELU, 1.39936 for QuickGELU. It follows from D = f'' v / 2 to second order, v being the
-    variance of the pre-activations, with mean (1 - 1/K) sigma^2; for a kink it is exact.
+    for GELU, 1.39936 for SiLU and QuickGELU, 2 for ReLU6 and 3 for hardswish. It follows from
+    D = f'' v / 2 to second order, v being the variance of the pre-activations, with mean
+    (1 - 1/K) sigma^2; for a kink it is exact, but where the curve beside a kink bends the other
+    way, as in hardswish, |D| is less within sigma of it, and the formula a limit for small sigma.
 
     The paper, for K = 2, has sigma^2 / k times 1 / sqrt(2 pi), (1 - a) / sqrt(2 pi) and 1/4 for
     ReLU, leaky ReLU and GELU, where the formula above and simulation give 0.125, 0.125 (1 - a) and
