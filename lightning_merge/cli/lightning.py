@@ -35,8 +35,8 @@ from lightning_merge.core.checkpoints.files import write_text
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.ranks import AgreedError
 from lightning_merge.data.datamodule import MergeDataModule
+from lightning_merge.evaluation.legend import own_split_note
 from lightning_merge.evaluation.results import Results
-from lightning_merge.evaluation.tables import own_split_note
 from lightning_merge.modules.base import TaskModule
 from lightning_merge.modules.compare import compare
 from lightning_merge.modules.evaluate import Evaluate

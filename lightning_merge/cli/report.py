@@ -1,24 +1,31 @@
-"""The report command: one table with the means and spreads of several runs."""
+"""The report command: one table of a run, or with the means and spreads of several."""
 
 from pathlib import Path
+from typing import Literal
 
 from lightning_merge.core.checkpoints.files import write_text
 from lightning_merge.core.errors import InputError
 from lightning_merge.evaluation.aggregates import aggregate
+from lightning_merge.evaluation.correctness import Correctness
 from lightning_merge.evaluation.results import Results
 from lightning_merge.evaluation.tables import markdown
 
 
 def report(
-    runs: list[str], output: str, against: str | None = None, overwrite: bool = False
+    runs: list[str],
+    output: str,
+    against: str | None = None,
+    intervals: Literal["averages", "all", "none"] = "averages",
+    overwrite: bool = False,
 ) -> None:
-    """Write the mean and spread over seeds of several runs of one config.
+    """Write the table of a run, or mean and spread over seeds of several runs of one config.
 
     Args:
-        runs: Two or more run folders, or their results.json, with different seeds.
+        runs: Run folders, or their results.json; several have different seeds.
         output: Markdown file to write.
         against: Candidate to compare with: the table also gives the difference of every other
-            candidate's average from it, taken run by run.
+            candidate's averages from it, paired by run and image, with interval and p value.
+        intervals: Columns that show 95 % intervals over images and seeds.
         overwrite: Replace the output if it exists.
 
     Raises:
@@ -32,6 +39,7 @@ def report(
     for run, file in zip(runs, files, strict=True):
         if not file.exists():
             raise InputError(f"runs: {run!r} has no results: {file} does not exist; finish the run")
-    table = markdown(aggregate([Results.from_json(file) for file in files], against))
-    write_text(target, table)
-    print(f"{target}: {len(files)} runs")
+    results = [Results.from_json(file) for file in files]
+    right = [Correctness.read(file.parent) for file in files]
+    write_text(target, markdown(aggregate(results, against, right), intervals=intervals))
+    print(f"{target}: {len(files)} run{'s' if len(files) > 1 else ''}")

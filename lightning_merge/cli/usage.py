@@ -11,7 +11,7 @@ COMMANDS = {
     "merge": "merge checkpoints by any closed-form method",
     "tune": "choose a method's hyperparameters on held-out images, and test them once",
     "mergeability": "M-Loss of experts and of their pairs: how well they will merge",
-    "report": "one table of the mean and spread of several runs",
+    "report": "one table of a run, or of several seeds, with intervals",
     "list": "show methods, tasks and encoders",
 }
 

@@ -1,4 +1,4 @@
-"""Mean and spread of results over seeds."""
+"""Mean and spread of results over seeds; a single run is the case of one seed."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -6,11 +6,17 @@ from statistics import fmean, stdev
 from typing import NamedTuple
 
 from lightning_merge.core.errors import InputError
-from lightning_merge.evaluation.results import AVERAGE, CandidateResult, Results
+from lightning_merge.evaluation.bootstrap import Interval
+from lightning_merge.evaluation.correctness import Correctness
+from lightning_merge.evaluation.evidence import Compared, Evidence, obstacle, weigh
+from lightning_merge.evaluation.results import (
+    AVERAGE,
+    Results,
+)
 
 
 class Spread(NamedTuple):
-    """Mean and sample standard deviation (denominator n - 1) over seeds.
+    """Mean and sample standard deviation (denominator n - 1) over seeds; None of a single one.
 
     Examples:
         >>> Spread(mean=0.81, std=0.02)
@@ -18,21 +24,38 @@ class Spread(NamedTuple):
     """
 
     mean: float
-    std: float
+    std: float | None = None
+
+
+class Difference(NamedTuple):
+    """Mean and spread of a difference of two candidates.
+
+    Attributes:
+        spread: Over seeds.
+        compared: What the test images say, if it is known.
+
+    Examples:
+        >>> Difference(Spread(0.02, 0.01)).compared is None
+        True
+    """
+
+    spread: Spread
+    compared: Compared | None = None
 
 
 @dataclass(frozen=True)
 class CandidateAggregate:
-    """One candidate over several seeds; fields as in :class:`CandidateResult`.
+    """One candidate over one or several seeds; fields as in :class:`CandidateResult`.
 
     ``samples`` holds the smallest and largest number of test images over the seeds, and
     ``averages`` the spread of each average of the runs, by its name, and so ``figures``, None
     where a run lacks one. Extra parameters and inference cost, which do not depend on the seed,
     are the largest of any run. Peak memory is present if all runs have measured it.
-    ``difference`` is the spread of the candidate's average minus that of a reference candidate
+    ``differences`` has, by average and figure, what the candidate has beyond a reference candidate
     of the same run, if one was named.
 
     Examples:
+        >>> from lightning_merge.evaluation import CandidateResult
         >>> runs = [
         ...     Results(["a"], {"ties": CandidateResult("ties", {"a": x}, {"a": 8}, 1.0)}, seed, {})
         ...     for seed, x in enumerate([0.5, 0.75])
@@ -52,7 +75,9 @@ class CandidateAggregate:
     peak_memory: Spread | None = None
     extra_parameters: int = 0
     inference_cost: float = 1.0
-    difference: Spread | None = None
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+    best: Sequence[str] = ()
+    differences: Mapping[str, Difference] = field(default_factory=dict)
     figures: Mapping[str, Spread | None] = field(default_factory=dict)
 
     @property
@@ -63,11 +88,12 @@ class CandidateAggregate:
 
 @dataclass(frozen=True)
 class Aggregate:
-    """Several runs that differ in their seed; fields as in :class:`Results`.
+    """One run, or several that differ in their seed; fields as in :class:`Results`.
 
     ``against`` names the reference candidate of the differences, or is None.
 
     Examples:
+        >>> from lightning_merge.evaluation import CandidateResult
         >>> ties = CandidateResult("ties", {"a": 0.5}, {"a": 8}, seconds=1.0)
         >>> runs = [Results(["a"], {"ties": ties}, seed, versions={}) for seed in (0, 1)]
         >>> aggregate(runs).seeds
@@ -86,29 +112,37 @@ class Aggregate:
     against: str | None = None
 
 
-def aggregate(results: Sequence[Results], against: str | None = None) -> Aggregate:
-    """Return mean and spread over seeds, per candidate and task.
+def aggregate(
+    results: Sequence[Results],
+    against: str | None = None,
+    correctness: Sequence[Correctness | None] | None = None,
+) -> Aggregate:
+    """Return mean and spread over seeds, per candidate and task, and what can be told from them.
 
     The spread of an average is that of the runs' averages, not the average of spreads.
-    Notes and versions that differ between runs are all kept.
+    Notes and versions that differ between runs are all kept. If the runs cannot have intervals, a
+    note says why.
 
     Args:
-        results: Two or more runs of the same candidates on the same tasks, with different seeds.
-            Rows and columns keep the order of the first run.
+        results: Runs of the same candidates on the same tasks, with different seeds. Rows and
+            columns keep the order of the first run.
         against: Candidate whose average is subtracted from every other's, run by run, so that
             what a run's candidates share, such as good experts, is not in the spread.
+        correctness: What each run answered correctly, for intervals over images and seeds; None
+            for those that a single run has stored with its results.
 
     Raises:
-        InputError: Fewer than two runs, a seed twice, or different tasks, candidates or
-            kinds of tasks; or against is not a candidate.
+        InputError: There is no run, a seed occurs twice, tasks, candidates or kinds of tasks
+            differ, or against is not a candidate.
 
     Examples:
+        >>> from lightning_merge.evaluation import CandidateResult
         >>> runs = []
         >>> for seed, gain in enumerate([0.25, 0.5]):
         ...     average = CandidateResult("average", {"a": 0.5}, {"a": 8}, seconds=1.0)
         ...     ties = replace(average, name="ties", accuracy={"a": 0.5 + gain})
         ...     runs.append(Results(["a"], {"average": average, "ties": ties}, seed, versions={}))
-        >>> aggregate(runs, against="average").candidates["ties"].difference.mean
+        >>> aggregate(runs, against="average").candidates["ties"].differences["average"].spread.mean
         0.375
     """
     _check_comparable(results)
@@ -118,22 +152,17 @@ def aggregate(results: Sequence[Results], against: str | None = None) -> Aggrega
             f"against={against!r} is not a candidate: give one of {[*first.candidates]}"
         )
     names = _distinct(key for run in results for key in run.versions)
+    why_not, evidence = _evidence(results, against, correctness)
+    notes = [*(note for run in results for note in run.notes), why_not]
     return Aggregate(
         tasks=tuple(first.tasks),
-        candidates={
-            name: replace(
-                _aggregate_candidate([run.candidates[name] for run in results], first),
-                difference=_difference(results, name, against),
-                figures=_spread_figures([run.figures(name) for run in results]),
-            )
-            for name in first.candidates
-        },
+        candidates={name: _row(results, name, against, evidence) for name in first.candidates},
         seeds=tuple(run.seed for run in results),
         versions={
             key: ", ".join(_distinct(run.versions.get(key, "") for run in results)) for key in names
         },
         command="; ".join(_distinct(run.command for run in results)),
-        notes=tuple(_distinct(note for run in results for note in run.notes)),
+        notes=tuple(_distinct(notes)),
         unseen=tuple(first.unseen),
         own_split=tuple(first.own_split),
         out_of_domain=tuple(first.out_of_domain),
@@ -143,9 +172,9 @@ def aggregate(results: Sequence[Results], against: str | None = None) -> Aggrega
 
 def _check_comparable(results: Sequence[Results]) -> None:
     seeds = [run.seed for run in results]
-    if len(seeds) < 2 or len(set(seeds)) < len(seeds):
+    if not seeds or len(set(seeds)) < len(seeds):
         raise InputError(
-            f"results has the seeds {seeds}: a spread needs two or more runs, each of its own seed"
+            f"results has the seeds {seeds}: give one or more runs, each of its own seed"
         )
     first = results[0]
     for run in results[1:]:
@@ -158,15 +187,61 @@ def _check_comparable(results: Sequence[Results]) -> None:
                 )
 
 
-def _aggregate_candidate(runs: Sequence[CandidateResult], first: Results) -> CandidateAggregate:
-    tasks = first.tasks
-    averages = [run.averages(first.unseen, first.out_of_domain) for run in runs]
+def _evidence(
+    results: Sequence[Results],
+    against: str | None,
+    correctness: Sequence[Correctness | None] | None,
+) -> tuple[str, Evidence]:
+    """Return why there are no intervals, or "", and the evidence; that of a run may be stored."""
+    if correctness is None:
+        rows = results[0].candidates.values() if len(results) == 1 else ()
+        return "", Evidence({r.name: r.intervals for r in rows}, {r.name: r.best for r in rows}, {})
+    if why_not := obstacle(results, correctness):
+        return why_not, Evidence({}, {}, {})
+    return "", weigh(results, [found for found in correctness if found], against)
+
+
+def _row(
+    results: Sequence[Results], name: str, against: str | None, evidence: Evidence
+) -> CandidateAggregate:
+    other = None if against in (None, name) else against
+    return replace(
+        _aggregate_candidate(results, name),
+        intervals=evidence.intervals.get(name, {}),
+        best=tuple(evidence.best.get(name, ())),
+        differences={} if other is None else _differences(results, name, other, evidence),
+    )
+
+
+def _differences(
+    results: Sequence[Results], name: str, other: str, evidence: Evidence
+) -> dict[str, Difference]:
+    """Return the differences of all averages and figures that every run has."""
+    runs = [[{**run.averages(row), **run.figures(row)} for row in (name, other)] for run in results]
+    compared = evidence.compared.get(name, {})
+    found = {}
+    for column in runs[0][0]:
+        spread = _spread_of_all([_minus(own[column], its[column]) for own, its in runs])
+        if spread is not None:
+            found[column] = Difference(spread, compared.get(column))
+    return found
+
+
+def _minus(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one - other
+
+
+def _aggregate_candidate(results: Sequence[Results], name: str) -> CandidateAggregate:
+    runs, tasks = [run.candidates[name] for run in results], results[0].tasks
+    averages = [run.averages(name) for run in results]
+    figures = [run.figures(name) for run in results]
     counts = {task: [run.samples[task] for run in runs] for task in tasks}
     peaks = [run.peak_memory for run in runs if run.peak_memory is not None]
     return CandidateAggregate(
-        name=runs[0].name,
+        name=name,
         accuracy={task: _spread(run.accuracy[task] for run in runs) for task in tasks},
-        averages={what: _spread(means[what] for means in averages) for what in averages[0]},
+        averages={what: _spread(run[what] for run in averages) for what in averages[0]},
+        figures={what: _spread_of_all([run.get(what) for run in figures]) for what in figures[0]},
         samples={task: (min(count), max(count)) for task, count in counts.items()},
         seconds=_spread(run.seconds for run in runs),
         note="; ".join(_distinct(run.note for run in runs)),
@@ -178,25 +253,14 @@ def _aggregate_candidate(runs: Sequence[CandidateResult], first: Results) -> Can
     )
 
 
-def _difference(results: Sequence[Results], name: str, against: str | None) -> Spread | None:
-    if against is None or name == against:
-        return None
-    return _spread(run.averages(name)[AVERAGE] - run.averages(against)[AVERAGE] for run in results)
-
-
 def _spread(values: Iterable[float]) -> Spread:
     values = list(values)
-    return Spread(fmean(values), stdev(values))
+    return Spread(fmean(values), stdev(values) if len(values) > 1 else None)
 
 
-def _spread_figures(runs: Sequence[Mapping[str, float | None]]) -> dict[str, Spread | None]:
-    """Return the spread of every figure; None if a run lacks it."""
-    values = {name: [run.get(name) for run in runs] for name in runs[0]}
-    return {
-        name: _spread(found) if len(found) == len(runs) else None
-        for name, all_values in values.items()
-        for found in [[value for value in all_values if value is not None]]
-    }
+def _spread_of_all(values: Sequence[float | None]) -> Spread | None:
+    found = [value for value in values if value is not None]
+    return _spread(found) if len(found) == len(values) else None
 
 
 def _distinct(texts: Iterable[str]) -> list[str]:

@@ -1,7 +1,16 @@
-"""Figures derived from the accuracies of a candidate, the base and the experts."""
+"""Figures derived from the accuracies of a candidate, the base and the experts.
 
-from collections.abc import Mapping, Sequence
-from statistics import fmean
+Accuracies are numbers, or arrays of resampled ones, whose figures are computed entry by entry.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from math import nan
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Value = TypeVar("Value", float, NDArray[np.float64])
 
 H_SCORE, NORMALISED, GAP, JOINT = "H-score", "normalised", "of the gap", "joint"
 DISTANCE, DISTANCE_OUT = "distance", "distance out of domain"
@@ -31,7 +40,7 @@ BASE, EXPERTS = "base", "individual"
 """Rows of the references that figures are derived from."""
 
 
-def h_score(in_domain: float, out_of_domain: float) -> float | None:
+def h_score(in_domain: Value, out_of_domain: Value) -> Value:
     """Return the harmonic mean of the accuracies in and out of domain, 2 ID OOD / (ID + OOD).
 
     It is LwPTV's H-score ("Merging Smarter, Generalizing Better", eq. 14).
@@ -41,17 +50,16 @@ def h_score(in_domain: float, out_of_domain: float) -> float | None:
         out_of_domain: Mean accuracy over the data sets out of domain, in [0, 1].
 
     Returns:
-        A number in [0, 1], or None if both are 0.
+        A number in [0, 1], or NaN if both are 0.
 
     Examples:
         >>> h_score(0.75, 0.5)
         0.6
     """
-    total = in_domain + out_of_domain
-    return 2 * in_domain * out_of_domain / total if total else None
+    return _ratio(2 * in_domain * out_of_domain, in_domain + out_of_domain)
 
 
-def normalised(accuracy: Mapping[str, float], experts: Mapping[str, float]) -> float | None:
+def normalised(accuracy: Mapping[str, Value], experts: Mapping[str, Value]) -> Value:
     """Return the mean over tasks of the accuracy divided by that of the task's expert.
 
     It is the average normalised accuracy of "Editing Models with Task Arithmetic".
@@ -61,18 +69,16 @@ def normalised(accuracy: Mapping[str, float], experts: Mapping[str, float]) -> f
         experts: Task -> accuracy of its expert.
 
     Returns:
-        1 for the experts themselves, or None if an expert gets no image right.
+        1 for the experts themselves, or NaN if an expert gets no image right.
 
     Examples:
         >>> normalised({"cars": 0.3, "pets": 0.8}, {"cars": 0.6, "pets": 0.8})
         0.75
     """
-    if not all(experts[task] for task in accuracy):
-        return None
-    return fmean(value / experts[task] for task, value in accuracy.items())
+    return _mean(_ratio(value, experts[task]) for task, value in accuracy.items())
 
 
-def share_of_gap(merged: float, base: float, experts: float) -> float | None:
+def share_of_gap(merged: Value, base: Value, experts: Value) -> Value:
     """Return the share of what the experts add to the base, (merged - base) / (experts - base).
 
     Args:
@@ -81,22 +87,24 @@ def share_of_gap(merged: float, base: float, experts: float) -> float | None:
         experts: That of the experts, each on its own task.
 
     Returns:
-        0 for the base and 1 for the experts, or None unless the experts are better than the base.
+        0 for the base and 1 for the experts, or NaN unless the experts are better than the base.
 
     Examples:
         >>> share_of_gap(0.625, base=0.5, experts=0.75), share_of_gap(0.5, base=0.5, experts=0.5)
-        (0.5, None)
+        (0.5, nan)
     """
-    return (merged - base) / (experts - base) if experts > base else None
+    return _ratio(merged - base, experts - base)
 
 
 def derived(
-    accuracies: Mapping[str, Mapping[str, float]],
+    accuracies: Mapping[str, Mapping[str, Value]],
     name: str,
     tasks: Sequence[str],
     out_of_domain: Sequence[str],
-) -> dict[str, float | None]:
+) -> dict[str, Value]:
     """Return the figures of a candidate that a run allows for, by the name of their column.
+
+    What cannot be divided is NaN.
 
     Args:
         accuracies: Candidate -> accuracy by task; figures need the rows "base" and "individual".
@@ -109,10 +117,14 @@ def derived(
         >>> derived(accuracies, "ties", ["a"], [])
         {'normalised': 0.75, 'of the gap': 0.5}
     """
-    means = {row: fmean(found[task] for task in tasks) for row, found in accuracies.items()}
-    figures: dict[str, float | None] = {}
+    means = {
+        row: _mean(accuracies[row][task] for task in tasks)
+        for row in (name, BASE, EXPERTS)
+        if row in accuracies
+    }
+    figures: dict[str, Value] = {}
     if out_of_domain:
-        apart = fmean(accuracies[name][task] for task in out_of_domain)
+        apart = _mean(accuracies[name][task] for task in out_of_domain)
         figures[H_SCORE] = h_score(means[name], apart)
     if EXPERTS in accuracies:
         own = {task: accuracies[name][task] for task in tasks}
@@ -120,3 +132,17 @@ def derived(
     if EXPERTS in accuracies and BASE in accuracies:
         figures[GAP] = share_of_gap(means[name], means[BASE], means[EXPERTS])
     return figures
+
+
+def _mean(values: Iterable[Value]) -> Value:
+    found: list[Any] = [*values]
+    return sum(found) / len(found)  # type: ignore[no-any-return]
+
+
+def _ratio(numerator: Any, denominator: Any) -> Any:
+    """Return the ratio where the denominator is positive, and NaN elsewhere."""
+    if isinstance(denominator, np.ndarray):
+        numerator, denominator = np.broadcast_arrays(numerator, denominator)
+        blank = np.full(numerator.shape, nan)
+        return np.divide(numerator, denominator, out=blank, where=denominator > 0)
+    return numerator / denominator if denominator > 0 else nan

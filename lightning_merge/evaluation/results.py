@@ -4,8 +4,9 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from importlib import metadata
+from math import isnan
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from lightning_merge import __version__
 from lightning_merge.core.checkpoints.files import read_text, write_text
 from lightning_merge.core.errors import InputError
+from lightning_merge.evaluation.bootstrap import Interval
 from lightning_merge.evaluation.derived import DISTANCE, DISTANCE_OUT, JOINT, derived
 
 AVERAGE = "average"
@@ -78,6 +80,8 @@ class CandidateResult:
         joint: Fraction of correct answers among the classes of all tasks, by task of the domain, if
             it was measured.
         distance: Distance of the features from the base's, by task, if it was measured.
+        intervals: 95 % interval over test images, by task, average and figure; empty if unknown.
+        best: Tasks and averages in which it cannot be told from the best merged network.
 
     Raises:
         InputError: An accuracy is outside [0, 1] or not finite, accuracy and samples are empty
@@ -103,6 +107,8 @@ class CandidateResult:
     update_bytes: int | None = None
     joint: Mapping[str, float] | None = None
     distance: Mapping[str, float] | None = None
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+    best: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if wrong := {task: v for task, v in (self.joint or {}).items() if not 0 <= v <= 1}:
@@ -211,11 +217,12 @@ class Results:
     def figures(self, name: str) -> dict[str, float | None]:
         """Return the figures of a candidate that follow from accuracies, by column."""
         accuracies = {row: found.accuracy for row, found in self.candidates.items()}
-        figures = derived(accuracies, name, self.in_domain, self.out_of_domain)
-        if any(found.joint for found in self.candidates.values()):
+        found = derived(accuracies, name, self.in_domain, self.out_of_domain)
+        figures: dict[str, float | None] = {c: None if isnan(v) else v for c, v in found.items()}
+        if any(row.joint for row in self.candidates.values()):
             joint = self.candidates[name].joint
             figures[JOINT] = fmean(joint.values()) if joint else None
-        if any(found.distance for found in self.candidates.values()):
+        if any(row.distance for row in self.candidates.values()):
             distance = self.candidates[name].distance or {}
             for column, tasks in {
                 DISTANCE: self.in_domain,
@@ -278,9 +285,9 @@ def _candidate_to_dict(
     candidate: CandidateResult, tasks: Sequence[str], average: float
 ) -> dict[str, Any]:
     optional = {
-        field.name: getattr(candidate, field.name)
-        for field in fields(candidate)
-        if field.default is not MISSING and getattr(candidate, field.name) != field.default
+        entry.name: getattr(candidate, entry.name)
+        for entry in fields(candidate)
+        if _default(entry) not in (MISSING, getattr(candidate, entry.name))
     }
     return {
         "accuracy": {task: float(candidate.accuracy[task]) for task in tasks},
@@ -290,9 +297,15 @@ def _candidate_to_dict(
     } | optional
 
 
+def _default(entry: "Field[Any]") -> Any:
+    return entry.default if entry.default_factory is MISSING else entry.default_factory()
+
+
 def _candidate_from_dict(name: str, fields: Mapping[str, Any]) -> CandidateResult:
     stored = {key: value for key, value in fields.items() if key not in ("average", "figures")}
-    return CandidateResult(name=name, **stored)
+    intervals = {key: Interval(*ends) for key, ends in stored.pop("intervals", {}).items()}
+    best = tuple(stored.pop("best", ()))
+    return CandidateResult(name=name, intervals=intervals, best=best, **stored)
 
 
 def versions(device: str = "cpu") -> dict[str, str]:

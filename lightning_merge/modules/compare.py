@@ -20,6 +20,7 @@ from lightning_merge.core.ranks import Ranks
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.evaluation.candidates import Candidate
 from lightning_merge.evaluation.correctness import Correctness
+from lightning_merge.evaluation.evidence import with_intervals
 from lightning_merge.evaluation.results import CandidateResult, Results, versions
 from lightning_merge.evaluation.tables import markdown
 from lightning_merge.modules.base import limit
@@ -69,7 +70,7 @@ def compare(
             the base, which `evaluate` starts with, is measured on all held-out images.
 
     Returns:
-        The accuracies.
+        The accuracies, with intervals.
 
     Examples:
         >>> import torch
@@ -132,8 +133,7 @@ def compare(
         own_split=data.own_split,
     )
     digests = {task: data.record[task]["test"]["digest"] for task in data.evaluated}
-    Ranks.of(trainer).once(lambda: _write(results, Correctness(digests, right), folder))
-    return results
+    return Ranks.of(trainer).once(lambda: _write(results, Correctness(digests, right), folder))
 
 
 class _Bar(Callback):
@@ -189,10 +189,12 @@ def _effect(trainer: Trainer, evaluate: Evaluate, data: MergeDataModule, held_ou
     return note
 
 
-def _write(results: Results, correctness: Correctness, folder: Path) -> None:
+def _write(results: Results, correctness: Correctness, folder: Path) -> Results:
+    results = with_intervals(results, correctness)
     correctness.write(folder)
     results.to_json(folder / "results.json")
     write_text(folder / "results.md", markdown(results))
+    return results
 
 
 def _learned_from(trainer: Trainer) -> Iterator[str]:

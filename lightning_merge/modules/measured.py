@@ -1,8 +1,8 @@
 """Accuracies of one pass over a part of the data."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,14 +50,8 @@ class Measured(NamedTuple):
 
     def joined(self, other: "Measured") -> "Measured":
         """Return this pass and one over other tasks as one."""
-        return Measured(
-            self.accuracy | other.accuracy,
-            self.samples | other.samples,
-            self.images | other.images,
-            self.right | other.right,
-            self.joint | other.joint,
-            self.distance | other.distance,
-        )
+        fields: Iterable[tuple[Any, Any]] = zip(self, other, strict=True)
+        return Measured(*({**own, **more} for own, more in fields))
 
     @staticmethod
     def mean_of(passes: Sequence["Measured"]) -> "Measured":

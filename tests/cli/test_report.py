@@ -1,13 +1,19 @@
 """The report command against the aggregate that it writes."""
 
+import torch
+
 from lightning_merge.evaluation import CandidateResult, Results, aggregate
+from lightning_merge.evaluation.correctness import Correctness
 from lightning_merge.evaluation.tables import markdown
 
 
-def write_runs(folder):
+def write_runs(folder, answers=False):
     for seed, (low, high) in enumerate([(0.25, 0.5), (0.5, 0.625)]):
         rows = [CandidateResult(n, {"a": v}, {"a": 8}, 1.0) for n, v in [("x", low), ("y", high)]]
         results = Results(("a",), {row.name: row for row in rows}, seed, {"torch": "2.6.0"})
+        if answers:
+            right = {row.name: {"a": torch.arange(8)[None] < 8 * row.average} for row in rows}
+            Correctness({"a": "d"}, right).write(folder / f"seed{seed}")
         yield results.to_json(folder / f"seed{seed}" / "results.json")
 
 
@@ -18,13 +24,31 @@ def test_report_is_the_table_of_the_runs(run, tmp_path):
     command = ("report", "--runs", str(given), "--output", output)
     assert run(*command).code == 0
     runs = [Results.from_json(file) for file in files]
-    assert output.read_text() == markdown(aggregate(runs))
+    assert output.read_text() == markdown(aggregate(runs, None, [None, None]))
+    assert "- No intervals: the run of seed 0 has no correct.safetensors" in output.read_text()
 
     again = run(*command, "--against", "x")
     assert again.code != 0
     assert "exists: give another path or --overwrite true" in again.err
     assert run(*command, "--against", "x", "--overwrite", "true").code == 0
     assert "+18.8 ± 8.8" in output.read_text()  # 25 and 12.5 points
+
+
+def test_report_with_answers_has_intervals(run, tmp_path):
+    files = [*write_runs(tmp_path, answers=True)]
+    runs = [Results.from_json(file) for file in files]
+    right = [Correctness.read(file.parent) for file in files]
+    for count in (1, 2):
+        output = tmp_path / f"table{count}.md"
+        given = str([str(file) for file in files[:count]])
+        done = run("report", "--runs", given, "--output", output, "--against", "x",
+                   "--intervals", "all")  # fmt: skip
+        assert done.code == 0
+        total = aggregate(runs[:count], "x", right[:count])
+        assert output.read_text() == markdown(total, intervals="all")
+        (line,) = (line for line in output.read_text().splitlines() if line.startswith("| y |"))
+        assert line.count("[") == 3  # task, average, difference
+    assert f"{count} runs" in done.out
 
 
 def test_report_wants_a_candidate_to_compare_with(run, tmp_path):

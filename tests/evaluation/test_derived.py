@@ -2,8 +2,10 @@
 
 import json
 from dataclasses import replace
+from math import isnan
 from statistics import fmean, stdev
 
+import numpy as np
 import pytest
 
 from lightning_merge.evaluation import Results, aggregate
@@ -41,10 +43,22 @@ def test_the_figures_follow_from_the_accuracies(run):
 
 
 def test_nothing_is_divided_by_zero():
-    assert h_score(0, 0) is None
-    assert normalised({"a": 0.5}, {"a": 0.0}) is None
-    assert share_of_gap(0.5, base=0.5, experts=0.5) is None
-    assert share_of_gap(0.5, base=0.6, experts=0.5) is None
+    assert isnan(h_score(0, 0))
+    assert isnan(normalised({"a": 0.5}, {"a": 0.0}))
+    assert isnan(share_of_gap(0.5, base=0.5, experts=0.5))
+    assert isnan(share_of_gap(0.5, base=0.6, experts=0.5))
+
+
+def test_arrays_have_the_figures_of_their_entries():
+    generator = np.random.default_rng(0)
+    rows = {row: {task: generator.random(50) for task in "abc"} for row in ("base", "ties")}
+    rows["individual"] = {task: np.round(generator.random(50), 1) for task in "abc"}
+    found = derived(rows, "ties", ["a", "b"], ["c"])
+    for place in range(50):
+        one = {row: {t: float(v[place]) for t, v in cells.items()} for row, cells in rows.items()}
+        for figure, value in derived(one, "ties", ["a", "b"], ["c"]).items():
+            assert found[figure][place] == pytest.approx(value, nan_ok=True)
+    assert 0 < np.isnan(found["of the gap"]).sum() < 50
 
 
 @pytest.mark.parametrize(

@@ -168,8 +168,7 @@ def test_aggregate_keeps_what_differs_between_runs(seeds):
 @pytest.mark.parametrize(
     ("runs", "message"),
     [
-        ([], "two or more"),
-        ([collect(candidate("ties", []))], "two or more"),
+        ([], "one or more"),
         ([collect(candidate("ties", []))] * 2, "own seed"),
         (
             [collect(candidate("ties", [])), collect(candidate("dare", []), seed=1)],
@@ -202,12 +201,19 @@ def test_differences_are_taken_run_by_run(seeds):
     total = aggregate(seeds, "average")
     runs = [run.candidates for run in seeds]
     expected = [run["ties"].average - run["average"].average for run in runs]
-    assert total.candidates["ties"].difference == pytest.approx((mean(expected), stdev(expected)))
+    rows = {name: row.differences for name, row in total.candidates.items()}
+    assert rows["ties"]["average"].spread == pytest.approx((mean(expected), stdev(expected)))
     # What all rows of a run share, here a shift of one task, is in the spread of none.
     assert total.candidates["base"].average.std > 0.002
-    assert total.candidates["base"].difference.std == pytest.approx(0, abs=1e-12)
-    assert total.candidates["average"].difference is None
-    assert aggregate(seeds).candidates["ties"].difference is None
+    assert rows["base"]["average"].spread.std == pytest.approx(0, abs=1e-12)
+    assert rows["average"] == aggregate(seeds).candidates["ties"].differences == {}
+
+
+def test_a_single_run_has_no_spread(results):
+    total = aggregate([results], "average")
+    ties = total.candidates["ties"]
+    assert ties.average == (results.candidates["ties"].average, None)
+    assert ties.differences["average"].spread.std is None
 
 
 def test_differences_are_from_a_candidate(seeds):

@@ -5,6 +5,7 @@ import pytest
 from rich.console import Console
 
 from lightning_merge.evaluation import aggregate
+from lightning_merge.evaluation.bootstrap import Interval
 from lightning_merge.evaluation.tables import markdown, rich_table
 
 from .conftest import TASKS, candidate, collect
@@ -88,6 +89,9 @@ def test_differences_are_a_column(seeds):
     assert rows["ties"][-1] == "+1.5 ± 0.0"
     assert rows["average"][-1] == rows["samples"][-1] == ""
     assert any(line.startswith("Above average: ") for line in below)
+    _, rows, below = parse(markdown(aggregate([seeds[0]], "average")))
+    assert rows["ties"][-1] == "+1.5"
+    assert not any("deviation" in line for line in below)
     assert "above average" in render(rich_table(aggregate(seeds, "average"), width=200), width=200)
     assert "bove average" not in markdown(aggregate(seeds))
 
@@ -204,6 +208,30 @@ def test_the_best_are_bold_in_the_terminal(results):
         console.print(rich_table(results))
     assert re.search(r"\x1b\[1m\s*73\.3", capture.get())
     assert not re.search(r"\x1b\[1m\s*9[05]\.0", capture.get())
+
+
+@pytest.mark.parametrize(("width", "shown"), [(200, "both"), (95, "tasks"), (75, "intervals")])
+def test_the_terminal_leaves_out_what_does_not_fit(results, width, shown):
+    """Intervals first, then tasks; the averages alone have room for intervals again."""
+    rows = [
+        replace(row, intervals={"average": Interval(row.average - 0.012, row.average + 0.012)})
+        for row in results.candidates.values()
+    ]
+    text = render(rich_table(collect(*rows), width=width), width=width)
+    assert ("sun397" in text) == (shown != "intervals")
+    low, high = (100 * end for end in rows[2].intervals["average"])
+    assert (f"[{low:.1f}, {high:.1f}]" in text) == (shown != "tasks")
+    assert max(map(len, text.splitlines())) <= width
+
+
+def test_any_columns_have_intervals(results):
+    rows = [
+        replace(row, intervals=dict.fromkeys([*TASKS, "average"], Interval(0.1, 0.954)))
+        for row in results.candidates.values()
+    ]
+    for intervals, count in (("all", 9), ("averages", 1), ("none", 0)):
+        _, cells, _ = parse(markdown(collect(*rows), intervals=intervals))
+        assert sum("[10.0, 95.4]" in cell for cell in cells["ties"]) == count
 
 
 def costly(several=False):

@@ -1,0 +1,170 @@
+"""What stands around a table: how to read it, notes, and where it comes from."""
+
+from collections.abc import Iterable, Sequence
+
+from lightning_merge.evaluation.aggregates import Aggregate
+from lightning_merge.evaluation.cells import OUT_OF_DOMAIN, OWN_SPLIT, TRANSDUCTIVE, UNSEEN, Cells
+from lightning_merge.evaluation.derived import EXPLAINED
+
+
+def legend(results: Aggregate, cells: Cells) -> Iterable[str]:
+    r"""Yield sentences that say how to read a table.
+
+    Args:
+        results: Runs, aggregated.
+        cells: Their table.
+
+    Examples:
+        >>> from lightning_merge.evaluation import CandidateResult, Results, aggregate
+        >>> ties = CandidateResult("ties", {"mnist": 0.98}, {"mnist": 10_000}, seconds=3.2)
+        >>> run = aggregate([Results(["mnist"], {"ties": ties}, seed=0, versions={})])
+        >>> print(*legend(run, Cells(run)), sep="\n")
+        Accuracy on test images in percent; the average counts every task alike.
+        Bold: the best merged candidate of a column.
+    """
+    yield "Accuracy on test images in percent; the average counts every task alike."
+    yield from _uncertainty(results)
+    for column, found in cells.figures.items():
+        text, blank = EXPLAINED[column]
+        yield text + (blank if "" in found.values() else "")
+    yield from _marks(results)
+    if cells.sizes:
+        yield (
+            "Extra parameters: numbers stored beside those of one network, 32 bits of masks being "
+            "one. Passes: what an image takes, in passes of the base network."
+        )
+    if cells.efforts:
+        yield (
+            "Seconds and peak memory: of making the candidate; memory beyond what the process, or "
+            "its device, held before."
+        )
+    if any(row.transductive for row in results.candidates.values()):
+        yield f"{TRANSDUCTIVE}: transductive, made with the unlabelled test images; never bold."
+
+
+def _uncertainty(results: Aggregate) -> Iterable[str]:
+    """Yield what spreads, intervals, differences and bold cells say."""
+    rows = results.candidates.values()
+    several, intervals = len(results.seeds) > 1, any(row.intervals for row in rows)
+    if several:
+        seeds = ", ".join(map(str, results.seeds))
+        yield f"Mean ± sample standard deviation over the seeds {seeds}."
+    if intervals and not several:
+        yield "In brackets: 95 % interval, by bootstrap over test images."
+    if intervals and several:
+        share = (1 - 1 / len(results.seeds)) ** 0.5
+        yield (
+            "In brackets: 95 % interval, by bootstrap over test images and seeds; with "
+            f"{len(results.seeds)} seeds, what seeds add to it is {share:.2f} of what it should be."
+        )
+    if results.against is not None:
+        yield (
+            f"Above {results.against}: difference of the averages"
+            + (", taken run by run before mean and deviation" if several else "")
+            + (", paired by image." if intervals else ".")
+        )
+    if results.against is not None and intervals:
+        yield (
+            "p: two-sided, by the same bootstrap, corrected by Holm over the rows; better or worse "
+            "where it is below 0.05, the interval leaves out zero, and the two candidates differ "
+            "on six images or more."
+        )
+    yield "Bold: the best merged candidate of a column" + (
+        ", and all whose paired difference from it cannot be told from zero." if intervals else "."
+    )
+
+
+def _marks(results: Aggregate) -> Iterable[str]:
+    """Yield what the marks of tasks and references mean."""
+    if results.unseen:
+        yield (
+            f"{UNSEEN.capitalize()}: of these tasks nothing but their frozen heads was used to "
+            "make or choose a merged network."
+        )
+    if results.out_of_domain:
+        yield (
+            f"{OUT_OF_DOMAIN.capitalize()}: data sets without an expert, measured by heads of the "
+            "base's features or of prompts; nothing else of them was used, and they count in no "
+            "other average. The individual experts have their mean there."
+        )
+    if results.own_split:
+        yield (
+            f"{OWN_SPLIT}: published undivided, and divided by this package; published experts "
+            "have trained on some of these test images. Give the published lists as data.splits."
+        )
+    if any(row.bound for row in results.candidates.values()):
+        yield "Italic: references that bound the others, not merged networks; never bold."
+
+
+def notes(results: Aggregate) -> list[str]:
+    """Return the notes of candidates and runs as a list in markdown.
+
+    Examples:
+        >>> from lightning_merge.evaluation import CandidateResult, Results, aggregate
+        >>> ties = CandidateResult("ties", {"mnist": 0.98}, {"mnist": 10_000}, 3.2, "scale 0.3")
+        >>> notes(aggregate([Results(["mnist"], {"ties": ties}, seed=0, versions={})]))
+        ['- `ties`: scale 0.3', '']
+    """
+    rows = [f"`{name}`: {row.note}" for name, row in results.candidates.items() if row.note]
+    lines = [f"- {' '.join(note.split())}" for note in (*rows, *results.notes)]
+    return [*lines, ""] if lines else []
+
+
+def origin(results: Aggregate) -> Iterable[str]:
+    """Yield seeds, versions and command as a list in markdown.
+
+    Examples:
+        >>> from lightning_merge.evaluation import CandidateResult, Results, aggregate
+        >>> ties = CandidateResult("ties", {"mnist": 0.98}, {"mnist": 10_000}, seconds=3.2)
+        >>> run = Results(["mnist"], {"ties": ties}, seed=0, versions={"torch": "2.6.0"})
+        >>> [*origin(aggregate([run]))]
+        ['- Seed: 0', '- Versions: torch 2.6.0']
+    """
+    seeds = ", ".join(map(str, results.seeds))
+    yield f"- {'Seeds' if len(results.seeds) > 1 else 'Seed'}: {seeds}"
+    yield f"- Versions: {', '.join(f'{key} {value}' for key, value in results.versions.items())}"
+    if results.command:
+        yield f"- Command: `{results.command}`"
+
+
+def caption(results: Aggregate, details: str | None) -> str:
+    """Return the caption of a table in the terminal.
+
+    Args:
+        results: Runs, aggregated.
+        details: File with the accuracies of the tasks, if they are not shown.
+
+    Examples:
+        >>> from lightning_merge.evaluation import CandidateResult, Results, aggregate
+        >>> ties = CandidateResult("ties", {"mnist": 0.98}, {"mnist": 10_000}, seconds=3.2)
+        >>> run = Results(["mnist"], {"ties": ties}, seed=0, versions={})
+        >>> caption(aggregate([run]), "results.md")
+        'accuracy in percent; each of the 1 tasks in results.md'
+    """
+    rows = results.candidates.values()
+    parts = ["accuracy in percent"]
+    if any(row.intervals for row in rows):
+        parts[0] += " [95 % interval]"
+    if details is not None:
+        parts.append(f"each of the {len(results.tasks)} tasks in {details}")
+    if results.unseen:
+        parts.append(f"{UNSEEN}: only the frozen heads of these tasks were used")
+    if results.out_of_domain:
+        parts.append(f"{OUT_OF_DOMAIN}: data sets without an expert")
+    if results.own_split:
+        parts.append(f"{OWN_SPLIT} {own_split_note(results.own_split)}")
+    if any(row.bound for row in rows):
+        parts.append("italic: reference")
+    if any(row.transductive for row in rows):
+        parts.append(f"{TRANSDUCTIVE}: made with unlabelled test images")
+    return "; ".join(parts)
+
+
+def own_split_note(tasks: Sequence[str]) -> str:
+    """Return a caveat for numbers of tasks with a test split made by this package.
+
+    Examples:
+        >>> own_split_note(["eurosat"])
+        'eurosat: own division, published experts know some test images'
+    """
+    return f"{', '.join(tasks)}: own division, published experts know some test images"
