@@ -123,7 +123,7 @@ class ZooMaker:
         data.preprocess = self.encoder.preprocess
         data.load()
         self.heads.check_fit(data, self.encoder)
-        self._make_base(fit)
+        self._make_base(fit, division)
         # Check existing files before making anything that takes long.
         given = [task for task, stage in self.experts.items() if stage.is_given()]
         self._check_fit(given, multi_task=any(stage.is_given() for stage in self.multi_task))
@@ -146,11 +146,12 @@ class ZooMaker:
         for stage in self.multi_task:
             stage.make(fit, {**options, "data.tasks": [*data.seen]}, of_all)
 
-    def _make_base(self, fit: Fit) -> None:
+    def _make_base(self, fit: Fit, division: Config) -> None:
         images = self.base.images()
         if images is not None or not self.base.exists():  # without its images it cannot be remade
             inputs = {"encoder": self.config["encoder"], **(images or {})}
-            self.base.make(fit, {"model.encoder": self.config["encoder"]}, inputs)
+            place = {"data.image_cache": division["data.image_cache"]}
+            self.base.make(fit, {"model.encoder": self.config["encoder"], **place}, inputs)
 
     def _check_fit(self, tasks: Sequence[str], *, multi_task: bool) -> None:
         self.zoo.open(self.encoder, tasks, minimum=0, multi_task=multi_task)

@@ -12,6 +12,7 @@ from tiny_zoo import CLASSES, ENCODER, TASKS, TRAINER, picture
 
 from lightning_merge.core.checkpoints.checkpoint import file_hash, open_checkpoint, save_checkpoint
 from lightning_merge.core.errors import InputError
+from lightning_merge.data.dataset import TaskImages
 from lightning_merge.models.head_files import load_heads
 from lightning_merge.models.mini_vit import MiniViT
 from lightning_merge.modules import make_heads
@@ -94,6 +95,22 @@ def test_what_was_made_is_made_again_when_its_inputs_change(fit, own_files, own_
     shapes = file_hash(own_files.expert["shapes"])
     assert fit() == {"reds", "heads"}  # the file of heads, with the head of shapes as it was
     assert file_hash(own_files.expert["shapes"]) == shapes
+
+
+def test_heads_experts_and_the_merge_share_decoded_images(fit, own_files, tmp_path, monkeypatch):
+    def make_all():
+        for file in (*own_files.expert.values(), own_files.heads):
+            os.remove(file)
+        assert fit() == {*TASKS, "heads"}
+        return [file_hash(file) for file in (*own_files.expert.values(), own_files.heads)]
+
+    decoded, original = [], TaskImages._decode
+    monkeypatch.setattr(TaskImages, "_decode", lambda *a: decoded.append(a) or original(*a))
+    made, count = make_all(), len(decoded)
+    assert count
+    assert [*tmp_path.rglob(".images")] == [tmp_path / ".images"]  # beside the run folder
+    assert make_all() == made
+    assert len(decoded) == count
 
 
 def test_experts_have_the_seed_that_the_zoo_names(fit, own_files):

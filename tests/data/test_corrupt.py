@@ -203,6 +203,16 @@ def test_constants_are_those_of_the_closest_size():
     assert found == ["CIFAR-10-C"] * 2 + ["Tiny ImageNet-C"] * 3 + ["ImageNet-C"] * 2
 
 
+def test_the_note_of_a_table_says_what_was_measured(make):
+    assert make().kept.notes == []
+    (note,) = make(corruption=Corruption("spatter", 4)).kept.notes
+    assert note.startswith(
+        "Test images are corrupted: spatter of severity 4 (constants of CIFAR-10-C"
+    )
+    (note,) = make(corruption=Corruption(SIGMA, 15)).kept.notes
+    assert "standard deviation 15 on the scale 0 to 255 (at 8 x 8 px)" in note
+
+
 def test_random_numbers_belong_to_task_and_image(image):
     corruption = Corruption("gaussian_noise", 3)
     one = corruption.apply(image, ["cars", "a"])
