@@ -85,6 +85,31 @@ def test_gradients_one_by_one(kind):
     assert_merged(merged, want, rtol=1e-3, atol=2e-5)
 
 
+class ChannelsLast(nn.Module):
+    """A network that asks for memory formats, which `vmap` does not have."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        x = x.contiguous(memory_format=torch.channels_last)
+        assert x.is_contiguous(memory_format=torch.channels_last) or x.is_contiguous()
+        return self.net(x.to(x.dtype, memory_format=torch.channels_last))
+
+
+def test_a_network_may_ask_for_memory_formats():
+    model, base, experts = zoo_of("resnet", 2)
+    named = [{f"net.{n}": t for n, t in weights.items()} for weights in (base, *experts.values())]
+    batches = {task: torch.randn(3, 3, 32, 32) for task in experts}
+    heads = {task: nn.Linear(8, 3) for task in experts}
+    given = {"batches": batches, "heads": heads}
+    plain = Fisher()(base, experts, model=model, **given)
+    moved = dict(zip(experts, named[1:], strict=True))
+    last = Fisher()(named[0], moved, model=ChannelsLast(model), **given)
+    assert_merged({n.removeprefix("net."): t for n, t in last.items()}, plain)
+
+
 def test_a_tied_weight_has_one_gradient(resources):
     model, base, experts = tied_zoo(3)
     merged = Fisher()(base, experts, **resources | {"model": model})

@@ -195,7 +195,8 @@ class Normalisation(nn.Module):
     Examples:
         >>> norm = nn.BatchNorm1d(1)
         >>> norm.act = nn.ReLU()
-        >>> Normalisation(norm)(torch.tensor([[-1.0]])).round(decimals=3)
+        >>> with torch.no_grad():
+        ...     Normalisation(norm)(torch.tensor([[-1.0]])).round(decimals=3)
         tensor([[-1.]])
     """
 
