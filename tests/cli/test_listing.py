@@ -8,6 +8,7 @@ import pytest
 
 from lightning_merge.cli.definitions import kinds_of
 from lightning_merge.cli.listing import COLUMNS, needs_of_methods
+from lightning_merge.data.tasks import expand_tasks
 from lightning_merge.evaluation.tables import markdown_table
 from lightning_merge.methods.base import Method, registered
 
@@ -86,3 +87,10 @@ def test_a_reader_that_stops_ends_it_quietly():
         listing.stdout.close()  # before anything is written
         assert listing.stderr.read() == b""
         assert listing.wait() == 141
+
+
+def test_groups_of_tasks_are_listed_with_their_tasks(run):
+    shown = run("list", "--what", "tasks").out
+    words = shown[shown.index("vision8 ") :].replace(",", " ").split()
+    assert words[:5] == ["vision8", "group", "of", "8", "tasks"]
+    assert tuple(words[5:13]) == expand_tasks("vision8")
