@@ -149,11 +149,11 @@ def test_variants_of_one_name_are_the_same_in_all_groups():
 
 @pytest.mark.parametrize("name", [n for n in FITS if read(n)["data"].get("source") != "drawn"])
 def test_fit_names_a_missing_file(name, tmp_path, capsys):
-    options = []
-    if read(name)["data"].get("source") == "pool":
-        options = ["--data.root", "data/pool.safetensors"]
-    assert main(["fit", "--config", str(ROOT / "configs" / name), *options]) == 2
-    _names_one_of([*files(read(name)), *options], capsys.readouterr().err)
+    pool = read(name)["data"].get("source") == "pool"
+    root = ["data/pool.safetensors" if pool else "no/data"]
+    words = ["fit", "--config", str(ROOT / "configs" / name), "--data.root", *root]
+    assert main(words) == 2
+    _names_one_of([*files(read(name)), *root], capsys.readouterr().err)
     assert not list(tmp_path.iterdir())
 
 
