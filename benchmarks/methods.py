@@ -15,10 +15,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from study import check_against, own_experts, table
+from study import Run, check_against, own_experts, table
 
 from lightning_merge.cli.main import main as run
-from lightning_merge.evaluation.results import Results
 
 SUITE = "configs/mini/sml.yaml"
 SCALES = {"scale": [0.05, 0.1, 0.15, 0.2, 0.3]}
@@ -144,16 +143,16 @@ def main() -> int:
         for group in given.group
     }
     check_against(parser, given, [row for methods in chosen.values() for row in methods])
-    found: dict[str, list[Results]] = {}
+    found: dict[str, list[Run]] = {}
     for group, methods in chosen.items():
         for seed in given.seeds if methods else []:
             place = given.runs / group / f"seed{seed}"
             if code := run(arguments(place, methods, seed, given)):
                 print(f"{group}, seed {seed}: failed", file=sys.stderr)
                 return code
-            results = Results.from_json(place / "results.json")
+            finished = Run.read(place)
             for name in methods:
-                found.setdefault(name, []).append(results)
+                found.setdefault(name, []).append(finished)
     print(table(found, shlex.join(["python", *sys.argv]), given.against))
     return 0
 

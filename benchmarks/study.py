@@ -16,12 +16,13 @@ import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from lightning_merge.cli.main import main as run
 from lightning_merge.evaluation.aggregates import aggregate
+from lightning_merge.evaluation.correctness import Correctness
 from lightning_merge.evaluation.results import Results
 from lightning_merge.evaluation.tables import markdown
 
@@ -150,21 +151,52 @@ def variants(given: argparse.Namespace) -> list[Variant]:
     return [*chosen.values()]
 
 
-def table(found: Mapping[str, Sequence[Results]], command: str, against: str | None = None) -> str:
-    """Return one table with the bounds and a row per variant, aggregated over several seeds.
+class Run(NamedTuple):
+    """A finished run.
+
+    Attributes:
+        results: Its table.
+        right: Which test images its candidates classified correctly, if it has stored that.
+    """
+
+    results: Results
+    right: Correctness | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> "Run":
+        """Read what a run has left in its folder."""
+        return cls(Results.from_json(folder / "results.json"), Correctness.read(folder))
+
+
+def joined(rows: Mapping[str, Run]) -> Run:
+    """Return rows of several runs as those of one; the first run gives what they share."""
+    first, *_ = rows.values()
+    candidates = {name: run.results.candidates[name] for name, run in rows.items()}
+    notes = tuple(dict.fromkeys(note for run in rows.values() for note in run.results.notes))
+    results = replace(first.results, candidates=candidates, notes=notes)
+    stored = {name: run.right for name, run in rows.items() if run.right is not None}
+    digests = [right.digests for right in stored.values()]
+    if len(stored) < len(rows) or any(other != digests[0] for other in digests):
+        return Run(results)
+    right = {name: right.right[name] for name, right in stored.items()}
+    return Run(results, Correctness(digests[0], right))
+
+
+def table(found: Mapping[str, Sequence[Run]], command: str, against: str | None = None) -> str:
+    """Return one table with the bounds and a row per variant, aggregated over the seeds.
 
     Args:
         found: The runs of each variant, with the same seeds in the same order.
         command: Command that made the table.
         against: With several seeds, the variant to which differences of all others are given.
     """
-    joined = []
-    for runs in zip(*found.values(), strict=True):
-        rows = {name: row for name, row in runs[0].candidates.items() if row.bound}
-        rows |= {name: run.candidates[name] for name, run in zip(found, runs, strict=True)}
-        notes = tuple(dict.fromkeys(note for run in runs for note in run.notes))
-        joined.append(replace(runs[0], candidates=rows, command=command, notes=notes))
-    return markdown(aggregate(joined, against) if len(joined) > 1 else joined[0])
+    runs = []
+    for of_seed in zip(*found.values(), strict=True):
+        first = of_seed[0]
+        bounds = {name: first for name, row in first.results.candidates.items() if row.bound}
+        runs.append(joined({**bounds, **dict(zip(found, of_seed, strict=True))}))
+    results = [replace(run.results, command=command) for run in runs]
+    return markdown(aggregate(results, against, [run.right for run in runs]))
 
 
 def check_against(
@@ -196,16 +228,15 @@ def main() -> int:
     given = parser.parse_args()
     chosen = variants(given)
     check_against(parser, given, [row for variant in chosen for row in variant.rows])
-    found: dict[str, list[Results]] = {}
+    found: dict[str, list[Run]] = {}
     for seed in given.seeds:
         for variant in chosen:
             if code := run(arguments(variant, seed, given)):
                 print(f"{variant.name}, seed {seed}: failed", file=sys.stderr)
                 return code
-            file = given.runs / variant.name / f"seed{seed}" / "results.json"
-            results = Results.from_json(file)
+            finished = Run.read(given.runs / variant.name / f"seed{seed}")
             for row in variant.rows:
-                found.setdefault(row, []).append(results)
+                found.setdefault(row, []).append(finished)
     print(table(found, shlex.join(["python", *sys.argv]), given.against))
     return 0
 

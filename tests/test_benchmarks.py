@@ -141,7 +141,8 @@ def test_the_study_prints_one_row_per_variant(seeds):
     def result(name, seed):
         row = CandidateResult(name, {"a": 0.5, "b": 0.25 * seed}, {"a": 4, "b": 4}, 1.0)
         base = replace(row, name="base", bound=True)
-        return Results(("a", "b"), {"base": base, name: row}, seed, {}, notes=(f"of {name}",))
+        rows = {"base": base, name: row}
+        return study.Run(Results(("a", "b"), rows, seed, {}, notes=(f"of {name}",)))
 
     found = {name: [result(name, seed) for seed in seeds] for name in ("one", "two")}
     table = study.table(found, "python study.py")
