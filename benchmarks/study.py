@@ -188,7 +188,7 @@ def table(found: Mapping[str, Sequence[Run]], command: str, against: str | None 
     Args:
         found: The runs of each variant, with the same seeds in the same order.
         command: Command that made the table.
-        against: With several seeds, the variant to which differences of all others are given.
+        against: Variant from which the differences of all others are given.
     """
     runs = []
     for of_seed in zip(*found.values(), strict=True):
@@ -202,12 +202,9 @@ def table(found: Mapping[str, Sequence[Run]], command: str, against: str | None 
 def check_against(
     parser: argparse.ArgumentParser, given: argparse.Namespace, rows: Collection[str]
 ) -> None:
-    """Reject --against with an unknown row or a single seed, before anything runs."""
-    if given.against is not None and (given.against not in rows or len(given.seeds) < 2):
-        parser.error(
-            f"--against {given.against} --seeds {given.seeds}: give one of {', '.join(rows)}, and "
-            "two seeds or more"
-        )
+    """Reject --against with an unknown row before anything runs."""
+    if given.against is not None and given.against not in rows:
+        parser.error(f"--against {given.against}: give one of {', '.join(rows)}")
 
 
 def main() -> int:

@@ -40,10 +40,17 @@ def rows(table):
 )
 def test_a_group_becomes_a_table(group, expected, suite, root, monkeypatch, capsys):
     words = ["--data-root", str(root), "--suite", "tiny", "--group", group, "--seeds", "0", "1"]
-    monkeypatch.setattr(sys, "argv", ["study.py", *words, "--epochs", "2"])
+    words += ["--epochs", "2", "--against", expected[0]]
+    monkeypatch.setattr(sys, "argv", ["study.py", *words])
     assert study.main() == 0
-    found = rows(capsys.readouterr().out)
+    table = capsys.readouterr().out
+    found = rows(table)
     assert {"base", "individual", *expected} <= set(found)
+    header = next(line for line in table.splitlines() if line.startswith("| candidate"))
+    # Rows of several runs have intervals and paired differences, as those of one run do.
+    assert f"above {expected[0]} | p |" in header
+    assert ("update MiB" in header) == (group == "ablation")  # as all costs of merging
+    assert "[" in next(line for line in table.splitlines() if line.startswith(f"| {expected[1]}"))
     assert not [name for name in found if name.startswith(study.START)]
 
 

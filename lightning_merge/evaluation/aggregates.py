@@ -73,6 +73,7 @@ class CandidateAggregate:
     transductive: bool
     bound: bool
     peak_memory: Spread | None = None
+    update_bytes: Spread | None = None
     extra_parameters: int = 0
     inference_cost: float = 1.0
     intervals: Mapping[str, Interval] = field(default_factory=dict)
@@ -237,6 +238,7 @@ def _aggregate_candidate(results: Sequence[Results], name: str) -> CandidateAggr
     figures = [run.figures(name) for run in results]
     counts = {task: [run.samples[task] for run in runs] for task in tasks}
     peaks = [run.peak_memory for run in runs if run.peak_memory is not None]
+    stored = [run.update_bytes for run in runs if run.update_bytes is not None]
     return CandidateAggregate(
         name=name,
         accuracy={task: _spread(run.accuracy[task] for run in runs) for task in tasks},
@@ -248,6 +250,7 @@ def _aggregate_candidate(results: Sequence[Results], name: str) -> CandidateAggr
         transductive=any(run.transductive for run in runs),
         bound=any(run.bound for run in runs),
         peak_memory=_spread(peaks) if len(peaks) == len(runs) else None,
+        update_bytes=_spread(stored) if len(stored) == len(runs) else None,
         extra_parameters=max(run.extra_parameters for run in runs),
         inference_cost=max(run.inference_cost for run in runs),
     )

@@ -147,7 +147,16 @@ def _efforts(rows: Sequence[CandidateAggregate]) -> dict[str, dict[str, str]]:
         "peak MiB": {
             r.name: "" if r.peak_memory is None else _text(r.peak_memory, 2**-20) for r in rows
         },
+        **_storage(rows),
     }
+
+
+def _storage(rows: Sequence[CandidateAggregate]) -> dict[str, dict[str, str]]:
+    """Return cells with the bytes of updates; empty if they were not counted."""
+    stored = {row.name: row.update_bytes for row in rows}
+    if not any(stored.values()):
+        return {}
+    return {"update MiB": {name: _text(n, 2**-20) if n else "" for name, n in stored.items()}}
 
 
 def _short(number: int) -> str:

@@ -38,6 +38,8 @@ def legend(results: Aggregate, cells: Cells) -> Iterable[str]:
             "Seconds and peak memory: of making the candidate; memory beyond what the process, or "
             "its device, held before."
         )
+    if "update MiB" in cells.efforts:
+        yield "Update: size of the values that differ from the base's, without their positions."
     if any(row.transductive for row in results.candidates.values()):
         yield f"{TRANSDUCTIVE}: transductive, made with the unlabelled test images; never bold."
 
