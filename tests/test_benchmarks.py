@@ -15,6 +15,7 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 sys.path.append(str(BENCHMARKS))  # its files import each other as siblings, as scripts do
 
 import measure  # noqa: E402
+import memory_format  # noqa: E402
 import report  # noqa: E402
 import study  # noqa: E402
 from agreement import compare  # noqa: E402
@@ -190,3 +191,13 @@ def test_the_study_says_at_once_with_what_it_cannot_compare(capsys):
         study.check_against(parser, parser.parse_args(["--against", "sum"]), ["one", "two"])
     assert "--against sum: give one of one, two" in capsys.readouterr().err
     study.check_against(parser, parser.parse_args(["--against", "one"]), ["one", "two"])
+
+
+def test_memory_formats_are_measured_in_turns(capsys):
+    memory_format.main(["--name", "test_efficientnet", "--size", "32", "--rounds", "1"])
+    *_, forward, both = capsys.readouterr().out.strip().splitlines()
+    for row, what in ((forward, "forward"), (both, "forward + backward")):
+        name, *numbers = (cell.strip() for cell in row.strip("| ").split("|"))
+        assert name == what
+        assert len(numbers) == 6
+        assert all(float(number) > 0 for number in numbers)
