@@ -96,27 +96,17 @@ def compare(
     known = comparability(evaluate.heads_files, data.evaluated, candidates.get("individual"))
     few = [*_learned_from(trainer)]
     trial = [TRIAL] if trainer.fast_dev_run else []  # type: ignore[attr-defined]
-    trainer.loggers = []  # metrics.csv is about the training
-    trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]  # so is a profile
-    # Lightning's bar would leave one line per task and candidate.
-    trainer.callbacks = [  # type: ignore[attr-defined]
-        _Bar() if isinstance(c, ProgressBar) else c
-        for c in trainer.callbacks  # type: ignore[attr-defined]
-    ]
+    _measure_only(trainer)
     effect = [] if recalibrated is None else [_effect(trainer, evaluate, data, recalibrated)]
     chosen = {
         name: _choose(trainer, evaluate, data, candidate) if candidate.options else candidate
         for name, candidate in candidates.items()
     }
-    rows, right = {}, {}
+    rows, right, base = {}, {}, candidates.get("base")
     for name, candidate in chosen.items():
-        rows[name] = _measure(trainer, evaluate, data, candidate)
+        row = _measure(trainer, evaluate, data, candidate)
         right[name] = evaluate.measured["test"].right
-    base = candidates.get("base")
-    rows = {
-        name: replace(row, update_bytes=update_bytes(chosen[name], base, evaluate.encoder))
-        for name, row in rows.items()
-    }
+        rows[name] = replace(row, update_bytes=update_bytes(candidate, base, evaluate.encoder))
     Ranks.of(trainer).once(lambda: _keep(candidates, chosen))
     results = Results(
         tasks=data.evaluated,
@@ -134,6 +124,17 @@ def compare(
     )
     digests = {task: data.record[task]["test"]["digest"] for task in data.evaluated}
     return Ranks.of(trainer).once(lambda: _write(results, Correctness(digests, right), folder))
+
+
+def _measure_only(trainer: Trainer) -> None:
+    """Take away what belongs to training, and show one bar for each candidate."""
+    trainer.loggers = []  # metrics.csv is about the training
+    trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]  # so is a profile
+    # Lightning's bar would leave one line per task and candidate.
+    trainer.callbacks = [  # type: ignore[attr-defined]
+        _Bar() if isinstance(c, ProgressBar) else c
+        for c in trainer.callbacks  # type: ignore[attr-defined]
+    ]
 
 
 class _Bar(Callback):
