@@ -81,13 +81,15 @@ def _marks(results: Aggregate) -> Iterable[str]:
     if results.unseen:
         yield (
             f"{UNSEEN.capitalize()}: of these tasks nothing but their frozen heads was used to "
-            "make or choose a merged network."
+            "make or choose a merged network. Heads are made from the base's features of labelled "
+            "train images, or from prompts."
         )
     if results.out_of_domain:
         yield (
-            f"{OUT_OF_DOMAIN.capitalize()}: data sets without an expert, measured by heads of the "
-            "base's features or of prompts; nothing else of them was used, and they count in no "
-            "other average. The individual experts have their mean there."
+            f"{OUT_OF_DOMAIN.capitalize()}: data sets without an expert, measured by heads made "
+            "from the base's features of their labelled train images, or from prompts; nothing "
+            "else of them was used, and they count in no other average. The individual experts "
+            "have their mean there."
         )
     if results.own_split:
         yield (
