@@ -80,6 +80,12 @@ class KeptImages:
         return self._option if self.disk is None else str(self.disk.folder)
 
     @property
+    def corrupted(self) -> str:
+        """Name and severity of what is done to test images; "" for nothing."""
+        what = self.corruption
+        return "" if what is None else f"{what.name} {what.severity}"
+
+    @property
     def notes(self) -> list[str]:
         """Sentences that tables owe their reader."""
         if self.corruption is None or self.preprocess is None:

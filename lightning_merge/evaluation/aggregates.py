@@ -133,8 +133,8 @@ def aggregate(
             for those that a single run has stored with its results.
 
     Raises:
-        InputError: There is no run, a seed occurs twice, tasks, candidates or kinds of tasks
-            differ, or against is not a candidate.
+        InputError: There is no run, a seed occurs twice, tasks, candidates, kinds of tasks or
+            corruptions differ, or against is not a candidate.
 
     Examples:
         >>> from lightning_merge.evaluation import CandidateResult
@@ -179,6 +179,12 @@ def _check_comparable(results: Sequence[Results]) -> None:
         )
     first = results[0]
     for run in results[1:]:
+        if run.corruption != first.corruption:
+            found = ", ".join(f"{r.corruption or 'none'} (seed {r.seed})" for r in (first, run))
+            raise InputError(
+                f"results are of test images with different corruptions, {found}: aggregate runs "
+                "of the same corruption, and give each its own table"
+            )
         for what in ("tasks", "candidates", "unseen", "own_split", "out_of_domain"):
             here, there = set(getattr(first, what)), set(getattr(run, what))
             if here != there:

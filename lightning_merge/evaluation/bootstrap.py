@@ -1,7 +1,8 @@
 """Bootstrap over test images and seeds: intervals, p values and their correction.
 
 Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993: percentile intervals (13.3)
-and stratified resampling; Holm, A Simple Sequentially Rejective Multiple Test Procedure, 1979.
+and stratified resampling; Student, The Probable Error of a Mean, 1908; Holm, A Simple Sequentially
+Rejective Multiple Test Procedure, 1979.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -110,8 +111,9 @@ def p_value(differences: Array) -> float:
     """Return the two-sided p value of resampled differences: twice the share beyond zero.
 
     It is below 0.05 where the 95 % percentile interval leaves out zero. It is too small if hardly
-    any image tells two candidates apart: five images, all for one of them, give 0.013, an exact
-    sign test 0.063.
+    any image tells two candidates apart (five images, all for one of them, give 0.013), for which
+    there is `p_of_signs`. It is too small with few seeds, too: it is below 0.05 wherever all seeds
+    have one sign, as half of all pairs of seeds have by chance, for which there is `p_of_seeds`.
 
     Args:
         differences: [resamples].
@@ -122,6 +124,40 @@ def p_value(differences: Array) -> float:
     """
     below, above = np.sum(differences <= ZERO), np.sum(differences >= -ZERO)
     return float(min(1.0, 2 * (1 + min(below, above)) / (1 + len(differences))))
+
+
+def p_of_seeds(differences: Array) -> float:
+    """Return the two-sided p value of a t test of the seeds' differences against zero.
+
+    It is 0 if the seeds agree or there is only one: then the images alone decide.
+
+    Args:
+        differences: [seeds].
+
+    Examples:
+        >>> round(p_of_seeds(np.array([0.01, 0.03])), 3)
+        0.295
+    """
+    from scipy.special import stdtr
+
+    seeds = len(differences)
+    if seeds == 1 or np.ptp(differences) <= ZERO:
+        return 0.0
+    t = differences.mean() / differences.std(ddof=1) * seeds**0.5
+    return float(2 * stdtr(seeds - 1, -abs(t)))
+
+
+def p_of_signs(images: int) -> float:
+    """Return the smallest two-sided p value that a sign test can have.
+
+    Args:
+        images: Number of images on which two candidates differ; here all are for one of them.
+
+    Examples:
+        >>> p_of_signs(5), p_of_signs(6)
+        (0.0625, 0.03125)
+    """
+    return min(1.0, 2.0 ** (1 - images))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -123,7 +123,7 @@ def _p(difference: Difference | None) -> str:
     """Return a p value, and what it says if it says anything."""
     if difference is None or difference.compared is None:
         return ""
-    _, p, _ = compared = difference.compared
+    _, p = compared = difference.compared
     text = "<0.001" if p < 0.001 else f"{p:.3f}"
     return f"{text}, {compared.verdict}" if compared.verdict else text
 

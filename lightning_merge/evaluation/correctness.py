@@ -25,7 +25,8 @@ class Correctness:
     the same images of a task if digest and n are equal.
 
     Attributes:
-        digests: Task -> digest of its test split: images, labels and their order.
+        digests: Task -> digest of its test split (images, labels and their order), and what
+            corrupts the images, if anything does.
         right: Candidate -> task -> whether each image was classified correctly, bool [rows, n]. A
             cell that several networks share, and whose accuracy is their mean, has a row for each.
 

@@ -1,6 +1,6 @@
 """What the test images, and seeds, say about the rows of a table."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -11,6 +11,8 @@ from lightning_merge.evaluation.bootstrap import (
     Array,
     Interval,
     holm,
+    p_of_seeds,
+    p_of_signs,
     p_value,
     percentiles,
     resample,
@@ -22,8 +24,6 @@ from lightning_merge.evaluation.results import Results, averaged_tasks
 ALPHA = 0.05
 FEW = 30
 """Test images of a task below which its interval is only rough."""
-TELLING = 6
-"""Images on which two candidates have to differ: a sign test of five cannot be below 0.05."""
 
 
 class Compared(NamedTuple):
@@ -31,22 +31,23 @@ class Compared(NamedTuple):
 
     Attributes:
         interval: 95 % interval of the difference.
-        p: Two-sided p value, corrected by Holm over the rows of the table.
-        images: Number of images on which the two differ.
+        p: Two-sided p value, the largest of those of the bootstrap, which is below 0.05 only where
+            the interval leaves out zero, of a t test over seeds, and of a sign test of all images
+            on which the two differ, as if all were for one of them. It is corrected by Holm over
+            all other rows of the table, references included, for each column apart.
 
     Examples:
-        >>> Compared(Interval(0.01, 0.03), p=0.002, images=80).verdict
+        >>> Compared(Interval(0.01, 0.03), p=0.002).verdict
         'better'
     """
 
     interval: Interval
     p: float
-    images: int
 
     @property
     def verdict(self) -> str:
         """Either "better" or "worse"; "" if it cannot be told."""
-        if self.interval.holds(0) or self.p >= ALPHA or self.images < TELLING:
+        if self.p >= ALPHA:
             return ""
         return "better" if self.interval.low > 0 else "worse"
 
@@ -57,7 +58,8 @@ class Evidence:
 
     Attributes:
         intervals: Candidate -> column (task, average or derived figure) -> 95 % interval.
-        best: Candidate -> tasks and averages in which it cannot be told from the best merged one.
+        best: Candidate -> tasks and averages in which it cannot be told from the best merged one,
+            by a p value as in `Compared`, corrected over the column's other merged rows.
         compared: Candidate -> column -> difference from a reference; empty without one.
 
     Examples:
@@ -143,7 +145,7 @@ class _Table:
         }
         self.columns: list[str] = []
         whole = {task: cell.mean(axis=-1) for task, cell in self.cells.items()}
-        self.observed = self._computed(whole).mean(axis=0)  # [rows, columns]
+        self.by_seed = self._computed(whole)  # [seeds, rows, columns]
         self.drawn = resample(self.cells, self._computed)
 
     def _computed(self, accuracy: Mapping[str, Array]) -> Array:
@@ -179,15 +181,15 @@ class _Table:
                 best[name].append(column)
         return Evidence(intervals, best, {} if against is None else self._compared(against))
 
-    def _best(self, column: str) -> Iterator[str]:
-        """Yield the merged candidates that cannot be told from the best one of a column."""
-        place = self.columns.index(column)
-        seen = {name: self.observed[self.names.index(name), place] for name in self.merged}
-        top = max(seen, key=seen.__getitem__, default="")
-        for name in seen:
-            interval, images = self._difference(top, name, column)
-            if name == top or interval.holds(0) or images < TELLING:
-                yield name
+    def _best(self, column: str) -> list[str]:
+        """Return the merged candidates that cannot be told from the best one of a column."""
+        means = self.by_seed[..., self.columns.index(column)].mean(axis=0)
+        top = max(self.merged, key=lambda name: means[self.names.index(name)], default="")
+        others = [name for name in self.merged if name != top]
+        p_values = dict(
+            zip(others, holm([self._p(top, name, column) for name in others]), strict=True)
+        )
+        return [name for name in self.merged if p_values.get(name, 1.0) >= ALPHA]
 
     def _compared(self, against: str) -> dict[str, dict[str, Compared]]:
         others = [name for name in self.names if name != against]
@@ -196,10 +198,10 @@ class _Table:
             drawn = [self._drawn(name, against, column) for name in others]
             if not np.isfinite(drawn).all():  # a figure that some resample does not have
                 continue
-            p_values = holm([p_value(differences) for differences in drawn])
-            for name, p in zip(others, p_values, strict=True):
-                interval, images = self._difference(name, against, column)
-                found[name][column] = Compared(interval, p, images)
+            p_values = holm([self._p(name, against, column) for name in others])
+            for name, differences, p in zip(others, drawn, p_values, strict=True):
+                low, high = map(float, percentiles(differences))
+                found[name][column] = Compared(Interval(low, high), p)
         return found
 
     def _drawn(self, one: str, other: str, column: str) -> Array:
@@ -208,16 +210,20 @@ class _Table:
         rows = self.drawn[:, self.names.index(one), place]
         return np.asarray(rows - self.drawn[:, self.names.index(other), place])
 
-    def _difference(self, one: str, other: str, column: str) -> tuple[Interval, int]:
-        """Return the interval of a difference, and the number of images that make it."""
-        low, high = map(float, percentiles(self._drawn(one, other, column)))
+    def _p(self, one: str, other: str, column: str) -> float:
+        """Return the p value of a difference, uncorrected; see `Compared`."""
         first, second = self.names.index(one), self.names.index(other)
+        seeds = self.by_seed[:, first] - self.by_seed[:, second]
         behind = (column,) if column in self.cells else self.averages.get(column, self.run.tasks)
         images = sum(
             int((abs(cell[:, first] - cell[:, second]) > ZERO).any(axis=0).sum())
             for cell in (self.cells[task] for task in behind)
         )
-        return Interval(low, high), images
+        return max(
+            p_value(self._drawn(one, other, column)),
+            p_of_seeds(seeds[:, self.columns.index(column)]),
+            p_of_signs(images),
+        )
 
 
 def _rows(correctness: Correctness, names: Sequence[str], task: str) -> Array:

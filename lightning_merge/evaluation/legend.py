@@ -59,6 +59,12 @@ def _uncertainty(results: Aggregate) -> Iterable[str]:
             "In brackets: 95 % interval, by bootstrap over test images and seeds; with "
             f"{len(results.seeds)} seeds, what seeds add to it is {share:.2f} of what it should be."
         )
+    if intervals:
+        yield (
+            "p of a difference: two-sided, by the same bootstrap; never below "
+            + ("that of a t test of the seeds' differences, or below " if several else "")
+            + "that of a sign test in which all images that tell the two apart are for one of them."
+        )
     if results.against is not None:
         yield (
             f"Above {results.against}: difference of the averages"
@@ -67,12 +73,15 @@ def _uncertainty(results: Aggregate) -> Iterable[str]:
         )
     if results.against is not None and intervals:
         yield (
-            "p: two-sided, by the same bootstrap, corrected by Holm over the rows; better or worse "
-            "where it is below 0.05, the interval leaves out zero, and the two candidates differ "
-            "on six images or more."
+            f"Better or worse than {results.against}: p below 0.05, corrected by Holm over all "
+            "other rows, references included, for each column apart."
         )
     yield "Bold: the best merged candidate of a column" + (
-        ", and all whose paired difference from it cannot be told from zero." if intervals else "."
+        ", and all whose paired difference from it cannot be told from zero: p of 0.05 or more, "
+        "corrected by Holm over the column's other merged candidates. The same images have picked "
+        "the best, so one as good can lack it."
+        if intervals
+        else "."
     )
 
 

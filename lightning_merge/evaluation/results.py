@@ -163,6 +163,7 @@ class Results:
         unseen: Tasks of which only the frozen heads were used in merging.
         own_split: Tasks that are published undivided, with a test split made by this package.
         out_of_domain: Those of the tasks that are data sets without an expert.
+        corruption: Name and severity of what corrupts the test images; "" for nothing.
 
     Raises:
         InputError: A candidate lacks a task, has an additional one or has another name, there is
@@ -184,6 +185,7 @@ class Results:
     unseen: Sequence[str] = ()
     own_split: Sequence[str] = ()
     out_of_domain: Sequence[str] = ()
+    corruption: str = ""
 
     def __post_init__(self) -> None:
         if not self.candidates:
@@ -250,6 +252,7 @@ class Results:
             "unseen": list(self.unseen),
             "own_split": list(self.own_split),
             "out_of_domain": list(self.out_of_domain),
+            "corruption": self.corruption,
         }
         content |= {key: value for key, value in optional.items() if value}
         write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")

@@ -31,8 +31,15 @@ from lightning_merge.modules.measured import Measured
 from lightning_merge.modules.storage import update_bytes
 
 HARM = 2.0
-"""Loss of the base, in percentage points, above which recalibration deserves a warning."""
+"""Loss of the base, in percentage points, above which recalibration deserves a warning.
+
+The loss is rather too small, as the statistics are those of some of the images it is measured on.
+"""
 TRIAL = "A trial run of a few batches (trainer.fast_dev_run), not a measurement."
+FIRST = (
+    "; they are the first of each split, often of a few classes, so intervals, p values and bold "
+    "hold for them alone"
+)
 
 
 def compare(
@@ -67,7 +74,8 @@ def compare(
         command: Command that made the run, for the record.
         notes: Sentences under the table.
         recalibrated: Images of which merged networks have BatchNorm statistics; what that does to
-            the base, which `evaluate` starts with, is measured on all held-out images.
+            the base, which `evaluate` starts with, is measured on all held-out images, these
+            included.
 
     Returns:
         The accuracies, with intervals.
@@ -121,8 +129,12 @@ def compare(
         unseen=data.unseen,
         out_of_domain=data.out_of_domain,
         own_split=data.own_split,
+        corruption=data.kept.corrupted,
     )
-    digests = {task: data.record[task]["test"]["digest"] for task in data.evaluated}
+    digests = {
+        task: f"{data.record[task]['test']['digest']} {results.corruption}".strip()
+        for task in data.evaluated
+    }
     return Ranks.of(trainer).once(lambda: _write(results, Correctness(digests, right), folder))
 
 
@@ -180,8 +192,8 @@ def _effect(trainer: Trainer, evaluate: Evaluate, data: MergeDataModule, held_ou
         accuracy.append(100 * evaluate.measured["val"].mean(data.seen))
     own, other = accuracy
     note = (
-        f"The base has {own:.1f} % on the held-out images, and {other:.1f} % with recalibrated "
-        "BatchNorm statistics."
+        f"The base has {own:.1f} % on the held-out images, and {other:.1f} % with BatchNorm "
+        "statistics recalibrated on some of these."
     )
     if own - other > HARM:
         warn(f"{note} They may harm merged networks as much; try batch_norm: average")
@@ -209,9 +221,10 @@ def _learned_from(trainer: Trainer) -> Iterator[str]:
 
 def _measured_on(trainer: Trainer, measured: Mapping[str, Measured]) -> Iterator[str]:
     """Yield a note for every part whose accuracies do not cover all images."""
-    for part, what in (("val", "choices on held-out images"), ("test", "accuracies")):
+    kinds = {"val": ("choices on held-out images", ""), "test": ("accuracies", FIRST)}
+    for part, (what, more) in kinds.items():
         if part in measured and (shares := measured[part].shares):
-            yield f"{limit(trainer, part)}: {what} cover only {shares}."
+            yield f"{limit(trainer, part)}: {what} cover only {shares}{more}."
 
 
 def _processes(trainer: Trainer) -> dict[str, str]:

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lightning_merge.evaluation.bootstrap import Interval, holm, p_value, percentiles, resample
+from lightning_merge.evaluation.bootstrap import (
+    Interval,
+    holm,
+    p_of_seeds,
+    p_of_signs,
+    p_value,
+    percentiles,
+    resample,
+)
 
 
 def columns(accuracy):
@@ -122,6 +130,22 @@ def test_p_is_that_of_the_normal_distribution(one, other):
 def test_equal_rows_have_p_one():
     assert p_value(np.zeros(100)) == 1
     assert p_value(np.full(9999, 0.1)) == 2 / 10_000  # no p is zero
+
+
+@pytest.mark.parametrize("seeds", [[0.01, 0.03], [-0.02, 0.01, 0.05], [-0.3, -0.2, -0.25, -0.1]])
+def test_seeds_are_weighed_by_a_t_test(seeds):
+    assert p_of_seeds(np.array(seeds)) == pytest.approx(stats.ttest_1samp(seeds, 0).pvalue)
+
+
+@pytest.mark.parametrize("seeds", [[0.1], [0.1, 0.1 + 1e-15, 0.1], [0.0, 0.0]])
+def test_seeds_that_agree_let_the_images_decide(seeds):
+    assert p_of_seeds(np.array(seeds)) == 0
+
+
+@pytest.mark.parametrize("images", [0, 1, 5, 6, 9, 5000])
+def test_no_sign_test_of_so_many_images_has_a_smaller_p(images):
+    exact = stats.binomtest(images, images).pvalue if images else 1
+    assert p_of_signs(images) == pytest.approx(exact)
 
 
 @pytest.mark.parametrize(

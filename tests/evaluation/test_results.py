@@ -185,6 +185,13 @@ def test_aggregate_keeps_what_differs_between_runs(seeds):
             ],
             r"differ in unseen \['cars', 'mnist'\]: aggregate runs of the same unseen",
         ),
+        (
+            [
+                collect(candidate("ties", [])),
+                collect(candidate("ties", []), corruption="motion_blur 3", seed=1),
+            ],
+            r"different corruptions, none \(seed 0\), motion_blur 3 \(seed 1\): aggregate",
+        ),
     ],
 )
 def test_aggregate_refuses_runs_that_do_not_compare(runs, message):

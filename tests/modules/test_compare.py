@@ -12,6 +12,7 @@ from tiny_zoo import ENCODER, TASKS
 from lightning_merge.core.checkpoints.checkpoint import open_checkpoint, save_checkpoint
 from lightning_merge.core.cost import Cost
 from lightning_merge.core.errors import InputError, InputWarning
+from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.evaluation.candidates import Candidate, bounds
 from lightning_merge.evaluation.correctness import Correctness
 from lightning_merge.evaluation.results import Results
@@ -117,6 +118,7 @@ def test_what_recalibration_does_to_the_base_is_told(trainer, data, tmp_path, mo
         warnings.simplefilter("always")
         results = compare(trainer(), evaluate, data, rows, tmp_path, seed=0, recalibrated=Shifted())
     want = f"The base has {average(base):.1f} % on the held-out images, and {average(other):.1f} %"
+    want += " with BatchNorm statistics recalibrated on some of these."
     assert results.notes[0].startswith(want)
     warned = [str(w.message) for w in caught if "batch_norm: average" in str(w.message)]
     assert bool(warned) == (average(base) - average(other) > harm)
@@ -133,8 +135,24 @@ def test_every_answer_is_kept(trainer, evaluate, candidates, data, files, tmp_pa
             assert kept.right[name][task].tolist() == [own]
         assert kept.digests[task] == data.record[task]["test"]["digest"]
     assert {*TASKS, "average"} <= set(results.candidates["base"].intervals)
+    assert results.corruption == ""
     few = "Fewer than 30 test images of reds (14), shapes (21): their intervals are rough."
     assert results.notes == (few,)
+
+
+def test_corrupted_images_are_other_images(trainer, evaluate, candidates, root, tmp_path):
+    """Digests differ by kind and by severity, and so no run shares intervals with a clean one."""
+    digests = []
+    for severity in (None, 20, 30):
+        given = severity and {"name": "gaussian_sigma", "severity": severity}
+        data = MergeDataModule(str(root), tasks=list(TASKS), corruption=given)
+        folder = tmp_path / str(severity)
+        results = compare(trainer(), evaluate, data, candidates, folder, seed=0)
+        assert results.corruption == (f"gaussian_sigma {severity}" if severity else "")
+        assert Results.from_json(folder / "results.json") == results
+        digests.append(Correctness.read(folder).digests["reds"])
+        assert digests[-1].split()[0] == data.record["reds"]["test"]["digest"]
+    assert len(set(digests)) == 3
 
 
 def test_the_best_on_held_out_images_is_chosen(trainer, evaluate, data, files, tmp_path):
@@ -190,7 +208,11 @@ def test_samples_are_those_really_looked_at(
     data.eval_batch_size = 4
     limited = trainer(limit_test_batches=limit)
     results = compare(limited, evaluate, data, candidates, tmp_path, seed=0)
-    note = f"trainer.limit_test_batches={limit}: accuracies cover only {shares}."
+    said = f"trainer.limit_test_batches={limit}: accuracies cover only {shares}"
+    note = (
+        f"{said}; they are the first of each split, often of a few classes, so intervals, p values "
+        "and bold hold for them alone."
+    )
     assert results.notes[:-1] == ((note,) if shares else ())
     whole = {"reds": 14, "shapes": 21}
     count = limit if type(limit) is int else 2
@@ -202,8 +224,8 @@ def test_samples_are_those_really_looked_at(
         own = answered(files, data, task, files.base, "test")[:images]
         assert kept.right["base"][task].tolist() == [own]
     warned = [str(w.message) for w in recwarn if issubclass(w.category, InputWarning)]
-    assert {message.replace("test accuracies", "accuracies") + "." for message in warned} == (
-        {note} if shares else set()
+    assert {message.replace("test accuracies", "accuracies") for message in warned} == (
+        {said} if shares else set()
     )
 
 
