@@ -63,10 +63,11 @@ def has_batch_norm(model: nn.Module) -> bool:
 def statistics_differ(
     model: nn.Module, base: Mapping[str, Tensor], experts: Iterable[Mapping[str, Tensor]]
 ) -> bool:
-    """Return whether the running statistics of an expert are not those of the base, to the bit.
+    """Return whether the running statistics of an expert are not those of the base.
 
     Experts that were trained with frozen statistics have those of the base. They fit networks
-    merged from these experts better than any that few images give.
+    merged from these experts better than any that few images give. An expert that is stored in
+    another type has kept them if its own are the base's, rounded to that type, to the bit.
 
     Args:
         model: The network; its layers tell which tensors are running statistics.
@@ -79,13 +80,17 @@ def statistics_differ(
         >>> moved = {**base, "running_mean": torch.tensor([0.0, 1.0])}
         >>> statistics_differ(layer, base, [base]), statistics_differ(layer, base, [base, moved])
         (False, True)
+        >>> half = {name: tensor.half() for name, tensor in base.items()}
+        >>> statistics_differ(layer, base, [half])
+        False
     """
     names = [
         f"{name}.{key}" if name else key
         for name in _layers(model)
         for key in ("running_mean", "running_var")
     ]
-    return any(not torch.equal(expert[n], base[n]) for expert in experts for n in names)
+    pairs = ((expert[name], base[name]) for expert in experts for name in names)
+    return any(not torch.equal(own, kept.to(own)) for own, kept in pairs)
 
 
 def _layers(model: nn.Module) -> dict[str, _BatchNorm]:

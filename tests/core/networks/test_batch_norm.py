@@ -5,7 +5,12 @@ import torch
 from torch import nn
 
 from lightning_merge.core.errors import InputError
-from lightning_merge.core.networks.batch_norm import batch_statistics, has_batch_norm, recalibrated
+from lightning_merge.core.networks.batch_norm import (
+    batch_statistics,
+    has_batch_norm,
+    recalibrated,
+    statistics_differ,
+)
 
 SIZES = (5, 2, 17)
 
@@ -190,3 +195,14 @@ def test_bad_input(batches):
         recalibrated(model, weights, [batches[0][:1]])
     with pytest.raises(RuntimeError, match=r"4\.bias"):
         recalibrated(model, {n: t for n, t in weights.items() if n != "4.bias"}, batches)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_an_expert_keeps_statistics_in_whatever_type_it_is_stored(dtype):
+    """The base is opened in float32, experts as they are stored."""
+    model = network()
+    base = {name: t + 0.1 if t.is_floating_point() else t for name, t in merged(model).items()}
+    kept = {name: t.to(dtype) if t.is_floating_point() else t for name, t in base.items()}
+    assert not statistics_differ(model, base, [kept, base])
+    one_step = torch.nextafter(kept["5.running_var"], torch.tensor(9.0, dtype=dtype))
+    assert statistics_differ(model, base, [base, {**kept, "5.running_var": one_step}])
