@@ -8,6 +8,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_merge.core.checkpoints import hub
 from lightning_merge.core.checkpoints.checkpoint import file_hash, open_checkpoint
+from lightning_merge.core.checkpoints.files import locked
 from lightning_merge.core.errors import InputError
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.data.prompts import prompts, resolved
@@ -92,21 +93,20 @@ class ZooHeads:
         if self.are_given():
             return
         path = Path(str(self.files))
-        wanted = {_FINGERPRINT + task: self.made_from(data, task, inputs) for task in self.tasks}
-        heads: dict[str, Head] = {}
-        known: dict[str, str] = {}
-        if path.exists():
-            heads, known = load_heads(path), _kept(path, _FINGERPRINT, PROMPTS)
-        lacking = [
-            task
-            for task in self.tasks
-            if known.get(_FINGERPRINT + task) != wanted[_FINGERPRINT + task]
-        ]
-        if lacking:
+        wanted = {task: self.made_from(data, task, inputs) for task in self.tasks}
+        if not _lacking(path, wanted):
+            return
+        with locked(path):
+            if not (lacking := _lacking(path, wanted)):  # another run has made them meanwhile
+                return
+            heads: dict[str, Head] = {}
+            known: dict[str, str] = {}
+            if path.exists():
+                heads, known = load_heads(path), _kept(path, _FINGERPRINT, PROMPTS)
             rank_zero_info(f"heads: making those of {', '.join(lacking)} in {path}")
             for task, head in make_heads(self.zoo, encoder, data, lacking):
                 heads[task], key = head, _FINGERPRINT + task
-                known |= {key: wanted[key], _KIND: self._kind, **self._wording(data, task)}
+                known |= {key: wanted[task], _KIND: self._kind, **self._wording(data, task)}
                 save_heads(heads, path, metadata=known)  # so that a stopped run keeps them
 
     def mark(self, task: str) -> str:
@@ -141,6 +141,12 @@ class ZooHeads:
             made_from.append((used.words, used.templates))
             made_from.append(text.weights and file_hash(text.weights))
         return fingerprint(made_from)
+
+
+def _lacking(heads: Path, wanted: Mapping[str, str]) -> list[str]:
+    """Return the tasks whose head is not in the file or has another fingerprint."""
+    known = _kept(heads, _FINGERPRINT) if heads.exists() else {}
+    return [task for task, mark in wanted.items() if known.get(_FINGERPRINT + task) != mark]
 
 
 def _kept(heads: str | Path, *prefixes: str) -> dict[str, str]:

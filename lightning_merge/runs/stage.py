@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_merge.core.checkpoints import hub
 from lightning_merge.core.checkpoints.checkpoint import open_checkpoint
+from lightning_merge.core.checkpoints.files import locked
 from lightning_merge.core.errors import InputError
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.models.encoder import Encoder
@@ -114,7 +115,7 @@ class Stage:
         return {task: data.digest(task) for task in data.tasks}
 
     def make(self, fit: Fit, options: Config, inputs: Config) -> None:
-        """Run the recipe unless the file is up to date.
+        """Run the recipe unless the file is up to date; wait if another run is making it.
 
         Args:
             fit: Runs `fit` with a config.
@@ -128,6 +129,11 @@ class Stage:
             return
         assert self.recipe is not None  # otherwise `check` has found the file
         self._check_alone(self.recipe)
+        with locked(self.path):
+            if not self.is_made(inputs):  # another run may have made it meanwhile
+                self._run(self.recipe, fit, options, inputs)
+
+    def _run(self, recipe: Recipe, fit: Fit, options: Config, inputs: Config) -> None:
         again = " again, as its inputs changed" if self.path.exists() else ""
         rank_zero_info(f"{self.what}: making {self.path}{again}")
         where = {
@@ -136,11 +142,9 @@ class Stage:
             "model.metadata": {"fingerprint": self._fingerprint(inputs)},
             "trainer.default_root_dir": str(self.path.with_suffix("")),
         }
-        self.recipe.run(fit, {**options, **where})
+        recipe.run(fit, {**options, **where})
         if not self.path.exists():
-            raise InputError(
-                f"{self.what}: the run of {self.recipe.path} ended without {self.path}"
-            )
+            raise InputError(f"{self.what}: the run of {recipe.path} ended without {self.path}")
 
     def _fingerprint(self, inputs: Config) -> str:
         recipe = None if self.recipe is None else self.recipe.config

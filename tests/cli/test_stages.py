@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -11,12 +13,14 @@ import yaml
 from tiny_zoo import CLASSES, ENCODER, TASKS, TRAINER, picture
 
 from lightning_merge.core.checkpoints.checkpoint import file_hash, open_checkpoint, save_checkpoint
-from lightning_merge.core.errors import InputError
+from lightning_merge.core.errors import InputError, InputWarning
+from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.data.dataset import TaskImages
 from lightning_merge.models.head_files import load_heads
 from lightning_merge.models.mini_vit import MiniViT
 from lightning_merge.modules import make_heads
 from lightning_merge.modules.zoo import TextTower, Zoo
+from lightning_merge.runs import heads
 from lightning_merge.runs.heads import ZooHeads
 
 
@@ -153,6 +157,36 @@ def test_heads_are_kept_task_by_task(fit, own_files, monkeypatch):
     )
     assert fit() == {"heads"}
     assert [list(classes) for classes in seen] == [CLASSES["shapes"]]
+
+
+def test_heads_that_two_runs_make_at_once_are_all_kept(encoder, zoo, own_files, root, monkeypatch):
+    """The second run waits, and finds those of the first."""
+    os.remove(own_files.heads)
+    zoo = Zoo(own_files.base, own_files.experts, own_files.heads)
+    make, begun, made = heads.make_heads, threading.Event(), []
+
+    def slowly(zoo, encoder, data, tasks):
+        made.append(list(tasks))
+        begun.set()
+        time.sleep(0.3)  # the other run would have read the file by now
+        yield from make(zoo, encoder, data, tasks)
+
+    def fill(*tasks):
+        data = MergeDataModule(str(root), tasks=list(tasks))
+        data.preprocess = encoder.preprocess
+        data.load()
+        inputs = {"base": "a", **{task: "b" for task in tasks}}
+        ZooHeads(zoo, tasks).make(MiniViT(**ENCODER), data, inputs)
+
+    monkeypatch.setattr(heads, "make_heads", slowly)
+    with pytest.warns(InputWarning, match="is being made by another process"):
+        first = threading.Thread(target=fill, args=("reds",))
+        first.start()
+        assert begun.wait(60)
+        fill("reds", "shapes")
+        first.join()
+    assert made == [["reds"], ["shapes"]]
+    assert set(load_heads(own_files.heads)) == set(TASKS)
 
 
 @pytest.mark.parametrize(

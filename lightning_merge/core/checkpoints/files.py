@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lightning_merge.core.errors import InputError
+from lightning_merge.core.errors import InputError, warn
 
 
 @contextmanager
@@ -46,6 +46,41 @@ def atomic_write(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
             temporary.unlink()
         raise
     flush(path.parent)
+
+
+@contextmanager
+def locked(path: str | Path) -> Iterator[None]:
+    """Let one process at a time make a file; others wait.
+
+    The lock is on a hidden file beside it, which stays. A disk without locks has none.
+
+    Args:
+        path: The file. Missing parent folders are created.
+
+    Raises:
+        InputError: The folder cannot be written.
+
+    Examples:
+        >>> with locked("heads.txt"):
+        ...     write_text("heads.txt", "made once")
+        >>> sorted(file.name for file in Path().glob("*heads*"))
+        ['.heads.txt.lock', 'heads.txt']
+    """
+    path = Path(path)
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            warn(f"{path} is being made by another process; waiting for it")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError:  # some network disks do not support locks
+            pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: str | Path, text: str) -> None:
