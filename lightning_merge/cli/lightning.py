@@ -40,9 +40,9 @@ from lightning_merge.evaluation.results import Results
 from lightning_merge.modules.base import TaskModule
 from lightning_merge.modules.compare import compare
 from lightning_merge.modules.evaluate import Evaluate
-from lightning_merge.modules.heads import head_files
 from lightning_merge.runs import record
 from lightning_merge.runs.folder import RunFolder
+from lightning_merge.runs.heads import describe_inputs
 from lightning_merge.runs.making import ZooMaker
 from lightning_merge.runs.metrics import MetricsFile
 from lightning_merge.runs.recipe import Config
@@ -261,7 +261,7 @@ class MergeCLI(LightningCLI):
                 f"nothing was fitted here: {self.run_folder.last} does not exist; run fit with the "
                 "same config first or give --ckpt_path"
             )
-        now = record.stored({**self._describe(), **record.describe_files(self._files())})
+        now = record.stored({**self._describe(), **self._inputs()})
         before = record.network(self.run_folder.recorded)
         if changed := record.differences(before, record.network(now)):
             raise InputError(
@@ -273,7 +273,7 @@ class MergeCLI(LightningCLI):
     def _prepare(self) -> Start:
         """Make what fit needs, without touching what earlier runs left in the run folder."""
         self._check()
-        self.run_folder.resolve(self._describe(), self._fill_zoo, self._files)
+        self.run_folder.resolve(self._describe(), self._fill_zoo, self._inputs)
         complete = not self.trial and self.run_folder.is_complete(self.run_folder.coefficients)
         if complete and self.run_folder.is_unchanged:
             return Start(True, None)
@@ -304,13 +304,12 @@ class MergeCLI(LightningCLI):
             "processes": self.trainer.world_size,  # their number changes the order of images
         }
 
-    def _files(self) -> list[str]:
-        """Return the files that the run depends on."""
-        encoder = self._model_options.get("encoder") or {}
+    def _inputs(self) -> dict[str, str]:
+        """Return the files and heads that the run depends on, with their digests."""
+        encoder, data = self._model_options.get("encoder") or {}, self.datamodule
         own = self.model.encoder.files(encoder.get("init_args") or {})
-        data, heads = self.datamodule, self.model.heads_files
-        apart = [] if heads is None else head_files(heads, data.out_of_domain)
-        return [*self.model.input_files(data.tasks), *apart, *own]
+        files = [*self.model.input_files(data.tasks), *own]
+        return describe_inputs(files, self.model.heads_files, data)
 
     @property
     def _model_options(self) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class RunFolder:
     Examples:
         >>> from tempfile import mkdtemp
         >>> folder = RunFolder(Path(mkdtemp()), "folder")
-        >>> folder.resolve({"seed": 0}, make=lambda: None, files=lambda: [])
+        >>> folder.resolve({"seed": 0}, make=lambda: None, inputs=dict)
         >>> folder.is_unchanged
         False
     """
@@ -81,15 +81,15 @@ class RunFolder:
         self,
         described: Mapping[str, Any],
         make: Callable[[], None],
-        files: Callable[[], Iterable[str]],
+        inputs: Callable[[], Mapping[str, Any]],
         growing: Iterable[str] = (),
     ) -> None:
         """Determine what the run depends on, and make missing files.
 
         Args:
             described: Everything known before files are made, by name.
-            make: Makes the files.
-            files: Returns their names afterwards.
+            make: Makes missing files.
+            inputs: Describes the files afterwards, by name.
             growing: Names of numbers that may grow between runs without losing results.
 
         Raises:
@@ -100,7 +100,7 @@ class RunFolder:
         before = {**self.before, **grown}
         self._refuse({name: before.get(name) for name in self.now})
         make()
-        self.now |= record.stored(record.describe_files(files()))
+        self.now |= record.stored(inputs())
         self._refuse(before)
 
     def take(

@@ -1,6 +1,6 @@
 """The heads of a zoo: given by the user, or made per task whenever their inputs change."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,17 @@ from lightning_merge.data.prompts import prompts, resolved
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.models.head_files import load_heads, save_heads
 from lightning_merge.models.heads import Head
-from lightning_merge.modules.heads import PROMPTS, by_task, fitting_heads, head_file
+from lightning_merge.modules.heads import (
+    PROMPTS,
+    HeadFiles,
+    by_task,
+    fitting_heads,
+    head_file,
+    head_files,
+)
 from lightning_merge.modules.make_heads import make_heads
 from lightning_merge.modules.zoo import Zoo
+from lightning_merge.runs import record
 from lightning_merge.runs.stage import fingerprint
 
 _KIND = "make_heads"
@@ -141,6 +149,54 @@ class ZooHeads:
             made_from.append((used.words, used.templates))
             made_from.append(text.weights and file_hash(text.weights))
         return fingerprint(made_from)
+
+
+def describe_inputs(
+    files: Iterable[str], heads: HeadFiles | None, data: MergeDataModule
+) -> dict[str, str]:
+    """Return what a run depends on besides options and images, by name; see `record`.
+
+    A head that was made here counts by its fingerprint, so that heads of other tasks in its file
+    change nothing; a file of heads that the user gave counts as a whole. What is out of domain has
+    names of its own, as it is only measured.
+
+    Args:
+        files: The run's files; those of heads may be among them.
+        heads: Files of the frozen heads, if there are any.
+        data: The tasks.
+
+    Examples:
+        >>> import torch
+        >>> from lightning_merge.core.checkpoints.checkpoint import save_checkpoint
+        >>> weights, mark = {"weight": torch.ones(1)}, {"fingerprint/mnist": "ab"}
+        >>> for name in ("base", "heads"):
+        ...     _ = save_checkpoint(weights, f"{name}.safetensors", metadata=mark)
+        >>> data = MergeDataModule(tasks=["mnist"])
+        >>> found = describe_inputs(["base.safetensors"], "heads.safetensors", data)
+        >>> [*found], found["head of mnist"]
+        (['file base.safetensors', 'head of mnist'], 'ab')
+    """
+    if heads is None:
+        return record.describe_files(files)
+    own = set(head_files(heads, data.tasks))
+    apart = _describe_heads(heads, data.out_of_domain)
+    return {
+        **record.describe_files(file for file in files if file not in own),
+        **_describe_heads(heads, data.tasks),
+        **{record.OUT_OF_DOMAIN_KEY + name: mark for name, mark in apart.items()},
+    }
+
+
+def _describe_heads(heads: HeadFiles, tasks: Sequence[str]) -> dict[str, str]:
+    """Return the fingerprint of each head that was made here, and the hash of each other file."""
+    found: dict[str, str] = {}
+    for task in tasks:
+        file = head_file(heads, task)
+        if made := _kept(file, _FINGERPRINT).get(_FINGERPRINT + task):
+            found[record.HEAD + task] = made
+        elif f"file {file}" not in found:
+            found |= record.describe_files([file])
+    return found
 
 
 def _lacking(heads: Path, wanted: Mapping[str, str]) -> list[str]:

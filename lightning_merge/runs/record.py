@@ -15,9 +15,9 @@ from lightning_merge.data.datamodule import MergeDataModule
 Record = Mapping[str, Any]
 """Name of an option or input -> its value or the hash of its content."""
 
-CALLBACKS, TEST_IMAGES = "trainer.callbacks", "test images of "
-OUT_OF_DOMAIN = "out of domain: "
-MEASURED_ONLY = ("data.out_of_domain", "data.joint_labels", OUT_OF_DOMAIN)
+CALLBACKS, TEST_IMAGES, HEAD = "trainer.callbacks", "test images of ", "head of "
+OUT_OF_DOMAIN_KEY = "out of domain: "
+MEASURED_ONLY = ("data.out_of_domain", "data.joint_labels", OUT_OF_DOMAIN_KEY)
 """Record keys, or their start, of what nothing but measuring depends on."""
 TASK_VECTORS = "model.task_vectors"
 """Record key: how callbacks transform task vectors before coefficients are learned."""
@@ -90,7 +90,7 @@ def describe_images(data: MergeDataModule) -> dict[str, Any]:
         found[TEST_IMAGES + task] = data.record[task].get("test", {}).get("digest")
     for name in data.out_of_domain:
         test = data.record[name].get("test", {}).get("digest")
-        found[OUT_OF_DOMAIN + name] = [data.digest(name), test, list(data.classes[name])]
+        found[OUT_OF_DOMAIN_KEY + name] = [data.digest(name), test, list(data.classes[name])]
     return found
 
 
@@ -134,7 +134,7 @@ def network(record: Record) -> dict[str, Any]:
         >>> network({"model.lr": 0.1, "trainer.max_epochs": 3})
         {'model.lr': 0.1}
     """
-    kinds = ("model.", "data.", "file ", "images of ", "classes of ", TEST_IMAGES)
+    kinds = ("model.", "data.", "file ", HEAD, "images of ", "classes of ", TEST_IMAGES)
     apart = _measured_only(record)
     return {k: v for k, v in record.items() if k.startswith(kinds) and not k.startswith(apart)}
 

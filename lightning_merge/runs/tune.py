@@ -19,13 +19,13 @@ from lightning_merge.methods.base import Method, brief
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.compare import compare
 from lightning_merge.modules.evaluate import Evaluate
-from lightning_merge.modules.heads import head_files
 from lightning_merge.modules.held_out import BatchNorm, check_count
 from lightning_merge.modules.space import Range, Space
 from lightning_merge.modules.tuning import Sampler, Score, Search, Trial
 from lightning_merge.modules.zoo import Zoo
 from lightning_merge.runs import record
 from lightning_merge.runs.folder import RunFolder
+from lightning_merge.runs.heads import describe_inputs
 from lightning_merge.runs.making import ZooMaker
 from lightning_merge.runs.merging import Target, ZooMerger
 from lightning_merge.runs.recipe import Config, Fit
@@ -144,7 +144,7 @@ class Tune:
         self.run_folder.resolve(
             self._describe(config),
             lambda: maker.fill(self.data, config["data"], fit),
-            lambda: self._files(config),
+            lambda: self._inputs(config),
             growing=["trials"],
         )
         if self.run_folder.is_unchanged and self.run_folder.is_complete():
@@ -166,10 +166,10 @@ class Tune:
         described = record.describe_options({"model": options, "data": config["data"]})
         return {**described, "trials": self.trials, **record.describe_images(self.data)}
 
-    def _files(self, config: Config) -> list[str]:
+    def _inputs(self, config: Config) -> dict[str, str]:
         own = self.encoder.files(config["encoder"].get("init_args") or {})
-        heads = head_files(self.zoo.heads, self.data.out_of_domain)
-        return [*self.zoo.inputs(self.data.tasks), *heads, *own]
+        files = [*self.zoo.inputs(self.data.tasks), *own]
+        return describe_inputs(files, self.zoo.heads, self.data)
 
     # The search
 

@@ -217,3 +217,25 @@ def test_fit_makes_the_head_measures_and_records(run, config, own_files, own_roo
     refused = run("fit", "--config", path, "--overwrite", "true")
     assert refused.code == 2
     assert "would not be out of domain" in refused.err
+
+
+def test_another_data_set_is_measured_without_learning_anew(
+    run, config, own_files, own_root, tmp_path, caplog
+):
+    """Its head goes into the file that finished runs depend on, of which they use other heads."""
+    Path(own_files.heads).unlink()
+    path = config(own_files, own_root, trainer__max_epochs=1)
+    assert run("fit", "--config", path).code == 0
+    assert run("fit", "--config", path, "--trainer.default_root_dir", tmp_path / "other").code == 0
+    learned = (tmp_path / "run" / "coefficients.safetensors").read_bytes()
+    shutil.copytree(own_root / "shapes", own_root / OTHER)
+    change(own_root, OTHER, apart)
+    more = ["--data.out_of_domain", f"[{OTHER}]", "--overwrite", "true"]
+    caplog.clear()
+    assert run("fit", "--config", path, *more).code == 0
+    assert "making those of third" in caplog.text
+    assert "going on from" in caplog.text
+    assert (tmp_path / "run" / "coefficients.safetensors").read_bytes() == learned
+    other = ["--config", tmp_path / "other" / "config.yaml"]
+    assert run("test", *other).code == 0
+    assert "nothing has changed" in run("fit", *other).out
