@@ -13,6 +13,7 @@ import argparse
 import json
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +31,8 @@ Config = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[1]
 GROUPS = {file.stem: file for file in sorted(ROOT.glob("configs/claims/*/*.yaml"))}
 """Group -> its config."""
+ONE_ZOO = ("sml", "adamerging")
+"""The configs of a suite that merge the same experts."""
 START = "start"
 """Name of a module that learns nothing; its row is left out."""
 PRUNE = {"class_path": "lightning_merge.callbacks.PruneTaskVectors"}
@@ -43,7 +46,7 @@ class Variant:
     Attributes:
         name: Row of the network that it learns, and folder of its runs.
         config: What is laid over the suite's config.
-        over: Which of the suite's configs that is, without .yaml; by default that of the study.
+        over: Which of the suite's configs that is, without .yaml; None for that of the study.
         longer: How many times the epochs of other variants it gets, for as many steps with more or
             fewer images.
     """
@@ -130,7 +133,7 @@ def arguments(variant: Variant, seed: int, given: argparse.Namespace) -> list[st
     place.parent.mkdir(parents=True, exist_ok=True)
     file = place.with_suffix(".yaml")
     file.write_text(json.dumps(variant.overlay(given.epochs)))  # JSON is YAML
-    suite = f"configs/{given.suite}/{variant.over or given.over}.yaml"
+    suite = f"configs/{given.suite}/{variant.over}.yaml"
     return [
         *("fit", "--config", suite, "--config", str(file), "--data.root", given.data_root),
         *("--seed_everything", str(seed), "--trainer.default_root_dir", str(place)),
@@ -141,9 +144,10 @@ def arguments(variant: Variant, seed: int, given: argparse.Namespace) -> list[st
 
 
 def variants(given: argparse.Namespace) -> list[Variant]:
-    """Return the requested variants, each once, followed by its version with LwPTV."""
+    """Return the requested variants, each once with its `over`, and its version with LwPTV."""
     chosen: dict[str, Variant] = {}
     for variant in (variant for group in given.group for variant in read(group)):
+        variant = replace(variant, over=variant.over or given.over)
         chosen[variant.name] = variant
         if given.lwptv and variant.learned != START:
             pruned = variant.behind_lwptv()
@@ -199,6 +203,22 @@ def table(found: Mapping[str, Sequence[Run]], command: str, against: str | None 
     return markdown(aggregate(results, against, [run.right for run in runs]))
 
 
+def check(parser: argparse.ArgumentParser, given: argparse.Namespace) -> list[Variant]:
+    """Return the variants; reject what cannot become one table before anything runs."""
+    chosen = variants(given)
+    rows = Counter(row for variant in chosen for row in variant.rows)
+    if twice := [row for row, count in rows.items() if count > 1]:
+        parser.error(f"several variants make the row {', '.join(twice)}; give fewer groups")
+    others = {variant.over for variant in chosen if variant.over not in ONE_ZOO}
+    if given.own_experts and others:
+        parser.error(
+            f"--own-experts are those of {' and '.join(ONE_ZOO)}, and not of "
+            f"{', '.join(sorted(map(str, others)))}; give other groups or --over"
+        )
+    check_against(parser, given, rows)
+    return chosen
+
+
 def check_against(
     parser: argparse.ArgumentParser, given: argparse.Namespace, rows: Collection[str]
 ) -> None:
@@ -219,12 +239,11 @@ def main() -> int:
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add("--epochs", type=int, default=4, help="about 50 steps each with all images")
     add("--lwptv", action="store_true", help="each variant also with LwPTV")
-    add("--own-experts", action="store_true", help="each seed fine-tunes experts of its own")
+    add("--own-experts", action="store_true", help="each seed fine-tunes experts, for sml's zoo")
     add("--against", help="row from which the others' differences are taken")
     add("options", nargs="*", help="more options of fit, after --")
     given = parser.parse_args()
-    chosen = variants(given)
-    check_against(parser, given, [row for variant in chosen for row in variant.rows])
+    chosen = check(parser, given)
     found: dict[str, list[Run]] = {}
     for seed in given.seeds:
         for variant in chosen:

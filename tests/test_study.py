@@ -1,5 +1,6 @@
 """The study runner from its words to its table, on a suite of two tiny tasks."""
 
+import argparse
 import json
 import shutil
 import sys
@@ -76,3 +77,31 @@ def test_finished_runs_are_measured_on_corrupted_images(suite, root, monkeypatch
     assert len(learned) == 4
     for name in learned:
         assert f"going on from noise/{name}/seed0/checkpoints/last.ckpt" in caplog.text
+
+
+def test_groups_have_names_of_their_own():
+    assert len(study.GROUPS) == len([*study.ROOT.glob("configs/claims/*/*.yaml")])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--group", "lines", "merging"], "several variants make the row "),
+        (["--group", "heterogeneous", "--own-experts"], "and not of distill_then_merge;"),
+        (["--over", "tune", "--own-experts"], "and not of tune;"),
+    ],
+)
+def test_what_cannot_be_one_table_is_refused(words, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["study.py", "--data-root", "DATA", *words])
+    monkeypatch.setattr(study, "run", lambda *_: pytest.fail("it has begun"))
+    with pytest.raises(SystemExit):
+        study.main()
+    assert message in capsys.readouterr().err
+
+
+def test_a_study_over_another_config_takes_its_options():
+    """AdaMerging has no steps of a learning rate."""
+    options = {"group": ["plug_in"], "over": "adamerging", "lwptv": False}
+    for variant in study.variants(argparse.Namespace(**options)):
+        assert variant.over == "adamerging"
+        assert "step_size" not in variant.overlay(4)["model"]["init_args"]
