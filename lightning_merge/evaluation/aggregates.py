@@ -228,7 +228,7 @@ def _differences(
     compared = evidence.compared.get(name, {})
     found = {}
     for column in runs[0][0]:
-        spread = _spread_of_all([_minus(own[column], its[column]) for own, its in runs])
+        spread = _spread_of_all([_minus(own.get(column), its.get(column)) for own, its in runs])
         if spread is not None:
             found[column] = Difference(spread, compared.get(column))
     return found

@@ -14,14 +14,20 @@ Value = TypeVar("Value", float, NDArray[np.float64])
 
 H_SCORE, NORMALISED, GAP, JOINT = "H-score", "normalised", "of the gap", "joint"
 DISTANCE, DISTANCE_OUT = "distance", "distance out of domain"
-_DIVIDED = " Blank where that cannot be divided."
+_NO_DIVISOR = " Blank where the divisor is zero."
 EXPLAINED = {
-    H_SCORE: ("H-score: harmonic mean of the averages in and out of domain, in percent.", _DIVIDED),
+    H_SCORE: (
+        "H-score: harmonic mean of the averages in and out of domain, in percent.",
+        _NO_DIVISOR,
+    ),
     NORMALISED: (
         "Normalised: mean over tasks of the accuracy in percent of its expert's.",
-        _DIVIDED,
+        _NO_DIVISOR,
     ),
-    GAP: ("Of the gap: percent of what the experts add to the base's average.", _DIVIDED),
+    GAP: (
+        "Of the gap: percent of what the experts add to the base's average.",
+        " Blank where they add nothing.",
+    ),
     JOINT: (
         "Joint: mean over the domain when a network has to choose among the classes of all its "
         "tasks, those of equal name being one. Heads of class means or of prompts have comparable "
@@ -31,7 +37,7 @@ EXPLAINED = {
     DISTANCE: (
         "Distance: mean Euclidean distance of the features of test images from the base's, "
         "averaged over tasks.",
-        "",
+        " Blank where no image of some task was looked at.",
     ),
     DISTANCE_OUT: ("Distance out of domain: the same, out of domain.", ""),
 }

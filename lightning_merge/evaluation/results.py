@@ -231,7 +231,8 @@ class Results:
                 DISTANCE_OUT: self.out_of_domain,
             }.items():
                 if tasks:
-                    figures[column] = fmean(distance[task] for task in tasks) if distance else None
+                    known = all(task in distance for task in tasks)
+                    figures[column] = fmean(distance[task] for task in tasks) if known else None
         return figures
 
     def to_json(self, path: str | Path) -> Path:

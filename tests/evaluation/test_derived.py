@@ -92,7 +92,8 @@ def test_what_cannot_be_divided_is_blank_and_said(run):
     text = markdown(replace(run, candidates={**run.candidates, "individual": useless}))
     row = next(line for line in text.splitlines() if line.startswith("| ties"))
     assert row.rstrip(" |").endswith("| 52.2")
-    assert text.count("Blank where that cannot be divided.") == 2
+    assert "of its expert's. Blank where the divisor is zero." in text
+    assert "the base's average. Blank where they add nothing." in text
 
 
 def test_figures_of_seeds_are_spread_run_by_run(run):
@@ -109,3 +110,26 @@ def test_figures_of_seeds_are_spread_run_by_run(run):
             values = [one.figures(name)[column] for one in runs]
             assert spread == pytest.approx((fmean(values), stdev(values)))
     assert "| ± " not in markdown(total)
+
+
+@pytest.mark.parametrize("more", [{"joint": {"a": 0.2, "b": 0.4}}, {"distance": {"a": 1.0}}])
+def test_what_only_one_of_the_runs_has_measured_is_blank(run, more):
+    """`data.joint_labels` and `Representations` may be given to some seeds only."""
+    ties = replace(run.candidates["ties"], **more)
+    runs = [replace(run, candidates={**run.candidates, "ties": ties}), replace(run, seed=1)]
+    total = aggregate(runs, "average")
+    (column,) = more
+    assert total.candidates["ties"].figures[column] is None
+    assert column not in total.candidates["ties"].differences
+    assert total.candidates["ties"].differences["average"].spread.mean == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("known", ["a", "apart"])
+def test_a_task_without_a_distance_leaves_no_mean(run, known, tmp_path):
+    """None of the chosen images of a task may be among the first that are measured."""
+    rows = {name: replace(row, distance={known: 1.0}) for name, row in run.candidates.items()}
+    found = replace(run, candidates=rows)
+    assert found.figures("ties")["distance"] is None
+    assert found.figures("ties")["distance out of domain"] == (1 if known == "apart" else None)
+    assert "Blank where no image of some task was looked at." in markdown(found)
+    assert Results.from_json(found.to_json(tmp_path / "results.json")) == found
