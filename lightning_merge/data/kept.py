@@ -116,6 +116,33 @@ class KeptImages:
         )
         if self.corruption is not None and split_of(part) == "test":
             images = CorruptedImages(clean, self.corruption, task, hashes)
-        taken = sum(other.num_bytes for other in self.made.values() if other.cache)
-        images.cache = clean.cache = images.num_bytes <= self.memory * 2**30 - taken
+        images.cache = clean.cache = images.num_bytes <= self._room
         return images
+
+    @property
+    def _room(self) -> float:
+        """Bytes of memory that are left."""
+        taken = sum(other.num_bytes for other in self.made.values() if other.cache)
+        return self.memory * 2**30 - taken
+
+    def prepared_for(self, preprocess: Preprocess, images: TaskImages) -> TaskImages:
+        """Return images for another encoder, which sees them once.
+
+        They are in memory only on their way to disk, if they fit in both.
+
+        Args:
+            preprocess: The other encoder's preprocessing.
+            images: The images as the run's own encoder gets them.
+        """
+        if preprocess == images.preprocess:
+            return images
+        other = TaskImages(
+            *(images.examples, images.rows, preprocess),
+            cache=False,
+            name=images.name,
+            disk=self.disk,
+            hashes=images.hashes,
+        )
+        size = other.num_bytes + len(other)
+        other.cache = self.disk is not None and size <= min(self._room, self.disk.gib * 2**30)
+        return other

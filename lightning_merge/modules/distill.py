@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 from lightning.pytorch import Trainer
@@ -183,14 +184,11 @@ class Distill(FineTune):
 
     def _seen_by(self, encoder: Encoder, images: TaskImages) -> DataLoader[Batch]:
         """Return this process's batches of the same images, prepared for another encoder."""
-        own = TaskImages(
-            *(images.examples, images.rows, encoder.preprocess),
-            cache=images.cache and images.disk is not None,
-            disk=images.disk,
-            hashes=images.hashes,
-        )
-        workers = self.data.num_workers
-        return loader(own, self.data.eval_batch_size, num_workers=workers, ranks=self.ranks)
+        own = self.data.kept.prepared_for(encoder.preprocess, images)
+        size, workers = self.data.eval_batch_size, self.data.num_workers
+        batches = loader(own, size, num_workers=workers, ranks=self.ranks)
+        own.prepare(chain(*batches.sampler))
+        return batches
 
     def summed_loss(self, task: str, logits: Tensor, batch: Batch) -> Tensor:
         """Return the summed loss of one task's images."""

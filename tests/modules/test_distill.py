@@ -218,6 +218,32 @@ def test_the_file_says_what_the_student_was_made_from(distil, teacher, heads):
     assert student.metadata["heads"] == file_hash(heads)
 
 
+@pytest.mark.parametrize(
+    ("memory", "disk", "kept"),
+    [(1.0, 1.0, True), (1e-9, 1.0, False), (1.0, 1e-9, False), (9e-6, 1.0, False)],
+)
+def test_the_teachers_images_are_kept_on_disk_where_there_is_room(
+    trainer, root, teacher, heads, tmp_path, memory, disk, kept
+):
+    """Those of the student, 48 of 8 px, fit in 9e-6 GiB, and leave no room for others."""
+    data = MergeDataModule(
+        str(root),
+        tasks=["shapes"],
+        fit_on="train",
+        cache_gib=memory,
+        image_cache=str(tmp_path / "cache"),
+        image_cache_gib=1.0,
+    )
+    student = MiniResNet(**STUDENT)
+    data.preprocess = student.preprocess
+    data.load()
+    own = data.images("shapes", "train")
+    data.kept.disk.gib = disk
+    other = data.kept.prepared_for(teacher.encoder.preprocess, own)
+    assert (own.cache, other.cache) == (memory > 1e-6, kept)
+    assert data.kept.prepared_for(own.preprocess, own) is own
+
+
 @pytest.mark.filterwarnings("ignore:Grad strides")  # of channels-last convolutions
 def test_two_processes_share_the_teacher_and_train_as_one(trainer, root, teacher, heads, tmp_path):
     """48 images in batches of 5: one process has one batch more to show to the teacher."""
@@ -229,7 +255,11 @@ def test_two_processes_share_the_teacher_and_train_as_one(trainer, root, teacher
         def work(rank):
             torch.manual_seed(5)
             data = MergeDataModule(
-                str(root), tasks=["shapes"], fit_on="train", batch_size=8 // size
+                str(root),
+                tasks=["shapes"],
+                fit_on="train",
+                batch_size=8 // size,
+                image_cache=str(tmp_path / f"images{size}"),
             )
             data.eval_batch_size = 5
             student = MiniResNet(**STUDENT).load(base)
@@ -242,6 +272,8 @@ def test_two_processes_share_the_teacher_and_train_as_one(trainer, root, teacher
 
     ([answers], one), (both, two) = distilled(1), distilled(2)
     assert all(torch.equal(answers, own) for own in both)
+    stored = [{file.name for file in tmp_path.glob(f"images{size}/*.pixels")} for size in (1, 2)]
+    assert len(stored[0]) == len(stored[1]) > 2  # of the student, and of the teacher
     for name, weight in one.items():
         torch.testing.assert_close(two[name], weight, rtol=1e-3, atol=5e-5)
     assert max((one[name] - base[name]).abs().max().item() for name in base) > 2e-3
