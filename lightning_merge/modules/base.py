@@ -349,7 +349,8 @@ class TaskModule(LightningModule):
         """Sum and log the counts of a pass over a part, and reset them for the next pass.
 
         Unseen tasks count only in the average of test images, because choices may be made by the
-        other averages. What is out of domain has an average of its own.
+        other averages. What is out of domain has an average of its own, and so has the accuracy
+        among the classes of all tasks, if it is measured.
         """
         data = self.data
         tasks = data.seen if part == "train" else data.evaluated_on(part)

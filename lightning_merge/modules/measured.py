@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_merge.evaluation.derived import JOINT
+from lightning_merge.evaluation.results import averaged_tasks
+
 
 class Measured(NamedTuple):
     """Accuracies of one pass over a part of the data.
@@ -66,18 +69,16 @@ class Measured(NamedTuple):
         return first._replace(accuracy=means(accuracy), right=right, distance=means(distance))
 
     def averages(self, tasks: Sequence[str], out_of_domain: Sequence[str]) -> dict[str, float]:
-        """Return the mean accuracies over the tasks, and over what is out of domain, by name.
+        """Return the averages of what was measured, by name: see `averaged_tasks`, and joint.
 
         Args:
-            tasks: Tasks of the average.
-            out_of_domain: Data sets of the other; either may not have been measured.
+            tasks: Tasks of the domain.
+            out_of_domain: Data sets out of domain; either may not have been measured.
         """
-        groups = {"average": tasks, "average out of domain": out_of_domain}
-        measured = {
-            name: [task for task in group if task in self.accuracy]
-            for name, group in groups.items()
-        }
-        return {name: self.mean(group) for name, group in measured.items() if group}
+        groups = averaged_tasks([*tasks, *out_of_domain], out_of_domain=out_of_domain)
+        known = {name: [t for t in group if t in self.accuracy] for name, group in groups.items()}
+        found = {name: self.mean(group) for name, group in known.items() if group}
+        return {**found, JOINT: fmean(self.joint.values())} if self.joint else found
 
     def mean(self, tasks: Sequence[str]) -> float:
         """Return the mean accuracy over some tasks."""

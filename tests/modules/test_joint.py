@@ -86,3 +86,12 @@ def test_the_tasks_own_accuracy_is_the_same(trainer, encoder, files, root, tmp_p
     assert plain.accuracy == joint.accuracy
     assert plain.joint == {}
     assert set(joint.joint) == set(TASKS)
+
+
+def test_the_command_shows_it(run, config, tmp_path):
+    assert run("fit", "--config", config(trainer__max_epochs=1, data__joint_labels=True)).code == 0
+    results = Results.from_json(tmp_path / "run" / "results.json")
+    shown = run("test", "--config", tmp_path / "run" / "config.yaml")
+    assert f"test/joint: {100 * results.figures('sml')['joint']:.1f} %" in shown.out
+    plain = run("test", "--config", config(trainer__max_epochs=1))
+    assert "joint" not in plain.out
