@@ -28,6 +28,7 @@ class Cells:
             against it.
         sizes: The same for what using a candidate costs; empty if all are plain networks.
         efforts: The same for the cost of making it; empty if memory was not measured.
+        intervals: Whether any cell has an interval.
 
     Examples:
         >>> from lightning_merge.evaluation import CandidateResult, Results, aggregate
@@ -51,7 +52,8 @@ class Cells:
         self.best = _marked(results, headings) or self._highest(results.candidates)
         self.figures = {c: {r.name: _cell(r, c, shown) for r in rows} for c in figures}
         compared = [*averages, *(column for column in figures if column == H_SCORE)]
-        self.differences = _differences(results, compared)
+        self.intervals = bool(shown) and any(row.intervals for row in rows)
+        self.differences = _differences(results, compared, self.intervals)
         self.sizes = _sizes(rows)
         self.efforts = _efforts(rows)
 
@@ -97,7 +99,9 @@ def _marked(results: Aggregate, headings: Mapping[str, str]) -> set[tuple[str, s
     return {(name, headings[column]) for name, row in rows.items() for column in row.best}
 
 
-def _differences(results: Aggregate, columns: Sequence[str]) -> dict[str, dict[str, str]]:
+def _differences(
+    results: Aggregate, columns: Sequence[str], intervals: bool
+) -> dict[str, dict[str, str]]:
     """Return cells with each candidate's difference from the reference, and its p value."""
     found: dict[str, dict[str, str]] = {}
     if results.against is None:
@@ -106,17 +110,19 @@ def _differences(results: Aggregate, columns: Sequence[str]) -> dict[str, dict[s
     for column in columns:
         what = "" if column == AVERAGE else f", {column}"
         given = {name: row.differences.get(column) for name, row in rows.items()}
-        found[f"above {results.against}{what}"] = {n: _signed(d) for n, d in given.items()}
+        found[f"above {results.against}{what}"] = {
+            name: _signed(difference, intervals) for name, difference in given.items()
+        }
         if any(difference and difference.compared for difference in given.values()):
             found[f"p{what}"] = {name: _p(difference) for name, difference in given.items()}
     return found
 
 
-def _signed(difference: Difference | None) -> str:
+def _signed(difference: Difference | None, interval: bool) -> str:
     if difference is None:
         return ""
-    text = _percent(difference.spread, "+")
-    return text + (_ends(difference.compared.interval, "+") if difference.compared else "")
+    known = difference.compared.interval if interval and difference.compared else None
+    return _percent(difference.spread, "+") + _ends(known, "+")
 
 
 def _p(difference: Difference | None) -> str:

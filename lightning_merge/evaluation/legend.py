@@ -23,7 +23,7 @@ def legend(results: Aggregate, cells: Cells) -> Iterable[str]:
         Bold: the best merged candidate of a column.
     """
     yield "Accuracy on test images in percent; the average counts every task alike."
-    yield from _uncertainty(results)
+    yield from _uncertainty(results, cells)
     for column, found in cells.figures.items():
         text, blank = EXPLAINED[column]
         yield text + (blank if "" in found.values() else "")
@@ -44,16 +44,16 @@ def legend(results: Aggregate, cells: Cells) -> Iterable[str]:
         yield f"{TRANSDUCTIVE}: transductive, made with the unlabelled test images; never bold."
 
 
-def _uncertainty(results: Aggregate) -> Iterable[str]:
+def _uncertainty(results: Aggregate, cells: Cells) -> Iterable[str]:
     """Yield what spreads, intervals, differences and bold cells say."""
     rows = results.candidates.values()
     several, intervals = len(results.seeds) > 1, any(row.intervals for row in rows)
     if several:
         seeds = ", ".join(map(str, results.seeds))
         yield f"Mean ± sample standard deviation over the seeds {seeds}."
-    if intervals and not several:
+    if cells.intervals and not several:
         yield "In brackets: 95 % interval, by bootstrap over test images."
-    if intervals and several:
+    if cells.intervals and several:
         share = (1 - 1 / len(results.seeds)) ** 0.5
         yield (
             "In brackets: 95 % interval, by bootstrap over test images and seeds; with "
@@ -140,23 +140,24 @@ def origin(results: Aggregate) -> Iterable[str]:
         yield f"- Command: `{results.command}`"
 
 
-def caption(results: Aggregate, details: str | None) -> str:
+def caption(results: Aggregate, cells: Cells, details: str | None) -> str:
     """Return the caption of a table in the terminal.
 
     Args:
         results: Runs, aggregated.
+        cells: Their table.
         details: File with the accuracies of the tasks, if they are not shown.
 
     Examples:
         >>> from lightning_merge.evaluation import CandidateResult, Results, aggregate
         >>> ties = CandidateResult("ties", {"mnist": 0.98}, {"mnist": 10_000}, seconds=3.2)
-        >>> run = Results(["mnist"], {"ties": ties}, seed=0, versions={})
-        >>> caption(aggregate([run]), "results.md")
+        >>> run = aggregate([Results(["mnist"], {"ties": ties}, seed=0, versions={})])
+        >>> caption(run, Cells(run), "results.md")
         'accuracy in percent; each of the 1 tasks in results.md'
     """
     rows = results.candidates.values()
     parts = ["accuracy in percent"]
-    if any(row.intervals for row in rows):
+    if cells.intervals:
         parts[0] += " [95 % interval]"
     if details is not None:
         parts.append(f"each of the {len(results.tasks)} tasks in {details}")

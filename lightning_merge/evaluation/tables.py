@@ -91,7 +91,8 @@ def rich_table(
     more = {**({} if room else cells.figures), **cells.differences, **cells.sizes}
     columns = [*cells.columns, *more]
     shown = slice(len(results.tasks) if room is None else 0, None)
-    table = Table(box=SIMPLE_HEAD, caption=caption(results, details if room is None else None))
+    said = caption(results, cells, details if room is None else None)
+    table = Table(box=SIMPLE_HEAD, caption=said)
     table.add_column("candidate", overflow="fold")
     for column in columns[shown]:
         table.add_column(Text(column), justify="right", overflow="fold", max_width=room)

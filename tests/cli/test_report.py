@@ -51,6 +51,19 @@ def test_report_with_answers_has_intervals(run, tmp_path):
     assert f"{count} runs" in done.out
 
 
+def test_intervals_that_are_not_shown_are_not_explained(run, tmp_path):
+    given = str([str(file) for file in write_runs(tmp_path, answers=True)])
+    output = tmp_path / "table.md"
+    words = ("--runs", given, "--output", output, "--against", "x", "--intervals", "none")
+    assert run("report", *words).code == 0
+    text = output.read_text()
+    (line,) = (line for line in text.splitlines() if line.startswith("| y |"))
+    assert "+18.8" in line
+    assert "[" not in line
+    assert "In brackets" not in text
+    assert "p: two-sided" in text
+
+
 def test_report_wants_a_candidate_to_compare_with(run, tmp_path):
     files = [str(file) for file in write_runs(tmp_path)]
     output = tmp_path / "table.md"

@@ -221,6 +221,7 @@ def test_the_terminal_leaves_out_what_does_not_fit(results, width, shown):
     assert ("sun397" in text) == (shown != "intervals")
     low, high = (100 * end for end in rows[2].intervals["average"])
     assert (f"[{low:.1f}, {high:.1f}]" in text) == (shown != "tasks")
+    assert ("[95 % interval]" in " ".join(text.split())) == (shown != "tasks")
     assert max(map(len, text.splitlines())) <= width
 
 
@@ -230,8 +231,9 @@ def test_any_columns_have_intervals(results):
         for row in results.candidates.values()
     ]
     for intervals, count in (("all", 9), ("averages", 1), ("none", 0)):
-        _, cells, _ = parse(markdown(collect(*rows), intervals=intervals))
+        _, cells, below = parse(markdown(collect(*rows), intervals=intervals))
         assert sum("[10.0, 95.4]" in cell for cell in cells["ties"]) == count
+        assert any(line.startswith("In brackets: ") for line in below) == (count > 0)
 
 
 def costly(several=False):
