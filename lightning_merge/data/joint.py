@@ -11,7 +11,8 @@ from lightning_merge.data.tasks import task_spec
 class JointLabels:
     """The union of the classes of several tasks, numbered from 0.
 
-    Classes of equal name are one class. Names are compared as the words of a prompt (`word` of the
+    Classes of different tasks are one class if their names are equal; a name that one task has twice
+    is equal to no other. Names are compared as the words of a prompt (`word` of the
     task table), so the digits of MNIST and SVHN are ten classes and EuroSAT's Forest is SUN397's
     forest, if both are so called. Numbers that name classes of tasks that are not in the table are
     each task's own.
@@ -36,8 +37,12 @@ class JointLabels:
         numbers: dict[str, int] = {}
         self.of: dict[str, Tensor] = {}
         for task, names in classes.items():
-            own = [numbers.setdefault(_key(task, name), len(numbers)) for name in names]
-            self.of[task] = torch.tensor(own)
+            keys = [_key(task, name) for name in names]
+            unique = [
+                f"{task} {place} {key}" if keys.count(key) > 1 else key
+                for place, key in enumerate(keys)
+            ]
+            self.of[task] = torch.tensor([numbers.setdefault(k, len(numbers)) for k in unique])
         self.size = len(numbers)
         self.rows = torch.cat([*self.of.values()])
 

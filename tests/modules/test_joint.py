@@ -30,6 +30,13 @@ def test_classes_of_equal_words_are_one():
     assert joint.true("svhn", torch.tensor([3])).tolist() == [3]
 
 
+def test_classes_of_one_task_stay_apart():
+    """ImageNet has two classes called missile."""
+    joint = JointLabels({"birds": ["1_crane", "2_crane", "3_gull"], "things": ["crane", "gull"]})
+    assert joint.of["birds"].tolist() == [0, 1, 2]
+    assert joint.of["things"].tolist() == [3, 2]
+
+
 @torch.no_grad()
 def by_hand(data, heads, task, networks):
     """Fraction of a task's test images whose class has the highest of all mean logits."""
