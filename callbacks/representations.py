@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_merge.callbacks.checked import CoefficientCallback
 from lightning_merge.core.checks import require_choice, require_in
@@ -28,10 +28,11 @@ Found = dict[str, list[tuple[Tensor, Tensor, Tensor]]]
 class Representations(CoefficientCallback):
     """Measure how far the features of every candidate are from the base's, and draw them.
 
-    The mean Euclidean distance by task is in results.json and, averaged, in the tables
-    (`feature_distance`); the pictures are figures/features_NAME.png, one panel per data set out of
-    domain, or per task if there is none, and one colour per class. Weights per task have the mean
-    distance of all experts out of domain, and no picture there. Nothing is chosen by any of it.
+    The mean Euclidean distance by task is in results.json and, averaged, in the tables (columns
+    `distance` and `distance out of domain`); the pictures are figures/features_NAME.png, one panel
+    per data set out of domain, or per task if there is none, and one colour per class. Weights per
+    task have the mean distance of all experts out of domain, and no picture there. Nothing is
+    chosen by any of it.
 
     Args:
         images: Test images of each task to take, at random, the same for all candidates.
@@ -73,9 +74,7 @@ class Representations(CoefficientCallback):
         chosen = torch.isin(batch.index.cpu(), self._rows[task])
         if chosen.any():
             part = Batch(*(values[chosen.to(values.device)] for values in batch))
-            features = (
-                pl_module.through_heads(part, dataloader_idx, [nn.Identity()])[0].float().cpu()
-            )
+            features = pl_module.batch_features(part, dataloader_idx).float().cpu()
             kept = (part.index.cpu(), features, part.labels.cpu())
             self._found.setdefault(task, []).append(kept)
 

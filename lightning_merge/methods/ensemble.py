@@ -53,6 +53,10 @@ class EnsembleNetwork(TaskNetwork):
             return outputs.mean(0)
         return outputs.log_softmax(-1).logsumexp(0) - math.log(len(outputs))
 
+    def features(self, task: str, images: Tensor) -> Tensor:
+        """Return the mean of the members' features [n, dim], whatever is averaged for answers."""
+        return torch.stack([self.project(member(images)) for member in self.members]).mean(0)
+
 
 @dataclass(frozen=True)
 class Ensemble(NetworkMethod):

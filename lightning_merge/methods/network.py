@@ -106,6 +106,10 @@ class TaskNetwork(nn.Module, ABC):
             head: The task's head, from features to logits.
         """
 
+    def features(self, task: str, images: Tensor) -> Tensor:
+        """Map a task's images [n, ...] to the features [n, dim] that its head gets."""
+        return self.logits(task, images, nn.Identity())
+
     @property
     def extra_parameters(self) -> int:
         """Stored numbers in excess of one network; 32 bits of masks count as one number."""

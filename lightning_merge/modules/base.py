@@ -298,8 +298,12 @@ class TaskModule(LightningModule):
         A process without a batch left gets an empty one. It runs the network on a blank image and
         returns [1, C], because other processes may wait for its part of the network.
         """
-        features = self.features(filled(batch).images)
+        features = self.batch_features(batch, dataloader_idx)
         return [head(features) for head in heads]
+
+    def batch_features(self, batch: Batch, dataloader_idx: int) -> Tensor:
+        """Return the features of one batch of one task; of an empty one, see `through_heads`."""
+        return self.features(filled(batch).images)
 
     def evaluate(self, part: str, batch: Batch, dataloader_idx: int) -> None:
         """Count the right predictions of one batch of one task, and those among all classes."""

@@ -106,6 +106,13 @@ class Evaluate(TaskModule):
         task, images = self.data.evaluated[dataloader_idx], filled(batch).images
         return [self.network.logits(task, images, head) for head in heads]
 
+    def batch_features(self, batch: Batch, dataloader_idx: int) -> Tensor:
+        """Load the weights of the task, if necessary, and return their features of the batch."""
+        self._load(dataloader_idx)
+        if self.network is None:
+            return super().batch_features(batch, dataloader_idx)
+        return self.network.features(self.data.evaluated[dataloader_idx], filled(batch).images)
+
     def _load(self, dataloader_idx: int) -> None:
         file = self.candidate.file(self.data.evaluated[dataloader_idx])
         if file == self._loaded:

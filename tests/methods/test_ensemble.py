@@ -105,6 +105,8 @@ def test_it_is_the_mean_of_the_experts_outputs(
     else:
         expected = (sum(one.softmax(-1) for one in each) / 3).log()
     torch.testing.assert_close(network.logits("any", images, head), expected)
+    features = sum(run(net, expert, images) for expert in experts.values()) / 3
+    torch.testing.assert_close(network.features("any", images), features)
     assert network.inference_cost == 3
     assert network.extra_parameters == 2 * sum(tensor.numel() for tensor in base.values())
 
