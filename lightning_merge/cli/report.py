@@ -41,5 +41,7 @@ def report(
             raise InputError(f"runs: {run!r} has no results: {file} does not exist; finish the run")
     results = [Results.from_json(file) for file in files]
     right = [Correctness.read(file.parent) for file in files]
-    write_text(target, markdown(aggregate(results, against, right), intervals=intervals))
+    kept = against is None and right == [None]  # what a single run has stored with its results
+    table = aggregate(results, against, None if kept else right)
+    write_text(target, markdown(table, intervals=intervals))
     print(f"{target}: {len(files)} run{'s' if len(files) > 1 else ''}")

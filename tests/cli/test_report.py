@@ -4,6 +4,7 @@ import torch
 
 from lightning_merge.evaluation import CandidateResult, Results, aggregate
 from lightning_merge.evaluation.correctness import Correctness
+from lightning_merge.evaluation.evidence import with_intervals
 from lightning_merge.evaluation.tables import markdown
 
 
@@ -78,3 +79,19 @@ def test_a_run_without_results_is_named(run, tmp_path):
     assert refused.code == 2
     assert "has no results" in refused.err
     assert str(tmp_path / "results.json") in refused.err
+
+
+def test_results_alone_keep_their_intervals(run, tmp_path):
+    """A copy of one run's results.json, without its correct.safetensors."""
+    right = {name: {"a": torch.arange(80)[None] < n} for name, n in (("x", 40), ("y", 70))}
+    rows = [CandidateResult(n, {"a": float(b["a"].float().mean())}, {"a": 80}, 1.0)
+            for n, b in right.items()]  # fmt: skip
+    found = Results(("a",), {row.name: row for row in rows}, 0, {"torch": "2.6.0"})
+    found = with_intervals(found, Correctness({"a": "d"}, right))
+    file, output = found.to_json(tmp_path / "alone.json"), tmp_path / "table.md"
+    assert run("report", "--runs", str([str(file)]), "--output", output).code == 0
+    assert output.read_text() == markdown(found)
+    assert "In brackets: 95 % interval" in output.read_text()
+    words = ("--runs", str([str(file)]), "--output", tmp_path / "against.md", "--against", "x")
+    assert run("report", *words).code == 0
+    assert "has no correct.safetensors" in (tmp_path / "against.md").read_text()
