@@ -152,10 +152,7 @@ class CoefficientModule(TaskModule):
 
     def notes(self) -> list[str]:
         """Return notes that hold for all merged networks of the run."""
-        if self.recalibrated is not None:
-            return [self.recalibrated.note]
-        kept = self.batch_norm == "auto" and has_batch_norm(self.encoder.backbone)
-        return ["BatchNorm statistics are the base's, which all experts have kept."] * kept
+        return self.held_out.notes(self.batch_norm, self.recalibrated is not None)
 
     @property
     def recalibrated(self) -> HeldOut | None:

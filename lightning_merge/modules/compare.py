@@ -190,6 +190,7 @@ def _effect(trainer: Trainer, evaluate: Evaluate, data: MergeDataModule, held_ou
         evaluate.show(base, recalibrate)
         trainer.validate(evaluate, datamodule=data, verbose=False)
         accuracy.append(100 * evaluate.measured["val"].mean(data.seen))
+    del evaluate.measured["val"]  # nothing was chosen by it
     own, other = accuracy
     note = (
         f"The base has {own:.1f} % on the held-out images, and {other:.1f} % with BatchNorm "

@@ -129,13 +129,21 @@ class HeldOut:
         with torch.autocast(self._device.type, enabled=False):
             return recalibrated(self.encoder.backbone, weights, map(self._normal, batches))
 
-    @property
-    def note(self) -> str:
-        """What a table says of merged networks with statistics of these images."""
-        return (
-            f"BatchNorm statistics of merged networks are those of {len(self)} unlabelled held-out "
-            "images, except where the name says that they are not recalibrated."
-        )
+    def notes(self, choice: BatchNorm | Literal["both"], recalibrate: bool) -> list[str]:
+        """Return what a table says of the BatchNorm statistics of merged networks.
+
+        Args:
+            choice: The option `batch_norm`.
+            recalibrate: Whether merged networks have statistics of these images.
+        """
+        if recalibrate:
+            but = ", except where the name says that they are not recalibrated"
+            return [
+                f"BatchNorm statistics of merged networks are those of {len(self)} unlabelled "
+                f"held-out images{but if choice == 'both' else ''}."
+            ]
+        kept = choice == "auto" and has_batch_norm(self.encoder.backbone)
+        return ["BatchNorm statistics are the base's, which all experts have kept."] * kept
 
     def describe_statistics(self, recalibrate: bool) -> dict[str, str]:
         """Return the origin of BatchNorm statistics, for the metadata of merged weights."""

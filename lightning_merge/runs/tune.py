@@ -180,7 +180,8 @@ class Tune:
             rank_zero_info(f"going on after trial {len(search.trials)} in {kept}")
         device = self.trainer.strategy.root_device
         merger = ZooMerger.open(self.zoo, self.encoder, self.data, device)
-        if merger.recalibrates(self.batch_norm):
+        recalibrate = merger.recalibrates(self.batch_norm)
+        if recalibrate:
             check_count(self.data)
         evaluate = Evaluate(self.encoder, self.zoo.heads, self.zoo.base)
 
@@ -205,7 +206,8 @@ class Tune:
             self.folder,
             seed=self.seed,
             command=command,
-            recalibrated=merger.held_out if merger.recalibrates(self.batch_norm) else None,
+            notes=merger.held_out.notes(self.batch_norm, recalibrate),
+            recalibrated=merger.held_out if recalibrate else None,
         )
 
     def _tuned(self, merger: ZooMerger, search: Search) -> Candidate:

@@ -62,7 +62,7 @@ def test_intervals_that_are_not_shown_are_not_explained(run, tmp_path):
     assert "+18.8" in line
     assert "[" not in line
     assert "In brackets" not in text
-    assert "p: two-sided" in text
+    assert "two-sided" in text
 
 
 def test_report_wants_a_candidate_to_compare_with(run, tmp_path):

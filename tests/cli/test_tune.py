@@ -238,6 +238,8 @@ def test_statistics_of_batch_norm_are_those_of_held_out_images(
     found = open_checkpoint(tmp_path / "run" / "merged" / "average_tuned.safetensors")
     for name, tensor in merged.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6)
+    table = (tmp_path / "run" / "results.md").read_text()
+    assert ("BatchNorm statistics of merged networks are those of" in table) == recalibrate
 
 
 def test_points_that_do_not_go_together_are_refused_one_by_one(tune):

@@ -117,6 +117,7 @@ def test_what_recalibration_does_to_the_base_is_told(trainer, data, tmp_path, mo
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         results = compare(trainer(), evaluate, data, rows, tmp_path, seed=0, recalibrated=Shifted())
+    assert "val" not in evaluate.measured  # no choice was made, and no note speaks of one
     want = f"The base has {average(base):.1f} % on the held-out images, and {average(other):.1f} %"
     want += " with BatchNorm statistics recalibrated on some of these."
     assert results.notes[0].startswith(want)
