@@ -78,7 +78,8 @@ class TransformersEncoder(Encoder):
         weights: File or folder of weights to use instead of the source's own.
         image_size: Side of the square input, in pixels; the source's own by default. For another
             one, the library interpolates the position embedding whenever the tower runs, so that
-            weights keep their shapes. Images are then resized to it and not cropped.
+            weights keep their shapes. The shorter side of an image is then resized to it, and no
+            further margin is cropped.
         memory_format: Layout of the images: contiguous, channels_last, or auto, channels_last if
             more than half of the parameters are weights of 2-D convolutions.
 
