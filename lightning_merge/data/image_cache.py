@@ -1,4 +1,4 @@
-"""Decoded images on disk: made once, then mapped into memory by every run beside each other."""
+"""Decoded images on disk: made once, then mapped into memory by all runs that share a folder."""
 
 import hashlib
 import math

@@ -156,7 +156,7 @@ class CoefficientModule(TaskModule):
 
     @property
     def recalibrated(self) -> HeldOut | None:
-        """Images of which merged networks have BatchNorm statistics, if they have any."""
+        """Images that gave merged networks their BatchNorm statistics, if any did."""
         return self.held_out if any(self.variants.values()) else None
 
     # State

@@ -140,7 +140,7 @@ def network(record: Record) -> dict[str, Any]:
 
 
 def _measured_only(record: Record) -> tuple[str, ...]:
-    """Return the first words of entries on which only accuracies depend, not the network."""
+    """Return prefixes of entries that only affect accuracies."""
     return MEASURED_ONLY if record.get(TRANSDUCTIVE) else (*MEASURED_ONLY, TEST_IMAGES, CORRUPTION)
 
 
