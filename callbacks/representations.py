@@ -12,8 +12,9 @@ from lightning_merge.core.checks import require_choice, require_in
 from lightning_merge.core.ranks import Ranks
 from lightning_merge.core.seeding import generator_for
 from lightning_merge.data.dataset import Batch
+from lightning_merge.evaluation.candidates import BASE, EXPERTS
 from lightning_merge.evaluation.representations import (
-    LEAST,
+    MIN_IMAGES,
     Projection,
     draw_points,
     feature_distance,
@@ -43,7 +44,7 @@ class Representations(CoefficientCallback):
     """
 
     def __init__(self, images: int = 500, projection: Projection = "pca") -> None:
-        require_in(f"[{LEAST}, inf)", images=images)
+        require_in(f"[{MIN_IMAGES}, inf)", images=images)
         require_choice(("pca", "tsne"), projection=projection)
         self.images, self.projection = images, projection
         self._rows: dict[str, Tensor] = {}
@@ -84,7 +85,7 @@ class Representations(CoefficientCallback):
             return
         ranks, name = Ranks.of(trainer), pl_module.candidate.name
         found = _together(ranks.gather(self._found))
-        if name == "base":
+        if name == BASE:
             self._base = {task: features for task, (features, _) in found.items()}
         distance = {
             task: feature_distance(features, self._base[task])
@@ -93,8 +94,8 @@ class Representations(CoefficientCallback):
         }
         pl_module.measured["test"] = pl_module.measured["test"]._replace(distance=distance)
         drawn = pl_module.data.out_of_domain or pl_module.data.tasks
-        panels = {task: found[task] for task in drawn if len(found.get(task, [[]])[0]) >= LEAST}
-        if panels and (name != "individual" or not pl_module.data.out_of_domain):
+        panels = {task: found[task] for task in drawn if len(found.get(task, [[]])[0]) >= MIN_IMAGES}
+        if panels and (name != EXPERTS or not pl_module.data.out_of_domain):
             path = Path(trainer.default_root_dir) / "figures" / f"features_{name}.png"
             ranks.once(lambda: self._draw(panels, path))
 

@@ -51,8 +51,6 @@ def start(trainer: Trainer, work: Callable[[], Result]) -> Result:
         work = lambda: result  # noqa: E731
     # Lightning takes a stage that runs in one of several processes for a distributed one.
     warnings.filterwarnings("ignore", "It is recommended to use `self.log")
-    # Gradients of channels-last images differ from weights in the strides of single entries only.
-    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     if launcher is None:
         strategy.setup_environment()
     else:

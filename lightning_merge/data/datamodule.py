@@ -23,7 +23,7 @@ from lightning_merge.data.fit_loaders import FitImages, fit_loaders
 from lightning_merge.data.kept import KeptImages
 from lightning_merge.data.options import (
     check_fit_on,
-    checked_apart,
+    checked_out_of_domain,
     checked_names,
     checked_unseen,
     fraction,
@@ -148,7 +148,7 @@ class MergeDataModule(LightningDataModule):
         self.tasks = checked_names(tasks, self.source.root)
         self.unseen = checked_unseen(unseen, self.tasks)
         self.seen = tuple(task for task in self.tasks if task not in self.unseen)
-        self.out_of_domain = checked_apart(apart, self.tasks, self.source.root)
+        self.out_of_domain = checked_out_of_domain(apart, self.tasks, self.source.root)
         self.evaluated = self.tasks + self.out_of_domain
         self.transductive, self.joint_labels = False, joint_labels
         self.fit_on, self.sampling = fit_on, sampling

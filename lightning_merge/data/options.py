@@ -72,7 +72,7 @@ def checked_unseen(unseen: str | Sequence[str], tasks: Sequence[str]) -> tuple[s
     return tuple(task for task in tasks if task in unseen)
 
 
-def checked_apart(names: Sequence[str], tasks: Sequence[str], root: str) -> tuple[str, ...]:
+def checked_out_of_domain(names: Sequence[str], tasks: Sequence[str], root: str) -> tuple[str, ...]:
     """Return the names of data sets out of the domain of all tasks.
 
     Args:
@@ -84,7 +84,7 @@ def checked_apart(names: Sequence[str], tasks: Sequence[str], root: str) -> tupl
         InputError: A name is not allowed, is given twice, or is a task.
 
     Examples:
-        >>> checked_apart(["flowers"], ("cars", "pets"), "data")
+        >>> checked_out_of_domain(["flowers"], ("cars", "pets"), "data")
         ('flowers',)
     """
     if not names:

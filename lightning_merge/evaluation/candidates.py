@@ -43,7 +43,8 @@ class Candidate:
         return self.weights if isinstance(self.weights, Path) else self.weights[task]
 
 
-BOUNDS = ("base", "individual", "multi_task")
+BASE, EXPERTS, MULTI_TASK = BOUNDS = ("base", "individual", "multi_task")
+"""Names of the references."""
 
 
 def bounds(

@@ -8,7 +8,7 @@ from lightning_merge.evaluation.derived import DISTANCE, DISTANCE_OUT, H_SCORE
 from lightning_merge.evaluation.results import AVERAGE
 
 TRANSDUCTIVE = "†"
-UNSEEN, OUT_OF_DOMAIN = "unseen", "out of domain"
+UNSEEN, OUT_OF_DOMAIN_MARK = "unseen", "out of domain"
 OWN_SPLIT = "*"
 
 
@@ -79,7 +79,7 @@ def _headings(results: Aggregate) -> dict[str, str]:
         task: task
         + (f" {OWN_SPLIT}" if task in results.own_split else "")
         + (f" ({UNSEEN})" if task in results.unseen else "")
-        + (f" ({OUT_OF_DOMAIN})" if task in results.out_of_domain else "")
+        + (f" ({OUT_OF_DOMAIN_MARK})" if task in results.out_of_domain else "")
         for task in results.tasks
     }
     averages = next(iter(results.candidates.values())).averages

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_merge.evaluation.candidates import BASE, EXPERTS
+
 Value = TypeVar("Value", float, NDArray[np.float64])
 
 H_SCORE, NORMALISED, GAP, JOINT = "H-score", "normalised", "of the gap", "joint"
@@ -42,8 +44,6 @@ EXPLAINED = {
     DISTANCE_OUT: ("Distance out of domain: the same, out of domain.", ""),
 }
 """Column -> a sentence about it, and one about its blanks."""
-BASE, EXPERTS = "base", "individual"
-"""Rows of the references that figures are derived from."""
 
 
 def h_score(in_domain: Value, out_of_domain: Value) -> Value:

@@ -17,8 +17,9 @@ from lightning_merge.evaluation.bootstrap import (
     percentiles,
     resample,
 )
+from lightning_merge.evaluation.candidates import BASE, EXPERTS
 from lightning_merge.evaluation.correctness import FILE, Correctness
-from lightning_merge.evaluation.derived import BASE, EXPERTS, derived
+from lightning_merge.evaluation.derived import derived
 from lightning_merge.evaluation.results import Results, averaged_tasks
 
 ALPHA = 0.05

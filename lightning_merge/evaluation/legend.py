@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from lightning_merge.evaluation.aggregates import Aggregate
-from lightning_merge.evaluation.cells import OUT_OF_DOMAIN, OWN_SPLIT, TRANSDUCTIVE, UNSEEN, Cells
+from lightning_merge.evaluation.cells import OUT_OF_DOMAIN_MARK, OWN_SPLIT, TRANSDUCTIVE, UNSEEN, Cells
 from lightning_merge.evaluation.derived import EXPLAINED
 
 
@@ -95,10 +95,10 @@ def _marks(results: Aggregate) -> Iterable[str]:
         )
     if results.out_of_domain:
         yield (
-            f"{OUT_OF_DOMAIN.capitalize()}: data sets without an expert, measured by heads made "
-            "from the base's features of their labelled train images, or from prompts; nothing "
-            "else of them was used, and they count in no other average. The individual experts "
-            "have their mean there."
+            f"{OUT_OF_DOMAIN_MARK.capitalize()}: data sets without an expert, measured by heads "
+            "made from the base's features of their labelled train images, or from prompts; "
+            "nothing else of them was used, and they count in no other average. The individual "
+            "experts have their mean there."
         )
     if results.own_split:
         yield (
@@ -164,7 +164,7 @@ def caption(results: Aggregate, cells: Cells, details: str | None) -> str:
     if results.unseen:
         parts.append(f"{UNSEEN}: only the frozen heads of these tasks were used")
     if results.out_of_domain:
-        parts.append(f"{OUT_OF_DOMAIN}: data sets without an expert")
+        parts.append(f"{OUT_OF_DOMAIN_MARK}: data sets without an expert")
     if results.own_split:
         parts.append(f"{OWN_SPLIT} {own_split_note(results.own_split)}")
     if any(row.bound for row in rows):

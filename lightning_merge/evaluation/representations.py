@@ -13,7 +13,7 @@ from lightning_merge.core.checks import require_choice
 from lightning_merge.core.errors import InputError
 
 Projection = Literal["pca", "tsne"]
-LEAST = 4
+MIN_IMAGES = 4
 """Images that a picture needs."""
 _IN_A_ROW, _INCHES = 4, 2.4
 
@@ -63,9 +63,9 @@ def in_a_plane(features: Tensor, projection: Projection = "pca") -> Tensor:
         [5.0, 5.0, 5.0]
     """
     require_choice(get_args(Projection), projection=projection)
-    if len(features) < LEAST or features.shape[1] < 2:
+    if len(features) < MIN_IMAGES or features.shape[1] < 2:
         raise InputError(
-            f"features of shape {list(features.shape)}: a picture needs {LEAST} images and two "
+            f"features of shape {list(features.shape)}: a picture needs {MIN_IMAGES} images and two "
             "dimensions; give more"
         )
     from sklearn.decomposition import PCA

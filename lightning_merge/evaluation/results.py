@@ -18,7 +18,7 @@ from lightning_merge.evaluation.bootstrap import Interval
 from lightning_merge.evaluation.derived import DISTANCE, DISTANCE_OUT, JOINT, derived
 
 AVERAGE = "average"
-OUT_OF_DOMAIN = "average out of domain"
+OUT_OF_DOMAIN_AVERAGE = "average out of domain"
 DISTRIBUTIONS = (
     "torch",
     "torchvision",
@@ -54,7 +54,7 @@ def averaged_tasks(
         groups["average seen"] = tuple(task for task in inside if task not in unseen)
         groups["average unseen"] = tuple(task for task in inside if task in unseen)
     if out_of_domain:
-        groups[OUT_OF_DOMAIN] = tuple(task for task in tasks if task in out_of_domain)
+        groups[OUT_OF_DOMAIN_AVERAGE] = tuple(task for task in tasks if task in out_of_domain)
     return groups
 
 

@@ -12,7 +12,7 @@ from lightning_merge.core.errors import InputError
 
 MemoryFormat = Literal["auto", "contiguous", "channels_last"]
 
-FEWEST_LAST = 8
+MIN_CHANNELS_LAST = 8
 """Fewest input channels of a strided 1x1 convolution, without groups, on channels-last images.
 
 With fewer, the backward pass of torch 2.14 writes past the end of its memory on a CPU with AVX2.
@@ -49,7 +49,7 @@ def arrange(backbone: nn.Module, memory_format: MemoryFormat) -> MemoryFormat:
     if narrow:
         raise InputError(
             f"memory_format='channels_last': {narrow} is a strided 1x1 convolution of fewer than "
-            f"{FEWEST_LAST} input channels, which torch cannot train so: choose auto or contiguous"
+            f"{MIN_CHANNELS_LAST} input channels, which torch cannot train so: choose auto or contiguous"
         )
     backbone.register_forward_pre_hook(_to_channels_last)
     return "channels_last"
@@ -68,7 +68,7 @@ def _narrow(backbone: nn.Module) -> Iterator[str]:
         if (
             isinstance(module, nn.Conv2d)
             and set(module.kernel_size) == {1} != set(module.stride)
-            and module.in_channels < FEWEST_LAST
+            and module.in_channels < MIN_CHANNELS_LAST
             and module.groups == 1
         ):
             yield name
