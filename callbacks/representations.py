@@ -94,7 +94,9 @@ class Representations(CoefficientCallback):
         }
         pl_module.measured["test"] = pl_module.measured["test"]._replace(distance=distance)
         drawn = pl_module.data.out_of_domain or pl_module.data.tasks
-        panels = {task: found[task] for task in drawn if len(found.get(task, [[]])[0]) >= MIN_IMAGES}
+        panels = {
+            task: found[task] for task in drawn if len(found.get(task, [[]])[0]) >= MIN_IMAGES
+        }
         if panels and (name != EXPERTS or not pl_module.data.out_of_domain):
             path = Path(trainer.default_root_dir) / "figures" / f"features_{name}.png"
             ranks.once(lambda: self._draw(panels, path))

@@ -23,8 +23,8 @@ from lightning_merge.data.fit_loaders import FitImages, fit_loaders
 from lightning_merge.data.kept import KeptImages
 from lightning_merge.data.options import (
     check_fit_on,
-    checked_out_of_domain,
     checked_names,
+    checked_out_of_domain,
     checked_unseen,
     fraction,
 )

@@ -11,9 +11,9 @@ from lightning_merge.data.tasks import task_spec
 class JointLabels:
     """The union of the classes of several tasks, numbered from 0.
 
-    Classes of different tasks are one class if their names are equal; a name that one task has twice
-    is equal to no other. Names are compared as the words of a prompt (`word` of the
-    task table), so the digits of MNIST and SVHN are ten classes and EuroSAT's Forest is SUN397's
+    Classes of different tasks are one class if their names are equal; a name that one task has
+    twice is equal to no other. Names are compared as the words of a prompt (`word` of the task
+    table), so the digits of MNIST and SVHN are ten classes and EuroSAT's Forest is SUN397's
     forest, if both are so called. Numbers that name classes of tasks that are not in the table are
     each task's own.
     In the joint setting of KnOTS (Stoica et al. 2024), whose published head has 748 rows for the

@@ -3,7 +3,13 @@
 from collections.abc import Iterable, Sequence
 
 from lightning_merge.evaluation.aggregates import Aggregate
-from lightning_merge.evaluation.cells import OUT_OF_DOMAIN_MARK, OWN_SPLIT, TRANSDUCTIVE, UNSEEN, Cells
+from lightning_merge.evaluation.cells import (
+    OUT_OF_DOMAIN_MARK,
+    OWN_SPLIT,
+    TRANSDUCTIVE,
+    UNSEEN,
+    Cells,
+)
 from lightning_merge.evaluation.derived import EXPLAINED
 
 
@@ -95,6 +101,7 @@ def _marks(results: Aggregate) -> Iterable[str]:
         )
     if results.out_of_domain:
         yield (
+            f"{OUT_OF_DOMAIN_MARK.capitalize()}: data sets without an expert, measured by heads "
             f"{OUT_OF_DOMAIN_MARK.capitalize()}: data sets without an expert, measured by heads "
             "made from the base's features of their labelled train images, or from prompts; "
             "nothing else of them was used, and they count in no other average. The individual "

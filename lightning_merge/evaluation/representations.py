@@ -65,8 +65,8 @@ def in_a_plane(features: Tensor, projection: Projection = "pca") -> Tensor:
     require_choice(get_args(Projection), projection=projection)
     if len(features) < MIN_IMAGES or features.shape[1] < 2:
         raise InputError(
-            f"features of shape {list(features.shape)}: a picture needs {MIN_IMAGES} images and two "
-            "dimensions; give more"
+            f"features of shape {list(features.shape)}: a picture needs {MIN_IMAGES} images and "
+            "two dimensions; give more"
         )
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE

@@ -40,9 +40,9 @@ class TimmEncoder(Encoder):
         options: Further arguments of ``timm.create_model``, such as drop_path_rate.
         image_size: Side of the square input, in pixels; the model's own by default. The shorter
             side of an image is then resized to it, and no further margin is cropped (timm's
-            crop_pct is 1). Convolutional networks take any size. Transformers are built for it: timm
-            interpolates the position embeddings of weights that it downloads, and a file must have
-            been trained at this size.
+            crop_pct is 1). Convolutional networks take any size. Transformers are built for it:
+            timm interpolates the position embeddings of weights that it downloads, and a file must
+            have been trained at this size.
         memory_format: Layout of the images: contiguous, channels_last, or auto, channels_last if
             more than half of the parameters are weights of 2-D convolutions.
 

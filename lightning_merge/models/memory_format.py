@@ -49,7 +49,8 @@ def arrange(backbone: nn.Module, memory_format: MemoryFormat) -> MemoryFormat:
     if narrow:
         raise InputError(
             f"memory_format='channels_last': {narrow} is a strided 1x1 convolution of fewer than "
-            f"{MIN_CHANNELS_LAST} input channels, which torch cannot train so: choose auto or contiguous"
+            f"{MIN_CHANNELS_LAST} input channels, which torch cannot train so: choose auto or "
+            "contiguous"
         )
     backbone.register_forward_pre_hook(_to_channels_last)
     return "channels_last"

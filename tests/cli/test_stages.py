@@ -179,12 +179,12 @@ def test_heads_that_two_runs_make_at_once_are_all_kept(encoder, zoo, own_files, 
         ZooHeads(zoo, tasks).make(MiniViT(**ENCODER), data, inputs)
 
     monkeypatch.setattr(heads, "make_heads", slowly)
+    first = threading.Thread(target=fill, args=("reds",))
+    first.start()
+    assert begun.wait(60)
     with pytest.warns(InputWarning, match="is being made by another process"):
-        first = threading.Thread(target=fill, args=("reds",))
-        first.start()
-        assert begun.wait(60)
         fill("reds", "shapes")
-        first.join()
+    first.join()
     assert made == [["reds"], ["shapes"]]
     assert set(load_heads(own_files.heads)) == set(TASKS)
 
