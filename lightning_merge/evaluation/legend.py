@@ -102,7 +102,6 @@ def _marks(results: Aggregate) -> Iterable[str]:
     if results.out_of_domain:
         yield (
             f"{OUT_OF_DOMAIN_MARK.capitalize()}: data sets without an expert, measured by heads "
-            f"{OUT_OF_DOMAIN_MARK.capitalize()}: data sets without an expert, measured by heads "
             "made from the base's features of their labelled train images, or from prompts; "
             "nothing else of them was used, and they count in no other average. The individual "
             "experts have their mean there."
