@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning_merge.core.errors import InputError
-from lightning_merge.data.task_spec import TaskSpec
+from lightning_merge.data.spec import TaskSpec
 from lightning_merge.data.tasks import task_spec
 
 Wording = Literal["auto", "own", "clip_benchmark"]

@@ -6,7 +6,7 @@ from types import MappingProxyType
 from lightning_merge.core.checkpoints.names import composed
 from lightning_merge.core.errors import InputError
 from lightning_merge.data import vision8, vision20
-from lightning_merge.data.task_spec import TaskSpec
+from lightning_merge.data.spec import TaskSpec
 
 __all__ = ["GROUPS", "TASKS", "TaskSpec", "expand_tasks", "task_spec"]
 

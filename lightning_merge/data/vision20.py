@@ -3,7 +3,7 @@
 from lightning_merge.data import class_names
 from lightning_merge.data.imagenet import WORDNET_IDS, OpenClipWords
 from lightning_merge.data.layouts import HubLayout, TorchvisionLayout
-from lightning_merge.data.task_spec import IDX, TRAIN_TEST, TaskSpec, numbered, numbers
+from lightning_merge.data.spec import IDX, TRAIN_TEST, TaskSpec, numbered, numbers
 
 _CIFAR = ("a photo of a {}.", "a blurry photo of a {}.", "a photo of the small {}.")
 

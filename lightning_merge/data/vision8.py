@@ -2,7 +2,7 @@
 
 from lightning_merge.data import class_names
 from lightning_merge.data.layouts import HubLayout, TorchvisionLayout, Undivided
-from lightning_merge.data.task_spec import DIGIT, IDX, TRAIN_TEST, TaskSpec, numbered, numbers
+from lightning_merge.data.spec import DIGIT, IDX, TRAIN_TEST, TaskSpec, numbered, numbers
 
 ROWS = (
     TaskSpec(

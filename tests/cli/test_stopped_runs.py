@@ -3,7 +3,6 @@
 import csv
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 from tiny_zoo import ENCODER, model_of
 
+from lightning_merge.cli.main import main
 from lightning_merge.core.checkpoints.checkpoint import open_checkpoint
 from lightning_merge.modules import CoefficientModule, FineTune
 
@@ -68,20 +68,16 @@ def in_a_process(number):
     """Run in a process of its own that sends itself a signal within epoch 2."""
 
     def stop(run, path):
-        script = (
-            "import os, sys, test_stopped_runs as t; from lightning_merge.cli.main import main; "
-            f"t.stop_at(2, lambda: os.kill(os.getpid(), {int(number)})); "
-            "sys.exit(main(['fit', '--config', sys.argv[1]]))"
-        )
-        search = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
-        search = os.pathsep.join([search, os.environ.get("PYTHONPATH", "")])
-        done = subprocess.run(
-            [sys.executable, "-c", script, str(path)],
-            env={**os.environ, "PYTHONPATH": search, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-        )
-        return done.returncode, done.stderr
+        said = Path(path).with_suffix(".stderr")
+        child = os.fork()  # the libraries are loaded once
+        if child == 0:
+            with said.open("w") as file:
+                os.dup2(file.fileno(), 2)
+                sys.stderr = file
+                stop_at(2, lambda: os.kill(os.getpid(), number))
+                code = main(["fit", "--config", str(path)])
+            os._exit(code)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said.read_text()
 
     return stop
 

@@ -357,7 +357,7 @@ def main(folder: Path, count: int, seed: int) -> None:
 
 
 def test_thousands_of_damaged_and_hostile_files(tmp_path):
-    count = int(os.environ.get("LIGHTNING_MERGE_FUZZ", "4000"))
+    count = int(os.environ.get("LIGHTNING_MERGE_FUZZ", "2000"))
     seed = int(os.environ.get("LIGHTNING_MERGE_FUZZ_SEED", "0"))
     done = subprocess.run(
         [sys.executable, __file__, str(tmp_path), str(count), str(seed)],
