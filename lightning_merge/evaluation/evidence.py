@@ -89,7 +89,7 @@ def obstacle(results: Sequence[Results], correctness: Sequence[Correctness | Non
     for run, found in zip(results, correctness, strict=True):
         where = f"No intervals: the run of seed {run.seed}"
         if found is None:
-            return f"{where} has no {FILE}, as it is of an older version; measure it again."
+            return f"{where} has no {FILE} beside its results.json; measure it again."
         if not found.fits(run):
             return f"{where} has a {FILE} of other accuracies; measure it again."
         if others := [task for task in run.tasks if not _same_images(found, correctness[0], task)]:

@@ -18,7 +18,7 @@ from lightning_merge.core.errors import warn
 from lightning_merge.core.progress import Advance, progress
 from lightning_merge.core.ranks import Ranks
 from lightning_merge.data.datamodule import MergeDataModule
-from lightning_merge.evaluation.candidates import Candidate
+from lightning_merge.evaluation.candidates import BASE, EXPERTS, Candidate
 from lightning_merge.evaluation.correctness import Correctness
 from lightning_merge.evaluation.evidence import with_intervals
 from lightning_merge.evaluation.results import CandidateResult, Results, versions
@@ -30,7 +30,7 @@ from lightning_merge.modules.held_out import HeldOut
 from lightning_merge.modules.measured import Measured
 from lightning_merge.modules.storage import update_bytes
 
-HARM = 2.0
+RECALIBRATION_WARNING = 2.0
 """Loss of the base, in percentage points, above which recalibration deserves a warning.
 
 The loss is rather too small, as the statistics are those of some of the images it is measured on.
@@ -73,7 +73,7 @@ def compare(
         seed: Seed of the run, for the record.
         command: Command that made the run, for the record.
         notes: Sentences under the table.
-        recalibrated: Images of which merged networks have BatchNorm statistics; what that does to
+        recalibrated: Images that gave merged networks their BatchNorm statistics; what that does to
             the base, which `evaluate` starts with, is measured on all held-out images, these
             included.
 
@@ -101,16 +101,16 @@ def compare(
         >>> results.candidates["weights"].samples
         {'pets': 8}
     """
-    known = comparability(evaluate.heads_files, data.evaluated, candidates.get("individual"))
+    known = comparability(evaluate.heads_files, data.evaluated, candidates.get(EXPERTS))
     few = [*_learned_from(trainer)]
     trial = [TRIAL] if trainer.fast_dev_run else []  # type: ignore[attr-defined]
     _measure_only(trainer)
-    effect = [] if recalibrated is None else [_effect(trainer, evaluate, data, recalibrated)]
+    effect = _recalibration_note(trainer, evaluate, data, recalibrated)
     chosen = {
         name: _choose(trainer, evaluate, data, candidate) if candidate.options else candidate
         for name, candidate in candidates.items()
     }
-    rows, right, base = {}, {}, candidates.get("base")
+    rows, right, base = {}, {}, candidates.get(BASE)
     for name, candidate in chosen.items():
         row = _measure(trainer, evaluate, data, candidate)
         right[name] = evaluate.measured["test"].right
@@ -183,8 +183,12 @@ class _Bar(Callback):
         self._shown.close()
 
 
-def _effect(trainer: Trainer, evaluate: Evaluate, data: MergeDataModule, held_out: HeldOut) -> str:
-    """Return what other BatchNorm statistics do to the base; warn if they harm it."""
+def _recalibration_note(
+    trainer: Trainer, evaluate: Evaluate, data: MergeDataModule, held_out: HeldOut | None
+) -> list[str]:
+    """Return what other BatchNorm statistics, if any, do to the base; warn if they harm it."""
+    if held_out is None:
+        return []
     base, accuracy = evaluate.candidate, []
     for recalibrate in (None, held_out.recalibrate):
         evaluate.show(base, recalibrate)
@@ -196,11 +200,11 @@ def _effect(trainer: Trainer, evaluate: Evaluate, data: MergeDataModule, held_ou
         f"The base has {own:.1f} % on the held-out images, and {other:.1f} % with BatchNorm "
         "statistics recalibrated on some of these."
     )
-    if own - other > HARM:
+    if own - other > RECALIBRATION_WARNING:
         warn(f"{note} They may harm merged networks as much; try batch_norm: average")
     else:
         rank_zero_info(note)
-    return note
+    return [note]
 
 
 def _write(results: Results, correctness: Correctness, folder: Path) -> Results:

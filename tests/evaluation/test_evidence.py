@@ -290,7 +290,7 @@ def _cut(cells, images):
 @pytest.mark.parametrize(
     ("second", "why"),
     [
-        (lambda run: (run[0], None), f"the run of seed 1 has no {FILE}, as it is of an older"),
+        (lambda run: (run[0], None), f"the run of seed 1 has no {FILE} beside its results.json"),
         (lambda run: (run[0], _seeds()[0][1]), f"the run of seed 1 has a {FILE} of other accur"),
         (
             lambda run: run_of(answers(1, ties=0.5, poor=0.4), seed=1, digest="other"),

@@ -109,7 +109,7 @@ def test_what_recalibration_does_to_the_base_is_told(trainer, data, tmp_path, mo
             found.append((logits.argmax(1) == batch.labels).float().mean().item())
         return 100 * sum(found) / len(found)
 
-    monkeypatch.setattr("lightning_merge.modules.compare.HARM", harm)
+    monkeypatch.setattr("lightning_merge.modules.compare.RECALIBRATION_WARNING", harm)
     evaluate = Evaluate(
         encoder, str(tmp_path / "heads.safetensors"), str(tmp_path / "base.safetensors")
     )
