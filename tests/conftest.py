@@ -1,5 +1,6 @@
 """Fixtures and options shared by all tests."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -31,3 +32,9 @@ def shared() -> Path:
     if not path.is_dir():
         pytest.skip(f"no {path}: real data and reference outputs are not here")
     return path
+
+
+def pytest_collection_finish() -> None:
+    """Leave the libraries and the tests, which stay, out of garbage collection from now on."""
+    gc.collect()
+    gc.freeze()

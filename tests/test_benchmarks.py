@@ -155,7 +155,7 @@ def test_the_study_prints_one_row_per_variant(seeds):
 
 
 def test_the_study_masks_before_it_trims():
-    given = argparse.Namespace(group=["forms"], lwptv=True)
+    given = argparse.Namespace(group=["forms"], lwptv=True, over="sml")
     found = {variant.name: variant for variant in study.variants(given)}
     overlay = found["adamerging_layer_pp_lwptv"].overlay(epochs=4)
     names = [c["class_path"].split(".")[-1] for c in overlay["trainer"]["callbacks"]]
