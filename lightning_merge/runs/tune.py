@@ -34,6 +34,9 @@ from lightning_merge.runs.refusals import check_seed, check_unseen, refusals
 WITHOUT_EFFECT = ("trials", "overwrite", "folder", "config", "data")
 """Options that no trial depends on, and `data`, which is recorded separately."""
 
+Write = Callable[[Method], Cost]
+"""Merges by a method, and writes the merged network."""
+
 
 class Tune:
     """Choose hyperparameters of a merge method on held-out images; test the best once.
@@ -184,6 +187,10 @@ class Tune:
         if recalibrate:
             check_count(self.data)
         evaluate = Evaluate(self.encoder, self.zoo.heads, self.zoo.base)
+        target = Target(self.file, recalibrate)
+
+        def write(method: Method) -> Cost:
+            return merger.write(method, [target])[0]
 
         def keep() -> None:
             write_text(self.folder / "trials.md", table(search.trials, self.data.tasks))
@@ -195,9 +202,9 @@ class Tune:
             keep()
 
         rank_zero_info(f"tuning {brief(self.method)}")
-        search.run(lambda method: self._score(merger, evaluate, method), report)
+        search.run(lambda method: self._score(write, evaluate, method), report)
         keep()
-        candidates = [*self.zoo.bounds(self.data.tasks), self._tuned(merger, search)]
+        candidates = [*self.zoo.bounds(self.data.tasks), self._tuned(write, search)]
         return compare(
             self.trainer,
             evaluate,
@@ -210,10 +217,10 @@ class Tune:
             recalibrated=merger.held_out if recalibrate else None,
         )
 
-    def _tuned(self, merger: ZooMerger, search: Search) -> Candidate:
+    def _tuned(self, write: Write, search: Search) -> Candidate:
         """Merge with the hyperparameters of the best trial."""
         method = self.space.method_at(search.best.point)
-        cost, origin = self._write(merger, method), method.origin()
+        cost, origin = write(method), method.origin()
         chosen = f"{search.best.text} of {search.total} trials chosen on the held-out images"
         chosen += " of the seen tasks" if self.data.unseen else ""
         chosen += f"; {brief(method)}"
@@ -225,13 +232,9 @@ class Tune:
             transductive=origin.transductive,
         )
 
-    def _write(self, merger: ZooMerger, method: Method) -> Cost:
-        target = Target(self.file, merger.recalibrates(self.batch_norm))
-        return merger.write(method, [target])[0]
-
-    def _score(self, merger: ZooMerger, evaluate: Evaluate, method: Method) -> Score:
+    def _score(self, write: Write, evaluate: Evaluate, method: Method) -> Score:
         """Merge and measure on the held-out images."""
-        seconds = self._write(merger, method).seconds
+        seconds = write(method).seconds
         evaluate.show(Candidate(self.name, self.file))
         self.trainer.validate(evaluate, datamodule=self.data, verbose=False)
         found = evaluate.measured["val"]
