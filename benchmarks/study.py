@@ -3,18 +3,22 @@
     python benchmarks/study.py --data-root DATA --group forms --seeds 0 1 2
     python benchmarks/study.py --data-root DATA --group plug_in --against task_arithmetic
     python benchmarks/study.py --data-root DATA --own-experts --runs runs/study-own
+    python benchmarks/study.py --data-root DATA --suite imagenet --group eta teaching --jobs 8
 
 A group is a config in configs/claims. It is laid over a config of the suite, once for each of its
 `variants`, or alone. Finished runs are not repeated, so a stopped study resumes when it is started
-again, and two studies with different seeds can run side by side.
+again, and two studies with different seeds can run side by side. With `--jobs` above 1 every run
+has a process of its own and prints into a file beside its folder, `RUN.log`.
 """
 
 import argparse
 import json
 import shlex
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -127,20 +131,51 @@ def own_experts(seed: int, suite: str = "mini") -> list[str]:
     ]
 
 
+def place(variant: Variant, seed: int, given: argparse.Namespace) -> Path:
+    """Return the folder of a run."""
+    return Path(given.runs / variant.name / f"seed{seed}")
+
+
 def arguments(variant: Variant, seed: int, given: argparse.Namespace) -> list[str]:
     """Write the config of one `fit` next to its folder; return the arguments."""
-    place = given.runs / variant.name / f"seed{seed}"
-    place.parent.mkdir(parents=True, exist_ok=True)
-    file = place.with_suffix(".yaml")
+    folder = place(variant, seed, given)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    file = folder.with_suffix(".yaml")
     file.write_text(json.dumps(variant.overlay(given.epochs)))  # JSON is YAML
     suite = f"configs/{given.suite}/{variant.over}.yaml"
     return [
         *("fit", "--config", suite, "--config", str(file), "--data.root", given.data_root),
-        *("--seed_everything", str(seed), "--trainer.default_root_dir", str(place)),
+        *("--seed_everything", str(seed), "--trainer.default_root_dir", str(folder)),
         *("--trainer.enable_progress_bar", "false"),
         *(own_experts(seed, given.suite) if given.own_experts else []),
         *given.options,
     ]
+
+
+def fit_all(todo: Mapping[Path, list[str]], jobs: int) -> bool:
+    """Run `fit` with the arguments of every folder; return whether all have finished.
+
+    Args:
+        todo: Folder of a run -> its arguments.
+        jobs: Runs at a time. One at a time share this process, and the first that fails ends the
+            study; several do not, and the others still run.
+    """
+
+    def fit(folder: Path) -> bool:
+        if jobs == 1:
+            failed = run(todo[folder])
+        else:
+            with folder.with_suffix(".log").open("w", encoding="utf-8") as log:
+                command = [sys.executable, "-m", "lightning_merge", *todo[folder]]
+                failed = subprocess.run(command, stdout=log, stderr=log, check=False).returncode
+        if failed:
+            print(f"{folder}: failed", file=sys.stderr)
+        return not failed
+
+    if jobs == 1:
+        return all(map(fit, todo))
+    with ThreadPoolExecutor(jobs) as pool:
+        return all([*pool.map(fit, todo)])
 
 
 def variants(given: argparse.Namespace) -> list[Variant]:
@@ -205,6 +240,8 @@ def table(found: Mapping[str, Sequence[Run]], command: str, against: str | None 
 
 def check(parser: argparse.ArgumentParser, given: argparse.Namespace) -> list[Variant]:
     """Return the variants; reject what cannot become one table before anything runs."""
+    if given.jobs < 1:
+        parser.error(f"--jobs {given.jobs}: give 1 or more")
     chosen = variants(given)
     rows = Counter(row for variant in chosen for row in variant.rows)
     if twice := [row for row, count in rows.items() if count > 1]:
@@ -240,19 +277,19 @@ def main() -> int:
     add("--epochs", type=int, default=4, help="about 50 steps each with all images")
     add("--lwptv", action="store_true", help="each variant also with LwPTV")
     add("--own-experts", action="store_true", help="each seed fine-tunes experts, for sml's zoo")
+    add("--jobs", type=int, default=1, help="runs at a time")
     add("--against", help="row from which the others' differences are taken")
     add("options", nargs="*", help="more options of fit, after --")
     given = parser.parse_args()
     chosen = check(parser, given)
+    todo = [(variant, seed) for seed in given.seeds for variant in chosen]
+    if not fit_all({place(*one, given): arguments(*one, given) for one in todo}, given.jobs):
+        return 1
     found: dict[str, list[Run]] = {}
-    for seed in given.seeds:
-        for variant in chosen:
-            if code := run(arguments(variant, seed, given)):
-                print(f"{variant.name}, seed {seed}: failed", file=sys.stderr)
-                return code
-            finished = Run.read(given.runs / variant.name / f"seed{seed}")
-            for row in variant.rows:
-                found.setdefault(row, []).append(finished)
+    for variant, seed in todo:
+        finished = Run.read(place(variant, seed, given))
+        for row in variant.rows:
+            found.setdefault(row, []).append(finished)
     print(table(found, shlex.join(["python", *sys.argv]), given.against))
     return 0
 
