@@ -89,8 +89,8 @@ def merge_files(
         InputError: A file is missing or unreadable, experts do not fit the base, the output
             exists, the method lacks what it needs, or a value does not fit the type.
     """
-    target, files = Path(output), {"base": base}
-    files |= {f"expert/{task}": file for task, file in experts.items()}
+    target = Path(output)
+    files = {"base": base, **{f"expert/{task}": file for task, file in experts.items()}}
     _check_output(target, files, overwrite, max_shard_size is not None)
     require_in("[1, inf)", jobs=jobs)
     shard_size = None if max_shard_size is None else _bytes(max_shard_size)
@@ -98,13 +98,8 @@ def merge_files(
     inputs = _inputs(files, ignore, prefix or {})
     vectors = _task_vectors(inputs, scope)
     given, about = resources(method, inputs.whole)
-    metadata = {
-        "method": type(method).__name__,
-        "hyperparameters": method.described(),
-        "scope": scope,
-        **inputs.about,
-        **about,
-    }
+    own = {"method": type(method).__name__, "hyperparameters": method.described()}
+    metadata = {**own, "scope": scope, **inputs.about, **about}
     layout = _layout(inputs, vectors, dtype)
     with CheckpointWriter(
         target, layout, metadata=metadata, overwrite=overwrite, max_shard_size=shard_size
@@ -115,12 +110,17 @@ def merge_files(
         for checkpoint in inputs.opened:
             checkpoint.check_unchanged()
     copied = [] if shard_size is None else copy_companions(inputs.whole, target)
-    seconds, merged = time.perf_counter() - started, len(vectors.stored.computed())
-    print(f"{target}: {merged} tensors of {len(inputs.experts)} experts merged", end="")
-    print(f", {len(inputs.whole) - merged} of the base copied, in {seconds:.1f} s")
+    merged, seconds = len(vectors.stored.computed()), time.perf_counter() - started
+    print(f"{target}: {_tell(inputs, merged)}, in {seconds:.1f} s")
     if inputs.passed:
         print(f"no expert has, so the base's are copied: {summary(inputs.passed)}")
     print(how_to_load(target, copied, inputs.whole))
+
+
+def _tell(inputs: "_Inputs", merged: int) -> str:
+    """Return how many tensors were merged and how many copied."""
+    copied = len(inputs.whole) - merged
+    return f"{merged} tensors of {len(inputs.experts)} experts merged, {copied} of the base copied"
 
 
 class _Inputs(NamedTuple):

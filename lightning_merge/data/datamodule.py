@@ -136,12 +136,9 @@ class MergeDataModule(LightningDataModule):
         super().__init__()
         check_fit_on(fit_on)
         require_choice(("equal", "proportional"), "data.", sampling=sampling)
-        require_choice(("error", "drop"), "data.", duplicates=duplicates)
-        require_in("(0, 1)", "data.", validation_fraction=validation_fraction)
         require_in("[1, inf)", "data.", batch_size=batch_size, eval_batch_size=eval_batch_size)
         require_in("[1, inf)", "data.", unlabelled_images=unlabelled_images)
-        require_in("[0, inf]", "data.", num_workers=num_workers, cache_gib=cache_gib)
-        require_in("[0, inf]", "data.", image_cache_gib=image_cache_gib)
+        require_in("[0, inf]", "data.", num_workers=num_workers)
         self.source = open_source(source, root, roots, splits)
         apart = expand_tasks(out_of_domain or (), "data.out_of_domain")
         tasks = tasks or [task for task in self.source.tasks() if task not in apart]

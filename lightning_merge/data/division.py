@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_merge.core.checkpoints.names import enumerate_names
+from lightning_merge.core.checks import require_choice, require_in
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.ranks import Ranks
 from lightning_merge.data import classes, splits
@@ -54,6 +55,8 @@ class Division:
         duplicates: str,
         split_seed: int,
     ) -> None:
+        require_choice(("error", "drop"), "data.", duplicates=duplicates)
+        require_in("(0, 1)", "data.", validation_fraction=validation_fraction)
         self.source, self.duplicates, self.split_seed = source, duplicates, split_seed
         self.validation_fraction = validation_fraction
         self.coefficient_fraction = coefficient_fraction

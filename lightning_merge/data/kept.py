@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from lightning_merge.core.checks import require_in
 from lightning_merge.core.errors import InputError
 from lightning_merge.data.corrupt import Corruption
 from lightning_merge.data.dataset import CorruptedImages, TaskImages
@@ -25,7 +26,7 @@ class KeptImages:
         made: (task, part) -> its images, once asked for.
 
     Raises:
-        InputError: The folder is a file.
+        InputError: The folder is a file, or a size is negative.
 
     Examples:
         >>> from lightning_merge.data.embedded import EmbeddedTasks
@@ -46,6 +47,7 @@ class KeptImages:
         disk: float,
         corruption: Corruption | None,
     ) -> None:
+        require_in("[0, inf]", "data.", cache_gib=memory, image_cache_gib=disk)
         if Path(folder).is_file():
             raise InputError(f"data.image_cache={folder!r} is a file; give a folder, auto or none")
         self.division, self.memory, self.corruption = division, memory, corruption

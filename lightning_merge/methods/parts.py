@@ -102,14 +102,23 @@ def _holding(method: Part, changed: Callable[[Any], Any]) -> Part:
     return replace(method, **changes) if changes else method  # type: ignore[type-var]
 
 
-def identified(method: Method) -> dict[str, str]:
-    """Return what tells a method from others in metadata: class, hyperparameters, and own code.
+def identified(method: Made, seed: int) -> tuple[Made, dict[str, str]]:
+    """Return a method with a run's seed, and what tells it from others in metadata.
+
+    Args:
+        method: Method as configured.
+        seed: Seed of the run, see `seeded`.
+
+    Returns:
+        The seeded method, and its class, hyperparameters and own code.
 
     Examples:
         >>> from lightning_merge.methods import TaskArithmetic
-        >>> identified(TaskArithmetic(0.3))
+        >>> _, about = identified(TaskArithmetic(0.3), seed=0)
+        >>> about
         {'method': 'TaskArithmetic', 'hyperparameters': 'TaskArithmetic(scale=0.3, transforms=())'}
     """
+    method = seeded(method, seed)
     whole = [method, *parts(method)]
     described = {"method": type(method).__name__, "hyperparameters": method.described()}
-    return {**described, **code_of(*whole)}
+    return method, {**described, **code_of(*whole)}

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 
 from lightning_merge.core.checkpoints.files import write_text
 from lightning_merge.core.checkpoints.names import enumerate_names
@@ -110,11 +111,7 @@ def compare(
         name: _choose(trainer, evaluate, data, candidate) if candidate.options else candidate
         for name, candidate in candidates.items()
     }
-    rows, right, base = {}, {}, candidates.get(BASE)
-    for name, candidate in chosen.items():
-        row = _measure(trainer, evaluate, data, candidate)
-        right[name] = evaluate.measured["test"].right
-        rows[name] = replace(row, update_bytes=update_bytes(candidate, base, evaluate.encoder))
+    rows, right = _measure_all(trainer, evaluate, data, chosen)
     Ranks.of(trainer).once(lambda: _keep(candidates, chosen))
     results = Results(
         tasks=data.evaluated,
@@ -131,11 +128,8 @@ def compare(
         own_split=data.own_split,
         corruption=data.kept.corrupted,
     )
-    digests = {
-        task: f"{data.record[task]['test']['digest']} {results.corruption}".strip()
-        for task in data.evaluated
-    }
-    return Ranks.of(trainer).once(lambda: _write(results, Correctness(digests, right), folder))
+    correct = Correctness(_digests(data), right)
+    return Ranks.of(trainer).once(lambda: _write(results, correct, folder))
 
 
 def _measure_only(trainer: Trainer) -> None:
@@ -261,6 +255,14 @@ def _choose(
     )
 
 
+def _digests(data: MergeDataModule) -> dict[str, str]:
+    """Return what identifies the images that every data set was measured on."""
+    return {
+        name: f"{data.record[name]['test']['digest']} {data.kept.corrupted}".strip()
+        for name in data.evaluated
+    }
+
+
 def _keep(candidates: Mapping[str, Candidate], chosen: Mapping[str, Candidate]) -> None:
     """Rename files of the chosen options to their candidates' files, and remove the others."""
     for name, candidate in candidates.items():
@@ -278,6 +280,18 @@ def _files(option: Candidate, candidate: Candidate) -> Iterator[tuple[Path, Path
         file, place = getattr(option, kind), getattr(candidate, kind)
         if file is not None and file.exists():
             yield file, place
+
+
+def _measure_all(
+    trainer: Trainer, evaluate: Evaluate, data: MergeDataModule, chosen: Mapping[str, Candidate]
+) -> tuple[dict[str, CandidateResult], dict[str, dict[str, Tensor]]]:
+    """Test every candidate; return its row, and which images it classified correctly."""
+    rows, right, base = {}, {}, chosen.get(BASE)
+    for name, candidate in chosen.items():
+        row = _measure(trainer, evaluate, data, candidate)
+        right[name] = evaluate.measured["test"].right
+        rows[name] = replace(row, update_bytes=update_bytes(candidate, base, evaluate.encoder))
+    return rows, right
 
 
 def _measure(

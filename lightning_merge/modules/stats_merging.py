@@ -125,16 +125,8 @@ class StatsMerging(CoefficientModule):
         offload: bool = False,
         batch_norm: BatchNorm | Literal["both"] = "auto",
     ) -> None:
-        require_in("[0, inf)", rank=rank)
-        if not feature_names(rank, features) or len(set(features)) < len(features):
-            raise InputError(
-                f"features={list(features)} with rank={rank}: name at least one of "
-                f"{', '.join(FEATURES)}, each once; rank=0 has no singular values"
-            )
-        if not 0 <= confidence[0] < confidence[1] <= 1:
-            raise InputError(
-                f"confidence={list(confidence)}: give two shares with 0 <= from < to <= 1"
-            )
+        _check_statistics(features, rank)
+        _check_confidence(confidence)
         super().__init__(encoder, zoo, name, level, transforms, offload, batch_norm)
         self.statistics_of, self.statistics, self.rank = statistics_of, tuple(features), rank
         self.learner_options: dict[str, Any] = {
@@ -212,3 +204,19 @@ class StatsMerging(CoefficientModule):
         optimizer = torch.optim.Adam(self.learner.parameters(), self.learning_rate)
         schedule = torch.optim.lr_scheduler.StepLR(optimizer, self.step_size, self.gamma)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+
+def _check_statistics(features: Sequence[Feature], rank: int) -> None:
+    """Refuse statistics that leave nothing to learn from."""
+    require_in("[0, inf)", rank=rank)
+    if not feature_names(rank, features) or len(set(features)) < len(features):
+        raise InputError(
+            f"features={list(features)} with rank={rank}: name at least one of "
+            f"{', '.join(FEATURES)}, each once; rank=0 has no singular values"
+        )
+
+
+def _check_confidence(confidence: tuple[float, float]) -> None:
+    """Refuse a range that is not two rising shares."""
+    if not 0 <= confidence[0] < confidence[1] <= 1:
+        raise InputError(f"confidence={list(confidence)}: give two shares with 0 <= from < to <= 1")

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from lightning_merge.core.seeding import run_seed
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.methods.base import MergeMethod, Method, Resources, Weights
 from lightning_merge.methods.network import NetworkMethod, keep_statistics, save_network
-from lightning_merge.methods.parts import identified, seeded
+from lightning_merge.methods.parts import identified
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.heads import fitting_heads, heads_hash
 from lightning_merge.modules.held_out import BatchNorm, HeldOut, recalibrates
@@ -109,23 +110,6 @@ class ZooMerger:
         """Return whether merged networks get BatchNorm statistics of held-out images."""
         return recalibrates(choice, self.encoder.backbone, self.base, self.experts.values())
 
-    def describe(self, method: Method) -> dict[str, str]:
-        """Return what the result of a method depends on, for the metadata of its file."""
-        tasks = tuple(self.experts)
-        about = {
-            **identified(method),
-            "scope": "changed",
-            "version": __version__,
-            **self.zoo.hashes(tasks),
-            **self.encoder.described,
-        }
-        needs = method.requirements().needs
-        if Needs.IMAGES in needs:
-            about["images"] = self.held_out.digest
-        if Needs.HEADS in needs:
-            about["heads"] = heads_hash(self.zoo.heads, tasks)
-        return about
-
     @torch.no_grad()
     def write(
         self,
@@ -150,29 +134,45 @@ class ZooMerger:
         Raises:
             InputError: The method cannot merge them.
         """
-        method = seeded(method, run_seed())
-        about = self.describe(method)
+        method, identity = identified(method, run_seed())
+        about = {**identity, **self._describe(method)}
         if going_on:
             before = [_already(t.file, {**about, **t.about}) for t in targets]
             if len(costs := [cost for cost in before if cost is not None]) == len(targets):
                 return costs
         self.encoder.load(self.zoo.base)
-        if isinstance(method, NetworkMethod):
-            return self._write_networks(method, targets, about, going_on)
-        assert isinstance(method, MergeMethod)
-        return self._write_weights(method, targets, merge or self._merge, about, going_on)
+        given = self.held_out.resources(method)
+        if isinstance(method, MergeMethod):
+            call = partial(merge or self._merge, method, given)
+            return self._write_weights(call, targets, about, going_on)
+        assert isinstance(method, NetworkMethod)
+        return self._write_networks(method, given, targets, about, going_on)
+
+    def _describe(self, method: Method) -> dict[str, str]:
+        """Return what the result of a method depends on besides itself, for its file's metadata."""
+        tasks = tuple(self.experts)
+        about = {
+            "scope": "changed",
+            "version": __version__,
+            **self.zoo.hashes(tasks),
+            **self.encoder.described,
+        }
+        needs = method.requirements().needs
+        if Needs.IMAGES in needs:
+            about["images"] = self.held_out.digest
+        if Needs.HEADS in needs:
+            about["heads"] = heads_hash(self.zoo.heads, tasks)
+        return about
 
     def _write_weights(
         self,
-        method: MergeMethod,
+        merge: Callable[[], Weights],
         targets: Sequence[Target],
-        merge: Merge,
         about: Mapping[str, str],
         going_on: bool | None,
     ) -> list[Cost]:
-        given = self.held_out.resources(method)
         with measured(self._device) as cost:
-            merged = merge(method, given)
+            merged = merge()
         for target in targets:
             weights = self.held_out.recalibrate(merged) if target.recalibrate else merged
             metadata = {**about, **target.about, **_recorded(cost, going_on)}
@@ -185,11 +185,12 @@ class ZooMerger:
     def _write_networks(
         self,
         method: NetworkMethod,
+        given: Resources,
         targets: Sequence[Target],
         about: Mapping[str, str],
         going_on: bool | None,
     ) -> list[Cost]:
-        given, costs = self.held_out.resources(method), []
+        costs = []
         for target in targets:
             statistics = self.held_out.recalibrate if target.recalibrate else keep_statistics
             with measured(self._device) as cost:

@@ -64,19 +64,23 @@ def test_the_command_is_the_python_call(run, config, files, data, tmp_path, laye
         assert found[key][0][1] == pytest.approx(float(getattr(expected, key)[0, 1]), rel=1e-5)
     assert list(found["layers"]) == list(expected.layers) == ["blocks.0.mlp.fc1"]
     for name, layer in expected.layers.items():
-        written = found["layers"][name]
-        assert written.pop("activation") == "GELU"
-        wanted = {
-            **layer.all._asdict(),
-            "layer_relative": layer.all.layer_relative,
-            "pairwise": layer.pairwise,
-            "pairwise_relative": layer.pairwise_relative,
-            "pairwise_normalized": layer.pairwise_normalized,
-        }
-        assert set(written) == set(wanted)
-        for key, value in wanted.items():
-            got = torch.tensor(written[key], dtype=torch.float64)
-            torch.testing.assert_close(got, value, rtol=1e-5, atol=0)
+        compare(found["layers"][name], layer)
+
+
+def compare(written, layer):
+    """Compare a layer in the file with that of the Python call."""
+    assert written.pop("activation") == "GELU"
+    wanted = {
+        **layer.all._asdict(),
+        "layer_relative": layer.all.layer_relative,
+        "pairwise": layer.pairwise,
+        "pairwise_relative": layer.pairwise_relative,
+        "pairwise_normalized": layer.pairwise_normalized,
+    }
+    assert set(written) == set(wanted)
+    for key, value in wanted.items():
+        got = torch.tensor(written[key], dtype=torch.float64)
+        torch.testing.assert_close(got, value, rtol=1e-5, atol=0)
 
 
 def test_tables_show_layers_pairs_and_experts(run, config, files, data):

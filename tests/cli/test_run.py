@@ -64,16 +64,25 @@ def test_the_run_folder(run, config, tmp_path, caplog):
     note = results["candidates"]["tuned"]["note"]
     assert note.split()[0] in chosen
 
-    # The same command again: nothing is touched, and the table is shown again.
     before, log = content(folder), rows(folder / "metrics.csv")
     assert {row["epoch"] for row in log} == {"0", "1", "2"}
+    show_it_again(run, config, folder, names)
+    measure_it(run, config, folder, results["candidates"]["sml"])
+    refuse_another(run, config, folder, before)
+
+
+def show_it_again(run, config, folder, names):
+    """The same command touches nothing, and shows the table again."""
+    before = content(folder)
     again = run("fit", "--config", config(trainer__callbacks=CALLBACKS), "--data.cache_gib", "1")
     assert again.code == 0
     assert "nothing has changed" in again.out
     assert all(name in again.out for name in names)
     assert content(folder) == before
 
-    # What was learned can be measured and used later, and agrees with the table.
+
+def measure_it(run, config, folder, learned):
+    """What was learned can be measured and used later, and agrees with the table."""
     shown = run("test", "--config", config())
     assert shown.code == 0
     assert [line.split(":")[0] for line in shown.out.splitlines() if "test/" in line] == [
@@ -82,14 +91,14 @@ def test_the_run_folder(run, config, tmp_path, caplog):
     ]
     measured = rows(folder / "metrics.csv")[-1]
     for task in TASKS:
-        expected = results["candidates"]["sml"]["accuracy"][task]
+        expected = learned["accuracy"][task]
         assert float(measured[f"test/{task}"]) == pytest.approx(expected)
     assert run("predict", "--config", config()).code == 0
-    assert len(rows(folder / "predictions.csv")) == sum(
-        results["candidates"]["sml"]["samples"].values()
-    )
+    assert len(rows(folder / "predictions.csv")) == sum(learned["samples"].values())
 
-    # Neither is what learned something else; config.yaml and the record are still fit's.
+
+def refuse_another(run, config, folder, before):
+    """What learned something else cannot; config.yaml and the record are still fit's."""
     refused = run("test", "--config", config(), "--model.init_args.prior", "0.1")
     assert refused.code == 2
     assert "model.init_args.prior (0.3 before, 0.1 now)" in refused.err

@@ -27,6 +27,18 @@ class Steps(Callback):
         self.seen.append((trainer.current_epoch, batch_idx, index))
 
 
+def module_of(kind, encoder, files, zoo, folder):
+    """Return a module of a kind that writes into a folder."""
+    if kind is FineTune:
+        return FineTune(
+            encoder, str(folder / "out.safetensors"), files.base, files.heads,
+            augment=Augment(), overwrite=True,
+        )  # fmt: skip
+    if kind is StatsMerging:
+        return StatsMerging(encoder, zoo, hidden=4, learning_rate=0.1, step_size=2)
+    return AdaMerging(encoder, zoo, learning_rate=0.1)
+
+
 @pytest.fixture
 def learn(trainer, files, zoo, root, tmp_path):
     """Fit a module of a kind; return the file that it writes and the batches that it saw."""
@@ -40,15 +52,7 @@ def learn(trainer, files, zoo, root, tmp_path):
             root=str(root), tasks=list(TASKS), fit_on="train" if train else "coefficients",
             num_workers=workers, cache_gib=0 if workers else 1, **size,
         )  # fmt: skip
-        if train:
-            module = FineTune(
-                encoder, str(folder / "out.safetensors"), files.base, files.heads,
-                augment=Augment(), overwrite=True,
-            )  # fmt: skip
-        elif kind is StatsMerging:
-            module = StatsMerging(encoder, zoo, hidden=4, learning_rate=0.1, step_size=2)
-        else:
-            module = AdaMerging(encoder, zoo, learning_rate=0.1)
+        module = module_of(kind, encoder, files, zoo, folder)
         steps, last = Steps(stop), folder / "last.ckpt"
         save = ModelCheckpoint(
             folder, "last", save_on_train_epoch_end=True, enable_version_counter=False

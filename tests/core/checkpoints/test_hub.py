@@ -113,72 +113,76 @@ def repositories(tmp_path_factory):
     }  # fmt: skip
 
 
+class Hub(BaseHTTPRequestHandler):
+    """Answers as huggingface.co does; `asked` has every file that was sent."""
+
+    repositories: dict[str, dict[str, dict[str, bytes]]]
+    asked: list[str]
+
+    def log_message(self, *_): ...
+
+    def answer(self, content: bytes, status: int = 200, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    def do_GET(self) -> None:
+        parts = self.path.split("?")[0].strip("/").split("/")
+        if parts[:2] == ["api", "models"]:
+            return self.about("/".join(parts[2:4]), parts[4:])
+        if len(parts) > 4 and parts[2] == "resolve":
+            return self.send_file("/".join(parts[:2]), parts[3], "/".join(parts[4:]))
+        return self.answer(b"", 200)
+
+    do_HEAD = do_GET
+
+    def files(self, name: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
+        commits = {COMMITS[branch]: branch for branch in self.repositories.get(name, {})}
+        branch = commits.get(revision, revision)
+        found = self.repositories.get(name, {}).get(branch)
+        return None if found is None else (COMMITS[branch], found)
+
+    def about(self, name: str, rest: list[str]) -> None:
+        revision = rest[1] if len(rest) > 1 else "main"
+        found = self.files(name, revision)
+        if found is None:
+            code = "RevisionNotFound" if name in self.repositories else "RepoNotFound"
+            return self.answer(b"{}", 404, X_Error_Code=code)
+        commit, files = found
+        if rest and rest[0] == "tree":
+            entries = [
+                {"type": "file", "path": path, "size": len(content),
+                 "oid": hashlib.sha1(content).hexdigest()}
+                for path, content in files.items()
+            ]  # fmt: skip
+            content = json.dumps(entries).encode()
+        else:
+            about = {"id": name, "modelId": name, "sha": commit, "private": False, "tags": []}
+            about["siblings"] = [{"rfilename": path} for path in files]
+            content = json.dumps(about).encode()
+        return self.answer(content, Content_Type="application/json")
+
+    def send_file(self, name: str, revision: str, path: str) -> None:
+        found = self.files(name, revision)
+        if found is None or path not in found[1]:
+            return self.answer(b"", 404, X_Error_Code="EntryNotFound")
+        commit, files = found
+        if self.command == "GET":
+            self.asked.append(f"{name}/{path}")
+        etag = f'"{hashlib.sha1(files[path]).hexdigest()}"'
+        return self.answer(files[path], ETag=etag, X_Repo_Commit=commit)
+
+
 @pytest.fixture(scope="module")
 def server(repositories):
-    """Serve them as huggingface.co does; `asked` has every file that was sent."""
-    asked: list[str] = []
-
-    class Hub(BaseHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-        def answer(self, content: bytes, status: int = 200, **headers: str) -> None:
-            self.send_response(status)
-            for name, value in {"Content-Length": str(len(content)), **headers}.items():
-                self.send_header(name.replace("_", "-"), value)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(content)
-
-        def do_GET(self) -> None:
-            parts = self.path.split("?")[0].strip("/").split("/")
-            if parts[:2] == ["api", "models"]:
-                return self.about("/".join(parts[2:4]), parts[4:])
-            if len(parts) > 4 and parts[2] == "resolve":
-                return self.send_file("/".join(parts[:2]), parts[3], "/".join(parts[4:]))
-            return self.answer(b"", 200)
-
-        do_HEAD = do_GET
-
-        def files(self, name: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
-            commits = {COMMITS[branch]: branch for branch in repositories.get(name, {})}
-            branch = commits.get(revision, revision)
-            found = repositories.get(name, {}).get(branch)
-            return None if found is None else (COMMITS[branch], found)
-
-        def about(self, name: str, rest: list[str]) -> None:
-            revision = rest[1] if len(rest) > 1 else "main"
-            found = self.files(name, revision)
-            if found is None:
-                code = "RevisionNotFound" if name in repositories else "RepoNotFound"
-                return self.answer(b"{}", 404, X_Error_Code=code)
-            commit, files = found
-            if rest and rest[0] == "tree":
-                entries = [
-                    {"type": "file", "path": path, "size": len(content),
-                     "oid": hashlib.sha1(content).hexdigest()}
-                    for path, content in files.items()
-                ]  # fmt: skip
-                content = json.dumps(entries).encode()
-            else:
-                siblings = [{"rfilename": path} for path in files]
-                about = {"id": name, "modelId": name, "sha": commit, "siblings": siblings}
-                content = json.dumps({**about, "private": False, "tags": []}).encode()
-            return self.answer(content, Content_Type="application/json")
-
-        def send_file(self, name: str, revision: str, path: str) -> None:
-            found = self.files(name, revision)
-            if found is None or path not in found[1]:
-                return self.answer(b"", 404, X_Error_Code="EntryNotFound")
-            commit, files = found
-            if self.command == "GET":
-                asked.append(f"{name}/{path}")
-            etag = f'"{hashlib.sha1(files[path]).hexdigest()}"'
-            return self.answer(files[path], ETag=etag, X_Repo_Commit=commit)
-
-    running = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    """Serve them; yield the address and the files sent."""
+    Served = type("Served", (Hub,), {"repositories": repositories, "asked": []})
+    running = ThreadingHTTPServer(("127.0.0.1", 0), Served)
     threading.Thread(target=running.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{running.server_port}", asked
+    yield f"http://127.0.0.1:{running.server_port}", Served.asked
     running.shutdown()
     running.server_close()
 
