@@ -17,8 +17,9 @@ import report
 import torch
 
 from lightning_merge.models import TimmEncoder
+from lightning_merge.models.memory_format import MemoryFormat
 
-FORMATS = ("contiguous", "channels_last")
+FORMATS: tuple[MemoryFormat, ...] = ("contiguous", "channels_last")
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
@@ -81,9 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         row = [f"{given.batch / pick(t):.0f}" for t in (old, new) for pick in (min, median)]
         lines.append([what, *row, f"{min(old) / min(new):.2f}", f"{median(old) / median(new):.2f}"])
     gpu = [] if given.device.type == "cpu" else [torch.cuda.get_device_name(given.device)]
-    print(
-        f"* {', '.join([report.machine(), *gpu])}; torch {torch.__version__}, {torch.get_num_threads()} threads"
-    )
+    machine = ", ".join([report.machine(), *gpu])
+    print(f"* {machine}; torch {torch.__version__}, {torch.get_num_threads()} threads")
     print(f"* {given}\n")
     header = [
         "images per CPU s" if given.device.type == "cpu" else "images per s",

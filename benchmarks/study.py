@@ -221,13 +221,19 @@ def joined(rows: Mapping[str, Run]) -> Run:
     return Run(results, Correctness(digests[0], right))
 
 
-def table(found: Mapping[str, Sequence[Run]], command: str, against: str | None = None) -> str:
+def table(
+    found: Mapping[str, Sequence[Run]],
+    command: str,
+    against: str | None = None,
+    columns: str = "all",
+) -> str:
     """Return one table with the bounds and a row per variant, aggregated over the seeds.
 
     Args:
         found: The runs of each variant, with the same seeds in the same order.
         command: Command that made the table.
         against: Variant from which the differences of all others are given.
+        columns: "all", or "averages" without single tasks.
     """
     runs = []
     for of_seed in zip(*found.values(), strict=True):
@@ -235,7 +241,7 @@ def table(found: Mapping[str, Sequence[Run]], command: str, against: str | None 
         bounds = {name: first for name, row in first.results.candidates.items() if row.bound}
         runs.append(joined({**bounds, **dict(zip(found, of_seed, strict=True))}))
     results = [replace(run.results, command=command) for run in runs]
-    return markdown(aggregate(results, against, [run.right for run in runs]))
+    return markdown(aggregate(results, against, [run.right for run in runs]), columns=columns)
 
 
 def check(parser: argparse.ArgumentParser, given: argparse.Namespace) -> list[Variant]:
@@ -279,6 +285,7 @@ def main() -> int:
     add("--own-experts", action="store_true", help="each seed fine-tunes experts, for sml's zoo")
     add("--jobs", type=int, default=1, help="runs at a time")
     add("--against", help="row from which the others' differences are taken")
+    add("--columns", choices=["all", "averages"], default="all", help="with or without tasks")
     add("options", nargs="*", help="more options of fit, after --")
     given = parser.parse_args()
     chosen = check(parser, given)
@@ -290,7 +297,7 @@ def main() -> int:
         finished = Run.read(place(variant, seed, given))
         for row in variant.rows:
             found.setdefault(row, []).append(finished)
-    print(table(found, shlex.join(["python", *sys.argv]), given.against))
+    print(table(found, shlex.join(["python", *sys.argv]), given.against, given.columns))
     return 0
 
 

@@ -16,6 +16,7 @@ def report(
     output: str,
     against: str | None = None,
     intervals: Literal["averages", "all", "none"] = "averages",
+    columns: Literal["all", "averages"] = "all",
     overwrite: bool = False,
 ) -> None:
     """Write the table of a run, or mean and spread over seeds of several runs of one config.
@@ -26,6 +27,7 @@ def report(
         against: Candidate to compare with: the table also gives the difference of every other
             candidate's averages from it, paired by run and image, with interval and p value.
         intervals: Columns that show 95 % intervals over images and seeds.
+        columns: Whether single tasks have columns, or averages alone.
         overwrite: Replace the output if it exists.
 
     Raises:
@@ -43,5 +45,5 @@ def report(
     right = [Correctness.read(file.parent) for file in files]
     kept = against is None and right == [None]  # what a single run has stored with its results
     table = aggregate(results, against, None if kept else right)
-    write_text(target, markdown(table, intervals=intervals))
+    write_text(target, markdown(table, intervals=intervals, columns=columns))
     print(f"{target}: {len(files)} run{'s' if len(files) > 1 else ''}")

@@ -6,13 +6,16 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from lightning_merge.core.checks import require_choice
 from lightning_merge.evaluation.aggregates import Aggregate, CandidateAggregate, aggregate
 from lightning_merge.evaluation.cells import TRANSDUCTIVE, Cells
 from lightning_merge.evaluation.legend import caption, legend, notes, origin
 from lightning_merge.evaluation.results import Results
 
 
-def markdown(results: Results | Aggregate, *, intervals: str = "averages") -> str:
+def markdown(
+    results: Results | Aggregate, *, intervals: str = "averages", columns: str = "all"
+) -> str:
     """Return the table of a results.md: percent, one decimal, tasks then average.
 
     Columns of unseen tasks and of data sets out of domain are labelled. Two more averages cover
@@ -32,6 +35,7 @@ def markdown(results: Results | Aggregate, *, intervals: str = "averages") -> st
         results: One run, or several by :func:`~lightning_merge.evaluation.aggregates.aggregate`,
             whose cells read ``mean ± standard deviation``.
         intervals: Columns with an interval beside the mean: "averages", "all" or "none".
+        columns: "all", or "averages", without those of single tasks and without sample counts.
 
     Examples:
         >>> from lightning_merge.evaluation import CandidateResult
@@ -43,10 +47,12 @@ def markdown(results: Results | Aggregate, *, intervals: str = "averages") -> st
         | samples | 10000 |  |
         ...
     """
+    require_choice(("all", "averages"), columns=columns)
     results = _aggregated(results)
     cells = Cells(results, intervals)
     more = {**cells.figures, **cells.differences, **cells.sizes, **cells.efforts}
-    header = [*cells.columns, *more]
+    averages = len(results.tasks) if columns == "averages" else 0
+    header = [*cells.columns, *more][averages:]
     rows = []
     for name, candidate in results.candidates.items():
         shown = (
@@ -54,9 +60,11 @@ def markdown(results: Results | Aggregate, *, intervals: str = "averages") -> st
             for column, cell in zip(cells.columns, cells.rows[name], strict=True)
         )
         label = f"*{_name(candidate)}*" if candidate.bound else _name(candidate)
-        rows.append([label, *shown, *(column[name] for column in more.values())])
-    samples = _samples(results)
-    rows.append(["samples", *samples, *[""] * (len(header) - len(samples))])
+        row = [*shown, *(column[name] for column in more.values())]
+        rows.append([label, *row[averages:]])
+    if not averages:
+        samples = _samples(results)
+        rows.append(["samples", *samples, *[""] * (len(header) - len(samples))])
     table = markdown_table(["candidate", *header], rows, [":--", *["--:"] * len(header)])
     return "\n".join(
         [table, "", *legend(results, cells), "", *notes(results), *origin(results), ""]

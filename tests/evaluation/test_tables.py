@@ -41,6 +41,17 @@ def test_markdown_reads_back_to_the_numbers(results):
     assert rows["samples"] == [*map(str, range(100, 900, 100)), "", "", ""]
 
 
+@pytest.mark.parametrize("against", [None, "average"])
+def test_averages_alone_are_the_last_columns_of_the_whole_table(seeds, against):
+    several = aggregate(seeds, against)
+    header, rows, below = parse(markdown(several))
+    few, of_averages, same = parse(markdown(several, columns="averages"))
+    assert few == ["candidate", *header[1 + len(TASKS) :]]
+    assert rows.pop("samples")
+    assert of_averages == {name: row[len(TASKS) :] for name, row in rows.items()}
+    assert same == below
+
+
 def test_only_the_best_merged_candidates_are_bold(results):
     _, rows, _ = parse(markdown(results))
     bold = {name: [cell.startswith("**") for cell in cells] for name, cells in rows.items()}
