@@ -19,10 +19,13 @@ import yaml
 
 from lightning_merge.cli.bars import bar
 from lightning_merge.cli.usage import RUNS, program
+from lightning_merge.core.allocator import keep_freed_memory
 from lightning_merge.core.errors import InputError, InputWarning
 from lightning_merge.core.progress import show_progress
 
 LIGHTNING = ("fit", "validate", "test", "predict")
+NETWORKS = (*LIGHTNING, "tune", "mergeability")
+"""Commands that run networks on many images."""
 
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 """Environment variables in which launchers give a process its rank."""
@@ -186,6 +189,8 @@ def _message(error: BaseException, arguments: list[str]) -> str | None:
 
 
 def _run(arguments: list[str]) -> None:
+    if arguments[0] in NETWORKS:
+        keep_freed_memory()
     if arguments[0] in LIGHTNING:
         from lightning_merge.cli.lightning import MergeCLI
 

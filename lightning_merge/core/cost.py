@@ -1,13 +1,14 @@
 """The cost of a piece of work: time, memory, and what its result needs at inference."""
 
-import ctypes
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from lightning_merge.core.allocator import give_back
 
 
 @dataclass
@@ -69,18 +70,12 @@ def _restart(device: torch.device) -> int | None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
-    _give_back()
+    give_back()
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the peak of the resident set, proc(5)
     except OSError:  # not Linux, or not permitted
         return None
     return _peak(device)
-
-
-def _give_back() -> None:
-    """Return memory that the C library holds in reserve, which would hide how much is used."""
-    with suppress(OSError, TypeError, AttributeError):  # glibc only
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _peak(device: torch.device) -> int | None:
