@@ -8,13 +8,14 @@ import pytest
 from lightning_merge.core.allocator import keep_freed_memory
 
 FAULTS = """
-import resource, torch
+import resource
 from lightning_merge.core.allocator import keep_freed_memory
 {}
+content = bytes(2**22)
 def work():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(50):
-        a, b = torch.ones(2**20), torch.ones(2**20)  # 4 MiB each
+        a, b = bytearray(content), bytearray(content)  # 4 MiB each
         del a, b
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 work()
@@ -23,7 +24,7 @@ print(work())
 
 
 def faults(setting, **environment):
-    """Pages asked for by a process that makes and frees tensors, after a first round."""
+    """Pages asked for by a process that makes and frees memory, after a first round."""
     code = [sys.executable, "-c", FAULTS.format(setting)]
     done = subprocess.run(code, env=environment, capture_output=True, text=True, check=True)
     return int(done.stdout)
