@@ -105,3 +105,12 @@ def test_a_study_over_another_config_takes_its_options():
     for variant in study.variants(argparse.Namespace(**options)):
         assert variant.over == "adamerging"
         assert "step_size" not in variant.overlay(4)["model"]["init_args"]
+
+
+def test_runs_side_by_side_have_logs_and_do_not_stop_each_other(tmp_path, capsys):
+    todo = {tmp_path / "bad": ["sort"], tmp_path / "good": ["list", "--what", "transforms"]}
+    assert not study.fit_all(todo, jobs=2)
+    assert "LwPTV" in (tmp_path / "good.log").read_text()
+    assert "sort" in (tmp_path / "bad.log").read_text()
+    assert capsys.readouterr().err == f"{tmp_path / 'bad'}: failed\n"
+    assert study.fit_all({tmp_path / "good": todo[tmp_path / "good"]}, jobs=2)
