@@ -1,5 +1,6 @@
 """Random checkpoints in the layout of real visual towers: a base and experts near it."""
 
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-RECIPE = "base N(0, 0.02), experts base + N(0, s), seed 0, form 1"
+RECIPE = "base N(0, 0.02), experts base + N(0, s), seed 0, form 2"
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,8 @@ def _normal(shape: tuple[int, ...], key: str) -> Tensor:
 
 
 def _generator(key: str) -> torch.Generator:
-    return torch.Generator().manual_seed(int.from_bytes(key.encode(), "big") % (2**61 - 1))
+    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
