@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 import report
 
 from lightning_merge.data.datamodule import MergeDataModule
-from lightning_merge.models.preprocess import Preprocess
+from lightning_merge.models.image_preprocess import ImagePreprocess
 
 PARTS = ("train", "validation", "test")
 
@@ -39,14 +39,14 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
 def case(given: argparse.Namespace) -> dict[str, object]:
     """Load and decode all images; return what it took, and the sum of their pixels."""
     data = MergeDataModule(given.data_root, tasks=given.tasks, image_cache=given.folder)
-    data.preprocess = Preprocess(size=given.size, mean=(0.5,) * 3, std=(0.5,) * 3)
+    data.preprocess = ImagePreprocess(size=given.size, mean=(0.5,) * 3, std=(0.5,) * 3)
     before = peak()
     load = timed(data.load)
-    images = [data.images(task, part) for task in given.tasks for part in PARTS]
+    images = [data.inputs(task, part) for task in given.tasks for part in PARTS]
     prepare = timed(lambda: [part.prepare() for part in images])
     grown = peak() - before
     batches = (batch for part in images for batch in part.batches(256, "sum of pixels"))
-    pixels = sum(int(batch.images.long().sum()) for batch in batches)
+    pixels = sum(int(batch.inputs.long().sum()) for batch in batches)
     count = sum(map(len, images))
     return {"load": load, "prepare": prepare, "memory": grown, "pixels": pixels, "images": count}
 

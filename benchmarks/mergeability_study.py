@@ -82,7 +82,7 @@ class Suite:
     def accuracy(self, weights: Mapping[str, Tensor], task: str) -> float:
         """Return the accuracy of some weights on a task's test images, in percent."""
         self.encoder.load(weights)
-        images, right = self.data.images(task, "test"), 0
+        images, right = self.data.inputs(task, "test"), 0
         network = nn.Sequential(self.encoder, self.heads[task])
         batches = images.batches(self.data.eval_batch_size, f"measuring {task}")
         device = next(self.encoder.parameters()).device
@@ -105,7 +105,7 @@ class Suite:
         self, tasks: Sequence[str], layer_inputs: LayerInputs = "merged", seed: int = 0
     ) -> Mergeability:
         """Return the M-Loss of some experts on a draw of unlabelled images of their tasks."""
-        normalize, images = self.encoder.preprocess.normalize, self.data.unlabelled_by_task(seed)
+        normalize, images = self.encoder.preprocess.finish, self.data.unlabelled_by_task(seed)
         return mergeability(
             self.base,
             {task: self.experts[task] for task in tasks},
@@ -251,13 +251,13 @@ def stability(suite: Suite, sizes: Sequence[int], seeds: Sequence[int]) -> list[
     as many images as the largest number, and with those on every other draw of the same number.
 
     Args:
-        suite: The experts and data; `data.unlabelled_images` changes.
+        suite: The experts and data; `data.unlabelled_inputs` changes.
         sizes: Numbers of images, of all tasks together.
         seeds: Seeds of the draws.
     """
 
     def draw(size: int, seed: int) -> Mergeability:
-        suite.data.unlabelled_images = size
+        suite.data.unlabelled_inputs = size
         return suite.m_loss(list(suite.experts), seed=seed)
 
     def alike(one: Mergeability, other: Mergeability) -> list[float]:
@@ -289,7 +289,7 @@ def open_suite(given: argparse.Namespace) -> Suite:
     cli = LightningCLI(
         TaskModule,
         MergeDataModule,
-        args=[*words, "--data.unlabelled_images", str(given.unlabelled), "--trainer.logger=false"],
+        args=[*words, "--data.unlabelled_inputs", str(given.unlabelled), "--trainer.logger=false"],
         subclass_mode_model=True,
         auto_configure_optimizers=False,
         save_config_callback=None,

@@ -113,7 +113,7 @@ def arguments(
         *("fit", "--config", given.config, "--config", str(file)),
         *(multi_task if given.config == SUITE and not given.own_experts else []),
         *(own_experts(seed, Path(given.config).parent.name) if given.own_experts else []),
-        *("--data.root", given.data_root, "--data.unlabelled_images", str(given.images)),
+        *("--data.root", given.data_root, "--data.unlabelled_inputs", str(given.images)),
         *("--model.name", "start", "--trainer.max_epochs", "0"),  # nothing is learned
         *("--trainer.default_root_dir", str(place), "--trainer.enable_progress_bar", "false"),
         *("--seed_everything", str(seed), *given.options),

@@ -50,7 +50,7 @@ class WritePredictions(Callback):
             writer = csv.writer(text)
             writer.writerow(["task", "index", "file", "class"])
             for task, *shares in zip(data.evaluated, *found, strict=True):
-                names, images = data.classes[task], data.images(task, "test")
+                names, images = data.classes[task], data.inputs(task, "test")
                 for i, predicted in enumerate(_in_order(shares)):
                     writer.writerow([task, i, images.file(i), names[predicted]])
             write_text(Path(trainer.default_root_dir) / "predictions.csv", text.getvalue())

@@ -56,7 +56,7 @@ class Representations(CoefficientCallback):
         self._found = {}
         for task in pl_module.data.evaluated if isinstance(pl_module, Evaluate) else ():
             generator = generator_for(0, "representations", task)
-            order = torch.randperm(len(pl_module.data.images(task, "test")), generator=generator)
+            order = torch.randperm(len(pl_module.data.inputs(task, "test")), generator=generator)
             self._rows[task] = order[: self.images]
 
     def on_test_batch_end(

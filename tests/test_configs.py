@@ -14,13 +14,15 @@ import pytest
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from open_clip.transform import PreprocessCfg
+from tiny_texts import network, t5
 from torch import nn
 
 from lightning_merge.callbacks import MergeCallback
 from lightning_merge.cli.main import main
 from lightning_merge.cli.parser import Parser
 from lightning_merge.data import MergeDataModule
-from lightning_merge.models import Encoder, from_open_clip, from_transformers
+from lightning_merge.models import Encoder, from_open_clip, from_transformers, text_encoder
+from lightning_merge.models import t5 as models_t5
 from lightning_merge.modules import TaskModule
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,8 +80,17 @@ def tower(tmp_path):
     return tmp_path
 
 
+@pytest.fixture
+def texts(tmp_path, monkeypatch):
+    """Tiny networks of text in the place of those that configs name."""
+    network(tmp_path / "bert", max_position_embeddings=128)
+    t5(tmp_path / "t5")
+    monkeypatch.setattr(text_encoder, "source_folder", lambda *_: tmp_path / "bert")
+    monkeypatch.setattr(models_t5, "source_folder", lambda *_: tmp_path / "t5")
+
+
 @pytest.mark.parametrize("name", FITS)
-def test_fit_accepts(name, monkeypatch, tower):
+def test_fit_accepts(name, monkeypatch, tower, texts):
     monkeypatch.setattr(Encoder, "load", lambda self, source: self)
     monkeypatch.setattr(from_open_clip, "open_checkpoint", lambda path: None)
     monkeypatch.setattr(from_transformers, "_folder", lambda argument, source: tower)

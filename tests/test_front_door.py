@@ -72,7 +72,7 @@ def test_the_example_runs(tmp_path, monkeypatch):
 
 
 def test_merge_in_python_refuses_as_the_command_does(tmp_path):
-    with pytest.raises(InputError, match="needs a network and unlabelled images"):
+    with pytest.raises(InputError, match="needs a network and unlabelled inputs"):
         lm.merge(*files(tmp_path), lm.RegMean(), output=str(tmp_path / "merged.safetensors"))
 
 

@@ -112,9 +112,9 @@ def test_what_a_pair_loses(files, data):
     method = TaskArithmetic(scale=0.3)
     merged, gone = MiniViT(**ENCODER).load(method(base, experts)), 0.0
     for task in TASKS:
-        images = data.images(task, "test")
+        images = data.inputs(task, "test")
         batch = images[list(range(len(images)))]
-        head, normal = suite.heads[task], encoder.preprocess.normalize(batch.images)
+        head, normal = suite.heads[task], encoder.preprocess.finish(batch.inputs)
         right = [
             (head(net(normal)).argmax(1) == batch.labels).sum().item()
             for net in (MiniViT(**ENCODER).load(experts[task]), merged)
@@ -154,7 +154,7 @@ def test_all_images_give_every_draw_the_same_ranks(files, root, tmp_path):
     )
     suite = study.open_suite(given)
     assert list(suite.experts) == list(TASKS)
-    assert suite.data.unlabelled_images == 4
+    assert suite.data.unlabelled_inputs == 4
     few, everything = study.stability(suite, [4, 1000], seeds=[0, 1, 2])
     assert everything[0] == "1000"
     assert everything[1].endswith("± 0.0000")

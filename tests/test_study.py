@@ -20,7 +20,7 @@ def suite(tmp_path, monkeypatch, files):
     """A folder with the configs of a suite, and the words that name it."""
     folder = tmp_path / "configs" / "tiny"
     folder.mkdir(parents=True)
-    data = {"tasks": list(TASKS), "unlabelled_images": 8}
+    data = {"tasks": list(TASKS), "unlabelled_inputs": 8}
     trainer = {"accelerator": "cpu", "devices": 1, "enable_model_summary": False}
     for name, module in {"sml": "StatsMerging", "adamerging": "AdaMerging"}.items():
         config = {"model": model_of(files, module), "data": data, "trainer": trainer}

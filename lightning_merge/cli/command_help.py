@@ -16,6 +16,7 @@ from lightning_merge.cli.usage import RUNS
 
 Parameter = tuple[str, ast.expr, str | None]
 """Name, type and default of a parameter."""
+_ROOM = 40  # characters of choices beside an option's name; longer ones stand in its description
 
 
 class Option(NamedTuple):
@@ -158,7 +159,7 @@ def _add(parser: ArgumentParser, option: Option) -> None:
     names, about = [f"--{option.name}"], option.about
     if option.kind.startswith(("list", "Sequence")):
         names.append(f"--{option.name}+")  # appends to the list of a config
-    if option.of_class and option.choices:
+    if option.choices and "," not in _metavar(option):
         about += f" One of {', '.join(option.choices)}."
     facts = f" ({', '.join(_facts(option))})" if [*_facts(option)] else ""
     text = (about + facts).replace("%", "%%")
@@ -183,8 +184,9 @@ def _metavar(option: Option) -> str:
     """Return the placeholder for the value of an option."""
     if option.of_class:
         return "CLASS"
-    if option.choices:
-        return f"{{{','.join(option.choices)}}}"
+    shown = f"{{{','.join(option.choices)}}}"
+    if option.choices and len(shown) <= _ROOM:
+        return shown
     return option.name.rpartition(".")[2].upper()
 
 

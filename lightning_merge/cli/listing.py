@@ -11,7 +11,7 @@ from lightning_merge.core.facts import Needs
 from lightning_merge.data.tasks import GROUPS, TASKS
 
 Sort = Literal["name", "needs", "readings"]
-COLUMNS = ("network", "images", "heads", "told task", "readings", "returns")
+COLUMNS = ("network", "inputs", "heads", "told task", "readings", "returns")
 """Columns of the table of methods, after the name."""
 ORDERS: dict[Sort, Callable[[Definition], Any]] = {
     "name": lambda kind: (),
@@ -66,10 +66,10 @@ def _methods(sort: Sort) -> dict[str, Definition]:
 def _cells(kind: Definition) -> tuple[str, ...]:
     """Return one row of the table."""
     facts = kind.facts
-    images = {Needs.LABELS: "labelled", Needs.IMAGES_OF_EVERY_TASK: "by task", Needs.IMAGES: "any"}
+    inputs = {Needs.LABELS: "labelled", Needs.INPUTS_OF_EVERY_TASK: "by task", Needs.INPUTS: "any"}
     return (
         "yes" if Needs.NETWORK in facts.needs else "-",
-        next((word for need, word in images.items() if need in facts.needs), "-"),
+        next((word for need, word in inputs.items() if need in facts.needs), "-"),
         "yes" if Needs.HEADS in facts.needs else "-",
         "yes" if facts.told_task else "-",
         f"{'+' * facts.on_top}{facts.readings}",
@@ -108,7 +108,7 @@ def _with_facts(kinds: dict[str, Definition]) -> dict[str, str]:
 
 
 def _tasks() -> dict[str, str]:
-    """Return every known task and where its images come from, and every group of tasks."""
+    """Return every known task and where its data come from, and every group of tasks."""
     drawn = keys_of("lightning_merge.data.drawn", "DRAWN_TASKS")
     groups = {
         name: f"group of {len(tasks)} tasks\n{', '.join(tasks)}" for name, tasks in GROUPS.items()

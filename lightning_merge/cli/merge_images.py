@@ -59,7 +59,7 @@ def merge(
         found = fitting_heads(heads, data, encoder) if heads is not None and with_heads else {}
         on_device = {task: head.to(network_device) for task, head in found.items()}
         held_out = HeldOut(encoder.to(network_device), data, on_device)
-        counts = {task: len(images) for task, images in held_out.images.items()}
+        counts = {task: len(images) for task, images in held_out.inputs.items()}
         about = {"images": json.dumps(counts), "images_sha256": held_out.digest}
         about["device"] = str(network_device)
         return held_out.resources(method), about

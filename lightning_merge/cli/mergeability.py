@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.measure import Measurement
@@ -18,6 +17,7 @@ from lightning_merge.core.checkpoints.files import write_text
 from lightning_merge.core.checkpoints.hub import given_as
 from lightning_merge.core.device import run_device
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.networks.joined import joined
 from lightning_merge.core.networks.mergeability import LayerInputs, Mergeability
 from lightning_merge.core.networks.mergeability import mergeability as measure
 from lightning_merge.data.datamodule import MergeDataModule
@@ -48,7 +48,7 @@ def mergeability(
         base: Weights of the pretrained network: .safetensors, .pt, .ckpt or a Hub folder.
         experts: File of each expert by task, as in --experts.mnist F --experts.cars F.
         encoder: Network that the weights belong to.
-        data: Tasks whose held-out images are used, data.unlabelled_images in all, less those of
+        data: Tasks whose held-out images are used, data.unlabelled_inputs in all, less those of
             tasks without an expert.
         layer_inputs: Where the inputs for comparing layers come from: the "merged" network, which
             is the mean of all experts, or the "base".
@@ -75,8 +75,8 @@ def mergeability(
     data.preprocess = encoder.preprocess
     data.load(test=False)
     sampled = data.unlabelled_by_task()
-    images = encoder.preprocess.normalize(torch.cat([*sampled.values()]))
-    found = measure(weights, opened, encoder.backbone, images, layer_inputs)
+    inputs = encoder.preprocess.finish(joined(sampled.values()))
+    found = measure(weights, opened, encoder.backbone, inputs, layer_inputs)
     where = next(encoder.parameters()).device
     show(tables(found))
     if folder is not None:
@@ -88,7 +88,7 @@ def mergeability(
     seconds = time.perf_counter() - started
     print(
         f"{folder or 'M-Loss'}: {len(found.layers)} layers of {len(experts)} experts on "
-        f"{len(images)} images in {seconds:.1f} s on {where}"
+        f"{len(inputs)} {encoder.preprocess.kind} in {seconds:.1f} s on {where}"
     )
 
 

@@ -5,11 +5,11 @@ from pathlib import PurePath
 
 COMMANDS = {
     "fit": "train an expert or a base, or learn merging coefficients, merge and compare",
-    "validate": "measure on the held-out images",
-    "test": "measure on the test images",
-    "predict": "write the predicted classes of the test images",
+    "validate": "measure on the held-out examples",
+    "test": "measure on the test examples",
+    "predict": "write the predicted classes of the test examples",
     "merge": "merge checkpoints by any closed-form method",
-    "tune": "choose a method's hyperparameters on held-out images, and test them once",
+    "tune": "choose a method's hyperparameters on held-out examples, and test them once",
     "mergeability": "M-Loss of experts and of their pairs: how well they will merge",
     "report": "one table of a run, or of several seeds, with intervals",
     "list": "show methods, tasks and encoders",

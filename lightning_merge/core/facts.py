@@ -10,29 +10,29 @@ class Needs(Flag):
     A method that needs images or heads runs the network.
 
     Examples:
-        >>> Needs.NETWORK in Needs.IMAGES, Needs.HEADS in Needs.IMAGES
+        >>> Needs.NETWORK in Needs.INPUTS, Needs.HEADS in Needs.INPUTS
         (True, False)
     """
 
     NOTHING = 0
     NETWORK = 1
-    IMAGES = NETWORK | 2
-    IMAGES_OF_EVERY_TASK = IMAGES | 4
+    INPUTS = NETWORK | 2
+    INPUTS_OF_EVERY_TASK = INPUTS | 4
     HEADS = NETWORK | 8
-    LABELS = IMAGES | 16
+    LABELS = INPUTS | 16
 
     def words(self) -> str:
-        """Describe the needs, as in "a network and unlabelled images of every task".
+        """Describe the needs, as in "a network and unlabelled inputs of every task".
 
         Examples:
-            >>> (Needs.IMAGES_OF_EVERY_TASK | Needs.HEADS).words()
-            'a network, unlabelled images of every task and heads'
+            >>> (Needs.INPUTS_OF_EVERY_TASK | Needs.HEADS).words()
+            'a network, unlabelled inputs of every task and heads'
         """
         kind = "labelled" if Needs.LABELS in self else "unlabelled"
-        whose = " of every task" if Needs.IMAGES_OF_EVERY_TASK in self else ""
+        whose = " of every task" if Needs.INPUTS_OF_EVERY_TASK in self else ""
         named = {
             "a network": Needs.NETWORK in self,
-            f"{kind} images{whose}": Needs.IMAGES in self,
+            f"{kind} inputs{whose}": Needs.INPUTS in self,
             "heads": Needs.HEADS in self,
         }
         *most, last = [name for name, needed in named.items() if needed] or ["nothing but weights"]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lightning_merge.data.from_torchvision import TorchvisionData
     from lightning_merge.data.pool import ImagePool
     from lightning_merge.data.tasks import GROUPS, TASKS, TaskSpec, expand_tasks, task_spec
+    from lightning_merge.data.text_tables import TextTables
 
 __all__ = [
     "GROUPS",
@@ -30,6 +31,7 @@ __all__ = [
     "ImagePool",
     "MergeDataModule",
     "TaskSpec",
+    "TextTables",
     "TorchvisionData",
     "expand_tasks",
     "task_spec",
@@ -47,6 +49,7 @@ _MODULES = {
     "ImagePool": "pool",
     "MergeDataModule": "datamodule",
     "TaskSpec": "tasks",
+    "TextTables": "text_tables",
     "TorchvisionData": "from_torchvision",
     "expand_tasks": "tasks",
     "task_spec": "tasks",

@@ -75,7 +75,7 @@ def in_order_of(train: Sequence[str], task: str, test: Examples) -> Examples:
     seen = Counter(test.labels.tolist())
     if absent := [name for name, i in number.items() if not seen[i]]:
         warn(
-            f"task {task!r}: test has no image of {len(absent)} of {len(train)} classes "
+            f"task {task!r}: test has no example of {len(absent)} of {len(train)} classes "
             f"({enumerate_names(absent, 5)}); its accuracy is that of the others"
         )
     return test

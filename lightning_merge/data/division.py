@@ -1,7 +1,8 @@
 """Division of every task's images into parts that are proved disjoint and recorded."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from lightning_merge.data.source import Source
 
 PARTS = ("train", "validation", "coefficients", "test")
 TRANSDUCTIVE = "transductive"
-"""The part of the test images that a transductive method is fitted on, without their labels."""
+"""The part of the test examples that a transductive method is fitted on, without their labels."""
 
 
 def split_of(part: str) -> str:
@@ -54,9 +55,14 @@ class Division:
         coefficient_fraction: float,
         duplicates: str,
         split_seed: int,
+        at_most: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         require_choice(("error", "drop"), "data.", duplicates=duplicates)
         require_in("(0, 1)", "data.", validation_fraction=validation_fraction)
+        for part, most in at_most.items():
+            require_choice(("train", "validation", "test"), "data.", at_most=part)
+            require_in("[1, inf)", "data.at_most.", **{part: most})
+        self.at_most = at_most
         self.source, self.duplicates, self.split_seed = source, duplicates, split_seed
         self.validation_fraction = validation_fraction
         self.coefficient_fraction = coefficient_fraction
@@ -65,15 +71,36 @@ class Division:
         self._examples: dict[tuple[str, str], Examples] = {}
         self._hashes: dict[tuple[str, str], list[str]] = {}
         self._rows: dict[tuple[str, str], Tensor] = {}
+        self._elsewhere: dict[str, list[str]] = {}
 
-    def load(self, task: str, *, test: bool | None) -> None:
-        """Find the images of a task and divide them; see `MergeDataModule.load`."""
-        wanted = bool(test)
-        if test is None or self.duplicates == "drop":
-            wanted = wanted or self.source.offers(task, "test")
-        read = [self._read(task, split) for split in ("train", "test")[: 1 + wanted]]
-        if any(read):
-            self._divide(task)
+    def load(self, *tasks: str, test: bool | None = None, apart_from: Sequence[str] = ()) -> None:
+        """Find the examples of tasks and divide them; see `MergeDataModule.load`.
+
+        Args:
+            tasks: Names of the tasks.
+            test: Whether to read test splits; None: if the source is expected to have them.
+            apart_from: Tasks whose test examples are left out of train, if copies are dropped.
+        """
+        new = [task for task in tasks if any([self._read(task, s) for s in self._of(task, test)])]
+        drop = self.duplicates == "drop"
+        elsewhere = set().union(*map(self._tested, apart_from)) if drop and new else set()
+        for task in new:
+            self._divide(task, elsewhere.union(self._tested(task)) if drop else ())
+
+    def _of(self, task: str, test: bool | None) -> Sequence[str]:
+        """Return the splits to read."""
+        if not test and (test is None or self.duplicates == "drop"):
+            test = self.source.offers(task, "test")
+        return ("train", "test") if test else ("train",)
+
+    def _tested(self, task: str) -> Collection[str]:
+        """Return digests of the test examples of a task, which need not be one of the division."""
+        if (task, "test") not in self._hashes and task not in self._elsewhere:
+            found: list[str] = []
+            if self.source.offers(task, "test"):
+                found = splits.content_hashes(self.source.load(task, "test"), f"{task} test")
+            self._elsewhere[task] = found
+        return self._hashes.get((task, "test")) or self._elsewhere[task]
 
     def has(self, task: str, part: str) -> bool:
         """Whether the part's split has been loaded."""
@@ -86,7 +113,7 @@ class Division:
     def check_apart(self, names: Sequence[str], tasks: Sequence[str]) -> None:
         """Check that data sets out of domain share no image with the tasks, in any split read.
 
-        Networks were trained on the train splits, and transductive ones on test images; a shared
+        Networks were trained on the train splits, and transductive ones on test examples; a shared
         image is in the domain wherever it is.
 
         Args:
@@ -101,10 +128,30 @@ class Division:
             for (name, own), theirs in apart.items() if task in tasks else ():
                 if shared := len(theirs.intersection(found)):
                     raise InputError(
-                        f"data.out_of_domain: {shared} image(s) of {name!r} ({own}) are also in "
+                        f"data.out_of_domain: {shared} example(s) of {name!r} ({own}) are also in "
                         f"the {split} split of the task {task!r}, so an accuracy on them would "
                         f"not be out of domain; leave {name!r} out, or remove them from it"
                     )
+
+    def check_tasks(self, tasks: Sequence[str]) -> None:
+        """Check that no task's train split has a test example of another one, as far as read.
+
+        Raises:
+            InputError: An example of the same content is in both.
+        """
+        trained = {task: self._trained(task) for task in tasks if self.has(task, "train")}
+        for other in tasks:
+            test = set(self._hashes.get((other, "test"), ()))
+            for task, hashes in trained.items() if test else ():
+                if task != other and (shared := len(test & hashes)):
+                    raise InputError(
+                        f"task {task!r}: {shared} example(s) of its train split are test examples "
+                        f"of {other!r}, so an accuracy on them would not be honest; leave them out "
+                        "of training by data.duplicates: drop, or leave out one of the tasks"
+                    )
+
+    def _trained(self, task: str) -> set[str]:
+        return {*self.hashes(task, "train"), *self.hashes(task, "validation")}
 
     def check_equal(self, ranks: Ranks) -> None:
         """Check that all processes have found the same images.
@@ -134,14 +181,14 @@ class Division:
             return False
         examples = classes.checked(task, split, self.source.load(task, split))
         if not len(examples):
-            raise InputError(f"task {task!r}: {split} has no images; add some")
+            raise InputError(f"task {task!r}: {split} has no {examples.kind}; add some")
         if split == "test":
             examples = classes.in_order_of(self._examples[task, "train"].classes, task, examples)
         self._examples[task, split] = examples
         self._hashes[task, split] = splits.content_hashes(examples, f"{task} {split}")
         return True
 
-    def _divide(self, task: str) -> None:
+    def _divide(self, task: str, leave_out: Collection[str]) -> None:
         """Divide a task into parts, prove them disjoint and record them."""
         train, hashes = self._examples[task, "train"], self._hashes[task, "train"]
         test = self._hashes.get((task, "test"), [])
@@ -150,14 +197,28 @@ class Division:
             hashes,
             self.validation_fraction,
             self.split_seed,
-            leave_out=set(test) if self.duplicates == "drop" else (),
+            leave_out=leave_out,
+            groups=train.groups,
+        )
+        kept, held_out = (
+            self._few(part, own, train.labels)
+            for part, own in (("train", kept), ("validation", held_out))
         )
         rows = {"train": kept, "validation": held_out, "coefficients": self._share(held_out)}
         if test:
-            rows["test"] = torch.arange(len(test))
+            tested = self._examples[task, "test"].labels
+            rows["test"] = self._few("test", torch.arange(len(test)), tested)
             self._rows[task, TRANSDUCTIVE] = self._share(rows["test"])
         self._rows.update({(task, part): r for part, r in rows.items()})
         self._note(task, rows)
+
+    def _few(self, part: str, rows: Tensor, labels: Tensor) -> Tensor:
+        """Return the rows of a part, or as many of each class as `at_most` allows."""
+        most = self.at_most.get(part, len(rows))
+        if most >= len(rows):
+            return rows
+        share = most / len(rows)
+        return rows[splits.stratified_indices(labels[rows], share, self.split_seed + 2)]
 
     def _share(self, rows: Tensor) -> Tensor:
         return splits.draw_share(rows, self.coefficient_fraction, self.split_seed + 1)
@@ -198,7 +259,7 @@ class Division:
         Args:
             path: The file.
             tasks: Tasks to describe.
-            transductive: Tasks that are fitted on test images.
+            transductive: Tasks that are fitted on test examples.
             kinds: Lists of tasks to name, such as the unseen ones.
         """
         tasks = list(tasks)

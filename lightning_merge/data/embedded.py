@@ -21,7 +21,7 @@ class EmbeddedTasks(Source):
 
     Examples:
         >>> hues = EmbeddedTasks("").load("drawn_hues", "test")
-        >>> len(hues), hues.image(0).size, hues.classes[:3]
+        >>> len(hues), hues.item(0).size, hues.classes[:3]
         (400, (32, 32), ('red', 'orange', 'yellow'))
     """
 

@@ -1,9 +1,10 @@
-"""The images of one split before preprocessing, and the functions that read them."""
+"""The examples of one split before preprocessing, and the functions that read images."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,10 +30,16 @@ class Examples:
     Args:
         classes: Class names in the order of the labels.
         labels: Classes, int64 [n].
-        image: Index -> RGB image; raises InputError if the file is not an image.
-        content: Index -> the bytes that identify an image, to find duplicates between splits;
+        item: Index -> RGB image, or the texts of an example; raises InputError if the file is not
+            an image.
+        content: Index -> the bytes that identify an example, to find duplicates between splits;
             raises InputError if they are evidently not a whole image.
-        file: Index -> the image's file relative to the task's folder; "" if it has none.
+        file: Index -> the example's file relative to the task's folder; "" if it has none.
+        kind: What the examples are, "images" or "texts".
+        parts: Number of texts that an example has; 1 for images.
+        answers: Number of answers between which T5 chooses.
+        groups: Examples with the same number stay on one side of a division, int64 [n]; every
+            example has its own if None.
 
     Examples:
         >>> black = Image.new("RGB", (8, 8))
@@ -43,9 +50,13 @@ class Examples:
 
     classes: tuple[str, ...]
     labels: Tensor
-    image: Callable[[int], Image.Image]
+    item: Callable[[int], Any]
     content: Callable[[int], bytes]
     file: Callable[[int], str] = _no_file
+    kind: str = "images"
+    parts: int = 1
+    answers: int = 0
+    groups: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -65,7 +76,7 @@ def file_examples(
     Examples:
         >>> Image.new("RGB", (8, 4)).save("0.png")
         >>> pets = file_examples(["cat"], [0], [Path("0.png")], Path("."))
-        >>> pets.image(0).size, pets.file(0)
+        >>> pets.item(0).size, pets.file(0)
         ((8, 4), '0.png')
     """
     encoded = encoded_examples(
@@ -90,14 +101,14 @@ def encoded_examples(
 
     Examples:
         >>> pets = encoded_examples(["cat"], [0], lambda i: b"GIF8", lambda i: f"image {i} of pets")
-        >>> pets.image(0)
+        >>> pets.item(0)
         Traceback (most recent call last):
         lightning_merge.core.errors.InputError: image 0 of pets is not a readable image ...
     """
     return Examples(
         tuple(classes),
         torch.as_tensor(labels, dtype=torch.long),
-        image=partial(_decode_at, read, where),
+        item=partial(_decode_at, read, where),
         content=partial(_whole_at, read, where),
     )
 
@@ -117,7 +128,7 @@ def array_examples(
 
     Examples:
         >>> pets = array_examples(["cat", "dog"], [1, 0], np.zeros((2, 8, 4), np.uint8))
-        >>> pets.labels, pets.image(0).mode, pets.image(0).size
+        >>> pets.labels, pets.item(0).mode, pets.item(0).size
         (tensor([1, 0]), 'RGB', (4, 8))
     """
     if pixels.dtype != np.uint8:
@@ -127,7 +138,7 @@ def array_examples(
     return Examples(
         tuple(classes),
         torch.as_tensor(labels, dtype=torch.long),
-        image=partial(_array_image, pixels),
+        item=partial(_array_image, pixels),
         content=partial(_array_content, pixels),
     )
 

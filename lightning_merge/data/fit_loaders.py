@@ -7,34 +7,35 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 
 from lightning_merge.core.ranks import ALONE, Ranks
-from lightning_merge.data.dataset import SeededOrder, TaskImages, Unlabelled, loader
+from lightning_merge.data.dataset import TaskInputs, Unlabelled
+from lightning_merge.data.order import SeededOrder, loader
 from lightning_merge.data.resume import START, Position
 
 
-class FitImages(NamedTuple):
-    """Images of one task to fit on.
+class FitInputs(NamedTuple):
+    """Examples of one task to fit on.
 
     Attributes:
-        images: A part of the task.
-        positions: Positions of the images to fit on, int64 [n].
+        inputs: A part of the task.
+        positions: Positions of the examples to fit on, int64 [n].
 
     Examples:
         >>> import numpy as np, torch
         >>> from lightning_merge.data.examples import array_examples
-        >>> from lightning_merge.models.preprocess import Preprocess
+        >>> from lightning_merge.models.image_preprocess import ImagePreprocess
         >>> pets = array_examples(["cat", "dog"], [0, 1, 1], np.zeros((3, 8, 8), np.uint8))
-        >>> preprocess = Preprocess(size=4, mean=(0.5,) * 3, std=(0.5,) * 3)
-        >>> images = TaskImages(pets, torch.arange(3), preprocess, cache=True)
-        >>> FitImages(images, images.labels.nonzero().flatten()).positions  # the dogs
+        >>> preprocess = ImagePreprocess(size=4, mean=(0.5,) * 3, std=(0.5,) * 3)
+        >>> images = TaskInputs(pets, torch.arange(3), preprocess, cache=True)
+        >>> FitInputs(images, images.labels.nonzero().flatten()).positions  # the dogs
         tensor([1, 2])
     """
 
-    images: TaskImages | Unlabelled
+    inputs: TaskInputs | Unlabelled
     positions: Tensor
 
 
 def fit_loaders(
-    tasks: Mapping[str, FitImages],
+    tasks: Mapping[str, FitInputs],
     batch_size: int,
     *,
     proportional: bool,
@@ -59,12 +60,12 @@ def fit_loaders(
     Examples:
         >>> import numpy as np, torch
         >>> from lightning_merge.data.examples import array_examples
-        >>> from lightning_merge.models.preprocess import Preprocess
+        >>> from lightning_merge.models.image_preprocess import ImagePreprocess
         >>> pets = array_examples(["cat", "dog"], [0, 1, 1, 0], np.zeros((4, 8, 8), np.uint8))
-        >>> preprocess = Preprocess(size=4, mean=(0.5,) * 3, std=(0.5,) * 3)
-        >>> images = TaskImages(pets, torch.arange(4), preprocess, cache=True)
-        >>> one = FitImages(images, torch.tensor([1]))
-        >>> tasks = {"all": FitImages(images, torch.arange(4)), "one": one}
+        >>> preprocess = ImagePreprocess(size=4, mean=(0.5,) * 3, std=(0.5,) * 3)
+        >>> images = TaskInputs(pets, torch.arange(4), preprocess, cache=True)
+        >>> one = FitInputs(images, torch.tensor([1]))
+        >>> tasks = {"all": FitInputs(images, torch.arange(4)), "one": one}
         >>> loaders = fit_loaders(tasks, 2, proportional=False, seed=0, num_workers=0, ranks=ALONE)
         >>> [{task: len(part.index) for task, part in batch.items()} for batch, *_ in loaders]
         [{'all': 2, 'one': 1}, {'all': 2, 'one': 1}]
@@ -73,15 +74,17 @@ def fit_loaders(
     sizes = sizes_of_steps(counts, batch_size, proportional, ranks)
     loaders = {
         task: loader(
-            images,
+            inputs,
             sizes[task].size,
             num_workers=num_workers,
-            order=SeededOrder(positions, seed, task),
+            order=SeededOrder(
+                positions, seed, task, inputs.sizes, sizes[task].size * sizes[task].ranks.size
+            ),
             drop_last=True,
             ranks=sizes[task].ranks,
             position=position,
         )
-        for task, (images, positions) in tasks.items()
+        for task, (inputs, positions) in tasks.items()
     }
     return CombinedLoader(loaders, "max_size_cycle")
 

@@ -11,6 +11,9 @@ from lightning_merge.data.examples import Examples, encoded_examples
 from lightning_merge.data.layouts import HubLayout
 from lightning_merge.data.source import Source
 from lightning_merge.data.tasks import task_spec
+from lightning_merge.data.text.examples import text_examples
+from lightning_merge.data.text.files import plain
+from lightning_merge.data.text.layouts import TableLayout, TextForm
 
 
 class HubData(Source):
@@ -42,6 +45,8 @@ class HubData(Source):
         library, layout = _library(), task_spec(task).hub
         wanted = layout.train if split == "train" else layout.test
         dataset = self._open(library, task, layout, wanted)
+        if (form := task_spec(task).text) is not None or "text" in dataset.column_names:
+            return _text_examples(task, split, dataset, layout, form)
         for column in (layout.image, layout.label):
             if column not in dataset.column_names:
                 raise InputError(
@@ -81,6 +86,23 @@ class HubData(Source):
                 )
         except Exception as error:  # offline, gone, gated, ...: many kinds
             raise self.missing(task, f"{layout.path} cannot be loaded ({error})") from None
+
+
+def _text_examples(
+    task: str, split: str, dataset: Any, layout: HubLayout, form: TextForm | None
+) -> Examples:
+    """Return texts; labels that are numbers have the names of the layout or the ClassLabel."""
+    where = f"{task} {split}"
+    names = layout.classes or getattr(dataset.features.get(layout.label), "names", None) or ()
+    values = layout.labels or tuple(map(str, range(len(names))))
+    columns = TableLayout(fields=layout.fields, label=f"{{{layout.label}}}", group=layout.group)
+    rows = [columns.named(plain(row), where) for row in dataset]
+    if layout.step:
+        values = tuple(map(str, range(len(names))))
+        rows = [{**r, "label": str(round(float(r["label"]) / layout.step))} for r in rows]
+    if set(values) != {r["label"] for r in rows} and {r["label"] for r in rows} <= set(names):
+        values = tuple(names)
+    return text_examples(task, rows, dict(zip(values, names, strict=True)), form, where)
 
 
 def _library() -> Any:

@@ -49,7 +49,7 @@ def hdf5_examples(
         >>> with h5py.File("x.h5", "w") as stored:
         ...     stored["x"] = np.zeros((2, 8, 4, 3), np.uint8)
         >>> tissue = hdf5_examples(["no", "yes"], torch.tensor([1, 0]), [Path("x.h5")], "x")
-        >>> tissue.image(1).size
+        >>> tissue.item(1).size
         (4, 8)
     """
     import h5py
@@ -61,7 +61,7 @@ def hdf5_examples(
     return Examples(
         tuple(classes),
         labels,
-        image=partial(_image, places, key),
+        item=partial(_image, places, key),
         content=partial(_bytes, places, key),
     )
 

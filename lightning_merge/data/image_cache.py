@@ -17,7 +17,7 @@ from lightning_merge.core.checkpoints.digests import code_of, file_hash
 from lightning_merge.core.checkpoints.files import PendingFile, remove_leftovers
 from lightning_merge.core.errors import InputError, warn
 from lightning_merge.data import decode, examples
-from lightning_merge.models import preprocess as preprocessing
+from lightning_merge.models import image_preprocess as preprocessing
 from lightning_merge.models.preprocess import Preprocess
 
 FOLDER = ".images"
@@ -122,58 +122,65 @@ class ImageCache:
                     yield status.st_mtime_ns, status.st_size, path
 
 
-class DecodedImages:
-    """Decoded images of one part of a task, with a mark for each that has been decoded.
+class Decoded:
+    """Transformed examples of one part of a task, with a mark for each that has been made.
 
     Args:
-        count: Number of images, n.
-        shape: Shape of an image.
+        count: Number of examples, n.
+        shape: Shape of an example.
+        dtype: Data type of its entries.
         cache: Where to keep them on disk; only in memory if None.
         key: Name of their file, see `image_key`.
 
     Attributes:
-        images: Their pixels, uint8 [n, *shape]; undefined where `done` is false.
-        done: Whether an image has been decoded, bool [n].
+        inputs: The examples, [n, *shape]; undefined where `done` is false.
+        done: Whether an example has been made, bool [n].
 
     Examples:
         >>> cache = ImageCache(Path("cache"), 1.0)
-        >>> decoded = DecodedImages(2, (3, 4, 4), cache, "pets")
+        >>> decoded = Decoded(2, (3, 4, 4), torch.uint8, cache, "pets")
         >>> decoded.put(1, torch.ones(3, 4, 4, dtype=torch.uint8))
         >>> decoded.keep()
-        >>> DecodedImages(2, (3, 4, 4), cache, "pets").done
+        >>> Decoded(2, (3, 4, 4), torch.uint8, cache, "pets").done
         tensor([False,  True])
     """
 
-    images: Tensor
+    inputs: Tensor
     done: Tensor
 
     def __init__(
-        self, count: int, shape: tuple[int, ...], cache: ImageCache | None = None, key: str = ""
+        self,
+        count: int,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        cache: ImageCache | None = None,
+        key: str = "",
     ) -> None:
-        self.shape, self.cache, self.key = (count, *shape), cache, key
+        self.shape, self.dtype, self.cache, self.key = (count, *shape), dtype, cache, key
+        self._size = math.prod(self.shape) * dtype.itemsize
         self._is_new = False
         if (content := self._stored()) is None:
-            content = torch.empty(math.prod(self.shape) + count, dtype=torch.uint8)
+            content = torch.empty(self._size + count, dtype=torch.uint8)
             content[-count:] = 0
         self._hold(content)
 
-    def put(self, position: int, image: Tensor) -> None:
-        """Store one image [*shape]."""
-        self.images[position] = image
+    def put(self, position: int, example: Tensor) -> None:
+        """Store one example [*shape]."""
+        self.inputs[position] = example
         self.done[position] = True
         self._is_new = True
 
     def keep(self) -> None:
-        """Write the images to disk if some are new, and release the memory that held them."""
+        """Write the examples to disk if some are new, and release the memory that held them."""
         if self.cache is None or not self._is_new:
             return
         self._is_new = False
         if (other := self._stored()) is not None:  # of a process that decodes another share
-            images, done = self._views(other)
+            inputs, done = self._views(other)
             theirs = done & ~self.done
-            self.images[theirs] = images[theirs]
+            self.inputs[theirs] = inputs[theirs]
             self.done |= theirs
-        self.images[~self.done] = 0
+        self.inputs[~self.done] = 0
         self.cache.write(self.key, self._content)
         mapped = self._stored()
         if mapped is not None and (self.done <= self._views(mapped)[1]).all():
@@ -182,29 +189,30 @@ class DecodedImages:
     def _stored(self) -> Tensor | None:
         if self.cache is None:
             return None
-        return self.cache.read(self.key, math.prod(self.shape) + self.shape[0])
+        return self.cache.read(self.key, self._size + self.shape[0])
 
     def _hold(self, content: Tensor) -> None:
         self._content = content
-        self.images, self.done = self._views(content)
+        self.inputs, self.done = self._views(content)
 
     def _views(self, content: Tensor) -> tuple[Tensor, Tensor]:
-        images, done = content.split([math.prod(self.shape), self.shape[0]])
-        return images.view(self.shape), done.view(torch.bool)
+        inputs, done = content.split([self._size, self.shape[0]])
+        return inputs.view(self.dtype).view(self.shape), done.view(torch.bool)
 
 
 def image_key(hashes: Iterable[str], preprocess: Preprocess) -> str:
-    """Return a digest of everything that the decoded images of a part depend on.
+    """Return a digest of everything that the transformed examples of a part depend on.
 
-    These are the images' bytes and their order, the preprocessing, the code that decodes, and the
+    These are the examples' bytes and their order, the preprocessing, the code that decodes, and the
     libraries behind it.
 
     Args:
-        hashes: A digest of each image.
+        hashes: A digest of each example.
         preprocess: The encoder's preprocessing.
 
     Examples:
-        >>> small, large = (Preprocess(size, (0.5,) * 3, (0.5,) * 3) for size in (8, 16))
+        >>> from lightning_merge.models import ImagePreprocess
+        >>> small, large = (ImagePreprocess(size, (0.5,) * 3, (0.5,) * 3) for size in (8, 16))
         >>> key = image_key(["a", "b"], small)
         >>> key == image_key(["a", "b"], small)
         True

@@ -1,29 +1,30 @@
-"""The images of every part of every task, kept in memory and on disk while there is room."""
+"""The examples of every part of every task, kept in memory and on disk while there is room."""
 
 from pathlib import Path
 
 from lightning_merge.core.checks import require_in
-from lightning_merge.core.errors import InputError
+from lightning_merge.core.errors import InputError, warn
 from lightning_merge.data.corrupt import Corruption
-from lightning_merge.data.dataset import CorruptedImages, TaskImages
-from lightning_merge.data.division import Division, split_of
+from lightning_merge.data.dataset import CorruptedImages, TaskInputs
+from lightning_merge.data.division import PARTS, Division, split_of
 from lightning_merge.data.image_cache import FOLDER, ImageCache
+from lightning_merge.models.image_preprocess import ImagePreprocess
 from lightning_merge.models.preprocess import Preprocess
 
 
-class KeptImages:
-    """Images of the parts of a division; `MergeDataModule` documents the options.
+class KeptInputs:
+    """Examples of the parts of a division; `MergeDataModule` documents the options.
 
     Args:
         division: The tasks, divided.
-        memory: GiB that decoded images may take in this process.
-        folder: Where they are kept on disk: a folder, "auto" or "none".
+        memory: GiB that transformed examples may take in this process.
+        folder: Where images are kept on disk: a folder, "auto" or "none".
         disk: GiB that they may take there.
         corruption: What is done to test images; None for nothing.
 
     Attributes:
-        disk: Their place on disk; None without one.
-        made: (task, part) -> its images, once asked for.
+        disk: Place of images on disk; None without one.
+        made: (task, part) -> its examples, once asked for.
 
     Raises:
         InputError: The folder is a file, or a size is negative.
@@ -33,8 +34,9 @@ class KeptImages:
         >>> options = {"coefficient_fraction": 1.0, "duplicates": "error", "split_seed": 0}
         >>> division = Division(EmbeddedTasks(""), validation_fraction=0.25, **options)
         >>> division.load("drawn_hues", test=False)
-        >>> images = KeptImages(division, 1.0, "none", 0.0, None)
-        >>> images.preprocess = Preprocess(size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
+        >>> from lightning_merge.models import ImagePreprocess
+        >>> images = KeptInputs(division, 1.0, "none", 0.0, None)
+        >>> images.preprocess = ImagePreprocess(size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
         >>> len(images.find("drawn_hues", "validation"))
         440
     """
@@ -53,12 +55,13 @@ class KeptImages:
         self.division, self.memory, self.corruption = division, memory, corruption
         self._option, self._gib = folder, disk
         self.disk = None if folder in ("auto", "none") else ImageCache(Path(folder), disk)
-        self.made: dict[tuple[str, str], TaskImages] = {}
+        self.made: dict[tuple[str, str], TaskInputs] = {}
         self._preprocess: Preprocess | None = None
+        self._told = ""
 
     @property
     def preprocess(self) -> Preprocess | None:
-        """Preprocessing of the encoder; a different one makes images be decoded again."""
+        """Preprocessing of the encoder; a different one makes examples be transformed again."""
         return self._preprocess
 
     @preprocess.setter
@@ -90,36 +93,60 @@ class KeptImages:
     @property
     def notes(self) -> list[str]:
         """Sentences that tables owe their reader."""
-        if self.corruption is None or self.preprocess is None:
-            return []
-        return [self.corruption.note(self.preprocess.size)]
+        most = self.division.at_most
+        few = [f"{most[part]} {part}" for part in PARTS if part in most]
+        notes = (
+            [f"Of every task at most {', '.join(few)} examples, chosen at random."] if few else []
+        )
+        if self.corruption is not None and isinstance(self.preprocess, ImagePreprocess):
+            notes.append(self.corruption.note(self.preprocess.size))
+        return notes
 
-    def find(self, task: str, part: str) -> TaskImages:
-        """Return the images of a part that has been loaded.
+    @property
+    def remark(self) -> str:
+        """What a user should know of the examples that were transformed, "" if nothing."""
+        made = {inputs.name: inputs.transform for inputs in self.made.values()}
+        return "" if self.preprocess is None else self.preprocess.remark(made)
+
+    def tell(self) -> None:
+        """Warn of what `remark` says, unless it has been said."""
+        if (remark := self.remark) and remark != self._told:
+            warn(remark)
+            self._told = remark
+
+    def find(self, task: str, part: str) -> TaskInputs:
+        """Return the examples of a part that has been loaded.
 
         Raises:
-            InputError: The preprocessing has not been set.
+            InputError: The preprocessing has not been set, or is not for examples of this kind.
         """
         if (task, part) not in self.made:
             self.made[task, part] = self._make(task, part)
         return self.made[task, part]
 
-    def _make(self, task: str, part: str) -> TaskImages:
+    def _make(self, task: str, part: str) -> TaskInputs:
         if self.preprocess is None:
             raise InputError("data.preprocess is not set; assign the encoder's preprocessing first")
-        hashes = self.division.hashes(task, part)
-        images = clean = TaskImages(
-            *self.division.part(task, part),
-            self.preprocess,
+        hashes, (examples, rows) = self.division.hashes(task, part), self.division.part(task, part)
+        kind = self.preprocess.kind
+        if examples.kind != kind:
+            raise InputError(
+                f"task {task!r} has {examples.kind}, and the encoder takes {kind}; give tasks of "
+                f"{kind}, or an encoder of {examples.kind}"
+            )
+        inputs = clean = TaskInputs(
+            *(examples, rows, self.preprocess),
             cache=False,
             name=f"{task} {part}",
-            disk=self.disk,
+            disk=self.disk if kind == "images" else None,
             hashes=hashes,
         )
         if self.corruption is not None and split_of(part) == "test":
-            images = CorruptedImages(clean, self.corruption, task, hashes)
-        images.cache = clean.cache = images.num_bytes <= self._room
-        return images
+            if kind != "images":
+                raise InputError(f"data.corruption is for images, and task {task!r} has {kind}")
+            inputs = CorruptedImages(clean, self.corruption, task, hashes)
+        inputs.cache = clean.cache = inputs.num_bytes <= self._room
+        return inputs
 
     @property
     def _room(self) -> float:
@@ -127,24 +154,24 @@ class KeptImages:
         taken = sum(other.num_bytes for other in self.made.values() if other.cache)
         return self.memory * 2**30 - taken
 
-    def prepared_for(self, preprocess: Preprocess, images: TaskImages) -> TaskImages:
-        """Return images for another encoder, which sees them once.
+    def prepared_for(self, preprocess: Preprocess, inputs: TaskInputs) -> TaskInputs:
+        """Return examples for another encoder, which sees them once.
 
-        They are in memory only on their way to disk, if they fit in both.
+        Images are in memory only on their way to disk, if they fit in both.
 
         Args:
             preprocess: The other encoder's preprocessing.
-            images: The images as the run's own encoder gets them.
+            inputs: The examples as the run's own encoder gets them.
         """
-        if preprocess == images.preprocess:
-            return images
-        other = TaskImages(
-            *(images.examples, images.rows, preprocess),
+        if preprocess == inputs.preprocess:
+            return inputs
+        other = TaskInputs(
+            *(inputs.examples, inputs.rows, preprocess),
             cache=False,
-            name=images.name,
-            disk=self.disk,
-            hashes=images.hashes,
+            name=inputs.name,
+            disk=self.disk if preprocess.kind == "images" else None,
+            hashes=inputs.hashes,
         )
         size = other.num_bytes + len(other)
-        other.cache = self.disk is not None and size <= min(self._room, self.disk.gib * 2**30)
+        other.cache = other.disk is not None and size <= min(self._room, other.disk.gib * 2**30)
         return other

@@ -1,7 +1,7 @@
 """Where torchvision and the Hugging Face Hub keep a data set, and how to divide it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -71,6 +71,10 @@ class HubLayout:
         train: Name of the train split.
         test: Name of the test split.
         classes: Names in the order of its labels, if the column does not give those of the table.
+        labels: Values of the label in that order, if they are not the numbers from 0.
+        step: What numbers are rounded to a multiple of, to become classes; 0 does not round.
+        fields: For texts, name in templates -> template of columns, see `TableLayout`.
+        group: For texts, template of what examples of one group have in common.
 
     Examples:
         >>> HubLayout("uoft-cs/cifar10", image="img").label
@@ -84,3 +88,7 @@ class HubLayout:
     train: str = "train"
     test: str = "test"
     classes: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    step: float = 0.0
+    fields: Mapping[str, str] = field(default_factory=dict)
+    group: str = ""

@@ -3,7 +3,7 @@
 import unicodedata
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_merge.core.checkpoints.names import enumerate_names
 from lightning_merge.core.checks import require_choice
@@ -103,20 +103,49 @@ def check_fit_on(fit_on: str) -> None:
     """Check the images that `fit` sees.
 
     Raises:
-        InputError: They are test images, or unknown.
+        InputError: They are test examples, or unknown.
 
     Examples:
         >>> check_fit_on("test")
         Traceback (most recent call last):
             ...
-        lightning_merge.core.errors.InputError: data.fit_on='test': fitting on test images would ...
+        lightning_merge.core.errors.InputError: data.fit_on='test': fitting on test examples ...
     """
     if fit_on == "test":
         raise InputError(
-            "data.fit_on='test': fitting on test images would make every reported number "
+            "data.fit_on='test': fitting on test examples would make every reported number "
             "meaningless; use 'train' or 'coefficients'"
         )
     require_choice(("train", "coefficients"), "data.", fit_on=fit_on)
+
+
+def checked_positions(positions: Tensor, task: str, size: int) -> Tensor:
+    """Return the positions of the examples of a task to fit on, ascending and each once.
+
+    Args:
+        positions: Positions, int64 [n].
+        task: Name of the task, for messages.
+        size: Number of its examples.
+
+    Raises:
+        InputError: There are none, or one is out of range.
+
+    Examples:
+        >>> import torch
+        >>> checked_positions(torch.tensor([3, 1, 3]), "pets", 4)
+        tensor([1, 3])
+    """
+    chosen = positions.cpu().unique()
+    if not len(chosen):
+        raise InputError(
+            f"task {task!r}: none of its {size} examples is left to fit on; leave out fewer, or "
+            "name the task in data.unseen"
+        )
+    if chosen[0] < 0 or chosen[-1] >= size:
+        raise InputError(
+            f"task {task!r}: positions must be in [0, {size}), as it has {size} examples"
+        )
+    return chosen
 
 
 def fraction(value: float | str) -> float:

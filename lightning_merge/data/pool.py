@@ -35,7 +35,7 @@ class ImagePool(Source):
         >>> one = {"labels": torch.tensor([2]).short(), "source": torch.zeros(1, dtype=torch.uint8)}
         >>> one |= {"images": images, "offsets": torch.tensor([0, len(images)])}
         >>> save_file(one, "pool.safetensors", metadata={"sources": "birds"})
-        >>> ImagePool("pool.safetensors").load("birds", "train").image(0).size
+        >>> ImagePool("pool.safetensors").load("birds", "train").item(0).size
         (8, 4)
     """
 

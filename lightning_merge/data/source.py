@@ -34,7 +34,7 @@ class Source(ABC):
         ...         return ["blank"]
         ...     def load(self, task, split):
         ...         return array_examples(["white"], [0], np.full((1, 8, 8), 255, np.uint8))
-        >>> open_source("blank", root="").load("blank", "test").image(0).getpixel((0, 0))
+        >>> open_source("blank", root="").load("blank", "test").item(0).getpixel((0, 0))
         (255, 255, 255)
     """
 

@@ -4,17 +4,19 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from lightning_merge.core.checkpoints.names import composed
 from lightning_merge.data.layouts import HubLayout, TorchvisionLayout
+from lightning_merge.data.text.layouts import TableLayout, TextForm
 
+Metric = Literal["accuracy", "matthews", "f1", "auc", "spearman"]
 Words = Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """Facts about a task beside its images; every field but the name has a default.
+    """Facts about a task beside its examples; every field but the name has a default.
 
     Args:
         name: The task's name in configs, folders and tables.
@@ -29,6 +31,9 @@ class TaskSpec:
         prompt_names: The same classes in the words of published prompts, if these differ.
         lead: Regular expression of what the data set puts in front of a class name.
         torchvision: Layout that source "torchvision" reads.
+        table: Layout that source "tables" reads, for tasks of text.
+        text: What a network sees of an example of text.
+        metric: What the field measures beside accuracy.
         hub: Layout that source "huggingface" reads.
         aliases: Other names of the task.
         clip_benchmark: Key of the task in the files of clip-benchmark, if they have prompts for it.
@@ -51,6 +56,9 @@ class TaskSpec:
     prompt_names: tuple[str, ...] = ()
     lead: str = r"/\w/|\d+[_ .](?=\D)"
     torchvision: TorchvisionLayout | None = None
+    table: TableLayout | None = None
+    text: TextForm | None = None
+    metric: Metric = "accuracy"
     hub: HubLayout = field(default_factory=HubLayout)
     aliases: tuple[str, ...] = ()
     clip_benchmark: str = ""
@@ -114,7 +122,7 @@ class TaskSpec:
     @property
     def summary(self) -> str:
         """Description in one line, for `list`."""
-        sources = ["folders"]
+        sources = ["folders"] if self.text is None else ["tables"] if self.table else []
         if self.torchvision:
             sources.append("torchvision")
         if self.hub.path:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,6 +45,32 @@ def stratified_indices(labels: Tensor, fraction: float, seed: int) -> Tensor:
     return torch.cat(chosen).sort().values
 
 
+def hold_out(labels: Tensor, fraction: float, seed: int, groups: Tensor | None = None) -> Tensor:
+    """Choose about `fraction` of each class, of whole groups only.
+
+    A group counts as one example, with the class of its first one.
+
+    Args:
+        labels: Classes, int64 [n].
+        fraction: Share of every class to choose, in (0, 1).
+        seed: Seed of the choice.
+        groups: Group of each example, int64 [n]; every example is one of its own if None.
+
+    Returns:
+        Sorted indices of the chosen examples, int64.
+
+    Examples:
+        >>> groups = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+        >>> groups[hold_out(torch.zeros(8).long(), 0.5, 0, groups)].bincount(minlength=4).sort()[0]
+        tensor([0, 0, 2, 2])
+    """
+    if groups is None:
+        return stratified_indices(labels, fraction, seed)
+    first = torch.from_numpy(np.unique(groups.numpy(), return_index=True)[1])
+    held_out = first[stratified_indices(labels[first], fraction, seed)]
+    return torch.isin(groups, groups[held_out]).nonzero().flatten()
+
+
 def complement(indices: Tensor, size: int) -> Tensor:
     """Return the sorted indices below `size` that are not in `indices`.
 
@@ -62,6 +89,7 @@ def divide(
     fraction: float,
     seed: int,
     leave_out: Collection[str] = (),
+    groups: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Divide a train split into images to train on and held-out images.
 
@@ -73,7 +101,8 @@ def divide(
         hashes: One digest per image.
         fraction: Share of every class to hold out.
         seed: Seed of the division.
-        leave_out: Digests of images that go to neither side.
+        leave_out: Digests of examples that go to neither side.
+        groups: Group of each example, which is on one side, int64 [n]; none if None.
 
     Returns:
         Sorted rows to train on and sorted held-out rows, int64.
@@ -83,10 +112,13 @@ def divide(
         >>> len(train), len(held_out)
         (3, 2)
     """
-    held_out = stratified_indices(labels, fraction, seed)
+    held_out = hold_out(labels, fraction, seed, groups)
     trained = {hashes[row] for row in complement(held_out, len(labels)).tolist()}
-    copies = [row for row in held_out.tolist() if hashes[row] in trained]
-    held_out = held_out[~torch.isin(held_out, torch.tensor(copies, dtype=torch.long))]
+    copied = [row for row in held_out.tolist() if hashes[row] in trained]
+    copies = torch.tensor(copied, dtype=torch.long)
+    if groups is not None:
+        copies = torch.isin(groups, groups[copies]).nonzero().flatten()
+    held_out = held_out[~torch.isin(held_out, copies)]
     wanted = torch.tensor([value not in leave_out for value in hashes], dtype=torch.bool)
     train = complement(held_out, len(labels))
     return train[wanted[train]], held_out[wanted[held_out]]
@@ -207,7 +239,7 @@ def check_disjoint(task: str, parts: dict[str, list[str]]) -> None:
     Examples:
         >>> check_disjoint("pets", {"train": ["a", "b"], "test": ["b"]})
         Traceback (most recent call last):
-        lightning_merge.core.errors.InputError: task 'pets': 1 image(s) are in both train and ...
+        lightning_merge.core.errors.InputError: task 'pets': 1 example(s) are in both train and ...
     """
     seen: dict[str, str] = {}
     for part, hashes in parts.items():
@@ -215,9 +247,9 @@ def check_disjoint(task: str, parts: dict[str, list[str]]) -> None:
             if value in seen:
                 shared = len(set(hashes) & set(parts[seen[value]]))
                 raise InputError(
-                    f"task {task!r}: {shared} image(s) are in both {seen[value]} and {part}, so "
+                    f"task {task!r}: {shared} example(s) are in both {seen[value]} and {part}, so "
                     "an accuracy on them would not be honest; remove them from one side, or "
-                    "leave copies of test images out of training by data.duplicates: drop"
+                    "leave copies of test examples out of training by data.duplicates: drop"
                 )
         seen.update(dict.fromkeys(hashes, part))
 

@@ -32,7 +32,7 @@ class Difference(NamedTuple):
 
     Attributes:
         spread: Over seeds.
-        compared: What the test images say, if it is known.
+        compared: What the test examples say, if it is known.
 
     Examples:
         >>> Difference(Spread(0.02, 0.01)).compared is None
@@ -47,7 +47,7 @@ class Difference(NamedTuple):
 class CandidateAggregate:
     """One candidate over one or several seeds; fields as in :class:`CandidateResult`.
 
-    ``samples`` holds the smallest and largest number of test images over the seeds, and
+    ``samples`` holds the smallest and largest number of test examples over the seeds, and
     ``averages`` the spread of each average of the runs, by its name, and so ``figures``, None
     where a run lacks one. Extra parameters and inference cost, which do not depend on the seed,
     are the largest of any run. Peak memory is present if all runs have measured it.
@@ -182,7 +182,7 @@ def _check_comparable(results: Sequence[Results]) -> None:
         if run.corruption != first.corruption:
             found = ", ".join(f"{r.corruption or 'none'} (seed {r.seed})" for r in (first, run))
             raise InputError(
-                f"results are of test images with different corruptions, {found}: aggregate runs "
+                f"results are of test examples with different corruptions, {found}: aggregate runs "
                 "of the same corruption, and give each its own table"
             )
         for what in ("tasks", "candidates", "unseen", "own_split", "out_of_domain"):

@@ -1,4 +1,4 @@
-"""Bootstrap over test images and seeds: intervals, p values and their correction.
+"""Bootstrap over test examples and seeds: intervals, p values and their correction.
 
 Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993: percentile intervals (13.3)
 and stratified resampling; Student, The Probable Error of a Mean, 1908; Holm, A Simple Sequentially
@@ -43,7 +43,7 @@ def resample(
     columns: Callable[[Mapping[str, Array]], Array],
     resamples: int = RESAMPLES,
 ) -> Array:
-    """Return the columns of a table for resampled test images and seeds.
+    """Return the columns of a table for resampled test examples and seeds.
 
     Images are drawn with replacement, as many as there are, in every task apart. All candidates
     and all seeds keep the same drawn images, so differences of rows are paired by image. Seeds are

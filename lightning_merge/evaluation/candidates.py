@@ -19,7 +19,7 @@ class Candidate:
         cost: Cost of making the candidate and of using it.
         note: What a reader of the numbers must know.
         bound: Whether it is a reference rather than a merged network, such as the base.
-        transductive: Whether unlabelled test images were used to make it.
+        transductive: Whether unlabelled test examples were used to make it.
         options: Candidates to choose from on the validation split, by what distinguishes them.
             The files and cost of the best one replace `weights`, `figure` and `cost`.
 

@@ -1,4 +1,4 @@
-"""Which test images every candidate of a run gets right, and their file."""
+"""Which test examples every candidate of a run gets right, and their file."""
 
 import json
 from collections.abc import Mapping
@@ -53,7 +53,7 @@ class Correctness:
                 )
 
     def images(self, task: str) -> int:
-        """Return the number of test images of a task that were looked at."""
+        """Return the number of test examples of a task that were looked at."""
         return next(iter(self.right.values()))[task].shape[1]
 
     def fits(self, results: Results) -> bool:

@@ -37,13 +37,24 @@ EXPLAINED = {
         " Blank where a network is told the task.",
     ),
     DISTANCE: (
-        "Distance: mean Euclidean distance of the features of test images from the base's, "
+        "Distance: mean Euclidean distance of the features of test examples from the base's, "
         "averaged over tasks.",
         " Blank where no image of some task was looked at.",
     ),
     DISTANCE_OUT: ("Distance out of domain: the same, out of domain.", ""),
 }
 """Column -> a sentence about it, and one about its blanks."""
+
+
+BESIDE = {"matthews": "MCC", "f1": "F1", "auc": "AUC", "spearman": "Spearman"}
+"""Metric beside accuracy -> the end of its columns' names."""
+EXPLAINED_BESIDE = {
+    "MCC": "MCC: Matthews' correlation of predicted and true classes, in percent.",
+    "F1": "F1: harmonic mean of precision and recall of the second class, in percent.",
+    "AUC": "AUC: probability that an example of the second class scores higher than one of the "
+    "first, in percent; it does not depend on a threshold.",
+    "Spearman": "Spearman: rank correlation of predicted and true values, in percent.",
+}
 
 
 def h_score(in_domain: Value, out_of_domain: Value) -> Value:

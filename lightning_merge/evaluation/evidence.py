@@ -1,4 +1,4 @@
-"""What the test images, and seeds, say about the rows of a table."""
+"""What the test examples, and seeds, say about the rows of a table."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -94,7 +94,9 @@ def obstacle(results: Sequence[Results], correctness: Sequence[Correctness | Non
             return f"{where} has a {FILE} of other accuracies; measure it again."
         if others := [task for task in run.tasks if not _same_images(found, correctness[0], task)]:
             which = ", ".join(others)
-            return f"{where} saw other test images of {which} than that of seed {results[0].seed}."
+            return (
+                f"{where} saw other test examples of {which} than that of seed {results[0].seed}."
+            )
     return ""
 
 
@@ -243,7 +245,7 @@ def with_intervals(results: Results, correctness: Correctness) -> Results:
         >>> ties = CandidateResult("ties", {"pets": 0.75}, {"pets": 20}, seconds=1.0)
         >>> run = with_intervals(Results(["pets"], {"ties": ties}, 0, versions={}), right)
         >>> run.candidates["ties"].best, run.notes
-        (('pets', 'average'), ('Fewer than 30 test images of pets (20): its interval is rough.',))
+        (('pets', 'average'), ('Fewer than 30 test examples of pets (20): its interval is rough.',))
     """
     evidence = weigh([results], [correctness])
     rows = {
@@ -253,5 +255,5 @@ def with_intervals(results: Results, correctness: Correctness) -> Results:
     counts = {task: correctness.images(task) for task in results.tasks}
     few = ", ".join(f"{task} ({count})" for task, count in counts.items() if count < FEW)
     whose = "their intervals are" if ", " in few else "its interval is"
-    notes = [f"Fewer than {FEW} test images of {few}: {whose} rough."] if few else []
+    notes = [f"Fewer than {FEW} test examples of {few}: {whose} rough."] if few else []
     return replace(results, candidates=rows, notes=(*results.notes, *notes))

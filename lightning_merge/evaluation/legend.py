@@ -10,7 +10,7 @@ from lightning_merge.evaluation.cells import (
     UNSEEN,
     Cells,
 )
-from lightning_merge.evaluation.derived import EXPLAINED
+from lightning_merge.evaluation.derived import EXPLAINED, EXPLAINED_BESIDE
 
 
 def legend(results: Aggregate, cells: Cells) -> Iterable[str]:
@@ -25,14 +25,18 @@ def legend(results: Aggregate, cells: Cells) -> Iterable[str]:
         >>> ties = CandidateResult("ties", {"mnist": 0.98}, {"mnist": 10_000}, seconds=3.2)
         >>> run = aggregate([Results(["mnist"], {"ties": ties}, seed=0, versions={})])
         >>> print(*legend(run, Cells(run)), sep="\n")
-        Accuracy on test images in percent; the average counts every task alike.
+        Accuracy on test examples in percent; the average counts every task alike.
         Bold: the best merged candidate of a column.
     """
-    yield "Accuracy on test images in percent; the average counts every task alike."
+    yield "Accuracy on test examples in percent; the average counts every task alike."
     yield from _uncertainty(results, cells)
     for column, found in cells.figures.items():
-        text, blank = EXPLAINED[column]
-        yield text + (blank if "" in found.values() else "")
+        if column in EXPLAINED:
+            text, blank = EXPLAINED[column]
+            yield text + (blank if "" in found.values() else "")
+    for name, text in EXPLAINED_BESIDE.items():
+        if any(column.endswith(f" {name}") for column in cells.figures):
+            yield text
     yield from _marks(results)
     if cells.sizes:
         yield (
@@ -47,7 +51,7 @@ def legend(results: Aggregate, cells: Cells) -> Iterable[str]:
     if "update MiB" in cells.efforts:
         yield "Update: size of the values that differ from the base's, without their positions."
     if any(row.transductive for row in results.candidates.values()):
-        yield f"{TRANSDUCTIVE}: transductive, made with the unlabelled test images; never bold."
+        yield f"{TRANSDUCTIVE}: transductive, made with the unlabelled test examples; never bold."
 
 
 def _uncertainty(results: Aggregate, cells: Cells) -> Iterable[str]:
@@ -58,11 +62,11 @@ def _uncertainty(results: Aggregate, cells: Cells) -> Iterable[str]:
         seeds = ", ".join(map(str, results.seeds))
         yield f"Mean ± sample standard deviation over the seeds {seeds}."
     if cells.intervals and not several:
-        yield "In brackets: 95 % interval, by bootstrap over test images."
+        yield "In brackets: 95 % interval, by bootstrap over test examples."
     if cells.intervals and several:
         share = (1 - 1 / len(results.seeds)) ** 0.5
         yield (
-            "In brackets: 95 % interval, by bootstrap over test images and seeds; with "
+            "In brackets: 95 % interval, by bootstrap over test examples and seeds; with "
             f"{len(results.seeds)} seeds, what seeds add to it is {share:.2f} of what it should be."
         )
     if intervals:
@@ -109,7 +113,7 @@ def _marks(results: Aggregate) -> Iterable[str]:
     if results.own_split:
         yield (
             f"{OWN_SPLIT}: published undivided, and divided by this package; published experts "
-            "have trained on some of these test images. Give the published lists as data.splits."
+            "have trained on some of these test examples. Give the published lists as data.splits."
         )
     if any(row.bound for row in results.candidates.values()):
         yield "Italic: references that bound the others, not merged networks; never bold."
@@ -176,7 +180,7 @@ def caption(results: Aggregate, cells: Cells, details: str | None) -> str:
     if any(row.bound for row in rows):
         parts.append("italic: reference")
     if any(row.transductive for row in rows):
-        parts.append(f"{TRANSDUCTIVE}: made with unlabelled test images")
+        parts.append(f"{TRANSDUCTIVE}: made with unlabelled test examples")
     return "; ".join(parts)
 
 
@@ -185,6 +189,6 @@ def own_split_note(tasks: Sequence[str]) -> str:
 
     Examples:
         >>> own_split_note(["eurosat"])
-        'eurosat: own division, published experts know some test images'
+        'eurosat: own division, published experts know some test examples'
     """
-    return f"{', '.join(tasks)}: own division, published experts know some test images"
+    return f"{', '.join(tasks)}: own division, published experts know some test examples"

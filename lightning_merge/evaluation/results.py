@@ -65,10 +65,10 @@ class CandidateResult:
     Attributes:
         name: The candidate's row in every table.
         accuracy: Fraction of correct answers in [0, 1], by task.
-        samples: Number of test images behind each accuracy, by task.
+        samples: Number of test examples behind each accuracy, by task.
         seconds: Wall-clock time of making the candidate.
         note: What a reader must know, e.g. ``"scale 0.2 chosen on validation"``.
-        transductive: Whether the (unlabelled) test images were used to make it.
+        transductive: Whether the (unlabelled) test examples were used to make it.
         bound: Whether it is a reference, such as the base or the individual experts,
             rather than a merged network. References are never marked best.
         peak_memory: Peak memory of making the candidate in bytes, beyond what the process held
@@ -80,7 +80,8 @@ class CandidateResult:
         joint: Fraction of correct answers among the classes of all tasks, by task of the domain, if
             it was measured.
         distance: Distance of the features from the base's, by task, if it was measured.
-        intervals: 95 % interval over test images, by task, average and figure; empty if unknown.
+        beside: What the field measures beside accuracy, by column, such as "wikiqa AUC".
+        intervals: 95 % interval over test examples, by task, average and figure; empty if unknown.
         best: Tasks and averages in which it cannot be told from the best merged network.
 
     Raises:
@@ -107,6 +108,7 @@ class CandidateResult:
     update_bytes: int | None = None
     joint: Mapping[str, float] | None = None
     distance: Mapping[str, float] | None = None
+    beside: Mapping[str, float] | None = None
     intervals: Mapping[str, Interval] = field(default_factory=dict)
     best: Sequence[str] = ()
 
@@ -163,7 +165,7 @@ class Results:
         unseen: Tasks of which only the frozen heads were used in merging.
         own_split: Tasks that are published undivided, with a test split made by this package.
         out_of_domain: Those of the tasks that are data sets without an expert.
-        corruption: Name and severity of what corrupts the test images; "" for nothing.
+        corruption: Name and severity of what corrupts the test examples; "" for nothing.
 
     Raises:
         InputError: A candidate lacks a task, has an additional one or has another name, there is
@@ -233,7 +235,9 @@ class Results:
                 if tasks:
                     known = all(task in distance for task in tasks)
                     figures[column] = fmean(distance[task] for task in tasks) if known else None
-        return figures
+        every = (row.beside or {} for row in self.candidates.values())
+        own = self.candidates[name].beside or {}
+        return figures | {column: own.get(column) for found in every for column in found}
 
     def to_json(self, path: str | Path) -> Path:
         """Write the results to ``path``, whole or not at all, and return it."""

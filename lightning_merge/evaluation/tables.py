@@ -123,7 +123,7 @@ def _name(candidate: CandidateAggregate) -> str:
 
 
 def _samples(results: Aggregate) -> list[str]:
-    """Return numbers of test images by task, as a range if candidates or seeds differ."""
+    """Return numbers of test examples by task, as a range if candidates or seeds differ."""
 
     def span(task: str) -> str:
         counts = [n for row in results.candidates.values() for n in row.samples[task]]

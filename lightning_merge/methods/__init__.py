@@ -27,6 +27,7 @@ from lightning_merge.methods.pruning import (
     RandomLayers,
     RandomPruning,
 )
+from lightning_merge.methods.recentre import Recentre
 from lightning_merge.methods.regmean import RegMean
 from lightning_merge.methods.regmean_pp import RegMeanPlusPlus
 from lightning_merge.methods.surgery import Surgery
@@ -62,6 +63,7 @@ __all__ = [
     "NetworkMethod",
     "RandomLayers",
     "RandomPruning",
+    "Recentre",
     "RegMean",
     "RegMeanPlusPlus",
     "Resources",

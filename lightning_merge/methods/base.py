@@ -25,7 +25,7 @@ class Origin(NamedTuple):
 
     Attributes:
         tasks: Tasks that it learned from.
-        transductive: Whether it saw their unlabelled test images.
+        transductive: Whether it saw their unlabelled test examples.
         note: Caveat for readers of its numbers.
 
     Examples:

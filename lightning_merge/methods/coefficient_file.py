@@ -29,7 +29,7 @@ class CoefficientFile:
         options: Arguments of the learner; empty if it cannot be rebuilt.
         state: Weights of the learner.
         scale: Factor applied to the learner's coefficients at the end.
-        transductive: Whether they were learned from unlabelled test images.
+        transductive: Whether they were learned from unlabelled test examples.
         note: Caveat for readers of their numbers.
 
     Examples:

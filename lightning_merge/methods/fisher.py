@@ -67,7 +67,7 @@ class Fisher(MergeMethod):
     facts: ClassVar[Facts] = Facts(
         reference="Matena and Raffel 2022",
         arxiv="2111.09832",
-        needs=Needs.IMAGES_OF_EVERY_TASK | Needs.HEADS,
+        needs=Needs.INPUTS_OF_EVERY_TASK | Needs.HEADS,
         readings=3,
         work="K forward passes and, per class, backward passes over own inputs",
         memory="3 networks",

@@ -27,6 +27,7 @@ from lightning_merge.core.networks.m_loss import (
     linear_node_m_loss,
     row_keep_ratios,
 )
+from lightning_merge.core.networks.padding import unpadded
 from lightning_merge.core.networks.tracing import input_errors, run_visiting, tied_names
 from lightning_merge.core.seeding import generator_for
 from lightning_merge.core.vectors.elect import Combine, disjoint_merge, elect_signs
@@ -83,7 +84,7 @@ class RankedByMLoss(MergeMethod):
     name: ClassVar[str]
     facts: ClassVar[Facts] = Facts(
         reference="Wang et al. 2025, M-Loss",
-        needs=Needs.IMAGES,
+        needs=Needs.INPUTS,
         readings=2,
         merges_in_plan=True,
         work="1 pass of the network",
@@ -354,7 +355,7 @@ class _Ranking:
         ]
         dtypes = [stack.dtype for part in stacks for stack in part.values()]
         dtype = reduce(torch.promote_types, dtypes, wide_dtype(inputs.dtype))
-        inputs = inputs.to(dtype)
+        inputs = unpadded(inputs).to(dtype)
         stacks = [{n: stack.to(inputs) for n, stack in part.items()} for part in stacks]
         if len(layer.modules) == 1 and isinstance(layer.modules[0], nn.Linear):
             weights, biases = stacks[0]["weight"], stacks[0].get("bias")

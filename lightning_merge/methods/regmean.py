@@ -72,7 +72,7 @@ class RegMean(MergeMethod):
     facts: ClassVar[Facts] = Facts(
         reference="Jin et al. 2023",
         arxiv="2212.09849",
-        needs=Needs.IMAGES_OF_EVERY_TASK,
+        needs=Needs.INPUTS_OF_EVERY_TASK,
         readings=5,
         work="K forward passes over own inputs, 1 linear system a layer; for every 0.625 GiB of "
         "sums a reading and the passes again",

@@ -13,6 +13,7 @@ from lightning_merge.core.facts import Facts, Needs
 from lightning_merge.core.networks.expert_networks import ExpertNetworks
 from lightning_merge.core.networks.gram import Regression, Visit, take_inputs, with_share
 from lightning_merge.core.networks.linear_inputs import LinearInputs, Rows
+from lightning_merge.core.networks.padding import padded
 from lightning_merge.core.networks.tracing import (
     arguments_of,
     called_modules,
@@ -72,7 +73,7 @@ class RegMeanPlusPlus(MergeMethod):
     facts: ClassVar[Facts] = Facts(
         reference="Nguyen et al. 2025",
         arxiv="2508.03121",
-        needs=Needs.IMAGES_OF_EVERY_TASK,
+        needs=Needs.INPUTS_OF_EVERY_TASK,
         readings=4,
         work="for U blocks K (U / 2 + 1) forward passes over own inputs",
     )
@@ -169,7 +170,7 @@ def _run(
     """Visit the inputs of an expert's unit, run on the merged prefix's output."""
     module, watched = model.get_submodule(unit), {name: own[name] for name in names}
     for part in images.split(BATCH):
-        args, kwargs = arguments_of(model, merged, part, unit)
+        args, kwargs, tokens = arguments_of(model, merged, part, unit)
         show = partial(with_share, visit, len(part) / len(images))
-        with evaluating(module), LinearInputs(watched, show):
+        with evaluating(module), padded(*tokens), LinearInputs(watched, show):
             functional_call(module, state, args, kwargs, tie_weights=False)

@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from lightning_merge.core.checkpoints.names import match_names
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.networks.joined import joined
 from lightning_merge.core.networks.tracing import tied_names
 from lightning_merge.core.vectors.scope import Kind as Scope
 from lightning_merge.core.vectors.task_vectors import TaskVectors
@@ -20,6 +20,7 @@ def identity(output: Any) -> Tensor:
     """Return the model's output as features.
 
     Examples:
+        >>> import torch
         >>> identity(torch.tensor([1.0, 2.0]))
         tensor([1., 2.])
     """
@@ -39,6 +40,7 @@ class Resources(NamedTuple):
             those that an expert has "changed", regardless of what else the files hold.
 
     Examples:
+        >>> import torch
         >>> batches = {"cars": [torch.ones(1, 1), torch.zeros(1, 1)]}
         >>> resources = Resources(nn.Linear(1, 1), batches)
         >>> resources.task_inputs("RegMean", ["cars"])
@@ -97,9 +99,9 @@ class Resources(NamedTuple):
         if not known:
             raise InputError(
                 f"batches: {method} got inputs of {', '.join(self.batches) or 'no task'}, but not "
-                f"of {', '.join(tasks)}; pass some, or batches=images"
+                f"of {', '.join(tasks)}; pass some, or batches=inputs"
             )
-        return torch.cat([self._joined(method, self.batches[task]) for task in known])
+        return joined(self._joined(method, self.batches[task]) for task in known)
 
     def task_inputs(self, method: str, tasks: Sequence[str]) -> dict[str, Tensor]:
         """Return the inputs of each task as a tensor, like `inputs`.
@@ -109,7 +111,7 @@ class Resources(NamedTuple):
         """
         if not isinstance(self.batches, Mapping):
             raise InputError(
-                f"batches: {method} needs inputs of every task; pass batches={{task: images}}"
+                f"batches: {method} needs inputs of every task; pass batches={{task: inputs}}"
             )
         if missing := [task for task in tasks if task not in self.batches]:
             raise InputError(
@@ -137,8 +139,8 @@ class Resources(NamedTuple):
             kinds = sorted({type(batch).__name__ for batch in given})
             raise InputError(f"batches: {method} needs tensors of inputs, not {', '.join(kinds)}")
         if not sum(len(batch) for batch in given):
-            raise InputError(f"batches: {method} got no inputs; pass batches=images, e.g. 128")
-        inputs = torch.cat(given)
+            raise InputError(f"batches: {method} got no inputs; pass batches=inputs, e.g. 128")
+        inputs = joined(given)
         if not bool(inputs.isfinite().all()):
             raise InputError(f"batches: {method} got NaN or infinite inputs; leave them out")
         parameter = next(self.network(method).parameters(), inputs)

@@ -69,7 +69,7 @@ class CorrectedNetwork(TaskNetwork):
         model: Architecture of the merged network.
         project: Map from its output to features.
         tasks: Names of the tasks.
-        dim: Width of the features.
+        dim: Width of the features, or one for each task.
         rank: Rank of the corrections.
 
     Examples:
@@ -86,12 +86,13 @@ class CorrectedNetwork(TaskNetwork):
         model: nn.Module,
         project: Callable[[Any], Tensor],
         tasks: Sequence[str],
-        dim: int,
+        dim: int | Sequence[int],
         rank: int,
     ) -> None:
-        super().__init__(model, project, tasks=list(tasks), dim=dim, rank=rank)
+        dims = [dim] * len(tasks) if isinstance(dim, int) else list(dim)
+        super().__init__(model, project, tasks=list(tasks), dim=dims, rank=rank)
         self.network, self.tasks = frozen(model), tuple(tasks)
-        self.corrections = nn.ModuleList(Correction(dim, rank) for _ in tasks)
+        self.corrections = nn.ModuleList(Correction(width, rank) for width in dims)
         self.corrections.to(next(self.network.parameters()).device)
         self.requires_grad_(False)
 
@@ -148,7 +149,7 @@ class Surgery(NetworkMethod):
     facts: ClassVar[Facts] = Facts(
         reference="Yang et al. 2024",
         arxiv="2402.02705",
-        needs=Needs.IMAGES_OF_EVERY_TASK,
+        needs=Needs.INPUTS_OF_EVERY_TASK,
         readings=1,
         on_top=True,
         told_task=True,
@@ -188,8 +189,8 @@ class Surgery(NetworkMethod):
         method = with_transforms(self.method, self.transforms)
         merged = own_names(model, method.merge(base, experts, given))
         expert = frozen(model)
-        dim = encode(expert, given.project, next(iter(images.values()))[:1]).shape[1]
-        network = CorrectedNetwork(model, given.project, tuple(experts), dim, self.rank)
+        dims = [encode(expert, given.project, images[task][:1]).shape[1] for task in experts]
+        network = CorrectedNetwork(model, given.project, tuple(experts), dims, self.rank)
         network.network.load_state_dict(recalibrate(merged))
         for task, correction in zip(experts, network.corrections, strict=True):
             expert.load_state_dict(own_names(model, experts[task]))

@@ -218,7 +218,7 @@ class WEMoE(NetworkMethod):
     facts: ClassVar[Facts] = Facts(
         reference="Tang et al. 2024",
         arxiv="2402.00433",
-        needs=Needs.IMAGES_OF_EVERY_TASK | Needs.HEADS,
+        needs=Needs.INPUTS_OF_EVERY_TASK | Needs.HEADS,
         readings=2,
         work="`steps` forward and backward passes a task",
         memory="K task vectors of all MLPs",
@@ -300,7 +300,7 @@ def _mlp_names(model: nn.Module) -> list[str]:
     return [
         name
         for name, module in model.named_modules()
-        if re.search(r"(^|\.)\d+\.mlp$", name)
+        if re.search(r"(^|\.)\d+\.(mlp|ffn)$", name)
         and sum(isinstance(part, nn.Linear) for part in module.modules()) > 1
     ]
 

@@ -14,21 +14,27 @@ from lightning_merge.models.heads import (
     class_mean_head,
     linear_probe_head,
 )
+from lightning_merge.models.image_preprocess import ImagePreprocess
 from lightning_merge.models.mini_resnet import MiniResNet
 from lightning_merge.models.mini_vit import MiniViT
-from lightning_merge.models.preprocess import Preprocess
+from lightning_merge.models.t5 import T5Encoder
+from lightning_merge.models.text_encoder import TextEncoder
 from lightning_merge.models.text_heads import zero_shot_head, zero_shot_heads
+from lightning_merge.models.text_preprocess import TextPreprocess
 
 __all__ = [
     "CosineHead",
     "Encoder",
     "Head",
+    "ImagePreprocess",
     "LinearHead",
     "MiniResNet",
     "MiniViT",
     "NormalizedLinearHead",
     "OpenClipEncoder",
-    "Preprocess",
+    "T5Encoder",
+    "TextEncoder",
+    "TextPreprocess",
     "TimmEncoder",
     "TransformersEncoder",
     "class_mean_head",

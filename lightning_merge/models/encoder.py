@@ -1,4 +1,4 @@
-"""The interface of image encoders: a backbone, its preprocessing and the feature width."""
+"""The interface of encoders: a backbone, its preprocessing and the feature width."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lightning_merge.models.preprocess import Preprocess
 
 
 class Encoder(nn.Module):
-    """An image encoder whose backbone is what gets merged.
+    """An encoder of images or texts whose backbone is what gets merged.
 
     The names in ``backbone.state_dict()`` are the names of checkpoints, task vectors and
     coefficients. A subclass builds its backbone and passes it to this constructor.
@@ -32,8 +32,9 @@ class Encoder(nn.Module):
     pretraining from scratch).
 
     Args:
-        backbone: Maps normalised float images [n, 3, s, s] to features [n, dim].
-        preprocess: Preprocessing of its images.
+        backbone: Maps inputs [n, ...], one tensor, to features [n, dim]: normalised float images
+            [n, 3, s, s], or token ids.
+        preprocess: Preprocessing of its examples.
         dim: Width of the features.
         memory_format: Layout in which the backbone gets images: contiguous, channels_last, or auto,
             channels_last if more than half of its parameters are weights of 2-D convolutions, which
@@ -42,14 +43,16 @@ class Encoder(nn.Module):
     Attributes:
         reads: Names of the constructor's options that may name files, folders or repositories of
             the Hub; subclasses override it.
+        ranks: Whether features are already scores of the classes, so that heads have no weights.
         spare: Tensors that files of another library lack for the same tower, by name.
         activation: Activation of the backbone, if weights alone do not determine it.
 
     Examples:
         >>> import torch
+        >>> from lightning_merge.models.image_preprocess import ImagePreprocess
         >>> class Flat(Encoder):
         ...     def __init__(self):
-        ...         preprocess = Preprocess(size=2, mean=(0, 0, 0), std=(1, 1, 1))
+        ...         preprocess = ImagePreprocess(size=2, mean=(0, 0, 0), std=(1, 1, 1))
         ...         super().__init__(nn.Flatten(), preprocess, dim=12)
         >>> Flat()(torch.ones(5, 3, 2, 2)).shape
         torch.Size([5, 12])
@@ -57,6 +60,7 @@ class Encoder(nn.Module):
 
     reads: ClassVar[Sequence[str]] = ("weights",)
     update_statistics: bool = False
+    ranks: ClassVar[bool] = False
     spare: Mapping[str, Tensor] = MappingProxyType({})
     activation: Activation | None = None
 
@@ -74,11 +78,15 @@ class Encoder(nn.Module):
         self.memory_format = arrange(backbone, memory_format)
         self.eval()
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the features [n, dim] of normalised images [n, 3, s, s]."""
-        return self.project(self.backbone(images))
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the features [n, dim] of inputs [n, ...]."""
+        return self.project(self.backbone(inputs))
 
-    def functional(self, state: Mapping[str, Tensor], images: Tensor) -> Tensor:
+    def width(self, shape: Sequence[int]) -> int:
+        """Return the width of the features of inputs [n, *shape]; `dim` unless overridden."""
+        return self.dim
+
+    def functional(self, state: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         """Return the features with the backbone's tensors replaced by ``state``.
 
         Gradients flow into ``state``; the encoder itself is unchanged. In training mode, new
@@ -86,13 +94,13 @@ class Encoder(nn.Module):
 
         Args:
             state: Tensors under exactly the names of ``backbone.state_dict()``.
-            images: Normalised float images [n, 3, s, s].
+            inputs: Inputs of the backbone [n, ...].
 
         Raises:
             RuntimeError: A name is missing or unknown.
         """
         tensors = {**self._constants(), **state}
-        pooled = functional_call(self.backbone, tensors, (images,), strict=True, tie_weights=False)
+        pooled = functional_call(self.backbone, tensors, (inputs,), strict=True, tie_weights=False)
         return self.project(pooled)
 
     def project(self, pooled: Tensor) -> Tensor:
@@ -146,7 +154,7 @@ class Encoder(nn.Module):
         Raises:
             InputError: It does not, or would leave out a margin that fills no patch.
         """
-        size, kind = self.preprocess.size, type(self.backbone).__name__
+        size, kind = self.preprocess.shape()[-1], type(self.backbone).__name__
         if size % (patch := _patch_of(self.backbone)):
             raise InputError(f"image_size={size} must be a multiple of the patch's side, {patch}")
         try:
@@ -173,6 +181,11 @@ class Encoder(nn.Module):
         """
         named = [options.get(name) for name in cls.reads]
         return [name for name in named if isinstance(name, str) and hub.exists(name)]
+
+    @property
+    def features_of(self) -> str:
+        """What features depend on besides weights, such as the size of the images."""
+        return repr(self.preprocess)
 
     @property
     def described(self) -> dict[str, str]:

@@ -16,9 +16,9 @@ from lightning_merge.core.errors import InputError
 from lightning_merge.models.activation import Activation, activation_in
 from lightning_merge.models.config_files import require_side
 from lightning_merge.models.encoder import Encoder
+from lightning_merge.models.image_preprocess import ImagePreprocess
 from lightning_merge.models.loading import unknown_name
 from lightning_merge.models.memory_format import MemoryFormat
-from lightning_merge.models.preprocess import Preprocess
 
 
 class OpenClipEncoder(Encoder):
@@ -77,7 +77,7 @@ class OpenClipEncoder(Encoder):
         ).visual
         if getattr(visual, "output_tokens", False):  # CoCa returns its tokens as well
             visual.output_tokens = False
-        preprocess = Preprocess.from_open_clip(visual.preprocess_cfg).at(image_size)
+        preprocess = ImagePreprocess.from_open_clip(visual.preprocess_cfg).at(image_size)
         dim = open_clip.get_model_config(name)["embed_dim"]
         super().__init__(visual, preprocess, dim, memory_format)
         if image_size is not None:

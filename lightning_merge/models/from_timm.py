@@ -12,9 +12,9 @@ from lightning_merge.core.errors import InputError, warn
 from lightning_merge.models.activation import Activation, activation_in
 from lightning_merge.models.config_files import require_side
 from lightning_merge.models.encoder import Encoder
+from lightning_merge.models.image_preprocess import ImagePreprocess
 from lightning_merge.models.loading import unknown_name
 from lightning_merge.models.memory_format import MemoryFormat
-from lightning_merge.models.preprocess import Preprocess
 
 _ON_THE_HUB = ("hf-hub:", "hf_hub:")
 _FAULTS = (
@@ -76,7 +76,7 @@ class TimmEncoder(Encoder):
         size = {"img_size": options["img_size"]} if "img_size" in options else {}
         config = resolve_data_config(size, model=model)
         dim = getattr(model, "head_hidden_size", None) or model.num_features
-        preprocess = Preprocess.from_timm(config).at(image_size)
+        preprocess = ImagePreprocess.from_timm(config).at(image_size)
         super().__init__(model, preprocess, int(dim), memory_format)
         self.activation = _activation(name, model, pretrained)
         if image_size is not None:

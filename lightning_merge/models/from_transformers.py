@@ -16,9 +16,9 @@ from lightning_merge.core.errors import InputError, warn
 from lightning_merge.models.activation import Activation
 from lightning_merge.models.config_files import Fields, read_fields
 from lightning_merge.models.encoder import Encoder
+from lightning_merge.models.image_preprocess import ImagePreprocess
 from lightning_merge.models.loading import CheckpointLike, unknown_name
 from lightning_merge.models.memory_format import MemoryFormat
-from lightning_merge.models.preprocess import Preprocess
 
 _PROJECTION = "visual_projection.weight"
 
@@ -243,12 +243,12 @@ def _stored_projection(source: Mapping[str, Tensor]) -> Tensor | None:
     return checkpoint[names[0]].float() if names else None
 
 
-def _preprocess(folder: Path | None, size: int) -> Preprocess:
+def _preprocess(folder: Path | None, size: int) -> ImagePreprocess:
     """Read the preprocessing of a folder; CLIP's by default."""
     processor = None if folder is None else _processor(folder)
     if processor is None:
-        return Preprocess.from_transformers({"size": size, "crop_size": size})
-    preprocess = Preprocess.from_transformers(processor.values, processor.file)
+        return ImagePreprocess.from_transformers({"size": size, "crop_size": size})
+    preprocess = ImagePreprocess.from_transformers(processor.values, processor.file)
     if preprocess.size != size:
         raise InputError(
             f"{processor.file}: images of {preprocess.size} pixels (crop_size, or size where they "
@@ -265,7 +265,7 @@ def _processor(folder: Path) -> Fields | None:
     if nested is None or nested.get("image_processor", None) is None:
         return first
     second = nested.part("image_processor")
-    parse = Preprocess.from_transformers
+    parse = ImagePreprocess.from_transformers
     if first is not None and parse(first.values, first.file) != parse(second.values, second.file):
         warn(
             f"{old} and {new} prepare images differently: the latter is followed, as transformers "

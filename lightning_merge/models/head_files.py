@@ -11,11 +11,18 @@ from lightning_merge.core.checkpoints.checkpoint import Checkpoint, open_checkpo
 from lightning_merge.core.checkpoints.source import SourceFile, reading
 from lightning_merge.core.checkpoints.unpickle import find_attributes
 from lightning_merge.core.errors import InputError, warn
-from lightning_merge.models.heads import CosineHead, Head, LinearHead, NormalizedLinearHead
+from lightning_merge.models.heads import (
+    CosineHead,
+    GELUHead,
+    Head,
+    LinearHead,
+    NormalizedLinearHead,
+    ReLUHead,
+    TanhHead,
+)
 
-_KINDS: dict[str, type[Head]] = {
-    kind.__name__: kind for kind in (CosineHead, LinearHead, NormalizedLinearHead)
-}
+_SAVED = (CosineHead, LinearHead, NormalizedLinearHead, TanhHead, GELUHead, ReLUHead)
+_KINDS: dict[str, type[Head]] = {kind.__name__: kind for kind in _SAVED}
 
 
 def save_heads(

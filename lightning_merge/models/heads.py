@@ -153,6 +153,88 @@ class NormalizedLinearHead(LinearHead):
         return super().forward(F.normalize(features.to(self.weight.dtype), dim=-1))
 
 
+class DenseHead(LinearHead):
+    """A layer, an activation and an affine map, as encoders of text are fine-tuned with.
+
+    ``logits = activation(features @ dense_weight.T + dense_bias) @ weight.T + bias``; subclasses
+    have the activation.
+
+    Args:
+        weight: [C, dim].
+        bias: [C].
+        dense_weight: [dim, dim].
+        dense_bias: [dim].
+
+    Examples:
+        >>> head = ReLUHead(torch.eye(2), torch.zeros(2), -torch.eye(2), torch.ones(2))
+        >>> head(torch.tensor([[3.0, 0.5]]))
+        tensor([[0.0000, 0.5000]])
+    """
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor, dense_weight: Tensor, dense_bias: Tensor
+    ) -> None:
+        super().__init__(weight, bias)
+        wanted = (weight.shape[1], weight.shape[1])
+        if dense_weight.shape != wanted or dense_bias.shape != wanted[:1]:
+            raise InputError(
+                f"dense_weight of shape {list(dense_weight.shape)}: give {list(wanted)}"
+            )
+        self.dense_weight = nn.Parameter(dense_weight.detach().clone(), requires_grad=False)
+        self.dense_bias = nn.Parameter(dense_bias.detach().clone(), requires_grad=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the logits [n, C] of features [n, dim]."""
+        hidden = F.linear(features.to(self.weight.dtype), self.dense_weight, self.dense_bias)
+        return super().forward(self.activate(hidden))
+
+    def activate(self, hidden: Tensor) -> Tensor:
+        """Return what stands between the two layers, [n, dim]."""
+        raise NotImplementedError
+
+
+class TanhHead(DenseHead):
+    """The head of RoBERTa and its relatives, see `DenseHead`.
+
+    Examples:
+        >>> one, zero = torch.ones(1, 1), torch.zeros(1)
+        >>> TanhHead(one, zero, one, zero)(torch.ones(1, 1))
+        tensor([[0.7616]])
+    """
+
+    def activate(self, hidden: Tensor) -> Tensor:
+        """Return the hyperbolic tangent."""
+        return hidden.tanh()
+
+
+class GELUHead(DenseHead):
+    """The head of DeBERTa and ELECTRA, see `DenseHead`.
+
+    Examples:
+        >>> one, zero = torch.ones(1, 1), torch.zeros(1)
+        >>> GELUHead(one, zero, one, zero)(torch.ones(1, 1))
+        tensor([[0.8413]])
+    """
+
+    def activate(self, hidden: Tensor) -> Tensor:
+        """Return GELU."""
+        return F.gelu(hidden)
+
+
+class ReLUHead(DenseHead):
+    """The head of DistilBERT, see `DenseHead`.
+
+    Examples:
+        >>> one, zero = torch.ones(1, 1), torch.zeros(1)
+        >>> ReLUHead(one, zero, one, zero)(torch.ones(1, 1))
+        tensor([[1.]])
+    """
+
+    def activate(self, hidden: Tensor) -> Tensor:
+        """Return the positive part."""
+        return hidden.relu()
+
+
 def class_mean_head(
     features: Tensor,
     labels: Tensor,

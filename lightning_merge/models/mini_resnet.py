@@ -8,8 +8,8 @@ from torch import nn
 from lightning_merge.core.errors import InputError
 from lightning_merge.models.config_files import require_side
 from lightning_merge.models.encoder import Encoder
+from lightning_merge.models.image_preprocess import ImagePreprocess
 from lightning_merge.models.memory_format import MemoryFormat
-from lightning_merge.models.preprocess import Preprocess
 
 
 class MiniResNet(Encoder):
@@ -64,7 +64,9 @@ class MiniResNet(Encoder):
         backbone.conv1 = nn.Conv2d(3, channels[0], 3, padding=1, bias=False)
         nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
         backbone.maxpool = nn.Identity()
-        preprocess = Preprocess(size=image_size, mean=(0.45, 0.44, 0.41), std=(0.26, 0.25, 0.27))
+        preprocess = ImagePreprocess(
+            size=image_size, mean=(0.45, 0.44, 0.41), std=(0.26, 0.25, 0.27)
+        )
         super().__init__(backbone, preprocess, dim=channels[-1], memory_format=memory_format)
         if weights is not None:
             self.load(weights)

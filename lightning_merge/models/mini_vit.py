@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from lightning_merge.core.errors import InputError
 from lightning_merge.models.config_files import require_side
 from lightning_merge.models.encoder import Encoder
+from lightning_merge.models.image_preprocess import ImagePreprocess
 from lightning_merge.models.memory_format import MemoryFormat
-from lightning_merge.models.preprocess import Preprocess
 
 
 class ConvStem(nn.Module):
@@ -117,7 +117,9 @@ class MiniViT(Encoder):
             global_pool="avg",
             embed_layer=stem,
         )
-        preprocess = Preprocess(size=image_size, mean=(0.45, 0.44, 0.41), std=(0.26, 0.25, 0.27))
+        preprocess = ImagePreprocess(
+            size=image_size, mean=(0.45, 0.44, 0.41), std=(0.26, 0.25, 0.27)
+        )
         super().__init__(backbone, preprocess, dim=width, memory_format=memory_format)
         if weights is not None:
             self.load(weights)

@@ -35,7 +35,7 @@ class AdaMerging(CoefficientModule):
         level: One coefficient per task and layer, or per task.
         prior: Coefficient at the start, between 0 and 1.
         learning_rate: Learning rate of Adam.
-        transductive: Learn from the unlabelled test images, as published, instead of held-out
+        transductive: Learn from the unlabelled test examples, as published, instead of held-out
             images. Every table marks the result, as it does not estimate accuracy on new images.
         transforms: Applied to the task vectors before learning.
         offload: Keep the task vectors in the host's memory.
@@ -58,7 +58,7 @@ class AdaMerging(CoefficientModule):
     facts: ClassVar[Facts] = Facts(
         reference="Yang et al. 2024, AdaMerging",
         arxiv="2310.02575",
-        needs=Needs.IMAGES_OF_EVERY_TASK | Needs.HEADS,
+        needs=Needs.INPUTS_OF_EVERY_TASK | Needs.HEADS,
         readings=1,
         work="training of the coefficients",
         memory="all task vectors and a merged network",

@@ -17,9 +17,13 @@ from lightning_merge.data.dataset import Batch
 from lightning_merge.data.joint import JointLabels
 from lightning_merge.data.resume import count_epochs, leave_open
 from lightning_merge.data.sizes import count_batches, count_images
+from lightning_merge.data.tasks import task_spec
+from lightning_merge.evaluation.derived import BESIDE
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.models.preprocess import Preprocess
 from lightning_merge.modules.answers import Answers
+from lightning_merge.modules.beside import beside_accuracy, score_of
+from lightning_merge.modules.by_task import by_task
 from lightning_merge.modules.counting import NOT_COUNTED, SideBySide, counter, filled
 from lightning_merge.modules.divergence import EVERY, first_not_finite
 from lightning_merge.modules.heads import HeadFiles, fitting_heads
@@ -47,12 +51,12 @@ def limit(trainer: Trainer, part: str) -> str:
 class TaskModule(LightningModule):
     """An encoder with one head per task.
 
-    Subclasses define how features are made (`features`) and what is trained. Images arrive as
-    uint8 and are normalised on the device; every part of the data has one accuracy per task.
-    Every process counts its own images, and the counts are summed at the end of a pass.
+    Subclasses define how features are made (`features`) and what is trained. The last step of the
+    preprocessing runs on the device; every part of the data has one accuracy per task. Every
+    process counts its own examples, and the counts are summed at the end of a pass.
 
     Args:
-        encoder: Image encoder whose backbone is trained or merged.
+        encoder: Encoder whose backbone is trained or merged.
 
     Attributes:
         zoo: Base, experts and heads, if the module merges them; None otherwise.
@@ -79,7 +83,7 @@ class TaskModule(LightningModule):
         self.heads = nn.ModuleDict()
         self.metrics = nn.ModuleDict()
         self.measured: dict[str, Measured] = {}
-        self.right = Answers()
+        self.right, self.scores = Answers(), Answers()
         self._any_finite: Tensor | None = None
         self._joint: JointLabels | None = None
 
@@ -264,22 +268,20 @@ class TaskModule(LightningModule):
                 )
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Normalise the uint8 images of a batch, or of a batch per task, on the device."""
+        """Finish the preprocessing of a batch, or of a batch per task, on the device."""
         if isinstance(batch, Batch):
-            return batch._replace(images=self.preprocess.normalize(batch.images))
+            return batch._replace(inputs=self.preprocess.finish(batch.inputs))
         if isinstance(batch, Mapping):
             return {k: self.on_after_batch_transfer(v, dataloader_idx) for k, v in batch.items()}
         return batch
 
-    def features(self, images: Tensor) -> Tensor:
-        """Map normalised images [n, 3, s, s] to features [n, dim]."""
-        return self.encoder(images)
+    def features(self, inputs: Tensor) -> Tensor:
+        """Map the network's inputs [n, ...] to features [n, dim]."""
+        return self.encoder(inputs)
 
     def task_features(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
-        """Encode the images of all tasks in one forward pass."""
-        sizes = [len(batch.labels) for batch in batches.values()]
-        features = self.features(torch.cat([batch.images for batch in batches.values()]))
-        return dict(zip(batches, features.split(sizes), strict=True))
+        """Encode the inputs of all tasks, those of the same shape in one pass."""
+        return by_task(self.features, {task: batch.inputs for task, batch in batches.items()})
 
     def counts(self, part: str, task: str) -> MulticlassStatScores:
         """Return the counts of right predictions of a task in a part of the data."""
@@ -295,7 +297,7 @@ class TaskModule(LightningModule):
     ) -> list[Tensor]:
         """Return what several heads make of the features of one batch of one task.
 
-        A process without a batch left gets an empty one. It runs the network on a blank image and
+        A process without a batch left gets an empty one. It runs the network on a blank input and
         returns [1, C], because other processes may wait for its part of the network.
         """
         features = self.batch_features(batch, dataloader_idx)
@@ -303,7 +305,7 @@ class TaskModule(LightningModule):
 
     def batch_features(self, batch: Batch, dataloader_idx: int) -> Tensor:
         """Return the features of one batch of one task; of an empty one, see `through_heads`."""
-        return self.features(filled(batch).images)
+        return self.features(filled(batch).inputs)
 
     def evaluate(self, part: str, batch: Batch, dataloader_idx: int) -> None:
         """Count the right predictions of one batch of one task, and those among all classes."""
@@ -315,16 +317,25 @@ class TaskModule(LightningModule):
         self.counts(part, task).update(logits, labels)
         if part == "test":
             self.right.add(task, batch.index, (logits.argmax(1) == labels)[: len(batch.index)])
+            if (metric := self.metric_of(task)) is not None:
+                scores = torch.stack([score_of(metric, logits), labels.float()])
+                self.scores.add(task, batch.index, scores[:, : len(batch.index)])
         if joint is not None and len(batch.labels):
             predicted, true = joint.predicted(others[0]), joint.true(task, labels)
             self.counts("joint", task).update(predicted, true)
+
+    def metric_of(self, task: str) -> str | None:
+        """Return what is measured on a task beside accuracy, if anything."""
+        metric, classes = task_spec(task).metric, len(self.data.classes[task])
+        binary = metric in ("f1", "auc")
+        return None if metric == "accuracy" or (binary and classes != 2) else metric
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count right predictions on held-out images."""
         self.evaluate("val", batch, dataloader_idx)
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Count right predictions on test images."""
+        """Count right predictions on test examples."""
         self.evaluate("test", batch, dataloader_idx)
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
@@ -352,7 +363,7 @@ class TaskModule(LightningModule):
     def close(self, part: str) -> None:
         """Sum and log the counts of a pass over a part, and reset them for the next pass.
 
-        Unseen tasks count only in the average of test images, because choices may be made by the
+        Unseen tasks count only in the average of test examples, because choices may be made by the
         other averages. What is out of domain has an average of its own, and so has the accuracy
         among the classes of all tasks, if it is measured.
         """
@@ -360,7 +371,12 @@ class TaskModule(LightningModule):
         tasks = data.seen if part == "train" else data.evaluated_on(part)
         there = {} if part == "train" else count_images(self.data, part)
         answers = self.right.collect(self.ranks) if part == "test" else {}
-        measured = Measured({}, {}, there, right=answers, joint={}, distance={})
+        measured = Measured({}, {}, there, right=answers, joint={}, distance={}, beside={})
+        for task, (scores, labels) in self.scores.collect(self.ranks).items():
+            metric = self.metric_of(task) or ""
+            value = beside_accuracy(metric, scores, labels, self.data.classes[task])
+            if value is not None:
+                measured.beside[f"{task} {BESIDE[metric]}"] = value
         for task, (right, images) in self._summed(part, tasks).items():
             measured.accuracy[task], measured.samples[task] = right / max(images, 1), images
         if part == "test" and self.joint is not None:

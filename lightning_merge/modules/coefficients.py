@@ -4,6 +4,7 @@ import json
 import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ from lightning_merge.methods.coefficient_file import CoefficientFile
 from lightning_merge.methods.parts import seeded
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.base import TaskModule
+from lightning_merge.modules.by_task import by_task
 from lightning_merge.modules.held_out import BatchNorm, HeldOut, check_count, recalibrates
 from lightning_merge.modules.memory import check_memory
 from lightning_merge.modules.zoo import Zoo
@@ -37,10 +39,10 @@ class CoefficientModule(TaskModule):
     """Learned coefficients c_kl of theta_0 + sum_k c_kl tau_kl, with everything else frozen.
 
     The network is merged once per step, whatever the number of tasks, and the images of all tasks
-    pass through it together. The state dict has only `learner`, so checkpoints are kilobytes.
-    Every process holds the stacked task vectors and one merged network. A step of N processes
-    equals one of a single process with N times the batch size, except that each process takes
-    BatchNorm statistics from its own images.
+    pass through it together (texts of different widths do not, see `by_task`). The state dict has
+    only `learner`, so checkpoints are kilobytes. Every process holds the stacked task vectors and
+    one merged network. A step of N processes equals one of a single process with N times the batch
+    size, except that each process takes BatchNorm statistics from its own images.
 
     Unseen tasks of the data module have a head and are only evaluated.
 
@@ -62,7 +64,7 @@ class CoefficientModule(TaskModule):
         held_out: Unlabelled images for methods and BatchNorm, available after `setup`.
         final_scale: Factor of the learned coefficients.
         seconds: Time spent learning.
-        transductive: Whether the module learns from unlabelled test images.
+        transductive: Whether the module learns from unlabelled test examples.
 
     Examples:
         >>> from lightning_merge.models import MiniViT
@@ -283,27 +285,27 @@ class CoefficientModule(TaskModule):
         """Return the coefficients [K, L] of the final merge."""
         return self.final_scale * self.coefficients()
 
-    def features(self, images: Tensor) -> Tensor:
-        """Map normalised images to features by the merged network, which is kept."""
+    def features(self, inputs: Tensor) -> Tensor:
+        """Map the network's inputs to features by the merged network, which is kept."""
         if self._merged is None:
             with torch.no_grad():
                 merged = self.stacked.to(self.device).merge(self.final_coefficients())
             recalibrate = next(iter(self.variants.values()))
             self._merged = self.held_out.recalibrate(merged) if recalibrate else merged
-        return self.encoder.functional(self._merged, images)
+        return self.encoder.functional(self._merged, inputs)
 
     def training_step(self, batch: Mapping[str, Batch], batch_idx: int) -> Tensor:
         """Return the loss, averaged over tasks."""
         self._merged = None
         losses: dict[str, Tensor] = {}
-        images = torch.cat([part.images for part in batch.values()])
+        inputs = {task: part.inputs for task, part in batch.items()}
 
         def of(weights: Mapping[str, Tensor]) -> Tensor:
             with batch_statistics(self.encoder.backbone, any(self.variants.values())):
-                features = self.encoder.functional(weights, images)
-            parts = features.split([len(part.labels) for part in batch.values()])
-            for (task, part), own in zip(batch.items(), parts, strict=True):
-                losses[task] = self.task_loss(task, self.heads[task](own).float(), part)
+                features = by_task(partial(self.encoder.functional, weights), inputs)
+            for task, part in batch.items():
+                logits = self.heads[task](features[task]).float()
+                losses[task] = self.task_loss(task, logits, part)
             return torch.stack(list(losses.values())).mean()
 
         loss = self.stacked.loss(self.coefficients(), of, scale=self._loss_scale)

@@ -57,8 +57,8 @@ def compare(
 ) -> Results:
     """Test every candidate; write correct.safetensors, results.json and results.md.
 
-    Of a candidate with options, the option with the best average accuracy on the held-out images
-    of the seen tasks is chosen; test images are used once per candidate, after all choices. A
+    Of a candidate with options, the option with the best average accuracy on the held-out examples
+    of the seen tasks is chosen; test examples are used once per candidate, after all choices. A
     candidate with weights per task, as the individual experts, has the mean accuracy of all seen
     tasks' weights on every data set out of domain. Files of options are kept until everything is
     measured, so that a stopped run can be resumed. The accuracies do not depend on the number of
@@ -220,7 +220,7 @@ def _learned_from(trainer: Trainer) -> Iterator[str]:
 
 def _measured_on(trainer: Trainer, measured: Mapping[str, Measured]) -> Iterator[str]:
     """Yield a note for every part whose accuracies do not cover all images."""
-    kinds = {"val": ("choices on held-out images", ""), "test": ("accuracies", FIRST)}
+    kinds = {"val": ("choices on held-out examples", ""), "test": ("accuracies", FIRST)}
     for part, (what, more) in kinds.items():
         if part in measured and (shares := measured[part].shares):
             yield f"{limit(trainer, part)}: {what} cover only {shares}{more}."
@@ -240,7 +240,7 @@ def _choose(
         trainer.validate(evaluate, datamodule=data, verbose=False)
         scores[what] = evaluate.measured["val"].mean(data.seen)
     best = max(scores, key=scores.__getitem__)
-    note = f"{best} of {len(scores)} chosen on the held-out images"
+    note = f"{best} of {len(scores)} chosen on the held-out examples"
     if data.unseen:
         note += " of the seen tasks"
     rank_zero_info(f"{candidate.name}: {note}")
@@ -303,13 +303,14 @@ def _measure(
         measured, note = _test_each(trainer, evaluate, data, candidate)
     averages = measured.averages(data.tasks, data.out_of_domain).items()
     found = ", ".join(f"{name} {100 * value:.1f} %" for name, value in averages)
-    rank_zero_info(f"{candidate.name}: {found} on the test images")
+    rank_zero_info(f"{candidate.name}: {found} on the test examples")
     return CandidateResult(
         name=candidate.name,
         accuracy=measured.accuracy,
         samples=measured.samples,
         joint=measured.joint or None,
         distance=measured.distance or None,
+        beside=measured.beside or None,
         **asdict(candidate.cost),
         note="; ".join(filter(None, [candidate.note, note])),
         bound=candidate.bound,
@@ -327,7 +328,7 @@ def _test(
 
 @contextmanager
 def _covering(data: MergeDataModule, tasks: tuple[str, ...]) -> Iterator[None]:
-    """Let passes over test images cover some tasks only."""
+    """Let passes over test examples cover some tasks only."""
     before, data.evaluated = data.evaluated, tasks
     try:
         yield

@@ -9,7 +9,7 @@ from torchmetrics.classification import MulticlassStatScores
 from lightning_merge.data.dataset import Batch
 
 NOT_COUNTED = -100
-"""Label of an image that is not counted."""
+"""Label of an example that is not counted."""
 
 
 def counter(classes: int) -> MulticlassStatScores:
@@ -27,16 +27,16 @@ def counter(classes: int) -> MulticlassStatScores:
 
 
 def filled(batch: Batch) -> Batch:
-    """Return a batch with a blank image if it has none.
+    """Return a batch with one blank input if it has none.
 
     Examples:
         >>> batch = Batch(torch.empty(0, 3, 8, 8), torch.empty(0), torch.empty(0))
-        >>> filled(batch).images.shape
+        >>> filled(batch).inputs.shape
         torch.Size([1, 3, 8, 8])
     """
-    if len(batch.images):
+    if len(batch.inputs):
         return batch
-    return batch._replace(images=batch.images.new_zeros(1, *batch.images.shape[1:]))
+    return batch._replace(inputs=batch.inputs.new_zeros(1, *batch.inputs.shape[1:]))
 
 
 class SideBySide(nn.Module):

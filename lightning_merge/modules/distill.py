@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader
 
 from lightning_merge.core.checkpoints.digests import file_hash
 from lightning_merge.core.checks import require_choice, require_in
-from lightning_merge.data.dataset import Batch, TaskImages, loader
+from lightning_merge.data.dataset import Batch, TaskInputs
+from lightning_merge.data.order import loader
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.finetune import FineTune
 from lightning_merge.modules.heads import (
@@ -172,7 +173,7 @@ class Distill(FineTune):
         heads = fitting_heads(self.teacher.heads, self.data, encoder)
         for task in self.data.seen:
             head = heads[task].to(self.device)
-            images = self.data.images(task, self.data.fit_on)
+            images = self.data.inputs(task, self.data.fit_on)
             self.teacher_logits[task] = shared_logits(
                 self,
                 nn.Sequential(encoder, head),
@@ -182,7 +183,7 @@ class Distill(FineTune):
             )
         encoder.cpu()
 
-    def _seen_by(self, encoder: Encoder, images: TaskImages) -> DataLoader[Batch]:
+    def _seen_by(self, encoder: Encoder, images: TaskInputs) -> DataLoader[Batch]:
         """Return this process's batches of the same images, prepared for another encoder."""
         own = self.data.kept.prepared_for(encoder.preprocess, images)
         size, workers = self.data.eval_batch_size, self.data.num_workers

@@ -103,7 +103,7 @@ class Evaluate(TaskModule):
         self._load(dataloader_idx)
         if self.network is None:
             return super().through_heads(batch, dataloader_idx, heads)
-        task, images = self.data.evaluated[dataloader_idx], filled(batch).images
+        task, images = self.data.evaluated[dataloader_idx], filled(batch).inputs
         return [self.network.logits(task, images, head) for head in heads]
 
     def batch_features(self, batch: Batch, dataloader_idx: int) -> Tensor:
@@ -111,7 +111,7 @@ class Evaluate(TaskModule):
         self._load(dataloader_idx)
         if self.network is None:
             return super().batch_features(batch, dataloader_idx)
-        return self.network.features(self.data.evaluated[dataloader_idx], filled(batch).images)
+        return self.network.features(self.data.evaluated[dataloader_idx], filled(batch).inputs)
 
     def _load(self, dataloader_idx: int) -> None:
         file = self.candidate.file(self.data.evaluated[dataloader_idx])

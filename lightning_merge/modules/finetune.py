@@ -158,42 +158,44 @@ class FineTune(TaskModule):
             self.open_heads(self.heads_files)
             return
         for task, classes in self.data.classes.items():
-            self.heads[task] = nn.Linear(self.encoder.dim, len(classes))
+            examples, _ = self.data.division.part(task, "train")
+            width = self.encoder.width(self.preprocess.shape(examples.parts, examples.answers))
+            self.heads[task] = nn.Linear(width, len(classes))
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Leave training images to `training_step`, which augments and normalises them."""
+        """Leave training batches to `training_step`, which augments and finishes them."""
         if self.trainer.training:
             return batch
         return super().on_after_batch_transfer(batch, dataloader_idx)
 
     def augmented(self, task: str, batch: Batch, batch_idx: int) -> Batch:
-        """Augment and normalise a task's training batch.
+        """Augment and finish a task's training batch.
 
         The augmentation depends only on the run's seed, the task, the epoch, the step and the
         process.
         """
-        images = batch.images
+        inputs = batch.inputs
         if self.augment is not None:
             when = (str(self.current_epoch), str(batch_idx))
             draws = Draws(generator_for(self._seed, "augment", task, *when), self.ranks)
-            images = self.augment(images, mirror=task_spec(task).mirror, draws=draws)
-        return batch._replace(images=self.preprocess.normalize(images))
+            inputs = self.augment(inputs, mirror=task_spec(task).mirror, draws=draws)
+        return batch._replace(inputs=self.preprocess.finish(inputs))
 
     def training_step(self, batch: Mapping[str, Batch], batch_idx: int) -> Tensor:
-        """Return the mean loss over the images of all tasks."""
+        """Return the mean loss over the examples of all tasks."""
         batch = {task: self.augmented(task, b, batch_idx) for task, b in batch.items()}
-        total, images = torch.zeros((), device=self.device), 0
+        total, count = torch.zeros((), device=self.device), 0
         for task, features in self.task_features(batch).items():
             logits = self.heads[task](features).float()
             total = total + self.summed_loss(task, logits, batch[task])
-            images += len(logits)
+            count += len(logits)
             self.counts("train", task).update(logits.detach(), batch[task].labels)
-        loss = total / images
-        self.log("train/loss", loss, prog_bar=True, batch_size=images, sync_dist=True)
+        loss = total / count
+        self.log("train/loss", loss, prog_bar=True, batch_size=count, sync_dist=True)
         return loss
 
     def summed_loss(self, task: str, logits: Tensor, batch: Batch) -> Tensor:
-        """Return the summed cross-entropy of one task's images."""
+        """Return the summed cross-entropy of one task's examples."""
         return F.cross_entropy(
             logits, batch.labels, reduction="sum", label_smoothing=self.label_smoothing
         )

@@ -192,7 +192,9 @@ def fitting_heads(
                 "add it, or remove the file where heads are made from the base"
             )
         head, file = opened[task], head_file(heads, task)
-        sizes, wanted = (head.num_classes, head.dim), (len(data.classes[task]), encoder.dim)
+        examples, _ = data.division.part(task, "train")
+        width = encoder.width(encoder.preprocess.shape(examples.parts, examples.answers))
+        sizes, wanted = (head.num_classes, head.dim), (len(data.classes[task]), width)
         if sizes != wanted:
             raise InputError(
                 f"heads={file!r}: the head of {task!r} has (classes, width) {sizes}, the data "

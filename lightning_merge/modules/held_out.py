@@ -1,4 +1,4 @@
-"""Unlabelled held-out images of a run, for BatchNorm and for methods that see images."""
+"""Unlabelled held-out examples of a run, for BatchNorm and for methods that see inputs."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -15,6 +15,7 @@ from lightning_merge.core.networks.batch_norm import (
     recalibrated,
     statistics_differ,
 )
+from lightning_merge.core.networks.joined import joined
 from lightning_merge.core.seeding import generator_for, run_seed
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.methods.base import Method, Resources, Weights
@@ -58,33 +59,33 @@ def check_count(data: MergeDataModule) -> None:
         InputError: There are fewer than two.
 
     Examples:
-        >>> check_count(MergeDataModule(source="drawn", unlabelled_images=1))
+        >>> check_count(MergeDataModule(source="drawn", unlabelled_inputs=1))
         Traceback (most recent call last):
             ...
-        lightning_merge.core.errors.InputError: data.unlabelled_images=1: BatchNorm statistics ...
+        lightning_merge.core.errors.InputError: data.unlabelled_inputs=1: BatchNorm statistics ...
     """
-    if data.unlabelled_images < 2:
+    if data.unlabelled_inputs < 2:
         raise InputError(
-            f"data.unlabelled_images={data.unlabelled_images}: BatchNorm statistics need at least "
+            f"data.unlabelled_inputs={data.unlabelled_inputs}: BatchNorm statistics need at least "
             "two images; give a hundred or more"
         )
 
 
 class HeldOut:
-    """Unlabelled held-out images of every seen task: all that merging may see of the data.
+    """Unlabelled held-out examples of every seen task: all that merging may see of the data.
 
     They are sampled once, with the run's seed, when they are first used.
 
     Args:
-        encoder: The network; images are moved to its device.
+        encoder: The network; inputs are moved to its device.
         data: The tasks.
         heads: Frozen head of every task.
 
     Examples:
         >>> from lightning_merge.models import MiniViT
-        >>> data = MergeDataModule(source="drawn", tasks=["drawn_hues"], unlabelled_images=4)
+        >>> data = MergeDataModule(source="drawn", tasks=["drawn_hues"], unlabelled_inputs=4)
         >>> held_out = HeldOut(MiniViT(depth=1), data, heads={})
-        >>> held_out.images["drawn_hues"].shape
+        >>> held_out.inputs["drawn_hues"].shape
         torch.Size([4, 3, 32, 32])
     """
 
@@ -94,40 +95,40 @@ class HeldOut:
         self.encoder, self.data, self.heads = encoder, data, heads
 
     @cached_property
-    def images(self) -> dict[str, Tensor]:
-        """Images by task, uint8 [n, 3, s, s]."""
+    def inputs(self) -> dict[str, Tensor]:
+        """Examples by task, [n, ...], before `Preprocess.finish` (images: uint8 [n, 3, s, s])."""
         self.data.preprocess = self.encoder.preprocess
         return self.data.unlabelled_by_task(seed=run_seed())
 
     def __len__(self) -> int:
-        """Return the number of images of all tasks."""
-        return sum(map(len, self.images.values()))
+        """Return the number of examples of all tasks."""
+        return sum(map(len, self.inputs.values()))
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of all images."""
+        """SHA-256 of all examples."""
         digest = hashlib.sha256()
-        for images in self.images.values():
-            digest.update(images.numpy().tobytes())
+        for inputs in self.inputs.values():
+            digest.update(inputs.numpy().tobytes())
         return digest.hexdigest()
 
     def resources(self, method: Method) -> Resources:
-        """Return the network and, if the method needs them, normalised images and heads."""
+        """Return the network and, if the method needs them, its inputs and heads."""
         given = Resources(self.encoder.backbone, project=self.encoder.project, scope="changed")
         needs = method.requirements().needs
-        if Needs.IMAGES in needs:
-            batches = {task: self._normal(images) for task, images in self.images.items()}
+        if Needs.INPUTS in needs:
+            batches = {task: self._finished(inputs) for task, inputs in self.inputs.items()}
             given = given._replace(batches=batches)
         heads = {task: head for task, head in self.heads.items() if task in self.data.tasks}
         return given._replace(heads=heads) if Needs.HEADS in needs else given
 
     def recalibrate(self, weights: Weights, task: str | None = None) -> dict[str, Tensor]:
-        """Return weights with BatchNorm statistics of one task's images, or of all tasks'."""
-        images = torch.cat([*self.images.values()]) if task is None else self.images[task]
-        order = torch.randperm(len(images), generator=generator_for(0, "recalibrate"))
-        batches = images[order].tensor_split(-(-len(images) // RECALIBRATION_BATCH))
+        """Return weights with BatchNorm statistics of one task's inputs, or of all tasks'."""
+        inputs = joined(self.inputs.values()) if task is None else self.inputs[task]
+        order = torch.randperm(len(inputs), generator=generator_for(0, "recalibrate"))
+        batches = inputs[order].tensor_split(-(-len(inputs) // RECALIBRATION_BATCH))
         with torch.autocast(self._device.type, enabled=False):
-            return recalibrated(self.encoder.backbone, weights, map(self._normal, batches))
+            return recalibrated(self.encoder.backbone, weights, map(self._finished, batches))
 
     def notes(self, choice: BatchNorm | Literal["both"], recalibrate: bool) -> list[str]:
         """Return what a table says of the BatchNorm statistics of merged networks.
@@ -157,5 +158,5 @@ class HeldOut:
     def _device(self) -> torch.device:
         return next(self.encoder.parameters()).device
 
-    def _normal(self, images: Tensor) -> Tensor:
-        return self.encoder.preprocess.normalize(images.to(self._device))
+    def _finished(self, inputs: Tensor) -> Tensor:
+        return self.encoder.preprocess.finish(inputs.to(self._device))

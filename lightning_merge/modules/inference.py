@@ -29,9 +29,10 @@ def outputs(
         The unchanged batch, and outputs [n, ...] in float32 on the device.
 
     Examples:
+        >>> from lightning_merge.models import ImagePreprocess
         >>> images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
         >>> batch = Batch(images, labels=torch.tensor([0, 1]), index=torch.arange(2))
-        >>> preprocess = Preprocess(size=4, mean=(0.5,) * 3, std=(0.5,) * 3)
+        >>> preprocess = ImagePreprocess(size=4, mean=(0.5,) * 3, std=(0.5,) * 3)
         >>> cpu = torch.device("cpu")
         >>> [(_, means)] = outputs(lambda x: x.mean((2, 3)), preprocess, [batch], cpu)
         >>> means.tolist()
@@ -39,7 +40,7 @@ def outputs(
     """
     for batch in batches:
         if len(batch.index):  # a process without a batch left gets an empty one
-            yield batch, network(preprocess.normalize(batch.images.to(device))).float()
+            yield batch, network(preprocess.finish(batch.inputs.to(device))).float()
 
 
 def shared_logits(
@@ -63,11 +64,12 @@ def shared_logits(
 
     Examples:
         >>> from lightning.pytorch import Trainer
+        >>> from lightning_merge.models import ImagePreprocess
         >>> module = LightningModule()
         >>> module.trainer = Trainer(accelerator="cpu", logger=False)
         >>> images = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 4, 4)
         >>> batch = Batch(images, labels=torch.tensor([0, 0]), index=torch.tensor([1, 0]))
-        >>> preprocess = Preprocess(size=4, mean=(0.5,) * 3, std=(0.5,) * 3)
+        >>> preprocess = ImagePreprocess(size=4, mean=(0.5,) * 3, std=(0.5,) * 3)
         >>> shared_logits(module, lambda x: x.mean((2, 3)), preprocess, [batch], (2, 3)).tolist()
         [[1.0, 1.0, 1.0], [-1.0, -1.0, -1.0]]
     """

@@ -9,8 +9,11 @@ from lightning_merge.core.device import run_device
 from lightning_merge.core.errors import InputError
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.data.prompts import prompts
+from lightning_merge.data.tasks import task_spec
 from lightning_merge.models.encoder import Encoder
-from lightning_merge.models.heads import Head, class_mean_head, linear_probe_head
+from lightning_merge.models.heads import Head, LinearHead, class_mean_head, linear_probe_head
+from lightning_merge.models.text_encoder import TextEncoder
+from lightning_merge.modules.expert_heads import expert_head
 from lightning_merge.modules.inference import outputs
 from lightning_merge.modules.zoo import Zoo
 
@@ -48,6 +51,10 @@ def make_heads(
         >>> dict(make_heads(zoo, encoder, data, ["pets"]))["pets"].classes
         ('cat', 'dog')
     """
+    if encoder.ranks:  # the scores of answers are the logits
+        sizes = {task: torch.eye(len(data.classes[task])) for task in tasks}
+        yield from ((t, LinearHead(size).named(data.classes[t])) for t, size in sizes.items())
+        return
     if zoo.make_heads == "zero_shot":
         from lightning_merge.models.text_heads import zero_shot_heads
 
@@ -60,6 +67,10 @@ def make_heads(
             raise InputError(f"zoo.text: {fault}") from fault
         yield from ((task, head.named(data.classes[task])) for task, head in made.items())
         return
+    if zoo.make_heads == "experts":
+        own = [task for task in tasks if task in data.seen]
+        yield from ((task, _of_expert(zoo, encoder, data, task)) for task in own)
+        tasks = [task for task in tasks if task not in own]
     encoder.load(zoo.base)
     for task in tasks:
         features, labels = base_features(encoder, data, task)
@@ -69,6 +80,17 @@ def make_heads(
         else:
             scale = zoo.head_scale
             yield task, class_mean_head(features, labels, len(classes), scale, classes=classes)
+
+
+def _of_expert(zoo: Zoo, encoder: Encoder, data: MergeDataModule, task: str) -> Head:
+    """Return the head that the expert of a task has."""
+    if not isinstance(encoder, TextEncoder):
+        raise InputError(
+            f"zoo.make_heads='experts': {type(encoder).__name__} reads images, whose experts are "
+            "published without heads; choose class_means, linear_probe or zero_shot"
+        )
+    classes = data.classes[task]
+    return expert_head(zoo.expert(task), task_spec(task), classes, encoder.backbone.pooling)
 
 
 def base_features(encoder: Encoder, data: MergeDataModule, task: str) -> tuple[Tensor, Tensor]:
@@ -95,7 +117,7 @@ def base_features(encoder: Encoder, data: MergeDataModule, task: str) -> tuple[T
     """
     device = run_device()
     encoder.to(device).eval()
-    images = data.images(task, "train")
+    images = data.inputs(task, "train")
     batches = images.batches(data.eval_batch_size, f"features of {task} for its head")
     parts = outputs(encoder, encoder.preprocess, batches, device)
     features = torch.cat([part.cpu() for _, part in parts])

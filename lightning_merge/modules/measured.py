@@ -22,9 +22,10 @@ class Measured(NamedTuple):
             `Answers`; a row for each network.
         joint: Fraction of right predictions among the classes of all tasks, if it was measured.
         distance: Distance of the features from the base's by task, if it was measured.
+        beside: What the field measures beside accuracy, by column, such as "wikiqa AUC".
 
     Examples:
-        >>> measured = Measured({"cars": 0.5}, {"cars": 4}, {"cars": 8}, {}, {}, {})
+        >>> measured = Measured({"cars": 0.5}, {"cars": 4}, {"cars": 8}, {}, {}, {}, {})
         >>> measured.average, measured.shares
         (0.5, '4 of 8 images of cars')
     """
@@ -35,6 +36,7 @@ class Measured(NamedTuple):
     right: dict[str, Tensor]
     joint: dict[str, float]
     distance: dict[str, float]
+    beside: dict[str, float]
 
     @property
     def average(self) -> float:
@@ -61,12 +63,16 @@ class Measured(NamedTuple):
         """Return the means of passes over the same images by different networks."""
 
         def means(values: Sequence[dict[str, float]]) -> dict[str, float]:
-            return {task: fmean(value[task] for value in values) for task in values[0]}
+            return {t: fmean(v[t] for v in values if t in v) for t in values[0]}
 
         first = passes[0]
         right = {task: torch.cat([p.right[task] for p in passes]) for task in first.right}
-        accuracy, distance = ([getattr(p, w) for p in passes] for w in ("accuracy", "distance"))
-        return first._replace(accuracy=means(accuracy), right=right, distance=means(distance))
+        return first._replace(
+            right=right,
+            accuracy=means([one.accuracy for one in passes]),
+            distance=means([one.distance for one in passes]),
+            beside=means([one.beside for one in passes]),
+        )
 
     def averages(self, tasks: Sequence[str], out_of_domain: Sequence[str]) -> dict[str, float]:
         """Return the averages of what was measured, by name: see `averaged_tasks`, and joint.

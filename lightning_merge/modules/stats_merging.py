@@ -53,9 +53,9 @@ def by_confidence(logits: Tensor, start: float, stop: float) -> Tensor:
 class StatsMerging(CoefficientModule):
     """Coefficients of a StatsMergeLearner trained by distillation (StatsMerging, section 3).
 
-    Expert k labels the held-out images of task k once. The network that is merged by the learner's
-    coefficients is trained to agree, with frozen heads. True labels are used only if `loss` is
-    "labels".
+    Expert k labels the held-out examples of task k once. The network that is merged by the
+    learner's coefficients is trained to agree, with frozen heads. True labels are used only if
+    `loss` is "labels".
 
     Args:
         encoder: Architecture of the base and the experts.
@@ -97,7 +97,7 @@ class StatsMerging(CoefficientModule):
     end_counts: ClassVar[bool] = False
     facts: ClassVar[Facts] = Facts(
         reference="StatsMerging 2025",
-        needs=Needs.IMAGES_OF_EVERY_TASK | Needs.HEADS,
+        needs=Needs.INPUTS_OF_EVERY_TASK | Needs.HEADS,
         readings=3,
         work="training of a small network that sees statistics of the weights",
         memory="all task vectors and a merged network",
@@ -140,7 +140,7 @@ class StatsMerging(CoefficientModule):
         self.loss, self.learning_rate, self.confidence = loss, learning_rate, tuple(confidence)
         self.step_size, self.gamma = step_size, gamma
         labelled = Needs.LABELS in self.requirements().needs
-        self.note = "fitted on true labels of held-out images" if labelled else ""
+        self.note = "fitted on true labels of held-out examples" if labelled else ""
         self.teacher_logits: dict[str, Tensor] = {}
 
     def hyperparameters(self) -> dict[str, Any]:
@@ -185,7 +185,7 @@ class StatsMerging(CoefficientModule):
             lambda images: self.heads[task](self.encoder.functional(expert, images)),
             self.preprocess,
             self.data.shares(task, "coefficients"),
-            (len(self.data.images(task, "coefficients")), len(self.data.classes[task])),
+            (len(self.data.inputs(task, "coefficients")), len(self.data.classes[task])),
         )
 
     def task_loss(self, task: str, logits: Tensor, batch: Batch) -> Tensor:

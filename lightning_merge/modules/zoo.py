@@ -57,7 +57,9 @@ class Zoo:
         heads: File of the frozen heads of all tasks, or one file per task, given like the experts,
             such as the published `head_{task}.pt`; these must exist. `hf:...` is a file on the Hub.
         make_heads: How to make missing heads: from the class means of the base's features of the
-            train split, by logistic regression on these features, or from prompts by a text tower.
+            train split, by logistic regression on these features, from prompts by a text tower, or
+            by taking those that published experts of text have ("experts"), where tasks without
+            an expert get class means.
         head_scale: Factor of the cosines of class-mean heads.
         text: Text tower of zero-shot heads.
         base_recipe: Config of the run that makes a missing base.
@@ -77,7 +79,7 @@ class Zoo:
     base: str
     experts: str | dict[str, str]
     heads: HeadFiles
-    make_heads: Literal["class_means", "linear_probe", "zero_shot"] = "class_means"
+    make_heads: Literal["class_means", "linear_probe", "zero_shot", "experts"] = "class_means"
     head_scale: float = 20.0
     text: TextTower = field(default_factory=TextTower)
     base_recipe: str | None = None

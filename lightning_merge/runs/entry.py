@@ -112,7 +112,7 @@ class Entry:
         """Yield the notes that describe a table row."""
         yield brief(method)
         facts = method.requirements()
-        if Needs.IMAGES in facts.needs:
-            yield f"sees {len(self.module.held_out)} unlabelled held-out images"
+        if Needs.INPUTS in facts.needs:
+            yield f"sees {len(self.module.held_out)} unlabelled held-out examples"
         if facts.told_task:
             yield "is told the task of every image"

@@ -101,7 +101,7 @@ class ZooHeads:
         if self.are_given():
             return
         path = Path(str(self.files))
-        wanted = {task: self.made_from(data, task, inputs) for task in self.tasks}
+        wanted = {task: self.made_from(encoder, data, task, inputs) for task in self.tasks}
         if not _lacking(path, wanted):
             return
         with locked(path):
@@ -126,7 +126,8 @@ class ZooHeads:
     def _kind(self) -> str:
         """How the heads are made, in words."""
         zoo = self.zoo
-        how: Any = {"class_means": zoo.head_scale, "linear_probe": ""}.get(zoo.make_heads, zoo.text)
+        settings = {"class_means": zoo.head_scale, "linear_probe": "", "experts": zoo.head_scale}
+        how: Any = settings.get(zoo.make_heads, zoo.text)
         kind = f"{zoo.make_heads} {how}".strip()
         if kind.startswith("zero_shot") and resolved(zoo.text.prompts, "zoo.text.prompts") != "own":
             kind += ", prompts of clip-benchmark"
@@ -139,11 +140,15 @@ class ZooHeads:
         used = prompts(task, data.classes[task], self.zoo.text.prompts)
         return {PROMPTS + task: used.source}
 
-    def made_from(self, data: MergeDataModule, task: str, inputs: Mapping[str, str]) -> str:
+    def made_from(
+        self, encoder: Encoder, data: MergeDataModule, task: str, inputs: Mapping[str, str]
+    ) -> str:
         """Return the fingerprint of the inputs of a task's head."""
         zoo, text = self.zoo, self.zoo.text
         made_from: list[Any] = [inputs["base"], inputs[task], zoo.make_heads, zoo.head_scale]
-        made_from += [str(text), data.classes[task]]
+        made_from += [str(text), data.classes[task], encoder.features_of]
+        if zoo.make_heads == "experts" and task in data.seen:
+            made_from.append(file_hash(zoo.expert(task)))
         if zoo.make_heads == "zero_shot":
             used = prompts(task, data.classes[task], text.prompts)
             made_from.append((used.words, used.templates))

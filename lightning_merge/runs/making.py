@@ -140,6 +140,8 @@ class ZooMaker:
             "model.heads": self.zoo.heads,
             **division,
         }
+        if data.division.duplicates == "drop":
+            options["data.apart_from"] = [*data.apart_from]
         for task, stage in self.experts.items():
             own = {**options, **self._seed, **self._teacher(task), "data.tasks": [task]}
             stage.make(fit, own, inputs[task])

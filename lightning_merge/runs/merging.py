@@ -158,7 +158,7 @@ class ZooMerger:
             **self.encoder.described,
         }
         needs = method.requirements().needs
-        if Needs.IMAGES in needs:
+        if Needs.INPUTS in needs:
             about["images"] = self.held_out.digest
         if Needs.HEADS in needs:
             about["heads"] = heads_hash(self.zoo.heads, tasks)

@@ -1,4 +1,4 @@
-"""Tune hyperparameters on held-out images, and test the best once."""
+"""Tune hyperparameters on held-out examples, and test the best once."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -39,7 +39,7 @@ Write = Callable[[Method], Cost]
 
 
 class Tune:
-    """Choose hyperparameters of a merge method on held-out images; test the best once.
+    """Choose hyperparameters of a merge method on held-out examples; test the best once.
 
     The run folder receives config.yaml, splits.json and run.json, the table of trials (trials.json
     and trials.md, updated after every trial), and at the end merged/NAME.safetensors, results.json
@@ -48,7 +48,7 @@ class Tune:
     Args:
         encoder: Architecture of the base and the experts.
         zoo: Files of the base, experts and heads.
-        data: The tasks; trials are scored on all held-out images of the seen tasks.
+        data: The tasks; trials are scored on all held-out examples of the seen tasks.
         method: A merge method or a network method, with the hyperparameters that stay fixed.
         space: Hyperparameter -> its range: {low: 0.05, high: 1.0, log: true}, or a list of
             choices. Those of transforms are written as in LwPTV.prune_ratio.
@@ -221,7 +221,7 @@ class Tune:
         """Merge with the hyperparameters of the best trial."""
         method = self.space.method_at(search.best.point)
         cost, origin = write(method), method.origin()
-        chosen = f"{search.best.text} of {search.total} trials chosen on the held-out images"
+        chosen = f"{search.best.text} of {search.total} trials chosen on the held-out examples"
         chosen += " of the seen tasks" if self.data.unseen else ""
         chosen += f"; {brief(method)}"
         return Candidate(
@@ -233,7 +233,7 @@ class Tune:
         )
 
     def _score(self, write: Write, evaluate: Evaluate, method: Method) -> Score:
-        """Merge and measure on the held-out images."""
+        """Merge and measure on the held-out examples."""
         seconds = write(method).seconds
         evaluate.show(Candidate(self.name, self.file))
         self.trainer.validate(evaluate, datamodule=self.data, verbose=False)
@@ -242,7 +242,7 @@ class Tune:
 
 
 def table(trials: Sequence[Trial], tasks: Sequence[str]) -> str:
-    """Return the markdown table of trials, best first, in percent on the held-out images.
+    """Return the markdown table of trials, best first, in percent on the held-out examples.
 
     Args:
         trials: At least one, in the order of the search.
@@ -255,13 +255,13 @@ def table(trials: Sequence[Trial], tasks: Sequence[str]) -> str:
         | --: | --: | --: | --: | --: | --: |
         | 1 | 0.3 | 75.0 | 90.0 | 60.0 | 1.50 |
         <BLANKLINE>
-        Accuracy on held-out images in percent; no test image took part.
+        Accuracy on held-out examples in percent; no test example took part.
     """
     header = ["trial", *trials[0].point, "average", *tasks, "seconds"]
     ranked = sorted(enumerate(trials, 1), key=lambda pair: -_average(pair[1]))
     rows = [_cells(number, trial, tasks) for number, trial in ranked]
     written = markdown_table(header, rows, ["--:"] * len(header))
-    return f"{written}\n\nAccuracy on held-out images in percent; no test image took part.\n"
+    return f"{written}\n\nAccuracy on held-out examples in percent; no test example took part.\n"
 
 
 def _average(trial: Trial) -> float:

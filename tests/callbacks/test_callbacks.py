@@ -50,7 +50,7 @@ def by_hand(files, encoder, data):
         experts = {task: open_checkpoint(file) for task, file in files.expert.items()}
         if not method.requirements().needs:
             return method(base, experts)
-        images = encoder.preprocess.normalize(data.unlabelled())
+        images = encoder.preprocess.finish(data.unlabelled())
         return method(base, experts, model=encoder.backbone, batches=images)
 
     return merge

@@ -53,7 +53,7 @@ def by_hand(files, data):
             base,
             experts,
             model=encoder.backbone,
-            batches={task: encoder.preprocess.normalize(part) for task, part in sampled.items()},
+            batches={task: encoder.preprocess.finish(part) for task, part in sampled.items()},
             heads=load_heads(files.heads),
             project=encoder.project,
         )
@@ -63,11 +63,11 @@ def by_hand(files, data):
 
 def counted(network, heads, data, task):
     """Fraction of a task's test images that a network gets right, image by image."""
-    images, right = data.images(task, "test"), 0
+    images, right = data.inputs(task, "test"), 0
     for i in range(len(images)):
         batch = images[i]
         with torch.no_grad():
-            logits = network.logits(task, data.preprocess.normalize(batch.images), heads[task])
+            logits = network.logits(task, data.preprocess.finish(batch.inputs), heads[task])
         right += int(logits.argmax()) == int(batch.labels)
     return right / len(images)
 
@@ -191,7 +191,7 @@ def test_statistics_are_measured_where_a_network_needs_them(trainer, resnet, res
             torch.testing.assert_close(own[name], tensor)
             torch.testing.assert_close(member[name], tensor)
         emr = network["emr"]
-        images = resnet.preprocess.normalize(data.unlabelled_by_task()[task])
+        images = resnet.preprocess.finish(data.unlabelled_by_task()[task])
         weights = {**emr.network.state_dict(), **emr.weights(task)}
         measured = recalibrated(MiniResNet(**SMALL).backbone, weights, [images])
         for name, tensor in statistics(emr.weights(task)).items():

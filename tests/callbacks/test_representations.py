@@ -75,7 +75,7 @@ def test_all_candidates_are_compared_with_the_base(trainer, encoder, zoo, files,
     assert all(value > 0 for value in distance["individual"].values())
     assert set(distance) == {"base", "individual", "sml", "emr"}
     rows = torch.randperm(21, generator=generator_of("apart"))[:12]
-    images = encoder.preprocess.normalize(data.images("apart", "test")[rows.tolist()].images)
+    images = encoder.preprocess.finish(data.inputs("apart", "test")[rows.tolist()].inputs)
     with torch.no_grad():
         features = {
             file: MiniViT(**ENCODER).load(file)(images)

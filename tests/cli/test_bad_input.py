@@ -275,7 +275,7 @@ def test_merge_keeps_an_output_that_exists(merge, tmp_path):
 
 
 def test_merge_says_what_a_method_needs(merge):
-    told = "MTies needs a network and unlabelled images: give --encoder and --data.root"
+    told = "MTies needs a network and unlabelled inputs: give --encoder and --data.root"
     expect_refusal(merge(method="MTies"), told)
 
 

@@ -24,15 +24,15 @@ def config(files, root, tmp_path):
         "base": files.base,
         "experts": files.expert,
         "encoder": {"class_path": "MiniViT", "init_args": ENCODER},
-        "data": {"root": str(root), "tasks": list(TASKS), "unlabelled_images": 9},
+        "data": {"root": str(root), "tasks": list(TASKS), "unlabelled_inputs": 9},
     }
     path.write_text(yaml.safe_dump(content))
     return path
 
 
 def images_for(encoder, data):
-    data.unlabelled_images, data.preprocess = 9, encoder.preprocess
-    return encoder.preprocess.normalize(data.unlabelled())
+    data.unlabelled_inputs, data.preprocess = 9, encoder.preprocess
+    return encoder.preprocess.finish(data.unlabelled())
 
 
 @pytest.mark.parametrize("layer_inputs", ["merged", "base"])
@@ -112,7 +112,7 @@ def test_images_of_tasks_without_expert_are_left_out(run, config, files, data, t
     result = run("mergeability", "--config", config, "--output", tmp_path / "found")
     assert result.code == 0, result.err
     encoder = MiniViT(**ENCODER)
-    data.unlabelled_images, data.preprocess = 9, encoder.preprocess
+    data.unlabelled_inputs, data.preprocess = 9, encoder.preprocess
     data.only([task])
     sampled = data.unlabelled_by_task()
     assert others
@@ -121,7 +121,7 @@ def test_images_of_tasks_without_expert_are_left_out(run, config, files, data, t
         open_checkpoint(files.base),
         opened,
         encoder.backbone,
-        encoder.preprocess.normalize(sampled[task]),
+        encoder.preprocess.finish(sampled[task]),
     )
     found = json.loads((tmp_path / "found" / FILES[0]).read_text())
     assert found["images"] == {task: len(sampled[task])}

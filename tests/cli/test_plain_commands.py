@@ -189,7 +189,7 @@ def test_merge_by_a_config_and_with_images(merge, files, root, tmp_path, data):
         open_checkpoint(files.base),
         {task: open_checkpoint(file) for task, file in files.expert.items()},
         model=encoder.backbone,
-        batches=encoder.preprocess.normalize(data.unlabelled()),
+        batches=encoder.preprocess.finish(data.unlabelled()),
     )
     assert all(torch.equal(written[tensor], expected[tensor]) for tensor in expected)
 

@@ -296,7 +296,7 @@ def features(zoo, images, task, split):
     network.load(visual)
     places = sorted((images / task / split).glob("*/*.png"))
     pixels = [network.preprocess.transform()(Image.open(place)) for place in places]
-    found = F.normalize(network(network.preprocess.normalize(torch.stack(pixels))))
+    found = F.normalize(network(network.preprocess.finish(torch.stack(pixels))))
     return found, torch.tensor([TASKS[task].index(place.parent.name) for place in places])
 
 

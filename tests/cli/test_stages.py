@@ -15,7 +15,7 @@ from tiny_zoo import CLASSES, ENCODER, TASKS, TRAINER, picture
 from lightning_merge.core.checkpoints.checkpoint import file_hash, open_checkpoint, save_checkpoint
 from lightning_merge.core.errors import InputError, InputWarning
 from lightning_merge.data.datamodule import MergeDataModule
-from lightning_merge.data.dataset import TaskImages
+from lightning_merge.data.dataset import TaskInputs
 from lightning_merge.models.head_files import load_heads
 from lightning_merge.models.mini_vit import MiniViT
 from lightning_merge.modules import make_heads
@@ -108,8 +108,8 @@ def test_heads_experts_and_the_merge_share_decoded_images(fit, own_files, tmp_pa
         assert fit() == {*TASKS, "heads"}
         return [file_hash(file) for file in (*own_files.expert.values(), own_files.heads)]
 
-    decoded, original = [], TaskImages._decode
-    monkeypatch.setattr(TaskImages, "_decode", lambda *a: decoded.append(a) or original(*a))
+    decoded, original = [], TaskInputs._decode
+    monkeypatch.setattr(TaskInputs, "_decode", lambda *a: decoded.append(a) or original(*a))
     made, count = make_all(), len(decoded)
     assert count
     assert [*tmp_path.rglob(".images")] == [tmp_path / ".images"]  # beside the run folder
@@ -309,14 +309,15 @@ def test_a_missing_multi_task_network_without_a_recipe(run, config, own_files, o
 def test_zero_shot_heads_depend_on_names_and_the_text_tower(data, tmp_path):
     tower = tmp_path / "tower"
     tower.write_text("one")
+    encoder = MiniViT(depth=1)
     zoo = Zoo("b", "{task}", "h", "zero_shot", text=TextTower(weights=str(tower)))
     inputs = dict.fromkeys(["base", *TASKS], "hash")
     data.load()
-    marks = [ZooHeads(zoo, ["reds"]).made_from(data, "reds", inputs)]
+    marks = [ZooHeads(zoo, ["reds"]).made_from(encoder, data, "reds", inputs)]
     tower.write_text("other")
-    marks.append(ZooHeads(zoo, ["reds"]).made_from(data, "reds", inputs))
+    marks.append(ZooHeads(zoo, ["reds"]).made_from(encoder, data, "reds", inputs))
     data.classes["reds"] = ("night", "day")
-    marks.append(ZooHeads(zoo, ["reds"]).made_from(data, "reds", inputs))
+    marks.append(ZooHeads(zoo, ["reds"]).made_from(encoder, data, "reds", inputs))
     assert len(set(marks)) == 3
 
 

@@ -204,7 +204,7 @@ def test_batches_are_counted_as_they_are_loaded(root, sampling, size):
         zip(TASKS, map(len, data.test_dataloader()), strict=True)
     )
     for processes in (1, 2, 3, 9):
-        images = {task: data._fit_images(task) for task in TASKS}
+        images = {task: data._fit_inputs(task) for task in TASKS}
         loaders = fit_loaders(
             images, size, proportional=sampling == "proportional", seed=0, num_workers=0,
             ranks=Ranks(0, processes),

@@ -84,7 +84,7 @@ def test_the_best_trial_is_merged_and_tested_beside_the_bounds(tune, files, tmp_
     assert all(torch.equal(merged[name], expected[name]) for name in expected)
     results = json.loads((tmp_path / "run" / "results.json").read_text())["candidates"]
     assert [*results] == ["base", "individual", "ties_tuned"]
-    assert "of 4 trials chosen on the held-out images" in results["ties_tuned"]["note"]
+    assert "of 4 trials chosen on the held-out examples" in results["ties_tuned"]["note"]
     table = (tmp_path / "run" / "trials.md").read_text().splitlines()
     averages = [float(line.split("|")[4]) for line in table[2:6]]
     assert averages == sorted(averages, reverse=True)
@@ -185,7 +185,7 @@ def test_a_method_gets_the_images_that_it_needs(tune, files, data, tmp_path):
         open_checkpoint(files.base),
         {task: open_checkpoint(file) for task, file in files.expert.items()},
         model=encoder.backbone,
-        batches=encoder.preprocess.normalize(data.unlabelled(seed=3)),
+        batches=encoder.preprocess.finish(data.unlabelled(seed=3)),
     )
     merged = open_checkpoint(tmp_path / "run" / "merged" / "mties_tuned.safetensors")
     assert all(torch.equal(merged[name], expected[name]) for name in expected)
@@ -233,7 +233,7 @@ def test_statistics_of_batch_norm_are_those_of_held_out_images(
     data.preprocess = encoder.preprocess
     merged = Average()(weights["base"], {task: weights[task] for task in TASKS})
     if recalibrate:
-        images = encoder.preprocess.normalize(data.unlabelled(seed=3))
+        images = encoder.preprocess.finish(data.unlabelled(seed=3))
         merged = recalibrated(encoder.backbone, merged, [images])
     found = open_checkpoint(tmp_path / "run" / "merged" / "average_tuned.safetensors")
     for name, tensor in merged.items():

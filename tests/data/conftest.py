@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from lightning_merge.data import MergeDataModule
-from lightning_merge.models.preprocess import Preprocess
+from lightning_merge.models.image_preprocess import ImagePreprocess
 
 
 def make_picture(number, *shape):
@@ -40,7 +40,7 @@ def make_task(tmp_path):
 
 @pytest.fixture
 def preprocess():
-    return Preprocess(size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
+    return ImagePreprocess(size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
 @pytest.fixture

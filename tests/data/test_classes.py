@@ -43,14 +43,14 @@ def test_a_class_without_test_images_is_named_once(make_task, preprocess, absent
             (root / "t" / "test" / name).mkdir()
     data = MergeDataModule(str(root), tasks=["t"])
     data.preprocess = preprocess
-    named = rf"'t': test has no image of {len(absent)} of 3 classes \({', '.join(absent)}\)"
+    named = rf"'t': test has no example of {len(absent)} of 3 classes \({', '.join(absent)}\)"
     with pytest.warns(InputWarning, match=named) as told:
         data.load()
     data.load()
     assert len(told) == 1
     assert data.classes["t"] == ("a", "b", "c")
     here = [i for i, name in enumerate("abc") if name not in absent]
-    assert data.images("t", "test").labels.tolist() == [i for i in here for _ in range(3)]
+    assert data.inputs("t", "test").labels.tolist() == [i for i in here for _ in range(3)]
 
 
 def test_a_class_of_test_alone_is_an_error(make, root):
@@ -73,7 +73,7 @@ def test_an_empty_class_of_train_is_an_error(make, root):
         make()
 
 
-@pytest.mark.filterwarnings("ignore:task 't'. test has no image")
+@pytest.mark.filterwarnings("ignore:task 't'. test has no example")
 @pytest.mark.parametrize("order", [("b", "a", "c"), ("c", "b"), ("a",), ("c", "a", "b")])
 def test_test_labels_get_the_numbers_of_train(order):
     train = ("a", "b", "c")
@@ -188,7 +188,7 @@ def test_strings_of_the_hub_in_two_forms(tmp_path, picture):
         saved.save_to_disk(tmp_path / DECOMPOSED / split)
     assert HubData(str(tmp_path)).tasks() == [COMPOSED]
     data = MergeDataModule(str(tmp_path), source="huggingface", tasks=[COMPOSED])
-    with pytest.warns(InputWarning, match=r"test has no image of 1 of 2 classes \(abc\)"):
+    with pytest.warns(InputWarning, match=r"test has no example of 1 of 2 classes \(abc\)"):
         data.load()
     assert data.classes[COMPOSED] == ("abc", COMPOSED)
     assert data.division.part(COMPOSED, "test")[0].labels.tolist() == [1, 1, 1]

@@ -232,14 +232,14 @@ def test_only_test_images_are_corrupted(make, tmp_path):
     for task in clean.tasks:
         for part in ("train", "validation", "coefficients", "test"):
             one, other = (
-                data.images(task, part)[list(range(len(clean.images(task, part))))]
+                data.inputs(task, part)[list(range(len(clean.inputs(task, part))))]
                 for data in (clean, noisy)
             )
             assert torch.equal(one.labels, other.labels)
-            assert torch.equal(one.images, other.images) == (part != "test")
+            assert torch.equal(one.inputs, other.inputs) == (part != "test")
     again = make(image_cache=folder)  # what was kept on disk is clean
     assert torch.equal(
-        again.images("one", "test")[[3]].images, clean.images("one", "test")[[3]].images
+        again.inputs("one", "test")[[3]].inputs, clean.inputs("one", "test")[[3]].inputs
     )
 
 
@@ -247,11 +247,11 @@ def test_only_test_images_are_corrupted(make, tmp_path):
 def test_batches_and_processes_do_not_matter(make, memory):
     corruption = Corruption("motion_blur", 2)
     whole, single = (make(corruption=corruption, cache_gib=memory) for _ in range(2))
-    images = whole.images("two", "test")
+    images = whole.inputs("two", "test")
     images.prepare()
-    together = images[list(range(len(images)))].images
+    together = images[list(range(len(images)))].inputs
     for position in reversed(range(len(images))):
-        assert torch.equal(single.images("two", "test")[position].images[0], together[position])
+        assert torch.equal(single.inputs("two", "test")[position].inputs[0], together[position])
 
 
 def test_the_record_of_splits_is_that_of_clean_images(make, tmp_path):

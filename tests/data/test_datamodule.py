@@ -7,15 +7,15 @@ from lightning.pytorch import LightningModule, Trainer
 
 from lightning_merge.core.errors import InputError
 from lightning_merge.data import Batch, MergeDataModule
-from lightning_merge.data.dataset import TaskImages
-from lightning_merge.models.preprocess import Preprocess
+from lightning_merge.data.dataset import TaskInputs
+from lightning_merge.models.image_preprocess import ImagePreprocess
 
 # Lightning's pytree calls under newer releases of torch
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 
 
 def rows(data, task, part):
-    return data.images(task, part).rows.tolist()
+    return data.inputs(task, part).rows.tolist()
 
 
 # Splits
@@ -25,9 +25,9 @@ def test_parts_are_disjoint_stratified_and_whole(make):
     data = make(validation_fraction=0.2)
     for task in data.tasks:
         parts = [rows(data, task, part) for part in ("train", "validation")]
-        images = data.images(task, "train").examples
+        images = data.inputs(task, "train").examples
         assert sorted(row for part in parts for row in part) == list(range(len(images)))
-        held_out = data.images(task, "validation").labels.bincount().float()
+        held_out = data.inputs(task, "validation").labels.bincount().float()
         assert torch.equal(held_out, (0.2 * images.labels.bincount()).round())
 
 
@@ -93,7 +93,7 @@ def _copy_into(root, split, count=1):
 
 def test_a_copy_in_test_is_an_error_or_left_out(make, root):
     _copy_into(root, "test", 3)
-    with pytest.raises(InputError, match=r"'one': .* image\(s\) are in both .* and test"):
+    with pytest.raises(InputError, match=r"'one': .* example\(s\) are in both .* and test"):
         make()
     data = make(duplicates="drop")
     assert data.record["one"]["left_out"] == 3
@@ -116,33 +116,33 @@ def test_copies_within_train_stay_on_one_side(make, root):
 
 def test_images_draw_on_one_budget(make):
     data = make(cache_gib=33 * 3 * 64 / 2**30)
-    sizes = {task: len(data.images(task, "train")) for task in ("one", "three", "two")}
+    sizes = {task: len(data.inputs(task, "train")) for task in ("one", "three", "two")}
     assert sizes == {"one": 16, "three": 24, "two": 48}
-    assert [data.images(task, "train").cache for task in sizes] == [True, False, False]
+    assert [data.inputs(task, "train").cache for task in sizes] == [True, False, False]
 
 
 def test_another_encoder_decodes_anew(make):
     data = make()
-    assert data.images("one", "test")[0].images.shape[-1] == 8
-    data.preprocess = Preprocess(size=16, mean=(0.5,) * 3, std=(0.5,) * 3)
-    assert data.images("one", "test")[0].images.shape[-1] == 16
+    assert data.inputs("one", "test")[0].inputs.shape[-1] == 8
+    data.preprocess = ImagePreprocess(size=16, mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert data.inputs("one", "test")[0].inputs.shape[-1] == 16
 
 
-def test_unlabelled_images_are_drawn_evenly_from_held_out_ones(make):
-    data = make(unlabelled_images=12)
+def test_unlabelled_inputs_are_drawn_evenly_from_held_out_ones(make):
+    data = make(unlabelled_inputs=12)
     sampled = data.unlabelled()
     assert sampled.shape == (12, 3, 8, 8)
     assert sampled.dtype == torch.uint8
     for task, part in zip(data.tasks, sampled.split(4), strict=True):
-        images = data.images(task, "validation")
+        images = data.inputs(task, "validation")
         pool = {
             image.numpy().tobytes()
-            for image in images.__getitems__(list(range(len(images)))).images
+            for image in images.__getitems__(list(range(len(images)))).inputs
         }
         chosen = {image.numpy().tobytes() for image in part}
         assert len(chosen) == 4
         assert chosen <= pool
-    reverse = make(("three", "two", "one"), unlabelled_images=12).unlabelled()
+    reverse = make(("three", "two", "one"), unlabelled_inputs=12).unlabelled()
     assert torch.equal(torch.cat(sampled.split(4)[::-1]), reverse)
 
 
@@ -155,8 +155,8 @@ def test_only_some_tasks_are_looked_at(make):
         data.only(["two"])
 
 
-def test_unlabelled_images_are_as_many_as_there_are(make):
-    assert len(make(unlabelled_images=1000).unlabelled()) == 4 + 12 + 6
+def test_unlabelled_inputs_are_as_many_as_there_are(make):
+    assert len(make(unlabelled_inputs=1000).unlabelled()) == 4 + 12 + 6
 
 
 def test_loaders_give_each_image_once_in_the_order_of_tasks(make):
@@ -164,7 +164,7 @@ def test_loaders_give_each_image_once_in_the_order_of_tasks(make):
     for task, loader in zip(data.tasks, data.test_dataloader(), strict=True):
         batches = list(loader)
         assert torch.cat([b.index for b in batches]).tolist() == list(range(len(loader.dataset)))
-        assert torch.equal(torch.cat([b.labels for b in batches]), data.images(task, "test").labels)
+        assert torch.equal(torch.cat([b.labels for b in batches]), data.inputs(task, "test").labels)
 
 
 def fit_batches(data):
@@ -180,7 +180,7 @@ def test_a_step_has_a_batch_of_every_task(make):
         assert [len(batch.labels) for batch in step.values()] == [5, 5, 5]
         for task, batch in step.items():
             assert isinstance(batch, Batch)
-            assert torch.equal(batch.labels, data.images(task, "train").labels[batch.index])
+            assert torch.equal(batch.labels, data.inputs(task, "train").labels[batch.index])
 
 
 def test_proportional_sampling(make):
@@ -289,7 +289,7 @@ def test_a_split_of_test_images_is_wanted_where_they_are_measured(make, root):
         ({"coefficient_fraction": "some"}, r"data\.coefficient_fraction='some'"),
         ({"coefficient_fraction": 0.0}, r"data\.coefficient_fraction=0\.0"),
         ({"batch_size": 0}, r"data\.batch_size=0 must be at least 1"),
-        ({"unlabelled_images": 0}, r"data\.unlabelled_images=0 must be at least 1"),
+        ({"unlabelled_inputs": 0}, r"data\.unlabelled_inputs=0 must be at least 1"),
         ({"num_workers": -1}, r"data\.num_workers=-1"),
         ({"cache_gib": -1.0}, r"data\.cache_gib=-1"),
         ({"tasks": ["one", "two", "one"]}, r"names one twice"),
@@ -326,9 +326,9 @@ def test_a_task_too_small_to_divide(make, make_task):
 def test_images_need_a_task_a_part_and_a_preprocessing(make, root):
     for task, part in [("four", "test"), ("one", "val")]:
         with pytest.raises(InputError, match="choose one of"):
-            make().images(task, part)
+            make().inputs(task, part)
     with pytest.raises(InputError, match="preprocess is not set"):
-        MergeDataModule(str(root)).images("one", "test")
+        MergeDataModule(str(root)).inputs("one", "test")
 
 
 # Real data
@@ -339,7 +339,7 @@ def test_the_real_subsets_have_the_counts_of_their_sources(shared):
     counts = json.loads((shared / "data" / "SOURCES.json").read_text())
     eight = ["sun397", "cars", "resisc45", "eurosat", "svhn", "gtsrb", "mnist", "dtd"]
     data = MergeDataModule(str(shared / "data"), tasks=eight)
-    data.preprocess = Preprocess(size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
+    data.preprocess = ImagePreprocess(size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
     data.load()
     for task in eight:
         parts = {
@@ -348,7 +348,7 @@ def test_the_real_subsets_have_the_counts_of_their_sources(shared):
         assert parts["train"] + parts["validation"] == counts[task]["train"]
         assert parts["test"] == counts[task]["test"]
         assert len(data.classes[task]) == counts[task]["classes"]
-        images = data.images(task, "test")
-        assert isinstance(images, TaskImages)
-        assert images.__getitems__([0, len(images) - 1]).images.float().std() > 0
+        images = data.inputs(task, "test")
+        assert isinstance(images, TaskInputs)
+        assert images.__getitems__([0, len(images) - 1]).inputs.float().std() > 0
     assert len(data.unlabelled()) == 128

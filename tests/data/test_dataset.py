@@ -5,8 +5,9 @@ import torch
 
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.ranks import Ranks
-from lightning_merge.data.dataset import SeededOrder, Shares, TaskImages, Unlabelled, loader
+from lightning_merge.data.dataset import TaskInputs, Unlabelled
 from lightning_merge.data.folders import ImageFolders
+from lightning_merge.data.order import SeededOrder, Shares, loader
 
 
 @pytest.fixture
@@ -15,7 +16,7 @@ def images(root, preprocess):
     rows = torch.arange(1, 60, 2)
 
     def make(cache):
-        return TaskImages(examples, rows, preprocess, cache=cache)
+        return TaskInputs(examples, rows, preprocess, cache=cache)
 
     return make
 
@@ -28,8 +29,8 @@ def test_in_memory_or_not_the_images_are_the_same(images):
         ):
             assert torch.equal(one, other)
     batch = kept[4]
-    assert batch.images.shape == (1, 3, 8, 8)
-    assert batch.images.dtype == torch.uint8
+    assert batch.inputs.shape == (1, 3, 8, 8)
+    assert batch.inputs.dtype == torch.uint8
     assert (batch.labels.item(), batch.index.item()) == (0, 4)
     assert kept.labels.tolist() == kept.examples.labels[kept.rows].tolist()
 
@@ -46,9 +47,9 @@ def test_batches_have_every_image_in_order(images):
 
 def test_only_what_is_asked_for_is_decoded_and_once(images, monkeypatch):
     kept, decoded = images(True), []
-    original = TaskImages._decode
+    original = TaskInputs._decode
     monkeypatch.setattr(
-        TaskImages, "_decode", lambda self, p: decoded.append(p) or original(self, p)
+        TaskInputs, "_decode", lambda self, p: decoded.append(p) or original(self, p)
     )
     kept.__getitems__([5, 2, 5])
     assert sorted(decoded) == [2, 5]
@@ -59,13 +60,13 @@ def test_only_what_is_asked_for_is_decoded_and_once(images, monkeypatch):
 
 def test_the_unlabelled_are_the_same_images_decoded_once(images, monkeypatch):
     kept, decoded = images(True), []
-    original = TaskImages._decode
+    original = TaskInputs._decode
     monkeypatch.setattr(
-        TaskImages, "_decode", lambda self, p: decoded.append(p) or original(self, p)
+        TaskInputs, "_decode", lambda self, p: decoded.append(p) or original(self, p)
     )
     labelled, blind = kept[[5, 2, 29]], Unlabelled(kept)[[5, 2, 29]]
     assert sorted(decoded) == [2, 5, 29]
-    assert torch.equal(blind.images, labelled.images)
+    assert torch.equal(blind.inputs, labelled.inputs)
     assert torch.equal(blind.index, labelled.index)
     assert blind.labels.tolist() == [-1] * 3
     assert torch.equal(kept.labels, images(True).labels)
@@ -108,8 +109,8 @@ def test_every_image_once(images, workers):
 def test_an_empty_batch_is_a_batch(images, workers):
     for cache in (True, False):
         *_, last = loader(images(cache), 20, num_workers=workers, ranks=Ranks(2, 3))
-        assert last.images.shape == (0, 3, 8, 8)
-        assert last.images.dtype == torch.uint8
+        assert last.inputs.shape == (0, 3, 8, 8)
+        assert last.inputs.dtype == torch.uint8
         assert len(last.labels) == len(last.index) == 0
 
 

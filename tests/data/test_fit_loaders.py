@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.ranks import Ranks
-from lightning_merge.data.fit_loaders import FitImages, fit_loaders
+from lightning_merge.data.fit_loaders import FitInputs, fit_loaders
 
 # Lightning's pytree calls under newer releases of torch
 pytestmark = [
@@ -79,7 +79,7 @@ def joined(batches, task, field):
 @pytest.mark.parametrize("sampling", ["equal", "proportional"])
 @pytest.mark.parametrize("fit_on", ["train", "coefficients"])
 def test_fit_is_as_if_there_were_no_unseen_tasks(make, sampling, fit_on):
-    options = {"sampling": sampling, "fit_on": fit_on, "batch_size": 3, "unlabelled_images": 8}
+    options = {"sampling": sampling, "fit_on": fit_on, "batch_size": 3, "unlabelled_inputs": 8}
     torch.manual_seed(3)
     some, without = make(unseen=["two"], **options), make(("one", "three"), **options)
     assert (some.tasks, some.seen) == (("one", "two", "three"), ("one", "three"))
@@ -123,13 +123,13 @@ def test_a_transductive_module_gets_test_images_and_no_label(
     assert "transductive_rows" not in written["tasks"]["two"]
     for task in ("one", "three"):
         rows = written["tasks"][task]["transductive_rows"]
-        test = data.images(task, "test")
+        test = data.inputs(task, "test")
         assert len(rows) == round(share * len(test))
         assert (joined(seen, task, "labels") == -1).all()
         index = joined(seen, task, "index")
         assert set(index.tolist()) == set(range(len(rows)))
         expected = test[torch.tensor(rows)[index].tolist()]
-        assert torch.equal(joined(seen, task, "images"), expected.images)
+        assert torch.equal(joined(seen, task, "inputs"), expected.inputs)
         labels = torch.cat([batch.labels for batch in data.shares(task, "test")])
         assert torch.equal(labels, test.examples.labels)
         assert (labels >= 0).all()
@@ -140,8 +140,8 @@ def test_without_being_asked_no_test_image_is_fitted_on(make, record):
     record(data, transductive=True)
     for step in record(data):  # the same data, another module
         for task, batch in step.items():
-            expected = data.images(task, "coefficients")[batch.index.tolist()]
-            assert torch.equal(batch.images, expected.images)
+            expected = data.inputs(task, "coefficients")[batch.index.tolist()]
+            assert torch.equal(batch.inputs, expected.inputs)
             assert torch.equal(batch.labels, expected.labels)
 
 
@@ -150,7 +150,7 @@ def test_validation_stays_held_out_images(make, record):
     record(data, transductive=True)
     data.trainer = None
     for task, loader in zip(data.tasks, data.val_dataloader(), strict=True):
-        assert loader.dataset is data.images(task, "validation")
+        assert loader.dataset is data.inputs(task, "validation")
 
 
 def test_transductive_and_train_images_contradict_each_other(make, record):
@@ -167,11 +167,11 @@ def test_only_chosen_images_are_drawn_and_their_index_stays(make, record):
     data = make(batch_size=2)
     seen = record(data, epochs=3, restrict=CHOSEN)
     for task in data.tasks:
-        images = data.images(task, "coefficients")
+        images = data.inputs(task, "coefficients")
         chosen = CHOSEN.get(task, range(len(images)))
         index = joined(seen, task, "index")
         assert set(index.tolist()) == set(chosen)
-        assert torch.equal(joined(seen, task, "images"), images[index.tolist()].images)
+        assert torch.equal(joined(seen, task, "inputs"), images[index.tolist()].inputs)
         assert torch.equal(joined(seen, task, "labels"), images.labels[index])
         assert len(images) > len(CHOSEN.get(task, []))  # the part itself stays whole
         assert len(torch.cat([b.index for b in data.shares(task, "coefficients")])) == len(images)
@@ -201,7 +201,7 @@ def test_proportional_sizes_are_those_of_what_is_fitted_on(make):
 @pytest.mark.parametrize(
     ("task", "positions", "message"),
     [
-        ("one", [], "'one': none of its 4 images is left to fit on"),
+        ("one", [], "'one': none of its 4 examples is left to fit on"),
         ("one", [0, 4], r"'one': positions must be in \[0, 4\)"),
         ("one", [-1], r"'one': positions must be in \[0, 4\)"),
         ("two", [0], r"data\.seen='two': choose one of one, three"),
@@ -218,7 +218,7 @@ def test_processes_divide_what_was_chosen(make, processes):
     data = make()
     chosen = {"one": [1], "two": [11, 2, 5, 7, 8, 1], "three": [0, 1, 2, 3, 4, 5]}
     images = {
-        task: FitImages(data.images(task, "coefficients"), torch.tensor(positions))
+        task: FitInputs(data.inputs(task, "coefficients"), torch.tensor(positions))
         for task, positions in chosen.items()
     }
 

@@ -26,13 +26,13 @@ def test_images_are_read_as_rgb_whatever_they_are(make_task, picture):
     picture(1, 8, 8).save(folder / "grey.PGM")
     picture(2, 8, 8, 4).save(folder / "with_alpha.png")
     train = ImageFolders(str(root)).load("t", "train")
-    assert {train.image(i).mode for i in range(len(train))} == {"RGB"}
+    assert {train.item(i).mode for i in range(len(train))} == {"RGB"}
     assert len(set(content_hashes(train, "t"))) == len(train)
 
 
 def test_examples_reach_worker_processes(root):
     train = pickle.loads(pickle.dumps(ImageFolders(str(root)).load("one", "train")))
-    assert np.asarray(train.image(3)).shape == (8, 8, 3)
+    assert np.asarray(train.item(3)).shape == (8, 8, 3)
 
 
 def test_litter_of_file_browsers_is_ignored(root):
@@ -98,7 +98,7 @@ def test_a_missing_root(root):
 
 
 def test_an_unknown_source():
-    assert source_names() == ["drawn", "folders", "huggingface", "pool", "torchvision"]
+    assert source_names() == ["drawn", "folders", "huggingface", "pool", "tables", "torchvision"]
     with pytest.raises(InputError, match=r"data\.source='zip' is unknown; choose one of"):
         open_source("zip", "")
 
@@ -120,6 +120,6 @@ def test_broken_files_are_named_while_they_are_hashed(make_task, suffix):
 def test_a_file_that_vanished_is_named(root):
     train = ImageFolders(str(root)).load("one", "train")
     (root / "one" / "train" / "a" / "0.png").unlink()
-    for read in (train.content, train.image):
+    for read in (train.content, train.item):
         with pytest.raises(InputError, match=r"0\.png cannot be read"):
             read(0)

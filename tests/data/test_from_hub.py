@@ -63,7 +63,7 @@ def test_saved_layouts(root, picture, task, train, test):
     assert examples.labels.tolist() == [i % 2 for i in range(train)]
     assert len(set(content_hashes(examples, task))) == train
     if task == "pets":
-        assert np.array_equal(np.asarray(examples.image(3)), np.asarray(picture(3)))
+        assert np.array_equal(np.asarray(examples.item(3)), np.asarray(picture(3)))
     pickle.dumps(examples)
 
 
@@ -71,7 +71,7 @@ def test_a_data_module_of_saved_tasks(root, preprocess):
     data = MergeDataModule(str(root), source="huggingface", tasks=["pets", "rows"])
     data.preprocess = preprocess
     data.load()
-    assert data.images("rows", "test")[5].images.shape == (1, 3, 8, 8)
+    assert data.inputs("rows", "test")[5].inputs.shape == (1, 3, 8, 8)
 
 
 @pytest.mark.parametrize("kind", ["string", "int64"])

@@ -301,8 +301,8 @@ def test_layouts(make, tmp_path, task, sizes, classes, first):
         counts = examples.labels.bincount(minlength=shown)[:shown]
         assert counts.sum() == size
         assert counts.max() - counts.min() <= 1
-        assert examples.image(0).mode == "RGB"
-        assert np.asarray(examples.image(size - 1)).ndim == 3
+        assert examples.item(0).mode == "RGB"
+        assert np.asarray(examples.item(size - 1)).ndim == 3
         has_files = task not in ARRAYS
         place = tmp_path / (task_spec(task).torchvision.folder)
         assert {(place / examples.file(i)).is_file() for i in range(size)} == {has_files}
@@ -337,7 +337,7 @@ def test_images_are_those_that_torchvision_shows(make, tmp_path, task):
     layout, examples = task_spec(task).torchvision, make(task).load(task, "test")
     theirs = getattr(torchvision.datasets, layout.dataset)(str(tmp_path), **layout.test[0])
     for i, (image, label) in enumerate(theirs):
-        assert np.array_equal(np.asarray(examples.image(i)), np.asarray(image.convert("RGB")))
+        assert np.array_equal(np.asarray(examples.item(i)), np.asarray(image.convert("RGB")))
         assert examples.labels[i] == label
 
 
@@ -351,7 +351,7 @@ def test_faces_without_labels_are_refused(make, tmp_path):
 
 
 def test_pixels_are_those_of_the_file(make, tmp_path):
-    image = np.asarray(make("svhn").load("svhn", "train").image(2))
+    image = np.asarray(make("svhn").load("svhn", "train").item(2))
     stored = scipy.io.loadmat(tmp_path / "train_32x32.mat")["X"][..., 2]
     assert np.array_equal(image, stored)
 

@@ -9,8 +9,8 @@ from PIL import Image
 
 from lightning_merge.core.errors import InputError, InputWarning
 from lightning_merge.data import MergeDataModule, image_cache
-from lightning_merge.data.dataset import TaskImages
-from lightning_merge.data.image_cache import DecodedImages, ImageCache, image_key
+from lightning_merge.data.dataset import TaskInputs
+from lightning_merge.data.image_cache import Decoded, ImageCache, image_key
 
 PARTS = ("train", "validation", "test")
 
@@ -23,9 +23,9 @@ def folder(tmp_path):
 @pytest.fixture
 def decoded(monkeypatch):
     """Positions that are decoded from now on."""
-    positions, original = [], TaskImages._decode
+    positions, original = [], TaskInputs._decode
     monkeypatch.setattr(
-        TaskImages, "_decode", lambda self, p: positions.append(p) or original(self, p)
+        TaskInputs, "_decode", lambda self, p: positions.append(p) or original(self, p)
     )
     return positions
 
@@ -38,9 +38,9 @@ def pixels():
         found = {}
         for task in data.tasks:
             for part in PARTS:
-                images = data.images(task, part)
+                images = data.inputs(task, part)
                 images.prepare()
-                found[task, part] = images[list(range(len(images)))].images
+                found[task, part] = images[list(range(len(images)))].inputs
         return found
 
     return pixels
@@ -68,7 +68,7 @@ def test_cold_warm_and_without_are_equal_to_the_bit(make, folder, decoded, pixel
 
 def test_part_of_the_images_is_kept_and_completed(make, folder, decoded, pixels):
     def images():
-        return make(("two",), image_cache=str(folder)).images("two", "train")
+        return make(("two",), image_cache=str(folder)).inputs("two", "train")
 
     first, second = images(), images()  # two processes of one run
     first.prepare([0, 2, 4])
@@ -187,10 +187,10 @@ def test_where_the_images_are_kept(make, tmp_path):
 
 def test_marks_survive_and_memory_is_released(folder):
     cache = ImageCache(folder, 1.0)
-    images = DecodedImages(3, (3, 2, 2), cache, "pets")
+    images = Decoded(3, (3, 2, 2), torch.uint8, cache, "pets")
     images.put(1, torch.full((3, 2, 2), 5, dtype=torch.uint8))
-    anonymous = images.images.data_ptr()
+    anonymous = images.inputs.data_ptr()
     images.keep()
-    assert images.images.data_ptr() != anonymous
+    assert images.inputs.data_ptr() != anonymous
     assert images.done.tolist() == [False, True, False]
-    assert images.images.sum() == 5 * 12
+    assert images.inputs.sum() == 5 * 12

@@ -33,7 +33,7 @@ def test_every_task_is_what_its_source_has(root, mixed, preprocess, tmp_path):
         assert data.classes[task] == alone.classes[task]
     data.write_splits(tmp_path / "splits.json")
     assert json.loads((tmp_path / "splits.json").read_text())["source"] == MIXED
-    assert data.images("drawn_hues", "test")[0].images.shape == (1, 3, 8, 8)
+    assert data.inputs("drawn_hues", "test")[0].inputs.shape == (1, 3, 8, 8)
 
 
 def test_some_of_the_tasks(mixed, tmp_path):
@@ -50,7 +50,7 @@ def test_a_task_may_have_a_root_of_its_own(make_task, root, tmp_path, mixed):
     elsewhere.with_name("moved").rename(elsewhere / "two")
     data = mixed(roots={"two": str(elsewhere)})
     assert data.classes["two"] == ("x", "y", "z")
-    assert data.images("two", "test").file(0) == "test/x/0.jpg"
+    assert data.inputs("two", "test").file(0) == "test/x/0.jpg"
     with pytest.raises(InputError, match=r"'two' has no data.*data\.root='.*root'\."):
         mixed()
 
@@ -58,7 +58,7 @@ def test_a_task_may_have_a_root_of_its_own(make_task, root, tmp_path, mixed):
 def test_sources_are_opened_once(root):
     sources = open_source(MIXED, str(root)).sources
     assert sources["one"] is sources["two"]
-    assert source_names() == ["drawn", "folders", "huggingface", "pool", "torchvision"]
+    assert source_names() == ["drawn", "folders", "huggingface", "pool", "tables", "torchvision"]
 
 
 def test_names_of_tasks_in_either_form(make_task):

@@ -41,7 +41,7 @@ def test_the_pool_gives_its_sources_as_tasks(pool, picture, preprocess):
     odd = source.load("odd", "train")
     assert len(odd) == 20
     assert odd.classes == ("0", "1")
-    assert np.array_equal(np.asarray(odd.image(3)), np.asarray(picture(7)))
+    assert np.array_equal(np.asarray(odd.item(3)), np.asarray(picture(7)))
     data = MergeDataModule(str(pool), source="pool", fit_on="train")
     data.preprocess = preprocess
     data.setup("fit")
@@ -76,7 +76,7 @@ def test_embedded_tasks(monkeypatch):
     examples = source.load("drawn_hues", "test")
     images, labels = draw("drawn_hues", "test")
     assert torch.equal(examples.labels, labels)
-    assert np.array_equal(np.asarray(examples.image(5)), images[5].permute(1, 2, 0).numpy())
+    assert np.array_equal(np.asarray(examples.item(5)), images[5].permute(1, 2, 0).numpy())
     assert len(source.load(PRETRAINING, "train")) == 96
     assert not source.offers(PRETRAINING, "test")
     for task, split in [("mnist", "train"), (PRETRAINING, "test")]:
@@ -89,4 +89,4 @@ def test_embedded_tasks_divide(preprocess):
     data.preprocess = preprocess
     data.load()
     assert data.record["digits8x8"]["test"]["images"] == 400
-    assert data.images("drawn_shapes", "test")[0].images.shape == (1, 3, 8, 8)
+    assert data.inputs("drawn_shapes", "test")[0].inputs.shape == (1, 3, 8, 8)

@@ -74,5 +74,5 @@ def test_digest_sees_images_labels_and_order():
 
 def test_an_image_in_two_parts_is_an_error():
     splits.check_disjoint("t", {"train": ["a", "a"], "test": ["b"]})
-    with pytest.raises(InputError, match=r"task 't': 2 image\(s\) are in both train and test"):
+    with pytest.raises(InputError, match=r"task 't': 2 example\(s\) are in both train and test"):
         splits.check_disjoint("t", {"train": ["a", "b", "c"], "validation": [], "test": ["c", "b"]})

@@ -79,7 +79,7 @@ def made(case, method, weights, network):
     encoder, base, experts, batches, heads = case
     encoder, heads = at(network, encoder), at(network, heads)
     given = {"model": encoder.backbone, "project": encoder.project}
-    if Needs.IMAGES in method.requirements().needs:
+    if Needs.INPUTS in method.requirements().needs:
         given |= {"batches": at(network, batches), "heads": heads}
     found = method(at(weights, base), at(weights, experts), **given)
     if isinstance(method, NetworkMethod):

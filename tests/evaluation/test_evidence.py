@@ -272,7 +272,7 @@ def test_an_h_score_has_the_interval_of_the_delta_method():
 def test_few_images_are_said():
     right = {"ties": {"cars": torch.arange(29) % 2 > 0, "dtd": torch.arange(30) % 2 > 0}}
     run = with_intervals(*run_of(right))
-    assert run.notes == ("Fewer than 30 test images of cars (29): its interval is rough.",)
+    assert run.notes == ("Fewer than 30 test examples of cars (29): its interval is rough.",)
     assert run.candidates["ties"].intervals["cars"].low < 0.4
 
 
@@ -294,11 +294,11 @@ def _cut(cells, images):
         (lambda run: (run[0], _seeds()[0][1]), f"the run of seed 1 has a {FILE} of other accur"),
         (
             lambda run: run_of(answers(1, ties=0.5, poor=0.4), seed=1, digest="other"),
-            "the run of seed 1 saw other test images of cars, dtd than that of seed 0.",
+            "the run of seed 1 saw other test examples of cars, dtd than that of seed 0.",
         ),
         (
             lambda run: run_of(_cut(run[1], 150), seed=1),
-            "the run of seed 1 saw other test images of cars, dtd than that of seed 0.",
+            "the run of seed 1 saw other test examples of cars, dtd than that of seed 0.",
         ),
     ],
     ids=["older", "stale", "other images", "fewer images"],

@@ -138,7 +138,7 @@ def test_tasks_that_we_have_divided_bear_a_mark(results, seeds, several):
     assert header[1:5] == ["sun397 *", "cars", "resisc45", "eurosat * (unseen)"]
     assert header[8] == "dtd (unseen)"
     (said,) = (line for line in below if line.startswith("*"))
-    assert "published experts have trained on some of these test images" in said
+    assert "published experts have trained on some of these test examples" in said
     for width in (200, 60):  # in the narrow one there is room for averages alone
         shown = " ".join(render(rich_table(table, width=width), width=width).split())
         assert "* sun397, eurosat: own division, published experts know some" in shown

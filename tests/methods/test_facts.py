@@ -44,8 +44,8 @@ def method(name, learned_file):
 def only(needs, resources):
     """Of all resources those that are needed."""
     mixed = torch.cat([*resources["batches"].values()])
-    images = resources["batches"] if Needs.IMAGES_OF_EVERY_TASK in needs else mixed
-    given = {"model": Needs.NETWORK, "batches": Needs.IMAGES, "heads": Needs.HEADS}
+    images = resources["batches"] if Needs.INPUTS_OF_EVERY_TASK in needs else mixed
+    given = {"model": Needs.NETWORK, "batches": Needs.INPUTS, "heads": Needs.HEADS}
     return {k: v for k, v in {**resources, "batches": images}.items() if given[k] in needs}
 
 
@@ -55,8 +55,8 @@ def test_it_takes_what_it_needs_and_no_less(name, method, base, make_experts, re
     method(base, experts, **only(needs, resources))
     less = {
         Needs.HEADS: {"heads": None},
-        Needs.IMAGES_OF_EVERY_TASK: {"batches": torch.cat([*resources["batches"].values()])},
-        Needs.IMAGES: {"batches": None},
+        Needs.INPUTS_OF_EVERY_TASK: {"batches": torch.cat([*resources["batches"].values()])},
+        Needs.INPUTS: {"batches": None},
         Needs.NETWORK: {"model": None},
     }
     for need, lacking in less.items():
@@ -138,16 +138,16 @@ def test_a_method_without_facts_needs_weights_alone():
     [
         (Needs.NOTHING, "nothing but weights"),
         (Needs.NETWORK, "a network"),
-        (Needs.IMAGES, "a network and unlabelled images"),
+        (Needs.INPUTS, "a network and unlabelled inputs"),
         (Needs.HEADS, "a network and heads"),
-        (Needs.LABELS, "a network and labelled images"),
+        (Needs.LABELS, "a network and labelled inputs"),
         (
-            Needs.HEADS | Needs.IMAGES_OF_EVERY_TASK,
-            "a network, unlabelled images of every task and heads",
+            Needs.HEADS | Needs.INPUTS_OF_EVERY_TASK,
+            "a network, unlabelled inputs of every task and heads",
         ),
         (
-            Needs.LABELS | Needs.HEADS | Needs.IMAGES_OF_EVERY_TASK,
-            "a network, labelled images of every task and heads",
+            Needs.LABELS | Needs.HEADS | Needs.INPUTS_OF_EVERY_TASK,
+            "a network, labelled inputs of every task and heads",
         ),
     ],
 )

@@ -134,7 +134,7 @@ def test_transforms_come_before_the_methods_own(base, make_experts):
 def test_it_is_what_its_method_is():
     method = LiNeS(LiNeS(IsoC()))
     assert method.requirements().whole
-    assert LiNeS(MTies()).requirements().needs == Needs.IMAGES
+    assert LiNeS(MTies()).requirements().needs == Needs.INPUTS
     assert LiNeS().requirements().needs == LiNeS.facts.needs == Needs.NOTHING
     assert "IsoC(scale=1.0" in method.described()
 

@@ -150,16 +150,16 @@ def test_a_network_cannot_be_corrected(method):
 @pytest.mark.parametrize(
     ("method", "needs"),
     [
-        (TaskArithmetic(), Needs.IMAGES_OF_EVERY_TASK),
-        (MTies(), Needs.IMAGES_OF_EVERY_TASK),
-        (Fisher(), Needs.IMAGES_OF_EVERY_TASK | Needs.HEADS),
-        (LiNeS(Fisher()), Needs.IMAGES_OF_EVERY_TASK | Needs.HEADS),
+        (TaskArithmetic(), Needs.INPUTS_OF_EVERY_TASK),
+        (MTies(), Needs.INPUTS_OF_EVERY_TASK),
+        (Fisher(), Needs.INPUTS_OF_EVERY_TASK | Needs.HEADS),
+        (LiNeS(Fisher()), Needs.INPUTS_OF_EVERY_TASK | Needs.HEADS),
     ],
 )
 def test_it_needs_what_its_method_needs(method, needs):
     assert Surgery(method).requirements().needs == needs
     assert seeded(Surgery(method), 1).requirements().needs == needs
-    assert Surgery.facts.needs == Needs.IMAGES_OF_EVERY_TASK
+    assert Surgery.facts.needs == Needs.INPUTS_OF_EVERY_TASK
 
 
 def test_learning_that_diverges_is_an_error(base, make_experts, resources):

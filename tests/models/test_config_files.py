@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from transformers import CLIPImageProcessor, CLIPProcessor, CLIPTokenizer, CLIPVisionConfig
 
 from lightning_merge.core.errors import InputError, InputWarning
-from lightning_merge.models import Preprocess, TimmEncoder, TransformersEncoder
+from lightning_merge.models import ImagePreprocess, TimmEncoder, TransformersEncoder
 
 try:  # transformers 5 keeps its PIL pipeline under a name of its own
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -63,9 +63,9 @@ def test_images_are_those_of_transformers(pictures, options):
         processor.to_dict(),
         {"size": {"shortest_edge": 40}, "crop_size": CROP, **options},
     ):
-        preprocess = Preprocess.from_transformers(source)
+        preprocess = ImagePreprocess.from_transformers(source)
         for picture in pictures:
-            ours = preprocess.normalize(preprocess.transform()(picture)[None])[0]
+            ours = preprocess.finish(preprocess.transform()(picture)[None])[0]
             theirs = torch.as_tensor(processor(picture)["pixel_values"][0]).float()
             torch.testing.assert_close(ours, theirs, atol=3e-6, rtol=3e-6)
 
@@ -73,12 +73,12 @@ def test_images_are_those_of_transformers(pictures, options):
 def test_null_and_nothing_are_the_defaults_of_the_class(pictures):
     """Transformers 4 takes null so; in 5 it ends in an error."""
     processor = CLIPImageProcessorPil()
-    nothing = Preprocess.from_transformers({})
+    nothing = ImagePreprocess.from_transformers({})
     values = ("size", "crop_size", "resample", "image_mean", "image_std", "rescale_factor")
-    assert nothing == Preprocess.from_transformers(dict.fromkeys(values))
-    assert nothing == Preprocess.from_transformers(processor.to_dict())
+    assert nothing == ImagePreprocess.from_transformers(dict.fromkeys(values))
+    assert nothing == ImagePreprocess.from_transformers(processor.to_dict())
     theirs = torch.as_tensor(processor(pictures[0])["pixel_values"][0])
-    ours = nothing.normalize(nothing.transform()(pictures[0])[None])[0]
+    ours = nothing.finish(nothing.transform()(pictures[0])[None])[0]
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
 
 

@@ -10,10 +10,10 @@ from PIL import Image
 
 from lightning_merge.core.errors import InputError
 from lightning_merge.models import (
+    ImagePreprocess,
     MiniResNet,
     MiniViT,
     OpenClipEncoder,
-    Preprocess,
     TimmEncoder,
     TransformersEncoder,
 )
@@ -44,7 +44,7 @@ def test_nothing_is_cropped_off_small_images():
     assert own.resize > own.size  # a margin to crop
     assert own.at(32).transform()(picture)[:, 0, 0].tolist() == [255, 255, 255]
     assert own.at(None) is own
-    kept = Preprocess(size=8, mean=(0, 0, 0), std=(1, 1, 1), mode="keep")
+    kept = ImagePreprocess(size=8, mean=(0, 0, 0), std=(1, 1, 1), mode="keep")
     assert kept.at(16).transform()(picture).float().mean() > 0  # resized, not cut from the middle
 
 

@@ -11,10 +11,10 @@ from lightning_merge.core.checkpoints.checkpoint import save_checkpoint
 from lightning_merge.core.errors import InputError
 from lightning_merge.models import (
     Encoder,
+    ImagePreprocess,
     MiniResNet,
     MiniViT,
     OpenClipEncoder,
-    Preprocess,
     TimmEncoder,
     TransformersEncoder,
 )
@@ -62,7 +62,7 @@ def test_automatic_where_most_parameters_are_convolutions(make, expected):
 
 def test_an_encoder_of_ones_own_follows_the_rule():
     body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    preprocess = Preprocess(size=8, mean=(0, 0, 0), std=(1, 1, 1))
+    preprocess = ImagePreprocess(size=8, mean=(0, 0, 0), std=(1, 1, 1))
     assert Encoder(body, preprocess, 8).memory_format == "channels_last"
     wide = nn.Sequential(*copy.deepcopy(body), nn.Linear(8, 99))
     assert Encoder(wide, preprocess, 99).memory_format == "contiguous"

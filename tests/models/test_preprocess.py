@@ -8,7 +8,7 @@ from timm.data import create_transform, resolve_data_config
 from transformers import CLIPImageProcessor
 
 from lightning_merge.core.errors import InputError
-from lightning_merge.models import Preprocess
+from lightning_merge.models import ImagePreprocess
 
 try:  # transformers 5 keeps its PIL pipeline under a name of its own
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -16,18 +16,18 @@ except ImportError:
     CLIPImageProcessorPil = CLIPImageProcessor
 
 
-def prepared(preprocess: Preprocess, picture: Image.Image) -> torch.Tensor:
+def prepared(preprocess: ImagePreprocess, picture: Image.Image) -> torch.Tensor:
     pixels = preprocess.transform()(picture)
     assert pixels.dtype == torch.uint8
     assert pixels.shape == (3, preprocess.size, preprocess.size)
-    return preprocess.normalize(pixels[None])[0]
+    return preprocess.finish(pixels[None])[0]
 
 
 @pytest.mark.parametrize("resize_mode", ["shortest", "longest", "squash"])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 def test_open_clip(picture, resize_mode, interpolation):
     config = PreprocessCfg(size=32, resize_mode=resize_mode, interpolation=interpolation)
-    ours = prepared(Preprocess.from_open_clip(vars(config)), picture)
+    ours = prepared(ImagePreprocess.from_open_clip(vars(config)), picture)
     torch.testing.assert_close(ours, image_transform_v2(config, False)(picture), atol=1e-6, rtol=0)
 
 
@@ -38,7 +38,7 @@ def test_open_clip(picture, resize_mode, interpolation):
 def test_timm(picture, name, crop_mode):
     published = timm.get_pretrained_cfg(name).to_dict()
     config = resolve_data_config({"crop_mode": crop_mode, "img_size": 32}, published)
-    ours = prepared(Preprocess.from_timm(config), picture)
+    ours = prepared(ImagePreprocess.from_timm(config), picture)
     theirs = create_transform(**config, is_training=False)(picture.convert("RGB"))
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
 
@@ -53,7 +53,7 @@ def test_timm(picture, name, crop_mode):
 )
 def test_transformers(picture, options):
     processor = CLIPImageProcessorPil(**options)
-    ours = prepared(Preprocess.from_transformers(processor.to_dict()), picture)
+    ours = prepared(ImagePreprocess.from_transformers(processor.to_dict()), picture)
     theirs = torch.as_tensor(processor(picture)["pixel_values"][0])
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
 
@@ -61,22 +61,22 @@ def test_transformers(picture, options):
 def test_transformers_reads_the_integers_of_old_files():
     new = CLIPImageProcessor().to_dict()
     old = {**new, "size": 224, "crop_size": 224}
-    assert Preprocess.from_transformers(old) == Preprocess.from_transformers(new)
+    assert ImagePreprocess.from_transformers(old) == ImagePreprocess.from_transformers(new)
 
 
 def test_palettes_become_rgb_before_resizing():
     colours = Image.radial_gradient("L").convert("RGB")
-    preprocess = Preprocess(32, (0.5,) * 3, (0.5,) * 3)
+    preprocess = ImagePreprocess(32, (0.5,) * 3, (0.5,) * 3)
     pixels = preprocess.transform()(colours.quantize(256))
     expected = preprocess.transform()(colours)
     assert (pixels.int() - expected.int()).abs().max() <= 2
 
 
 def test_batches_are_normalised_like_images():
-    preprocess = Preprocess(4, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    preprocess = ImagePreprocess(4, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     images = torch.arange(96, dtype=torch.uint8).view(2, 3, 4, 4)
     channel = (images[1, 2].double() / 255 - 0.3) / 0.6
-    torch.testing.assert_close(preprocess.normalize(images)[1, 2].double(), channel)
+    torch.testing.assert_close(preprocess.finish(images)[1, 2].double(), channel)
     assert images.flatten()[5] == 5
 
 
@@ -91,17 +91,17 @@ def test_batches_are_normalised_like_images():
 def test_bad_values(wrong, message):
     good = {"size": 32, "mean": (0.5,) * 3, "std": (0.5,) * 3}
     with pytest.raises(InputError, match=message):
-        Preprocess(**{**good, **wrong})
+        ImagePreprocess(**{**good, **wrong})
 
 
 def test_floats_are_refused():
     with pytest.raises(InputError, match=r"torch.float32.*uint8"):
-        Preprocess(4, (0.5,) * 3, (0.5,) * 3).normalize(torch.zeros(1, 3, 4, 4))
+        ImagePreprocess(4, (0.5,) * 3, (0.5,) * 3).finish(torch.zeros(1, 3, 4, 4))
 
 
 def test_unsupported_configurations():
     base = timm.get_pretrained_cfg("resnet50").to_dict()
     with pytest.raises(InputError, match="crop_mode='border'"):
-        Preprocess.from_timm(resolve_data_config({"crop_mode": "border"}, base))
+        ImagePreprocess.from_timm(resolve_data_config({"crop_mode": "border"}, base))
     with pytest.raises(InputError, match=r"\(32, 48\): only square"):
-        Preprocess.from_open_clip(vars(open_clip.transform.PreprocessCfg(size=(32, 48))))
+        ImagePreprocess.from_open_clip(vars(open_clip.transform.PreprocessCfg(size=(32, 48))))

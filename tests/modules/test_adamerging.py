@@ -92,7 +92,7 @@ def test_it_learns_what_makes_answers_certain_without_labels(
     for shift in (0, 3):
         for task in TASKS:
             for part in ("coefficients", "test"):
-                images = data.images(task, part) if data.preprocess else None
+                images = data.inputs(task, part) if data.preprocess else None
                 if images is not None:
                     images.labels = images.labels.roll(shift)
         found.append(fit(trainer, encoder, zoo, data, level=level, transductive=transductive))

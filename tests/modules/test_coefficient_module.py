@@ -69,7 +69,7 @@ def of_all_images(encoder, data, weights):
             module.train()
             module.momentum = 1.0
     with torch.no_grad():
-        network.backbone(encoder.preprocess.normalize(data.unlabelled()))
+        network.backbone(encoder.preprocess.finish(data.unlabelled()))
     return statistics(network.backbone.state_dict())
 
 
@@ -140,7 +140,7 @@ def test_learning_sees_statistics_of_its_batch_and_changes_none(trainer, resnet,
             network = MiniResNet(**SMALL)
             network.update_statistics = True
             network.train()
-            images = torch.cat([part.images for part in batch.values()])
+            images = torch.cat([part.inputs for part in batch.values()])
             parts = network.functional(weights, images).split(
                 [len(p.labels) for p in batch.values()]
             )

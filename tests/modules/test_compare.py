@@ -27,12 +27,12 @@ from lightning_merge.modules.compare import compare
 def answered(files, data, task, weights, part):
     """Whether weights get each image of a task right."""
     network, head = MiniViT(**ENCODER).load(weights), load_heads(files.heads)[task]
-    images = data.images(task, part)
+    images = data.inputs(task, part)
     right = []
     for i in range(len(images)):
         batch = images[i]
         with torch.no_grad():
-            logits = head(network(network.preprocess.normalize(batch.images)))
+            logits = head(network(network.preprocess.finish(batch.inputs)))
         right.append(int(logits.argmax()) == int(batch.labels))
     return right
 
@@ -102,10 +102,10 @@ def test_what_recalibration_does_to_the_base_is_told(trainer, data, tmp_path, mo
         network, found = MiniResNet(image_size=8, channels=(4, 4, 8, 8)), []
         network.backbone.load_state_dict(weights)
         for task in TASKS:
-            images = data.images(task, "validation")
+            images = data.inputs(task, "validation")
             batch = images.__getitems__(range(len(images)))
             with torch.no_grad():
-                logits = heads[task](network.eval()(network.preprocess.normalize(batch.images)))
+                logits = heads[task](network.eval()(network.preprocess.finish(batch.inputs)))
             found.append((logits.argmax(1) == batch.labels).float().mean().item())
         return 100 * sum(found) / len(found)
 
@@ -137,7 +137,7 @@ def test_every_answer_is_kept(trainer, evaluate, candidates, data, files, tmp_pa
         assert kept.digests[task] == data.record[task]["test"]["digest"]
     assert {*TASKS, "average"} <= set(results.candidates["base"].intervals)
     assert results.corruption == ""
-    few = "Fewer than 30 test images of reds (14), shapes (21): their intervals are rough."
+    few = "Fewer than 30 test examples of reds (14), shapes (21): their intervals are rough."
     assert results.notes == (few,)
 
 
@@ -188,7 +188,7 @@ def test_the_best_on_held_out_images_is_chosen(trainer, evaluate, data, files, t
     assert target.read_bytes() == Path(files.base).read_bytes()
     assert not any(path.exists() for path in paths.values())
     row = results.candidates["tuned"]
-    assert row.note == "good of 2 chosen on the held-out images"
+    assert row.note == "good of 2 chosen on the held-out examples"
     assert row.seconds == len("good")  # the chosen one's own
     assert row.accuracy == {t: counted(files, data, t, files.base, "test") for t in TASKS}
 
@@ -240,7 +240,7 @@ def test_choices_on_part_of_the_held_out_images(trainer, evaluate, files, data, 
             trainer(limit_val_batches=1), evaluate, data, {"tuned": candidate}, tmp_path, seed=0
         )
     assert results.notes[:-1] == (
-        "trainer.limit_val_batches=1: choices on held-out images cover only 4 of 8 images of "
+        "trainer.limit_val_batches=1: choices on held-out examples cover only 4 of 8 images of "
         "reds, 4 of 12 images of shapes.",
     )
 
@@ -271,7 +271,7 @@ def test_predictions_are_the_experts_own(trainer, encoder, data, files):
     module = Evaluate(encoder, files.heads, files.expert)
     predicted = trainer().predict(module, datamodule=data)
     for task, batches in zip(TASKS, predicted, strict=True):
-        right = (torch.cat(batches) == data.images(task, "test").labels).float().mean()
+        right = (torch.cat(batches) == data.inputs(task, "test").labels).float().mean()
         assert float(right) == pytest.approx(counted(files, data, task, files.expert[task], "test"))
 
 

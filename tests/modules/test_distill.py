@@ -14,7 +14,14 @@ from lightning_merge.core.checkpoints.digests import file_hash
 from lightning_merge.core.errors import InputError
 from lightning_merge.data.augment import Augment
 from lightning_merge.data.datamodule import MergeDataModule
-from lightning_merge.models import CosineHead, Encoder, MiniResNet, MiniViT, Preprocess, save_heads
+from lightning_merge.models import (
+    CosineHead,
+    Encoder,
+    ImagePreprocess,
+    MiniResNet,
+    MiniViT,
+    save_heads,
+)
 from lightning_merge.modules import Distill, Teacher
 from lightning_merge.modules.distill import distillation_loss
 from lightning_merge.modules.make_heads import base_features
@@ -75,7 +82,7 @@ class Shade(Encoder):
 
     def __init__(self):
         backbone = nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(12, 5))
-        super().__init__(backbone, Preprocess(4, (0.3, 0.2, 0.1), (0.9, 0.8, 0.7)), 5)
+        super().__init__(backbone, ImagePreprocess(4, (0.3, 0.2, 0.1), (0.9, 0.8, 0.7)), 5)
         self.seen = []
 
     def forward(self, images):
@@ -126,8 +133,8 @@ def test_the_teacher_sees_its_own_preprocessing_without_augmentation(distil, tea
     data = MergeDataModule(str(root), tasks=list(TASKS))
     data.preprocess = teacher.encoder.preprocess
     seen = torch.cat(teacher.encoder.seen)
-    parts = {task: data.images(task, "train") for task in TASKS}
-    images = torch.cat([part.__getitems__([*range(len(part))]).images for part in parts.values()])
+    parts = {task: data.inputs(task, "train") for task in TASKS}
+    images = torch.cat([part.__getitems__([*range(len(part))]).inputs for part in parts.values()])
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.3, 0.2, 0.1), (0.9, 0.8, 0.7)))
     torch.testing.assert_close(seen, (images / 255 - mean) / std)
     weight = open_checkpoint(teacher.weights)
@@ -155,7 +162,7 @@ def test_true_labels_train_only_where_asked(distil, labels):
         def on_fit_start(self):
             super().on_fit_start()
             for task in TASKS:
-                part = self.data.images(task, "train")
+                part = self.data.inputs(task, "train")
                 part.labels = part.labels.flip(0)
 
     (_, plain), (_, shuffled) = distil(labels=labels), distil(Shuffled, labels=labels)
@@ -174,7 +181,7 @@ def test_a_step_takes_the_mean_over_the_images_of_all_tasks(distil, monkeypatch)
             assert all(torch.equal(t, states[n]) for n, t in self.encoder.state_dict().items())
             with torch.no_grad():
                 for task, part in batch.items():
-                    normal = self.preprocess.normalize(part.images)
+                    normal = self.preprocess.finish(part.inputs)
                     own = self.heads[task](self.encoder(normal))
                     taught = self.teacher_logits[task][part.index]
                     for z, t in zip(own, taught, strict=True):
@@ -237,7 +244,7 @@ def test_the_teachers_images_are_kept_on_disk_where_there_is_room(
     student = MiniResNet(**STUDENT)
     data.preprocess = student.preprocess
     data.load()
-    own = data.images("shapes", "train")
+    own = data.inputs("shapes", "train")
     data.kept.disk.gib = disk
     other = data.kept.prepared_for(teacher.encoder.preprocess, own)
     assert (own.cache, other.cache) == (memory > 1e-6, kept)

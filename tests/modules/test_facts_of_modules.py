@@ -33,7 +33,7 @@ def test_experts_are_read_as_often_as_is_said(kind, monkeypatch, trainer, encode
 
 
 def test_true_labels_are_a_need_where_they_are_asked_for(encoder, zoo):
-    assert StatsMerging.facts.needs == Needs.IMAGES_OF_EVERY_TASK | Needs.HEADS
+    assert StatsMerging.facts.needs == Needs.INPUTS_OF_EVERY_TASK | Needs.HEADS
     needs = StatsMerging(encoder, zoo, loss="labels").requirements().needs
     assert needs == StatsMerging.facts.needs | Needs.LABELS
     assert Needs.LABELS not in StatsMerging(encoder, zoo).requirements().needs

@@ -22,7 +22,9 @@ from lightning_merge.modules.heads import head_files, heads_hash
 from lightning_merge.modules.task_files import task_file
 
 DIM = 6
-ENCODER = SimpleNamespace(dim=DIM)
+ENCODER = SimpleNamespace(
+    width=lambda shape: DIM, preprocess=SimpleNamespace(shape=lambda parts, answers: (3, 8, 8))
+)
 KINDS = {
     "cosine": lambda n: CosineHead(F.normalize(torch.randn(n, DIM)), 9.0, torch.randn(DIM)),
     "linear": lambda n: LinearHead(torch.randn(n, DIM), torch.randn(n)),
@@ -32,7 +34,9 @@ KINDS = {
 
 def data_of(**classes):
     """Stand for a data module whose images are never asked for."""
-    return SimpleNamespace(tasks=list(classes), classes=classes)
+    one = SimpleNamespace(parts=1, answers=0)
+    division = SimpleNamespace(part=lambda task, part: (one, None))
+    return SimpleNamespace(tasks=list(classes), classes=classes, division=division)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from lightning_merge.data.dataset import Batch
 from lightning_merge.modules.inference import outputs, shared_logits
 
 CPU = torch.device("cpu")
-HALVES = SimpleNamespace(normalize=lambda images: images.double() / 2)
+HALVES = SimpleNamespace(finish=lambda images: images.double() / 2)
 """A preprocessing whose results double precision holds exactly."""
 
 

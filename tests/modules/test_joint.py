@@ -40,9 +40,9 @@ def test_classes_of_one_task_stay_apart():
 @torch.no_grad()
 def by_hand(data, heads, task, networks):
     """Fraction of a task's test images whose class has the highest of all mean logits."""
-    images = data.images(task, "test")
+    images = data.inputs(task, "test")
     batch = images[list(range(len(images)))]
-    normal = networks[0].preprocess.normalize(batch.images)
+    normal = networks[0].preprocess.finish(batch.inputs)
     features = [network(normal) for network in networks]
     logits = sum(torch.cat([heads[t](found) for t in TASKS], dim=1) for found in features)
     offset = {"reds": 0, "shapes": 2}[task]

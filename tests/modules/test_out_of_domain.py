@@ -62,7 +62,7 @@ def of(root, **options):
 @torch.no_grad()
 def accuracy(weights, head, images):
     network, batch = MiniViT(**ENCODER).load(weights), images[list(range(len(images)))]
-    logits = head(network(network.preprocess.normalize(batch.images)))
+    logits = head(network(network.preprocess.finish(batch.inputs)))
     return float((logits.argmax(1) == batch.labels).float().mean())
 
 
@@ -75,14 +75,14 @@ def test_experts_have_their_mean_out_of_domain(trainer, encoder, third, own_root
     rows = {row.name: row for row in zoo_of(third).bounds(data.tasks)}
     results = compare(trainer(), evaluate, data, rows, tmp_path, seed=0)
     assert results.tasks == (*TASKS, OTHER)
-    heads, images = load_heads(third.heads), data.images(OTHER, "test")
+    heads, images = load_heads(third.heads), data.inputs(OTHER, "test")
     single = [accuracy(third.expert[task], heads[OTHER], images) for task in TASKS]
     assert single[0] != single[1]
     found = {name: row.accuracy[OTHER] for name, row in results.candidates.items()}
     assert found["individual"] == pytest.approx(sum(single) / 2)
     assert found["base"] == pytest.approx(accuracy(third.base, heads[OTHER], images))
     for task in TASKS:
-        own = accuracy(third.expert[task], heads[task], data.images(task, "test"))
+        own = accuracy(third.expert[task], heads[task], data.inputs(task, "test"))
         assert results.candidates["individual"].accuracy[task] == pytest.approx(own)
     kept = Correctness.read(tmp_path)
     assert kept.fits(results)
@@ -131,7 +131,7 @@ def test_coefficients_and_samples_are_those_without_it(trainer, third, own_root,
         module, data = MODULES[kind](zoo_of(third)), of(own_root, **options)
         trainer().fit(module, datamodule=data)
         with torch.no_grad():
-            return module.coefficients(), data.unlabelled(), set(module.held_out.images)
+            return module.coefficients(), data.unlabelled(), set(module.held_out.inputs)
 
     without, sample, _ = learned(out_of_domain=[])
     assert (without - 0.3).abs().max() > 0.01
@@ -170,7 +170,7 @@ def test_a_shared_image_is_refused(third, own_root, own, theirs):
     image = next(own_root.glob(f"reds/{theirs}/*/*.png"))
     shutil.copy(image, own_root / OTHER / own / "bar" / "copy.png")
     message = (
-        rf"1 image\(s\) of 'third' \({own}\) are also in the {theirs} split of the task 'reds'"
+        rf"1 example\(s\) of 'third' \({own}\) are also in the {theirs} split of the task 'reds'"
     )
     with pytest.raises(InputError, match=message):
         of(own_root).load()

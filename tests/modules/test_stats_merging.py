@@ -34,14 +34,14 @@ def expert_logits(files, task, images):
     """Logits of a task's expert by a network of its own."""
     network = MiniViT(**ENCODER).load(files.expert[task])
     with torch.no_grad():
-        return load_heads(files.heads)[task](network(network.preprocess.normalize(images)))
+        return load_heads(files.heads)[task](network(network.preprocess.finish(images)))
 
 
 def test_teachers_are_the_experts_themselves(trainer, encoder, zoo, data, files):
     module = fit(trainer, encoder, zoo, data, options={"max_epochs": 1})
     for task in TASKS:
-        part = data.images(task, "coefficients")
-        expected = expert_logits(files, task, part.__getitems__(list(range(len(part)))).images)
+        part = data.inputs(task, "coefficients")
+        expected = expert_logits(files, task, part.__getitems__(list(range(len(part)))).inputs)
         torch.testing.assert_close(module.teacher_logits[task], expected, rtol=1e-4, atol=1e-4)
         assert (expected.argmax(1) != part.labels).any()  # or the next test would prove nothing
 
@@ -52,7 +52,7 @@ def test_only_the_labelled_ablation_reads_true_labels(trainer, encoder, zoo, dat
     for permuted in (False, True):
         if permuted:
             for task in TASKS:
-                part = data.images(task, "coefficients")
+                part = data.inputs(task, "coefficients")
                 part.labels = part.labels.roll(3)
         found.append(coefficients(fit(trainer, encoder, zoo, data, loss=loss)))
     assert torch.equal(*found) == same

@@ -23,7 +23,7 @@ from lightning_merge.modules.compare import compare
 def accuracy(weights, head, images):
     """Share of a part's images that weights get right."""
     network, batch = MiniViT(**ENCODER).load(weights), images[list(range(len(images)))]
-    logits = head(network(network.preprocess.normalize(batch.images)))
+    logits = head(network(network.preprocess.finish(batch.inputs)))
     return float((logits.argmax(1) == batch.labels).float().mean())
 
 
@@ -39,7 +39,7 @@ def networks(files, root, tmp_path_factory):
         file = folder / f"{i}.safetensors"
         changed = {n: t + 0.1 * torch.randn(t.shape, generator=generator) for n, t in base.items()}
         save_checkpoint(changed, file)
-        score = [accuracy(file, heads[task], data.images(task, "validation")) for task in TASKS]
+        score = [accuracy(file, heads[task], data.inputs(task, "validation")) for task in TASKS]
         for other, (a, b) in found.items():
             if (a > score[0] and b < score[1]) or (a < score[0] and b > score[1]):
                 order = [other, file] if a > score[0] else [file, other]
@@ -90,9 +90,9 @@ def test_seen_tasks_alone_choose(choose, root, networks, seen, tmp_path):
     unseen = [task for task in TASKS if task != seen]
     results = choose(tasks_of(root, unseen=unseen))
     row = results.candidates["tuned"]
-    assert row.note == f"best on {seen} of 2 chosen on the held-out images of the seen tasks"
+    assert row.note == f"best on {seen} of 2 chosen on the held-out examples of the seen tasks"
     alone = choose(tasks_of(root, seen), "alone").candidates["tuned"]
-    assert alone.note == f"best on {seen} of 2 chosen on the held-out images"
+    assert alone.note == f"best on {seen} of 2 chosen on the held-out examples"
     assert row.accuracy[seen] == alone.accuracy[seen]
     assert set(row.accuracy) == set(TASKS)
     assert results.unseen == tuple(unseen)

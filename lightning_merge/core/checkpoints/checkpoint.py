@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lightning_merge.core.checkpoints import clip_names, efficientnet_names, hub
+from lightning_merge.core.checkpoints import clip_names, efficientnet_names, hub, layer_norm_names
 from lightning_merge.core.checkpoints.digests import file_hash
 from lightning_merge.core.checkpoints.files import atomic_write, claim
 from lightning_merge.core.checkpoints.forms import check_numbers, factors_message, has_factors
@@ -30,12 +30,19 @@ __all__ = [
 ]
 
 
+_TRANSLATIONS = (
+    clip_names.translated,
+    efficientnet_names.translated,
+    layer_norm_names.translated,
+)
+
+
 def spelled_as(checkpoint: Mapping[str, Tensor], names: Iterable[str]) -> Checkpoint:
     """Return a lazy view of a network under the naming scheme of the library of `names`.
 
-    Schemes are known for CLIP and EfficientNet-Lite, see `clip_names` and `efficientnet_names` in
-    `lightning_merge.core.checkpoints`. Any other network, or one that already has these names, is
-    returned as it is.
+    Schemes are known for CLIP, EfficientNet-Lite and old layer normalisations, see `clip_names`,
+    `efficientnet_names` and `layer_norm_names` in `lightning_merge.core.checkpoints`. Any other
+    network, or one that already has these names, is returned as it is.
 
     Args:
         checkpoint: Tensors by name.
@@ -48,7 +55,7 @@ def spelled_as(checkpoint: Mapping[str, Tensor], names: Iterable[str]) -> Checkp
     """
     source = as_checkpoint(checkpoint)
     entries, names = {name: source.entry(name) for name in source}, list(names)
-    for translated in (clip_names.translated, efficientnet_names.translated):
+    for translated in _TRANSLATIONS:
         if (made := translated(entries, names)) is not None:
             return Checkpoint(made, path=source.path, metadata=source.metadata)
     return source

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from lightning_merge.core.networks.hooks import After, Args, Before, Kwargs, hooked
+from lightning_merge.core.networks.padding import unpadded
 from lightning_merge.core.networks.tracing import evaluating
 
 Activation = Callable[[Tensor], Tensor]
@@ -59,6 +60,7 @@ class AffineLayer(NamedTuple):
             [{name: stack[k] for name, stack in own.items()} for own in stacks]
             for k in range(len(next(iter(stacks[0].values()))))
         ]
+        inputs = unpadded(inputs)
         one = self._hidden(inputs[:1], experts[0])
         size = max(1, entries // max(1, len(experts) * one.numel()))
         for chunk in inputs.split(size):

@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from lightning_merge.core.networks.padding import unpadded
+
 Rows = list[Tensor]
 """Inputs of a weight [out, ...]: one tensor [n, in] per group of out / len(rows) outputs."""
 
@@ -95,8 +97,8 @@ class LinearInputs(TorchFunctionMode):
 
 
 def _rows(tensor: Tensor) -> Tensor:
-    """Return samples and tokens in one dimension, [n, in]."""
-    return tensor.reshape(-1, tensor.shape[-1])
+    """Return samples and tokens in one dimension, [n, in]; padding is left out."""
+    return unpadded(tensor).reshape(-1, tensor.shape[-1])
 
 
 def patches(

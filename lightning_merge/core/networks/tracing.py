@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch.func import functional_call
 
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.networks.hooks import Args, Kwargs, hooked
+from lightning_merge.core.networks.padding import tokens_now
 
 Visitor = Callable[[Tensor], None]
 
@@ -121,9 +123,25 @@ class _Reached(Exception):
     """Signal that a forward pass has reached the requested module."""
 
 
-def arguments_of(
-    model: nn.Module, state: Mapping[str, Tensor], inputs: Tensor, name: str
-) -> tuple[Args, Kwargs]:
+class Call(NamedTuple):
+    """A call of a module within a network.
+
+    Attributes:
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        tokens: What was said by `padded` when it was called.
+
+    Examples:
+        >>> Call((1,), {}).tokens
+        ()
+    """
+
+    args: Args
+    kwargs: Kwargs
+    tokens: tuple[Tensor, ...] = ()
+
+
+def arguments_of(model: nn.Module, state: Mapping[str, Tensor], inputs: Tensor, name: str) -> Call:
     """Return the arguments of a module's first call; the network runs no further than that.
 
     Args:
@@ -133,21 +151,18 @@ def arguments_of(
         inputs: One batch.
         name: The module's name, "" for the network itself.
 
-    Returns:
-        Positional and keyword arguments.
-
     Raises:
         InputError: The module was never called.
 
     Examples:
         >>> network = nn.Sequential(nn.ReLU(), nn.Linear(2, 1))
         >>> arguments_of(network, network.state_dict(), torch.tensor([[-1.0, 3.0]]), "1")
-        ((tensor([[0., 3.]]),), {})
+        Call(args=(tensor([[0., 3.]]),), kwargs={}, tokens=())
     """
-    arguments: list[tuple[Args, Kwargs]] = []
+    arguments: list[Call] = []
 
     def stop(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
-        arguments.append((args, kwargs))
+        arguments.append(Call(args, kwargs, tokens_now()))
         raise _Reached
 
     with evaluating(model), hooked(model, {name: stop}), suppress(_Reached):

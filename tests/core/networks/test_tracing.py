@@ -56,7 +56,7 @@ def test_tied_names_follow_the_first():
     assert torch.equal(seen["x"], torch.ones(3, 2))
     net[3] = nn.Identity()
     net.append(nn.Linear(2, 1))
-    (inputs,), _ = arguments_of(net, state, torch.ones(3, 2), "4")
+    (inputs,), *_ = arguments_of(net, state, torch.ones(3, 2), "4")
     assert not inputs.any()
     assert net[0].weight.any()
 
@@ -72,7 +72,7 @@ def test_arguments_of_a_module_and_no_further(net):
     state = {name: torch.zeros_like(t) for name, t in net.state_dict().items()}
     reached = []
     handle = net[5].register_forward_pre_hook(lambda *_: reached.append(True))
-    (found,), keywords = arguments_of(net, state, torch.randn(2, 3), "3")
+    (found,), keywords, _ = arguments_of(net, state, torch.randn(2, 3), "3")
     handle.remove()
     assert not found.any()
     assert (found.shape, keywords, reached) == ((2, 4), {}, [])

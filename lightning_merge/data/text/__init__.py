@@ -1,0 +1,1 @@
+"""Texts: layouts and files, examples, rows of the task table."""
