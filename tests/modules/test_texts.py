@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import yaml
+from processes import on
 from tiny_texts import T5_WORDS, network, records, sentences, t5, table, tasks
 from tiny_zoo import TRAINER
 from transformers import AutoModelForSequenceClassification, BertConfig
@@ -245,3 +246,17 @@ def test_the_old_name_of_unlabelled_inputs_is_understood(run, config):
     found = run("fit", "--config", path)
     assert found.code == 0, found.err
     assert found.err.count("data.unlabelled_images is now data.unlabelled_inputs") == 1
+
+
+def test_processes_share_texts_and_find_the_same(run, command, config, tmp_path):
+    path = config(merges=MERGES[:1])
+    assert run("fit", "--config", path).code == 0
+    alone = results(tmp_path)
+    for size in (2, 3):
+        place = tmp_path / f"by{size}"
+        options = [*on(size), "--trainer.default_root_dir", place]
+        assert command(size, "fit", "--config", path, *options) == [0] * size
+        found = json.loads((place / "results.json").read_text())["candidates"]
+        for name in ("base", "individual", "average"):
+            assert found[name]["accuracy"] == alone[name]["accuracy"]
+            assert found[name]["samples"] == alone[name]["samples"]
