@@ -45,3 +45,13 @@ def warn(message: str) -> None:
         tasks=[] selects no task: list at least one
     """
     warnings.warn(message, InputWarning, stacklevel=2)
+
+
+def first_line(fault: BaseException) -> str:
+    r"""Return the first line of another library's message, or the kind of its exception.
+
+    Examples:
+        >>> first_line(ValueError("bad file\nand more")), first_line(KeyError())
+        ('bad file', 'KeyError')
+    """
+    return str(fault).splitlines()[0] if str(fault) else type(fault).__name__

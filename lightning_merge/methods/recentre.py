@@ -1,7 +1,7 @@
 """Recentring: heads of class means whose centre follows the merged network's features."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -9,19 +9,17 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from lightning_merge.core.errors import InputError
 from lightning_merge.core.facts import Facts, Needs
-from lightning_merge.methods.base import MergeMethod, Origin, Resources, Weights
+from lightning_merge.methods.base import Resources, Weights
 from lightning_merge.methods.network import (
-    NetworkMethod,
     Recalibrate,
     TaskNetwork,
     encode,
     frozen,
     own_names,
 )
+from lightning_merge.methods.on_top import OnTop
 from lightning_merge.methods.parts import with_transforms
-from lightning_merge.methods.task_arithmetic import TaskArithmetic
 
 
 class RecentredNetwork(TaskNetwork):
@@ -66,7 +64,7 @@ class RecentredNetwork(TaskNetwork):
 
 
 @dataclass(frozen=True)
-class Recentre(NetworkMethod):
+class Recentre(OnTop):
     """Move the centre of every task's head to where merging has moved the features.
 
     A head of class means subtracts the mean of the base's normalised features. Merging moves that
@@ -93,7 +91,8 @@ class Recentre(NetworkMethod):
         tensor([0.8000, 0.4000])
     """
 
-    method: MergeMethod = field(default_factory=TaskArithmetic)
+    does: ClassVar[str] = "moves the heads' centres for one merged network"
+
     facts: ClassVar[Facts] = Facts(
         reference="our own, after Jordan et al. 2023",
         arxiv="2211.08403",
@@ -102,25 +101,6 @@ class Recentre(NetworkMethod):
         on_top=True,
         work="1 pass over own inputs",
     )
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.method, MergeMethod):
-            raise InputError(
-                f"method={type(self.method).__name__}: Recentre moves the heads' centres for one "
-                "merged network; choose a method that merges weights, for example TaskArithmetic"
-            )
-
-    def requirements(self) -> Facts:
-        """Return the facts, combined with those of the wrapped method."""
-        own, inner = self.facts, self.method.requirements()
-        return replace(
-            own,
-            needs=own.needs | inner.needs,
-            readings=own.readings + inner.readings,
-            on_top=False,
-            work=", ".join(filter(None, [inner.work, own.work])),
-            memory=inner.memory,
-        )
 
     def make(
         self,
@@ -144,7 +124,3 @@ class Recentre(NetworkMethod):
         for task, centre in zip(experts, centres, strict=True):
             network.centre(task).copy_(centre)
         return network
-
-    def origin(self) -> Origin:
-        """Return what the wrapped method learned before merging."""
-        return self.method.origin()

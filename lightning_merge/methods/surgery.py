@@ -1,7 +1,7 @@
 """Surgery: a small correction of the merged network's features for each task."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -10,12 +10,10 @@ from torch.nn import functional
 from torch.nn.utils import skip_init
 
 from lightning_merge.core.checks import require_in
-from lightning_merge.core.errors import InputError
 from lightning_merge.core.facts import Facts, Needs
 from lightning_merge.core.seeding import generator_for
-from lightning_merge.methods.base import MergeMethod, Origin, Resources, Weights
+from lightning_merge.methods.base import Resources, Weights
 from lightning_merge.methods.network import (
-    NetworkMethod,
     Recalibrate,
     TaskNetwork,
     check_learned,
@@ -25,8 +23,8 @@ from lightning_merge.methods.network import (
     minibatches,
     own_names,
 )
+from lightning_merge.methods.on_top import OnTop
 from lightning_merge.methods.parts import with_transforms
-from lightning_merge.methods.task_arithmetic import TaskArithmetic
 
 
 class Correction(nn.Module):
@@ -106,7 +104,7 @@ class CorrectedNetwork(TaskNetwork):
 
 
 @dataclass(frozen=True)
-class Surgery(NetworkMethod):
+class Surgery(OnTop):
     """Correct a merged network's features: z - U_k relu(D_k z) for task k. Needs the task's name.
 
     D_k [rank, dim] and U_k [dim, rank] minimise the mean |z - U_k relu(D_k z) - z_k| over
@@ -140,7 +138,8 @@ class Surgery(NetworkMethod):
         [1.0, 3.0]
     """
 
-    method: MergeMethod = field(default_factory=TaskArithmetic)
+    does: ClassVar[str] = "corrects one merged network's features"
+
     rank: int = 16
     steps: int = 1000
     learning_rate: float = 1e-3
@@ -157,25 +156,9 @@ class Surgery(NetworkMethod):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_learning(self.steps, self.learning_rate, self.batch_size)
         require_in("[1, inf)", rank=self.rank)
-        if not isinstance(self.method, MergeMethod):
-            raise InputError(
-                f"method={type(self.method).__name__}: Surgery corrects one merged network's "
-                "features; choose a method that merges weights, for example TaskArithmetic"
-            )
-
-    def requirements(self) -> Facts:
-        """Return the facts, combined with those of the wrapped method."""
-        own, inner = self.facts, self.method.requirements()
-        return replace(
-            own,
-            needs=own.needs | inner.needs,
-            readings=own.readings + inner.readings,
-            on_top=False,
-            work=", ".join(filter(None, [inner.work, own.work])),
-            memory=inner.memory,
-        )
 
     def make(
         self,
@@ -213,7 +196,3 @@ class Surgery(NetworkMethod):
             optimizer.step()
         correction.requires_grad_(False)
         check_learned(correction, self.learning_rate)
-
-    def origin(self) -> Origin:
-        """Return what the wrapped method learned before merging."""
-        return self.method.origin()

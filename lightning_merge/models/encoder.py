@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lightning_merge.core.checkpoints import hub
 from lightning_merge.core.checkpoints.activation import KEY
 from lightning_merge.core.checkpoints.checkpoint import Checkpoint
-from lightning_merge.core.errors import InputError
+from lightning_merge.core.errors import InputError, first_line
 from lightning_merge.models.activation import Activation
 from lightning_merge.models.loading import CheckpointLike, fitting
 from lightning_merge.models.memory_format import MemoryFormat, arrange
@@ -163,7 +163,7 @@ class Encoder(nn.Module):
         except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as fault:
             raise InputError(
                 f"image_size={size}: {kind} takes no images of this side "
-                f"({str(fault).splitlines()[0] if str(fault) else type(fault).__name__}); give "
+                f"({first_line(fault)}); give "
                 "another, or leave it out"
             ) from fault
 

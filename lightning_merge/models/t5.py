@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from lightning_merge.core.checkpoints.checkpoint import Checkpoint, as_checkpoint, open_checkpoint
 from lightning_merge.core.checkpoints.equality import same_bits
 from lightning_merge.core.checks import require_in
-from lightning_merge.core.errors import InputError
+from lightning_merge.core.errors import InputError, first_line
 from lightning_merge.core.networks.padding import padded
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.models.loading import CheckpointLike
 from lightning_merge.models.t5_preprocess import T5Preprocess
 from lightning_merge.models.text_encoder import source_folder
-from lightning_merge.models.text_preprocess import check_tokenizer
+from lightning_merge.models.tokenizer import check_tokenizer
 
 
 class AnswerRanks(nn.Module):
@@ -221,10 +221,9 @@ def _t5(folder: Path, dropout: float) -> Any:
     try:
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
     except Exception as fault:  # transformers raises many kinds
-        reason = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
         raise InputError(
-            f"source={str(folder)!r} is not a network that transformers can build ({reason}); give "
-            "the folder of a T5"
+            f"source={str(folder)!r} is not a network that transformers can build "
+            f"({first_line(fault)}); give the folder of a T5"
         ) from None
     if config.model_type != "t5":
         raise InputError(

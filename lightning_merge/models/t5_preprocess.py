@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from lightning_merge.core.checks import require_in
 from lightning_merge.core.errors import InputError
-from lightning_merge.models.preprocess import Preprocess
-from lightning_merge.models.text_preprocess import cut_texts, load_tokenizer, vocabulary_of, whole
 from lightning_merge.models.texts import Texts
+from lightning_merge.models.tokenizer import Tokenization, load_tokenizer, vocabulary_of, whole
 
 
 @dataclass(frozen=True)
-class T5Preprocess(Preprocess):
+class T5Preprocess(Tokenization):
     """Tokenisation of a prompt and its answers into rows of one width, padded at the end.
 
     Attributes:
@@ -39,15 +34,7 @@ class T5Preprocess(Preprocess):
         (3, 8)
     """
 
-    kind: ClassVar[str] = "texts"
-    dtype: ClassVar[torch.dtype] = torch.int32
-
-    vocabulary: str
     max_length: int = 256
-    folder: str = field(default="", compare=False, repr=False)
-
-    def __post_init__(self) -> None:
-        require_in("[4, inf)", max_length=self.max_length)
 
     @classmethod
     def of(cls, folder: str | Path, max_length: int = 256) -> T5Preprocess:
@@ -57,11 +44,6 @@ class T5Preprocess(Preprocess):
             InputError: The folder has no tokenizer that transformers can read, or it does not pad.
         """
         return cls(vocabulary_of(load_tokenizer(folder)), max_length, str(folder))
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        """The tokenizer of transformers."""
-        return load_tokenizer(self.folder)
 
     def shape(self, parts: int = 1, answers: int = 0) -> tuple[int, ...]:
         """Return [1 + answers, max_length].
@@ -79,21 +61,6 @@ class T5Preprocess(Preprocess):
     def transform(self) -> TokenizeAnswers:
         """Build the function from `Texts` to ids, int32 [1 + answers, max_length]."""
         return TokenizeAnswers(self)
-
-    def finish(self, batch: Tensor) -> Tensor:
-        """Return the ids as int64."""
-        return batch.long()
-
-    def trim(self, *batches: Tensor) -> tuple[Tensor, ...]:
-        """Cut ids [n, ..., width] to the longest text in any of the batches."""
-        return cut_texts(self.tokenizer.pad_token_id, batches)
-
-    def remark(self, transforms: Mapping[str, Any]) -> str:
-        """Say how many texts were cut."""
-        cut = sum(made.cut for made in transforms.values())
-        return f"{cut} texts have more than max_length={self.max_length} tokens and are cut" * (
-            cut > 0
-        )
 
 
 class TokenizeAnswers:
@@ -140,6 +107,4 @@ class TokenizeAnswers:
         if len(ids) > width:
             self.cut += 1
             ids = [*ids[: width - 1], tokenizer.eos_token_id]
-        row = torch.full((width,), tokenizer.pad_token_id, dtype=torch.int32)
-        row[: len(ids)] = torch.tensor(ids, dtype=torch.int32)
-        return row
+        return self.preprocess.row(ids)

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from lightning_merge.core.checkpoints import hub
 from lightning_merge.core.checkpoints.checkpoint import Checkpoint
 from lightning_merge.core.checks import require_choice, require_in
-from lightning_merge.core.errors import InputError
+from lightning_merge.core.errors import InputError, first_line
 from lightning_merge.core.networks.padding import padded
 from lightning_merge.models.activation import Activation
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.models.loading import CheckpointLike
-from lightning_merge.models.text_preprocess import Pairs, TextPreprocess, check_tokenizer
+from lightning_merge.models.text_preprocess import Pairs, TextPreprocess
+from lightning_merge.models.tokenizer import check_tokenizer
 
 Pooling = Literal["mean", "cls", "pooler"]
 _PRODUCT = 4.0
@@ -260,10 +261,9 @@ def _model(folder: Path, dropout: float) -> Any:
                 setattr(config, name, dropout)
         model = AutoModel.from_config(config)
     except Exception as fault:  # transformers raises many kinds
-        reason = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
         raise InputError(
-            f"source={str(folder)!r} is not a network that transformers can build ({reason}); give "
-            "the folder of an encoder of text"
+            f"source={str(folder)!r} is not a network that transformers can build "
+            f"({first_line(fault)}); give the folder of an encoder of text"
         ) from None
     if config.is_encoder_decoder or getattr(config, "is_decoder", False):
         raise InputError(
