@@ -122,14 +122,15 @@ class TaskInputs(Dataset[Batch]):
         return inputs
 
     def batches(self, size: int, what: str) -> Iterator[Batch]:
-        """Yield all examples in order and show the progress.
+        """Yield all examples, images in order and texts by length, and show the progress.
 
         Args:
             size: Examples per batch; the last batch may be smaller.
             what: What is done to them, see `tracked`.
         """
+        order = range(len(self)) if self.sizes is None else self.sizes.argsort(stable=True).tolist()
         for start in tracked(range(0, len(self), size), what):
-            yield self.__getitems__([*range(start, min(start + size, len(self)))])
+            yield self.__getitems__([*order[start : start + size]])
 
     def file(self, position: int) -> str:
         """Return the file of an example relative to the task's folder, "" if it has none."""

@@ -120,6 +120,7 @@ def base_features(encoder: Encoder, data: MergeDataModule, task: str) -> tuple[T
     images = data.inputs(task, "train")
     batches = images.batches(data.eval_batch_size, f"features of {task} for its head")
     parts = outputs(encoder, encoder.preprocess, batches, device)
-    features = torch.cat([part.cpu() for _, part in parts])
+    found = [(batch.index, part.cpu()) for batch, part in parts]
     encoder.cpu()
-    return features, images.labels
+    order = torch.cat([index for index, _ in found]).argsort()
+    return torch.cat([part for _, part in found])[order], images.labels
