@@ -1,6 +1,7 @@
 """Division of every task's images into parts that are proved disjoint and recorded."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -71,6 +72,7 @@ class Division:
         self._examples: dict[tuple[str, str], Examples] = {}
         self._hashes: dict[tuple[str, str], list[str]] = {}
         self._rows: dict[tuple[str, str], Tensor] = {}
+        self._exact: dict[tuple[str, str], list[str]] = {}
         self._elsewhere: dict[str, list[str]] = {}
 
     def load(self, *tasks: str, test: bool | None = None, apart_from: Sequence[str] = ()) -> None:
@@ -186,6 +188,9 @@ class Division:
             examples = classes.in_order_of(self._examples[task, "train"].classes, task, examples)
         self._examples[task, split] = examples
         self._hashes[task, split] = splits.content_hashes(examples, f"{task} {split}")
+        if examples.exact is not None:  # copies of texts may be spelled in other ways
+            exact = replace(examples, content=examples.exact)
+            self._exact[task, split] = splits.content_hashes(exact, f"{task} {split}")
         return True
 
     def _divide(self, task: str, leave_out: Collection[str]) -> None:
@@ -200,10 +205,8 @@ class Division:
             leave_out=leave_out,
             groups=train.groups,
         )
-        kept, held_out = (
-            self._few(part, own, train.labels)
-            for part, own in (("train", kept), ("validation", held_out))
-        )
+        kept = self._few("train", kept, train.labels)
+        held_out = self._few("validation", held_out, train.labels)
         rows = {"train": kept, "validation": held_out, "coefficients": self._share(held_out)}
         if test:
             tested = self._examples[task, "test"].labels
@@ -213,12 +216,9 @@ class Division:
         self._note(task, rows)
 
     def _few(self, part: str, rows: Tensor, labels: Tensor) -> Tensor:
-        """Return the rows of a part, or as many of each class as `at_most` allows."""
+        """Return the rows of a part, or as many as `at_most` allows, of all classes alike."""
         most = self.at_most.get(part, len(rows))
-        if most >= len(rows):
-            return rows
-        share = most / len(rows)
-        return rows[splits.stratified_indices(labels[rows], share, self.split_seed + 2)]
+        return splits.draw_few(rows, labels, most, self.split_seed + 2)
 
     def _share(self, rows: Tensor) -> Tensor:
         return splits.draw_share(rows, self.coefficient_fraction, self.split_seed + 1)
@@ -243,9 +243,18 @@ class Division:
             "coefficient_rows": rows["coefficients"].tolist(),
             **{
                 part: {"images": len(h), "digest": splits.digest(h, self._labels(task, part))}
-                for part, h in hashes.items()
+                for part, h in self._contents(task, rows).items()
             },
         }
+
+    def _contents(self, task: str, rows: Mapping[str, Tensor]) -> dict[str, list[str]]:
+        """Return digests of what the examples of each part are, letter by letter."""
+        found = {}
+        for part, own in rows.items():
+            place = (task, split_of(part))
+            hashes = self._exact.get(place, self._hashes[place])
+            found[part] = [hashes[row] for row in own.tolist()]
+        return found
 
     def _labels(self, task: str, part: str) -> Tensor:
         examples, rows = self.part(task, part)
@@ -270,6 +279,8 @@ class Division:
             "validation_fraction": self.validation_fraction,
             "coefficient_fraction": self.coefficient_fraction,
         }
+        if self.at_most:
+            settings["at_most"] = dict(self.at_most)
         entries = {task: dict(self.record[task]) for task in tasks}
         if own := [task for task in tasks if self.source.own_split(task)]:
             settings["own_split"] = own

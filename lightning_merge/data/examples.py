@@ -35,6 +35,7 @@ class Examples:
         content: Index -> the bytes that identify an example, to find duplicates between splits;
             raises InputError if they are evidently not a whole image.
         file: Index -> the example's file relative to the task's folder; "" if it has none.
+        exact: Index -> the bytes that a run's record depends on, if others than `content`.
         kind: What the examples are, "images" or "texts".
         parts: Number of texts that an example has; 1 for images.
         answers: Number of answers between which T5 chooses.
@@ -53,6 +54,7 @@ class Examples:
     item: Callable[[int], Any]
     content: Callable[[int], bytes]
     file: Callable[[int], str] = _no_file
+    exact: Callable[[int], bytes] | None = None
     kind: str = "images"
     parts: int = 1
     answers: int = 0

@@ -6,14 +6,14 @@ from typing import Any
 
 from lightning_merge.core.checkpoints.hub import offline_if_unreachable
 from lightning_merge.core.checkpoints.names import composed
-from lightning_merge.core.errors import InputError
+from lightning_merge.core.errors import InputError, warn
 from lightning_merge.data.examples import Examples, encoded_examples
 from lightning_merge.data.layouts import HubLayout
 from lightning_merge.data.source import Source
 from lightning_merge.data.tasks import task_spec
 from lightning_merge.data.text.examples import text_examples
 from lightning_merge.data.text.files import plain
-from lightning_merge.data.text.layouts import TableLayout, TextForm
+from lightning_merge.data.text.layouts import TableLayout, TextForm, fill
 
 
 class HubData(Source):
@@ -45,7 +45,8 @@ class HubData(Source):
         library, layout = _library(), task_spec(task).hub
         wanted = layout.train if split == "train" else layout.test
         dataset = self._open(library, task, layout, wanted)
-        if (form := task_spec(task).text) is not None or "text" in dataset.column_names:
+        columns, form = dataset.column_names, task_spec(task).text
+        if form is not None or ("text" in columns and layout.image not in columns):
             return _text_examples(task, split, dataset, layout, form)
         for column in (layout.image, layout.label):
             if column not in dataset.column_names:
@@ -100,6 +101,11 @@ def _text_examples(
     if layout.step:
         values = tuple(map(str, range(len(names))))
         rows = [{**r, "label": str(round(float(r["label"]) / layout.step))} for r in rows]
+    if form is not None:
+        whole = [row for row in rows if all(fill(text, row) for text in form.texts)]
+        if empty := len(rows) - len(whole):
+            warn(f"{where}: {empty} examples have an empty text and are left out")
+        rows = whole
     if set(values) != {r["label"] for r in rows} and {r["label"] for r in rows} <= set(names):
         values = tuple(names)
     return text_examples(task, rows, dict(zip(values, names, strict=True)), form, where)

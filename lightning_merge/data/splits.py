@@ -124,6 +124,42 @@ def divide(
     return train[wanted[train]], held_out[wanted[held_out]]
 
 
+def draw_few(rows: Tensor, labels: Tensor, most: int, seed: int) -> Tensor:
+    """Choose at most some rows, of every class in proportion to its size.
+
+    Which rows of a class come first depends on the split and the seed, not on the other rows, so
+    that a row more or less changes the choice by a few.
+
+    Args:
+        rows: Rows of a split, ascending, int64 [n].
+        labels: Classes of the whole split.
+        most: Number of rows to choose, if there are more.
+        seed: Seed of the choice.
+
+    Returns:
+        The chosen rows in ascending order.
+
+    Examples:
+        >>> labels = torch.tensor([0] * 6 + [1] * 3)
+        >>> labels[draw_few(torch.arange(9), labels, most=3, seed=0)]
+        tensor([0, 0, 1])
+    """
+    if most >= len(rows):
+        return rows
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).argsort()
+    members = [
+        own[order[own].argsort()]
+        for c in labels[rows].unique()
+        if len(own := rows[labels[rows] == c])
+    ]
+    shares = [most * len(own) / len(rows) for own in members]
+    counts = [int(share) for share in shares]
+    by_remainder = sorted(range(len(shares)), key=lambda i: counts[i] - shares[i])
+    for i in by_remainder[: most - sum(counts)]:
+        counts[i] += 1
+    return torch.cat([own[:n] for own, n in zip(members, counts, strict=True)]).sort().values
+
+
 def draw_share(rows: Tensor, fraction: float, seed: int) -> Tensor:
     """Choose `fraction` of the rows at random, at least one; shares of one seed are nested.
 

@@ -115,6 +115,6 @@ def _rows(paths: Sequence[Path], layout: TableLayout) -> list[dict[str, str]]:
     else:
         rows = [row for path in paths for row in read_rows(path, layout)]
     named = [layout.named(row, where) for row in rows]
-    if not layout.group and "group" in rows[0]:
+    if rows and not layout.group and "group" in rows[0]:
         named = [{**own, "group": row["group"]} for own, row in zip(named, rows, strict=True)]
     return named

@@ -85,6 +85,7 @@ class Recentre(OnTop):
         >>> model, inputs = nn.Identity(), torch.tensor([[3.0, 4.0], [1.0, 0.0]])
         >>> model.register_parameter("weight", nn.Parameter(torch.zeros(1)))
         >>> base = {"weight": torch.zeros(1)}
+        >>> from lightning_merge.methods import TaskArithmetic
         >>> method, batches = Recentre(TaskArithmetic(0.5)), {"a": inputs, "b": inputs}
         >>> network = method(base, {"a": base, "b": base}, model=model, batches=batches)
         >>> network.centre("a")

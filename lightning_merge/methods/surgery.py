@@ -132,6 +132,7 @@ class Surgery(OnTop):
         >>> model = nn.Linear(1, 1, bias=False)
         >>> a, b = {"weight": torch.tensor([[1.0]])}, {"weight": torch.tensor([[3.0]])}
         >>> base, one = {"weight": torch.zeros(1, 1)}, torch.ones(1, 1)
+        >>> from lightning_merge.methods import TaskArithmetic
         >>> method = Surgery(TaskArithmetic(0.5), rank=2, steps=100, learning_rate=0.02)
         >>> network = method(base, {"a": a, "b": b}, model=model, batches={"a": one, "b": one})
         >>> [round(network.logits(task, one, nn.Identity()).item(), 1) for task in "ab"]

@@ -21,6 +21,9 @@ from lightning_merge.models.t5_preprocess import T5Preprocess
 from lightning_merge.models.text_encoder import source_folder
 from lightning_merge.models.tokenizer import check_tokenizer
 
+_UNUSED = "EncDecAttention.relative_attention_bias.weight"
+"""In files of the first T5s, where no network has a place for it."""
+
 
 class AnswerRanks(nn.Module):
     """A T5 that maps a prompt and its answers, one tensor, to the answers' log-likelihoods.
@@ -76,7 +79,8 @@ class AnswerRanks(nn.Module):
                 use_cache=False,
             ).last_hidden_state
         weight = self.shared.weight if self.tied else self.lm_head.weight
-        scores = F.linear(output * self.factor, weight).float().log_softmax(-1)
+        with torch.autocast(output.device.type, enabled=False):  # bfloat16 would make answers tie
+            scores = F.linear(output.float() * self.factor, weight.float()).log_softmax(-1)
         own = scores.gather(-1, answers.unsqueeze(-1)).squeeze(-1)
         said = self.tokens(answers)
         total = (own * said).sum(-1)
@@ -91,6 +95,8 @@ class AnswerRanks(nn.Module):
 
     def _cut(self, answers: Tensor) -> Tensor:
         """Return answers without the padding that they share with prompts."""
+        if torch._C._functorch.is_batchedtensor(answers):  # shapes cannot depend on values there
+            return answers
         used = (answers != self.pad).flatten(0, 1).any(0).nonzero()
         return answers[..., : int(used[-1]) + 1] if len(used) else answers[..., :1]
 
@@ -198,6 +204,8 @@ def _without_copies(checkpoint: Checkpoint, tied: bool) -> Checkpoint:
     """Return a checkpoint without tensors that repeat its shared embeddings."""
     ends = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"]
     ends += ["lm_head.weight"] if tied else []
+    kept = [name for name in checkpoint if not name.endswith(_UNUSED)]
+    checkpoint = checkpoint.renamed({name: name for name in kept})
     copies = [name for name in checkpoint if name.endswith(tuple(ends))]
     shared = [name for name in checkpoint if name.endswith("shared.weight")]
     for name in copies if shared else ():
@@ -231,4 +239,4 @@ def _t5(folder: Path, dropout: float) -> Any:
             "TextEncoder"
         )
     config.dropout_rate = dropout
-    return T5ForConditionalGeneration(config)
+    return T5ForConditionalGeneration(config).float()

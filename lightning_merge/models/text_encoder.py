@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_merge.core.checkpoints import hub
-from lightning_merge.core.checkpoints.checkpoint import Checkpoint
+from lightning_merge.core.checkpoints.checkpoint import Checkpoint, as_checkpoint, open_checkpoint
 from lightning_merge.core.checks import require_choice, require_in
 from lightning_merge.core.errors import InputError, first_line
 from lightning_merge.core.networks.padding import padded
@@ -22,6 +22,12 @@ from lightning_merge.models.text_preprocess import Pairs, TextPreprocess
 from lightning_merge.models.tokenizer import check_tokenizer
 
 Pooling = Literal["mean", "cls", "pooler"]
+_DROPOUTS = (
+    *("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"),
+    *("embedding_dropout", "mlp_dropout", "pooler_dropout"),
+)
+"""What networks call the probability of dropout, for states and attention."""
+_POOLER = "pooler."
 _PRODUCT = 4.0
 """Factor of u * v beside |u - v|, whose entries are larger; not tuned."""
 
@@ -184,6 +190,11 @@ class TextEncoder(Encoder):
         model = _model(folder, dropout)
         _check_length(model.config, max_length)
         _check_pooling(model, pooling)
+        stored = folder if weights is None else Path(weights)
+        if pooling != "pooler" and getattr(model, "pooler", None) is not None:
+            model.pooler.requires_grad_(False)  # no feature depends on it
+            if not _has_pooler(open_checkpoint(stored)):
+                model.pooler = None
         words = preprocess.tokenizer
         if (rows := model.get_input_embeddings().num_embeddings) < len(words):
             raise InputError(
@@ -195,21 +206,31 @@ class TextEncoder(Encoder):
         tower = TextTower(model, words.pad_token_id, pooling, separator)
         super().__init__(tower, preprocess, model.config.hidden_size)
         model.get_input_embeddings().requires_grad_(train_embeddings)
-        if (layer := getattr(model, "pooler", None)) is not None and pooling != "pooler":
-            layer.requires_grad_(False)  # no feature depends on it
         if (kind := getattr(model.config, "hidden_act", None)) is not None:
             self.activation = Activation(kind, f"source={source}")
-        self.load(folder if weights is None else weights)
+        self.load(stored)
 
     def fitting(self, source: CheckpointLike) -> Checkpoint:
         """Return the weights that `load` would load.
 
+        An expert published without a pooler, on which no feature depends, gets the encoder's.
+
         Raises:
             InputError: See `Encoder.load`, or the tokenizer beside the weights is another one.
         """
-        if not isinstance(source, Mapping):
+        if isinstance(source, Mapping):
+            checkpoint = as_checkpoint(source)
+        else:
             check_tokenizer(source, self.preprocess)
-        return super().fitting(source)
+            checkpoint = open_checkpoint(source)
+        named = self.backbone.state_dict().items()
+        own = {name: tensor for name, tensor in named if name.startswith(_POOLER)}
+        if own and self.backbone.pooling != "pooler" and not _has_pooler(checkpoint):
+            known = next((name for name in checkpoint if "embeddings." in name), "")
+            prefix = known.partition("embeddings.")[0]
+            spare = {f"{prefix}{name}": tensor.clone() for name, tensor in own.items()}
+            checkpoint = checkpoint.joined(as_checkpoint(spare))
+        return super().fitting(checkpoint)
 
     @property
     def features_of(self) -> str:
@@ -256,10 +277,10 @@ def _model(folder: Path, dropout: float) -> Any:
 
     try:
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout"):
+        for name in _DROPOUTS:
             if hasattr(config, name):
                 setattr(config, name, dropout)
-        model = AutoModel.from_config(config)
+        model = AutoModel.from_config(config).float()
     except Exception as fault:  # transformers raises many kinds
         raise InputError(
             f"source={str(folder)!r} is not a network that transformers can build "
@@ -271,6 +292,10 @@ def _model(folder: Path, dropout: float) -> Any:
             "T5Encoder"
         )
     return model
+
+
+def _has_pooler(checkpoint: Checkpoint) -> bool:
+    return any(name.startswith(_POOLER) or f".{_POOLER}" in name for name in checkpoint)
 
 
 def _check_length(config: Any, max_length: int) -> None:

@@ -188,7 +188,7 @@ def _known(folder: str, changed: int) -> tuple[str, frozenset[str]]:
 
 
 def vocabulary_of(tokenizer: Any) -> str:
-    """Return a digest of a tokenizer's tokens and ids, the same in whatever files they are.
+    """Return a digest of a tokenizer's tokens, ids and rules, whatever files they are in.
 
     Examples:
         >>> from tokenizers import Tokenizer, models
@@ -197,7 +197,11 @@ def vocabulary_of(tokenizer: Any) -> str:
         >>> len(vocabulary_of(PreTrainedTokenizerFast(tokenizer_object=tokens)))
         64
     """
-    tokens = sorted(tokenizer.get_vocab().items(), key=lambda pair: (pair[1], pair[0]))
-    special = [tokenizer.pad_token_id, *tokenizer.all_special_ids]
-    lower = tokenizer("A b C", add_special_tokens=True)["input_ids"]
-    return hashlib.sha256(json.dumps([tokens, special, lower]).encode()).hexdigest()
+    special = [tokenizer.pad_token_id, *tokenizer.all_special_ids, tokenizer.truncation_side]
+    if (fast := getattr(tokenizer, "backend_tokenizer", None)) is not None:
+        rules = json.loads(fast.to_str())
+        rules.pop("truncation", None)  # which a call sets
+        rules.pop("padding", None)
+    else:
+        rules = sorted(tokenizer.get_vocab().items(), key=lambda pair: (pair[1], pair[0]))
+    return hashlib.sha256(json.dumps([rules, special], sort_keys=True).encode()).hexdigest()

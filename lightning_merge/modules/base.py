@@ -1,5 +1,6 @@
 """The base of all modules that train and evaluate: encoder, heads, metrics, logging."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
@@ -326,9 +327,14 @@ class TaskModule(LightningModule):
 
     def metric_of(self, task: str) -> str | None:
         """Return what is measured on a task beside accuracy, if anything."""
-        metric, classes = task_spec(task).metric, len(self.data.classes[task])
-        binary = metric in ("f1", "auc")
-        return None if metric == "accuracy" or (binary and classes != 2) else metric
+        metric, classes = task_spec(task).metric, self.data.classes[task]
+        fits = {
+            "accuracy": False,
+            "f1": len(classes) == 2,
+            "auc": len(classes) == 2,
+            "spearman": all(re.fullmatch(r"-?[\d.]+", name) for name in classes),
+        }
+        return metric if fits.get(metric, True) else None
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count right predictions on held-out images."""

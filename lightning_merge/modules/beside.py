@@ -48,7 +48,8 @@ def beside_accuracy(
     if len(labels.unique()) < 2:
         return None
     if metric == "auc":
-        value = auroc(scores.sigmoid(), labels, task="binary")
+        ranks = scores.double().unique(return_inverse=True)[1]  # of large scores sigmoids would tie
+        value = auroc(ranks / len(scores), labels, task="binary")
     elif metric == "f1":
         value = f1_score(scores.long(), labels, task="binary")
     elif metric == "matthews":

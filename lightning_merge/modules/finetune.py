@@ -23,6 +23,7 @@ from lightning_merge.data.augment import Augment, Draws
 from lightning_merge.data.dataset import Batch
 from lightning_merge.data.tasks import task_spec
 from lightning_merge.models.encoder import Encoder
+from lightning_merge.models.heads import LinearHead
 from lightning_merge.modules.base import TaskModule
 from lightning_merge.modules.heads import HeadFiles, check_heads, head_files, heads_hash
 
@@ -160,7 +161,10 @@ class FineTune(TaskModule):
         for task, classes in self.data.classes.items():
             examples, _ = self.data.division.part(task, "train")
             width = self.encoder.width(self.preprocess.shape(examples.parts, examples.answers))
-            self.heads[task] = nn.Linear(width, len(classes))
+            if self.encoder.ranks:  # features are logits
+                self.heads[task] = LinearHead(torch.eye(width))
+            else:
+                self.heads[task] = nn.Linear(width, len(classes))
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Leave training batches to `training_step`, which augments and finishes them."""

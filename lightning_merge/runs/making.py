@@ -161,6 +161,8 @@ class ZooMaker:
     def _inputs(self, task: str, base: str, images: str) -> dict[str, Any]:
         """Return what the expert of a task depends on besides its recipe."""
         inputs = {"base": base, "head": self.heads.mark(task), "data": images, **self._seed}
+        if self.encoder.preprocess.kind == "texts":  # whose options heads do not all depend on
+            inputs["encoder"] = self.config["encoder"]
         if self.teachers is None:
             return inputs
         teacher = {

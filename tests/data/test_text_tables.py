@@ -6,6 +6,7 @@ from lightning_merge.core.errors import InputError
 from lightning_merge.data import TextTables, task_spec
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.data.order import bucketed
+from lightning_merge.data.splits import draw_few
 from lightning_merge.data.tasks import TASKS
 from lightning_merge.models import TextPreprocess
 from lightning_merge.models.texts import Texts
@@ -128,6 +129,7 @@ def test_every_row_of_text_has_an_answer_for_each_class():
         (b"sentence\tlabel\na joy\tgood\n", "no column 'text', only .*sentence, label"),
         (b"text\topinion\na joy\tgood\n", "no column 'label', only file, text, opinion"),
         (b"text\tlabel\n\tgood\n", "example 1 has an empty text"),
+        (b"text\tlabel\n", "has no examples"),
     ],
 )
 def test_broken_tables_are_one_error(tmp_path, content, message):
@@ -268,3 +270,37 @@ def test_long_texts_are_counted_once(tmp_path, preprocess):
 def test_the_task_table_names_text_tasks_by_their_aliases():
     assert task_spec("glue-rte").name == "rte"
     assert task_spec("wiki_qa").metric == "auc"
+
+
+def test_a_record_sees_what_copies_do_not(tmp_path):
+    """Case and punctuation make no other copy, but other data."""
+    digests, lefts = [], []
+    for spell in (str, str.upper):
+        root = tasks(tmp_path / spell.__name__)
+        for split in ("train", "test"):
+            rows = [(spell(text), label) for text, label in sentences(48, int(split == "test"))]
+            table(root / "films" / f"{split}.tsv", ["text", "label"], rows)
+        one = data(root, tasks=["films"])
+        one.load()
+        digests.append(one.digest("films"))
+        lefts.append(one.division.hashes("films", "train"))
+    assert digests[0] != digests[1]
+    assert lefts[0] == lefts[1]
+
+
+def test_few_examples_are_of_all_classes_and_stay_when_one_more_is_left_out():
+    labels = torch.tensor([0] * 70 + [1] * 20 + [2] * 10)
+    rows = torch.arange(100)
+    some = draw_few(rows, labels, 30, seed=0)
+    assert labels[some].bincount().tolist() == [21, 6, 3]
+    other = draw_few(rows[rows != some[0]], labels, 30, seed=0)
+    assert len(set(some.tolist()) & set(other.tolist())) >= 28
+    assert len(draw_few(rows, labels, 2, seed=0)) == 2
+    assert torch.equal(draw_few(rows, labels, 100, seed=0), rows)
+
+
+def test_answers_of_every_row_are_in_the_order_of_its_classes():
+    """Whatever the source, whose classes have the same names in the same order."""
+    for row in TASKS.values():
+        if row.table and row.table.classes and row.hub.classes and row.name != "winogrande":
+            assert tuple(row.table.classes.values()) == row.hub.classes, row.name

@@ -4,6 +4,7 @@ from safetensors.torch import load_file, save_file
 from tiny_texts import T5_WORDS, network, t5
 
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.networks.joined import joined
 from lightning_merge.models import T5Encoder
 from lightning_merge.models.texts import Texts
 
@@ -112,3 +113,24 @@ def test_an_answer_without_tokens_is_refused(tmp_path):
         encoder.preprocess.transform()(Texts(prompt="the film", answers=("good", "")))
     with pytest.raises(InputError, match="examples without answers"):
         encoder.preprocess.shape(1)
+
+
+def test_a_bias_that_no_network_uses_is_passed_over(tmp_path):
+    t5(tmp_path)
+    file = tmp_path / "model.safetensors"
+    unused = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+    save_file({**load_file(file), unused: torch.ones(2, 2)}, file)
+    assert unused not in T5Encoder(str(tmp_path), max_length=20).backbone.state_dict()
+
+
+def test_tasks_with_different_numbers_of_answers_are_one_batch(tmp_path):
+    t5(tmp_path)
+    encoder = T5Encoder(str(tmp_path), max_length=20)
+    more = [item._replace(answers=(*item.answers, "joy")) for item in ITEMS]
+    rows = [encoder.preprocess.transform()(item) for item in (*ITEMS, *more)]
+    two, three = torch.stack(rows[:2]).long(), torch.stack(rows[2:]).long()
+    both = joined([two, three])
+    assert both.shape == (4, 4, 20)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(both)[:2, :2], encoder(two), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(encoder(both)[2:], encoder(three), atol=1e-5, rtol=1e-5)

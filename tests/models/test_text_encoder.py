@@ -6,7 +6,12 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from tiny_texts import KINDS, SIZES, WORDS, network, tokenizer
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    BertConfig,
+)
 
 from lightning_merge.core.errors import InputError
 from lightning_merge.models import TextEncoder, TextPreprocess
@@ -137,20 +142,53 @@ def test_old_names_of_layer_norms_load(folder, tmp_path):
     assert any(name.endswith("gamma") for name in old)
     save_file(old, folder / "model.safetensors")
     encoder = TextEncoder(str(folder), max_length=32)
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(encoder.backbone.state_dict()[name], tensor), name
+    for name, tensor in encoder.backbone.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
 
 
-def test_embeddings_and_unused_layers_are_frozen(folder):
+def test_embeddings_and_a_pooler_that_is_not_used_are_frozen(folder):
     frozen = TextEncoder(str(folder), max_length=32)
     names = {n for n, p in frozen.backbone.named_parameters() if not p.requires_grad}
-    assert names == {
-        "embeddings.word_embeddings.weight",
-        "pooler.dense.weight",
-        "pooler.dense.bias",
-    }
+    pooler = {"pooler.dense.weight", "pooler.dense.bias"}
+    assert names == {"embeddings.word_embeddings.weight", *pooler}
     trained = TextEncoder(str(folder), max_length=32, pooling="pooler", train_embeddings=True)
     assert all(p.requires_grad for p in trained.backbone.parameters())
+
+
+def test_a_base_without_a_pooler_loads_unless_it_is_used(folder):
+    stored = load_file(folder / "model.safetensors")
+    without = {n: t for n, t in stored.items() if not n.startswith("pooler.")}
+    save_file(without, folder / "model.safetensors")
+    encoder = TextEncoder(str(folder), max_length=32)
+    assert set(encoder.backbone.state_dict()) == set(without)
+    with pytest.raises(InputError, match=r"missing: pooler\.dense"):
+        TextEncoder(str(folder), max_length=32, pooling="pooler")
+
+
+@pytest.mark.parametrize("kind", ["roberta", "distilbert", "deberta-v2"])
+def test_experts_without_a_pooler_load(tmp_path, kind):
+    network(tmp_path / "base", kind)
+    config = AutoConfig.from_pretrained(tmp_path / "base")
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "expert")
+    encoder = TextEncoder(str(tmp_path / "base"), max_length=24, pooling="cls")
+    encoder.load(tmp_path / "expert")
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "modernbert"])
+def test_nothing_is_dropped_unless_asked_for(tmp_path, kind):
+    network(tmp_path, kind)
+    encoder = TextEncoder(str(tmp_path), max_length=24).train()
+    ids = ids_of(encoder, *TEXTS)
+    assert torch.equal(encoder(ids), encoder(ids))
+    dropping = TextEncoder(str(tmp_path), max_length=24, dropout=0.5).train()
+    assert not torch.equal(dropping(ids), dropping(ids))
+
+
+def test_half_precision_in_a_config_does_not_round_weights(folder):
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"dtype": "float16"}))
+    encoder = TextEncoder(str(folder), max_length=24)
+    assert {p.dtype for p in encoder.backbone.parameters()} == {torch.float32}
 
 
 def test_long_texts_are_cut_behind_their_last_token_and_counted(folder):

@@ -45,6 +45,9 @@ def test_metrics_are_those_of_scikit_learn_and_scipy(logits, labels):
 
 
 def test_an_auc_does_not_depend_on_the_threshold(logits, labels):
+    for shift in (20.0, 40.0):  # where sigmoids would be 1
+        sure = logits + torch.tensor([0.0, shift])
+        assert math.isclose(found("auc", sure, labels), found("auc", logits, labels), rel_tol=1e-3)
     moved = logits + torch.tensor([3.0, 0.0])
     assert math.isclose(found("auc", moved, labels), found("auc", logits, labels), rel_tol=1e-5)
     assert not math.isclose(found("f1", moved, labels), found("f1", logits, labels), rel_tol=0.1)

@@ -41,6 +41,8 @@ def text_examples(
         >>> films.classes[films.labels[0]], films.item(0).texts
         ('good', ('a joy',))
     """
+    if not rows:
+        raise InputError(f"task {task!r}: {where} has no examples; add some")
     form = _own_form(rows[0]) if form is None else form
     items = [_item(task, row, form, f"{where}, example {i}") for i, row in enumerate(rows, 1)]
     if not classes and any("{" in answer for answer in form.answers):
@@ -61,6 +63,7 @@ def text_examples(
         torch.tensor([number[row["label"]] for row in rows]),
         item=partial(_item_at, items),
         content=partial(_content_at, items),
+        exact=partial(_exact_at, items),
         kind="texts",
         parts=len(form.texts),
         answers=len(form.answers),
@@ -86,6 +89,7 @@ def chosen(examples: Examples, rows: Tensor) -> Examples:
         labels=examples.labels[rows],
         item=partial(_at, examples.item, rows.tolist()),
         content=partial(_at, examples.content, rows.tolist()),
+        exact=None if examples.exact is None else partial(_at, examples.exact, rows.tolist()),
         groups=None if examples.groups is None else examples.groups[rows],
     )
 
@@ -152,6 +156,11 @@ def _item_at(items: Sequence[Texts], i: int) -> Texts:
 
 def _content_at(items: Sequence[Texts], i: int) -> bytes:
     return content_of(items[i])
+
+
+def _exact_at(items: Sequence[Texts], i: int) -> bytes:
+    texts, prompt, answers = items[i]
+    return "\0".join([*texts, "", prompt, *answers]).encode()
 
 
 def _at(function: Callable[[int], Any], rows: Sequence[int], i: int) -> Any:

@@ -101,6 +101,7 @@ def _lines(text: str) -> list[str]:
 def _cells(kind: str, text: str) -> list[list[str]]:
     """Return the cells of every line that is not empty."""
     if kind == ".csv":
+        csv.field_size_limit(1 << 30)  # a cell may be a book
         return [row for row in csv.reader(io.StringIO(text, newline="")) if row]
     lines = [line for line in _lines(text) if line.strip()]
     return [line.split("\t") if kind == ".tsv" else [line] for line in lines]
@@ -146,6 +147,8 @@ def plain(record: Any, name: str = "") -> dict[str, str]:
         named = record.items() if isinstance(record, dict) else enumerate(record)
         inner = (plain(value, f"{name}.{key}" if name else str(key)) for key, value in named)
         return {column: value for found in inner for column, value in found.items()}
+    if record is None:
+        return {name: ""}
     return {name: record if isinstance(record, str) else json.dumps(record, ensure_ascii=False)}
 
 
