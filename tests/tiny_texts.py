@@ -109,11 +109,9 @@ def tasks(root: Path, count: int = 48) -> Path:
             table(root / name / f"{split}.tsv", ["text", "label"], rows)
     for split in ("train", "test"):
         one, two = sentences(count, 7 + (split == "test")), sentences(count, 9)
-        rows = [
-            (a, b, "same" if x == y else "other")
-            for (a, x), (b, y) in zip(one, two[::-1] if split == "test" else two, strict=True)
-        ]
-        rows = [(a, b, ("same", "other")[i % 2]) for i, (a, b, _) in enumerate(rows)]
+        two = two[::-1] if split == "test" else two
+        both = enumerate(zip(one, two, strict=True))
+        rows = [(a, b, ("same", "other")[i % 2]) for i, ((a, _), (b, _)) in both]
         table(root / "pairs" / f"{split}.tsv", ["text", "text_pair", "label"], rows)
     return root
 

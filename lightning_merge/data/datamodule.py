@@ -71,7 +71,7 @@ class MergeDataModule(LightningDataModule):
         fit_on: Examples that `fit` sees: "train" (experts) or "coefficients" (merging).
         validation_fraction: Share of the train split to hold out, in (0, 1).
         at_most: Most examples of a task in "train", "validation" and "test", chosen at random of
-            every class; the others are left out, so that a look takes minutes.
+            every class; the others are left out, to keep a run short.
         coefficient_fraction: Share of the held-out examples (test ones for a transductive module)
             that coefficients are fitted on: a percentage ("5%"), "all", or a number in (0, 1].
         duplicates: What to do with copies of test examples in a train split, of the same task or

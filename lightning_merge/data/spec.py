@@ -122,7 +122,9 @@ class TaskSpec:
     @property
     def summary(self) -> str:
         """Description in one line, for `list`."""
-        sources = ["folders"] if self.text is None else ["tables"] if self.table else []
+        sources = ["folders"] if self.text is None else []
+        if self.table:
+            sources.append(f"tables ({', '.join((*self.table.train, *self.table.test))})")
         if self.torchvision:
             sources.append("torchvision")
         if self.hub.path:

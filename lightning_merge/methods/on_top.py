@@ -1,12 +1,16 @@
 """Methods that merge by another one, and return a network with something on top of the weights."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+from torch import nn
+
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.facts import Facts
-from lightning_merge.methods.base import MergeMethod, Origin
-from lightning_merge.methods.network import NetworkMethod
+from lightning_merge.methods.base import MergeMethod, Origin, Resources, Weights
+from lightning_merge.methods.network import NetworkMethod, Recalibrate, own_names
+from lightning_merge.methods.parts import with_transforms
 from lightning_merge.methods.task_arithmetic import TaskArithmetic
 
 
@@ -53,6 +57,18 @@ class OnTop(NetworkMethod):
             work=", ".join(filter(None, [inner.work, own.work])),
             memory=inner.memory,
         )
+
+    def merged(
+        self,
+        model: nn.Module,
+        base: Weights,
+        experts: Mapping[str, Weights],
+        given: Resources,
+        recalibrate: Recalibrate,
+    ) -> Weights:
+        """Return the merged weights under the model's names, with their BatchNorm statistics."""
+        method = with_transforms(self.method, self.transforms)
+        return recalibrate(own_names(model, method.merge(base, experts, given)))
 
     def origin(self) -> Origin:
         """Return what the wrapped method learned before merging."""

@@ -16,10 +16,8 @@ from lightning_merge.methods.network import (
     TaskNetwork,
     encode,
     frozen,
-    own_names,
 )
 from lightning_merge.methods.on_top import OnTop
-from lightning_merge.methods.parts import with_transforms
 
 
 class RecentredNetwork(TaskNetwork):
@@ -112,9 +110,8 @@ class Recentre(OnTop):
     ) -> RecentredNetwork:
         """Merge, then measure the mean feature of every task."""
         model, inputs = given.network("Recentre"), given.task_inputs("Recentre", tuple(experts))
-        method = with_transforms(self.method, self.transforms)
         merged = frozen(model)
-        merged.load_state_dict(recalibrate(own_names(model, method.merge(base, experts, given))))
+        merged.load_state_dict(self.merged(model, base, experts, given, recalibrate))
         centres = [
             functional.normalize(encode(merged, given.project, inputs[task]), dim=-1).mean(0)
             for task in experts

@@ -24,7 +24,6 @@ from lightning_merge.methods.network import (
     own_names,
 )
 from lightning_merge.methods.on_top import OnTop
-from lightning_merge.methods.parts import with_transforms
 
 
 class Correction(nn.Module):
@@ -170,12 +169,11 @@ class Surgery(OnTop):
     ) -> CorrectedNetwork:
         """Merge, then learn the correction of each task in turn."""
         model, images = given.network("Surgery"), given.task_inputs("Surgery", tuple(experts))
-        method = with_transforms(self.method, self.transforms)
-        merged = own_names(model, method.merge(base, experts, given))
+        merged = self.merged(model, base, experts, given, recalibrate)
         expert = frozen(model)
         dims = [encode(expert, given.project, images[task][:1]).shape[1] for task in experts]
         network = CorrectedNetwork(model, given.project, tuple(experts), dims, self.rank)
-        network.network.load_state_dict(recalibrate(merged))
+        network.network.load_state_dict(merged)
         for task, correction in zip(experts, network.corrections, strict=True):
             expert.load_state_dict(own_names(model, experts[task]))
             inputs = encode(network.network, given.project, images[task])

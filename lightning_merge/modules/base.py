@@ -1,6 +1,5 @@
 """The base of all modules that train and evaluate: encoder, heads, metrics, logging."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
@@ -18,12 +17,10 @@ from lightning_merge.data.dataset import Batch
 from lightning_merge.data.joint import JointLabels
 from lightning_merge.data.resume import count_epochs, leave_open
 from lightning_merge.data.sizes import count_batches, count_images
-from lightning_merge.data.tasks import task_spec
-from lightning_merge.evaluation.derived import BESIDE
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.models.preprocess import Preprocess
 from lightning_merge.modules.answers import Answers
-from lightning_merge.modules.beside import beside_accuracy, score_of
+from lightning_merge.modules.beside import beside_accuracy, metric_of, score_of
 from lightning_merge.modules.by_task import by_task
 from lightning_merge.modules.counting import NOT_COUNTED, SideBySide, counter, filled
 from lightning_merge.modules.divergence import EVERY, first_not_finite
@@ -318,26 +315,15 @@ class TaskModule(LightningModule):
         self.counts(part, task).update(logits, labels)
         if part == "test":
             self.right.add(task, batch.index, (logits.argmax(1) == labels)[: len(batch.index)])
-            if (metric := self.metric_of(task)) is not None:
+            if (metric := metric_of(task, self.data.classes[task])) is not None:
                 scores = torch.stack([score_of(metric, logits), labels.float()])
                 self.scores.add(task, batch.index, scores[:, : len(batch.index)])
         if joint is not None and len(batch.labels):
             predicted, true = joint.predicted(others[0]), joint.true(task, labels)
             self.counts("joint", task).update(predicted, true)
 
-    def metric_of(self, task: str) -> str | None:
-        """Return what is measured on a task beside accuracy, if anything."""
-        metric, classes = task_spec(task).metric, self.data.classes[task]
-        fits = {
-            "accuracy": False,
-            "f1": len(classes) == 2,
-            "auc": len(classes) == 2,
-            "spearman": all(re.fullmatch(r"-?[\d.]+", name) for name in classes),
-        }
-        return metric if fits.get(metric, True) else None
-
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Count right predictions on held-out images."""
+        """Count right predictions on held-out examples."""
         self.evaluate("val", batch, dataloader_idx)
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -379,10 +365,7 @@ class TaskModule(LightningModule):
         answers = self.right.collect(self.ranks) if part == "test" else {}
         measured = Measured({}, {}, there, right=answers, joint={}, distance={}, beside={})
         for task, (scores, labels) in self.scores.collect(self.ranks).items():
-            metric = self.metric_of(task) or ""
-            value = beside_accuracy(metric, scores, labels, self.data.classes[task])
-            if value is not None:
-                measured.beside[f"{task} {BESIDE[metric]}"] = value
+            measured.beside.update(beside_accuracy(task, scores, labels, data.classes[task]))
         for task, (right, images) in self._summed(part, tasks).items():
             measured.accuracy[task], measured.samples[task] = right / max(images, 1), images
         if part == "test" and self.joint is not None:

@@ -1,11 +1,15 @@
 """Metrics that fields measure beside accuracy."""
 
+import re
 from collections.abc import Sequence
 from math import isnan, nan
 
 import torch
 from torch import Tensor
 from torchmetrics.functional import auroc, f1_score, matthews_corrcoef, spearman_corrcoef
+
+from lightning_merge.data.tasks import task_spec
+from lightning_merge.evaluation.derived import BESIDE
 
 
 def score_of(metric: str, logits: Tensor) -> Tensor:
@@ -24,9 +28,52 @@ def score_of(metric: str, logits: Tensor) -> Tensor:
     return logits.argmax(1).float()
 
 
+def metric_of(task: str, classes: Sequence[str]) -> str | None:
+    """Return what is measured on a task beside accuracy, if anything that its classes allow.
+
+    Args:
+        task: Name of the task.
+        classes: Names of its classes in the data.
+
+    Examples:
+        >>> metric_of("wikiqa", ["no answer", "answer"]), metric_of("mnist", ["0", "1"])
+        ('auc', None)
+    """
+    metric = task_spec(task).metric
+    fits = {
+        "accuracy": False,
+        "f1": len(classes) == 2,
+        "auc": len(classes) == 2,
+        "spearman": all(re.fullmatch(r"-?\d+(\.\d+)?", name) for name in classes),
+    }
+    return metric if fits.get(metric, True) else None
+
+
 def beside_accuracy(
-    metric: str, scores: Tensor, labels: Tensor, classes: Sequence[str]
-) -> float | None:
+    task: str, scores: Tensor, labels: Tensor, classes: Sequence[str]
+) -> dict[str, float]:
+    """Return what is measured beside accuracy on all test examples of a task, by column.
+
+    Args:
+        task: Name of the task.
+        scores: What `score_of` returned for its metric, [n].
+        labels: True classes [n].
+        classes: Names of the classes; numbers for Spearman's correlation.
+
+    Returns:
+        Empty where nothing is, or where it is not defined, such as an AUC of a single class.
+
+    Examples:
+        >>> predicted, true = torch.tensor([1.0, 1.0, 0.0, 0.0]), torch.tensor([1, 0, 0, 0])
+        >>> beside_accuracy("mrpc", predicted, true, ["not_equivalent", "equivalent"])
+        {'mrpc F1': 0.66...}
+    """
+    metric = metric_of(task, classes)
+    value = None if metric is None else measure(metric, scores, labels, classes)
+    return {} if metric is None or value is None else {f"{task} {BESIDE[metric]}": value}
+
+
+def measure(metric: str, scores: Tensor, labels: Tensor, classes: Sequence[str]) -> float | None:
     """Return a metric of all test examples of a task.
 
     Args:
@@ -41,7 +88,7 @@ def beside_accuracy(
 
     Examples:
         >>> predicted, true = torch.tensor([1.0, 1.0, 0.0, 0.0]), torch.tensor([1, 0, 0, 0])
-        >>> round(beside_accuracy("f1", predicted, true, ["no", "yes"]), 3)
+        >>> round(measure("f1", predicted, true, ["no", "yes"]), 3)
         0.667
     """
     labels = labels.long()

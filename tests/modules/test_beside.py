@@ -5,7 +5,7 @@ import torch
 from scipy import stats
 from sklearn import metrics
 
-from lightning_merge.modules.beside import beside_accuracy, score_of
+from lightning_merge.modules.beside import beside_accuracy, measure, metric_of, score_of
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def labels(logits):
 
 
 def found(metric, logits, labels, names=("no", "yes")):
-    return beside_accuracy(metric, score_of(metric, logits), labels, names)
+    return measure(metric, score_of(metric, logits), labels, names)
 
 
 def test_metrics_are_those_of_scikit_learn_and_scipy(logits, labels):
@@ -56,3 +56,20 @@ def test_an_auc_does_not_depend_on_the_threshold(logits, labels):
 @pytest.mark.parametrize("metric", ["f1", "auc", "matthews"])
 def test_one_class_alone_has_no_metric(logits, metric):
     assert found(metric, logits, torch.zeros(200)) is None
+
+
+@pytest.mark.parametrize(
+    ("task", "classes", "metric"),
+    [
+        ("wikiqa", ["no answer", "answer"], "auc"),
+        ("mrpc", ["a", "b", "c"], None),
+        ("stsb", ["0.0", "0.2", "5.0"], "spearman"),
+        ("stsb", ["low", "high"], None),
+        ("cola", ["unacceptable", "acceptable"], "matthews"),
+        ("cars", ["a", "b"], None),
+    ],
+)
+def test_a_task_has_a_metric_if_its_classes_allow_it(task, classes, metric):
+    assert metric_of(task, classes) == metric
+    labels = torch.tensor([0, 1, 1, 0])
+    assert bool(beside_accuracy(task, labels.float(), labels, classes)) == (metric is not None)

@@ -126,11 +126,17 @@ def test_experts_are_made_merged_and_measured(run, config, tmp_path):
     assert "nothing has changed" in again.out
 
 
-def test_unseen_tasks_and_data_sets_out_of_domain(run, config, tmp_path):
-    apart = {"tasks": ["films", "books", "pairs"], "unseen": ["pairs"]}
+def test_unseen_tasks_and_data_sets_out_of_domain(run, config, tmp_path, texts):
+    for number, split in enumerate(("train", "test")):
+        table(texts / "plays" / f"{split}.tsv", ["text", "label"], sentences(32, 20 + number))
+    apart = {"unseen": ["pairs"], "out_of_domain": ["plays"]}
     found = run("fit", "--config", config(data=apart, module="AdaMerging", merges=MERGES[:1]))
     assert found.code == 0, found.err
-    assert "adamerging" in results(tmp_path)
+    tested = dict.fromkeys(("films", "books", "pairs", "plays"), 32)
+    assert results(tmp_path)["adamerging"]["samples"] == tested
+    learned = open_checkpoint(tmp_path / "run" / "coefficients.safetensors")["coefficients"]
+    assert learned.shape[0] == 2
+    assert not (tmp_path / "experts" / "plays.safetensors").exists()
 
 
 def test_merge_and_mergeability_run_the_network_on_texts(run, config, tmp_path):
