@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_merge.core.checks import require_choice, require_in
-from lightning_merge.core.errors import InputError
+from lightning_merge.core.errors import InputError, first_line
 from lightning_merge.core.facts import Facts, Needs
 from lightning_merge.core.networks.expert_networks import ExpertNetworks, mean_of, run_with
 from lightning_merge.core.networks.fisher import Labels, fisher_diagonal
@@ -116,6 +116,14 @@ class Fisher(MergeMethod):
                 raise InputError(
                     f"heads, batches: {task}: {fault}; look for what overflows, or run the network "
                     "in float32"
+                ) from fault
+            except RuntimeError as fault:
+                if "vmap" not in str(fault):
+                    raise
+                raise InputError(
+                    f"model={type(model).__name__}: Fisher runs it with weights of its own for "
+                    f"every input, which its code does not allow ({first_line(fault)}); choose "
+                    "another method"
                 ) from fault
         norm = sum(float(f.double().square().sum()) for f in diagonal.values()) ** 0.5
         divisor = norm + self.epsilon if self.normalize and norm else 1.0

@@ -18,7 +18,7 @@ from lightning_merge.core.networks.padding import padded
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.models.loading import CheckpointLike
 from lightning_merge.models.t5_preprocess import T5Preprocess
-from lightning_merge.models.text_encoder import source_folder
+from lightning_merge.models.text_encoder import source_folder, takes_whole_masks, whole_mask
 from lightning_merge.models.tokenizer import check_tokenizer
 
 _UNUSED = "EncDecAttention.relative_attention_bias.weight"
@@ -67,7 +67,8 @@ class AnswerRanks(nn.Module):
         count, choices = answers.shape[:2]
         there = self.tokens(prompt)
         with padded(there):
-            states = self.encoder(input_ids=prompt, attention_mask=there.long()).last_hidden_state
+            mask = self._mask(there, there.shape[-1])
+            states = self.encoder(input_ids=prompt, attention_mask=mask).last_hidden_state
         answers = answers.flatten(0, 1)
         states, there = (t.repeat_interleave(choices, 0) for t in (states, there))
         begin = answers.new_full((len(answers), 1), self.start)
@@ -75,7 +76,8 @@ class AnswerRanks(nn.Module):
             output = self.decoder(
                 input_ids=torch.cat([begin, answers[:, :-1]], 1),
                 encoder_hidden_states=states,
-                encoder_attention_mask=there.long(),
+                attention_mask=self._earlier(answers),
+                encoder_attention_mask=self._mask(there, answers.shape[-1]),
                 use_cache=False,
             ).last_hidden_state
         weight = self.shared.weight if self.tied else self.lm_head.weight
@@ -92,6 +94,19 @@ class AnswerRanks(nn.Module):
         """Return which ids are tokens of a text, bool like ids; the first one always is."""
         first = torch.arange(ids.shape[-1], device=ids.device) == 0
         return (ids != self.pad) | first
+
+    def _mask(self, there: Tensor, queries: int) -> Tensor:
+        """Return the mask of a prompt, in a form that `torch.func.vmap` can follow if possible."""
+        whole = takes_whole_masks(self.encoder.config)
+        return whole_mask(there, queries) if whole else there.long()
+
+    def _earlier(self, answers: Tensor) -> Tensor | None:
+        """Return which tokens of an answer each one may look at; None if the library does."""
+        if not takes_whole_masks(self.decoder.config):
+            return None
+        length = answers.shape[-1]
+        below = torch.ones(length, length, dtype=torch.bool, device=answers.device).tril()
+        return below.expand(len(answers), 1, -1, -1)
 
     def _cut(self, answers: Tensor) -> Tensor:
         """Return answers without the padding that they share with prompts."""

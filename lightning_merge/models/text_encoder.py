@@ -111,11 +111,10 @@ class TextTower(nn.Module):
         Wherever possible it is one bool [n, 1, L, L], because the library's own code for masks
         branches on values, which `torch.func.vmap` cannot follow.
         """
-        config = self._model.config
-        if config._attn_implementation != "sdpa" or not _takes_whole_masks():
+        config, length = self._model.config, there.shape[-1]
+        if not takes_whole_masks(config):
             return there.long()
-        length = there.shape[-1]
-        whole = there[:, None, None, :].expand(-1, 1, length, -1)
+        whole = whole_mask(there, length)
         if (window := getattr(config, "local_attention", None)) is None:
             return whole
         place = torch.arange(length, device=there.device)
@@ -123,10 +122,35 @@ class TextTower(nn.Module):
         return {"full_attention": whole, "sliding_attention": whole & near}
 
 
-def _takes_whole_masks() -> bool:
+def takes_whole_masks(config: Any) -> bool:
+    """Whether a network of transformers takes a mask for every query, which is bool.
+
+    Args:
+        config: The network's configuration.
+
+    Examples:
+        >>> from transformers import BertConfig
+        >>> takes_whole_masks(BertConfig(attn_implementation="eager"))
+        False
+    """
     import transformers
 
-    return int(transformers.__version__.partition(".")[0]) >= 5
+    new = int(transformers.__version__.partition(".")[0]) >= 5
+    return new and config._attn_implementation == "sdpa"
+
+
+def whole_mask(there: Tensor, queries: int) -> Tensor:
+    """Return which tokens each query may look at, bool [n, 1, queries, L].
+
+    Args:
+        there: Which positions are tokens, bool [n, L].
+        queries: Number of queries.
+
+    Examples:
+        >>> whole_mask(torch.tensor([[True, False]]), 3).shape
+        torch.Size([1, 1, 3, 2])
+    """
+    return there[:, None, None, :].expand(-1, 1, queries, -1)
 
 
 class TextEncoder(Encoder):

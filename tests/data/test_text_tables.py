@@ -304,3 +304,10 @@ def test_answers_of_every_row_are_in_the_order_of_its_classes():
     for row in TASKS.values():
         if row.table and row.table.classes and row.hub.classes and row.name != "winogrande":
             assert tuple(row.table.classes.values()) == row.hub.classes, row.name
+
+
+def test_a_cell_may_be_as_long_as_a_book(tmp_path):
+    (tmp_path / "films").mkdir()
+    book = "joy " * 50_000
+    (tmp_path / "films" / "train.csv").write_text(f"text,label\n{book},good\n")
+    assert loaded(tmp_path).item(0).texts == (book.strip(),)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny_texts import network
 
+from lightning_merge.core.errors import InputError
 from lightning_merge.core.networks.mergeability import mergeability
 from lightning_merge.methods import Fisher, MTies, RegMean, RegMeanPlusPlus
 from lightning_merge.models import CosineHead, TextEncoder
@@ -95,3 +96,26 @@ def test_pairs_beside_single_texts_count_as_two(zoo):
         other = method(base, experts, model=model, batches=pairs)
         for name, tensor in one.items():
             torch.testing.assert_close(tensor, other[name], atol=1e-6, rtol=1e-5)
+
+
+def test_fisher_says_which_networks_it_cannot_run(zoo):
+    model, base, experts, ids = zoo
+
+    class Branching(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = model
+
+        def forward(self, inputs):
+            features = self.inner(inputs)
+            return features if features.sum() > 0 else -features
+
+    named = [{f"inner.{n}": t for n, t in own.items()} for own in (base, *experts.values())]
+    with pytest.raises(InputError, match="model=Branching: Fisher runs it with weights of its own"):
+        Fisher()(
+            named[0],
+            dict(zip("ab", named[1:], strict=True)),
+            model=Branching(),
+            batches=ids,
+            heads=heads(),
+        )

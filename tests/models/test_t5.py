@@ -5,6 +5,7 @@ from tiny_texts import T5_WORDS, network, t5
 
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.networks.joined import joined
+from lightning_merge.methods import Fisher
 from lightning_merge.models import T5Encoder
 from lightning_merge.models.texts import Texts
 
@@ -134,3 +135,15 @@ def test_tasks_with_different_numbers_of_answers_are_one_batch(tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(encoder(both)[:2, :2], encoder(two), atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(encoder(both)[2:], encoder(three), atol=1e-5, rtol=1e-5)
+
+
+def test_fisher_has_weights_for_every_prompt(tmp_path):
+    states = {}
+    for seed, name in enumerate(("base", "a", "b")):
+        t5(tmp_path / name, seed=seed)
+        encoder = T5Encoder(str(tmp_path / name), max_length=20)
+        states[name] = {n: t.clone() for n, t in encoder.backbone.state_dict().items()}
+    base, ids = states.pop("base"), ids_of(encoder, ITEMS)
+    inputs, heads = {"a": ids, "b": ids}, dict.fromkeys("ab", torch.nn.Identity())
+    merged = Fisher()(base, states, model=encoder.backbone, batches=inputs, heads=heads)
+    assert all(tensor.isfinite().all() for tensor in merged.values())

@@ -276,3 +276,12 @@ def test_experts_with_other_tokens_are_refused_with_their_names(folder, tmp_path
     (tmp_path / "swapped" / "model.safetensors").write_bytes(network_file.read_bytes())
     with pytest.raises(InputError, match="it has other ids or rules"):
         encoder.load(tmp_path / "swapped" / "model.safetensors")
+
+
+def test_tokenizers_of_other_rules_differ(folder, tmp_path):
+    file = tmp_path / "cased" / "tokenizer.json"
+    tokenizer(file.parent)
+    rules = json.loads(file.read_text())
+    assert rules["normalizer"] == {"type": "Lowercase"}
+    file.write_text(json.dumps(rules | {"normalizer": {"type": "NFC"}}))
+    assert TextPreprocess.of(folder) != TextPreprocess.of(file.parent)
