@@ -46,13 +46,17 @@ EXPLAINED = {
 """Column -> a sentence about it, and one about its blanks."""
 
 
-BESIDE = {"matthews": "MCC", "f1": "F1", "auc": "AUC", "spearman": "Spearman"}
+BESIDE = {
+    "matthews": "MCC", "f1": "F1", "auc": "AUC", "spearman": "Spearman", "exact match": "EM"
+}  # fmt: skip
 """Metric beside accuracy -> the end of its columns' names."""
 EXPLAINED_BESIDE = {
     "MCC": "MCC: Matthews' correlation of predicted and true classes, in percent.",
     "F1": "F1: harmonic mean of precision and recall of the second class, in percent.",
     "AUC": "AUC: probability that an example of the second class scores higher than one of the "
     "first, in percent; it does not depend on a threshold.",
+    "EM": "EM: exact match, the share of prompts to which a network writes the right answer, one "
+    "likeliest token after another, in percent.",
     "Spearman": "Spearman: rank correlation of predicted and true values, in percent.",
 }
 

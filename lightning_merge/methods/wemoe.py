@@ -1,9 +1,9 @@
 """WEMoE: routers mix the MLPs' task vectors for each input."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 from typing import Any, ClassVar
 
 import torch
@@ -17,8 +17,9 @@ from lightning_merge.core.checks import require_finite
 from lightning_merge.core.dtypes import wide_dtype
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.facts import Facts, Needs
-from lightning_merge.core.networks.hooks import Args, Kwargs, hooked
 from lightning_merge.core.networks.losses import entropy
+from lightning_merge.core.networks.mlps import find_mlps, has_mlps, join_mlp
+from lightning_merge.core.networks.padding import tokens_of
 from lightning_merge.core.seeding import generator_for
 from lightning_merge.core.vectors.task_vectors import flatten_tasks
 from lightning_merge.methods.base import Resources, Weights
@@ -39,7 +40,7 @@ class RoutedMLP(nn.Module):
     """An MLP with weights theta_0 + sum_k r_k(x) tau_k for each sample x.
 
     r(x) [K] is the mean over the sample's tokens of W_2 relu(W_1 t + b_1) + b_2, always in float32
-    or wider, as Adam's steps are too small for half precision.
+    or wider, as Adam's steps are too small for half precision. Padding of texts takes no part.
 
     Args:
         mlp: MLP of the base.
@@ -81,20 +82,27 @@ class RoutedMLP(nn.Module):
         Samples are processed K at a time, so that their weights take no more memory than the task
         vectors.
         """
-        samples = tokens.movedim(self.batch_dim, 0).split(len(self.vectors))
-        return torch.cat([self._recomputed(some) for some in samples]).movedim(0, self.batch_dim)
+        samples = tokens.movedim(self.batch_dim, 0)
+        some, there = samples.split(len(self.vectors)), tokens_of(samples)
+        masks = repeat(None) if there is None else there.split(len(self.vectors))
+        outputs = [self._recomputed(*part) for part in zip(some, masks, strict=False)]
+        return torch.cat(outputs).movedim(0, self.batch_dim)
 
-    def _recomputed(self, samples: Tensor) -> Tensor:
+    def _recomputed(self, samples: Tensor, there: Tensor | None) -> Tensor:
         """Run `_routed`, recomputing the samples' weights in the backward pass."""
         if not torch.is_grad_enabled():
-            return self._routed(samples)
-        out: Tensor = checkpoint(self._routed, samples, use_reentrant=False)
+            return self._routed(samples, there)
+        out: Tensor = checkpoint(self._routed, samples, there, use_reentrant=False)
         return out
 
-    def _routed(self, samples: Tensor) -> Tensor:
+    def _routed(self, samples: Tensor, there: Tensor | None) -> Tensor:
         """Merge the MLP for each of the samples [n, ..., width] and apply it."""
         tokens = samples.to(self.gate[0].weight.dtype)  # type: ignore[union-attr,arg-type]
-        weights = self.gate(tokens).flatten(1, -2).mean(1)
+        rates = self.gate(tokens).flatten(1, -2)
+        if there is None:
+            weights = rates.mean(1)
+        else:
+            weights = rates.where(there.unsqueeze(-1), 0).sum(1) / there.sum(1, keepdim=True)
         with torch.autocast(samples.device.type, enabled=False):
             updates = weights.to(self.vectors.dtype) @ self.vectors
         parts = updates.split([shape.numel() for shape in self.sizes.values()], 1)
@@ -114,7 +122,7 @@ class RoutedNetwork(TaskNetwork):
         model: Architecture of the merged network.
         project: Map from its output to features.
         experts: Number of task vectors, K.
-        blocks: Name of each MLP to the width and number of an image's tokens.
+        blocks: Name of each MLP to the width and number of an image's tokens, as by `find_mlps`.
         batch_dim: Dimension of the MLPs' inputs that indexes images.
 
     Examples:
@@ -138,7 +146,9 @@ class RoutedNetwork(TaskNetwork):
         super().__init__(model, project, experts=experts, blocks=plain, batch_dim=batch_dim)
         self.network = frozen(model)
         self.blocks = {name: (width, tokens) for name, (width, tokens) in plain.items()}
+        self.places = {}
         for name, (width, _) in self.blocks.items():
+            self.places[name] = join_mlp(self.network, name)
             mlp = self.network.get_submodule(name)
             self.network.set_submodule(name, RoutedMLP(mlp, width, experts, batch_dim))
         self.requires_grad_(False)
@@ -178,7 +188,8 @@ class WEMoE(NetworkMethod):
     (the paper uses the test images); all else is frozen. It needs no task name.
 
     MLPs are modules `mlp` of numbered blocks with at least two linear layers: `resblocks.N.mlp` of
-    open_clip, `blocks.N.mlp` of timm, `layers.N.mlp` of transformers. MLPs that images do not pass
+    open_clip, `blocks.N.mlp` of timm, `layers.N.mlp` of transformers; `layer.N.intermediate` and
+    `layer.N.output.dense` of BERT and its kin; `DenseReluDense` of T5. MLPs that images do not pass
     through, such as a text tower's, are merged like all other tensors. BatchNorm layers elsewhere
     have the statistics of the network merged by task arithmetic.
 
@@ -234,7 +245,7 @@ class WEMoE(NetworkMethod):
         Raises:
             InputError: There are none.
         """
-        if not _mlp_names(model):
+        if not has_mlps(model):
             raise InputError(
                 f"model={type(model).__name__}: WEMoE routes MLPs of Transformer blocks, such as "
                 "blocks.0.mlp, and it has none; choose another method"
@@ -257,11 +268,11 @@ class WEMoE(NetworkMethod):
         stored = match_names(model.state_dict(), vectors.base)
         network = RoutedNetwork(model, given.project, len(experts), blocks, batch_dim)
         state = network.network.state_dict()
-        inside = {f"{name}.{own}": name for name, mlp in network.routed() for own in mlp.sizes}
-        for own in merged.keys() - inside.keys():
+        inside = {own for places in network.places.values() for own in places}
+        for own in merged.keys() - inside:
             state[own].copy_(merged[own])
         for name, mlp in network.routed():
-            names = [stored[f"{name}.{own}"] for own in mlp.sizes]
+            names = [stored[own] for own in network.places[name]]
             for own, parameter in zip(names, mlp.mlp.parameters(), strict=True):
                 parameter.copy_(base[own])
             mlp.vectors.copy_(torch.cat([flatten_tasks(vectors[own]) for own in names], 1))
@@ -293,78 +304,3 @@ class WEMoE(NetworkMethod):
             optimizer.step()
         gates.requires_grad_(False)
         check_learned(gates, self.learning_rate)
-
-
-def _mlp_names(model: nn.Module) -> list[str]:
-    """Return the MLPs of numbered blocks: modules `N.mlp` with at least two linear layers."""
-    return [
-        name
-        for name, module in model.named_modules()
-        if re.search(r"(^|\.)\d+\.(mlp|ffn)$", name)
-        and sum(isinstance(part, nn.Linear) for part in module.modules()) > 1
-    ]
-
-
-@torch.no_grad()
-def find_mlps(model: nn.Module, image: Tensor) -> tuple[dict[str, tuple[int, int]], int]:
-    """Find the shapes of the MLPs' inputs.
-
-    Args:
-        model: A network with such MLPs; it is left unchanged.
-        image: An input of the network, [1, ...].
-
-    Returns:
-        Name of each MLP called to the width and number of an image's tokens; and the dimension of
-        the MLPs' inputs that indexes images.
-
-    Raises:
-        InputError: No MLP is called, one is called several times, or no dimension of its input
-            indexes images.
-
-    Examples:
-        >>> from collections import OrderedDict
-        >>> mlp = nn.Sequential(nn.Linear(2, 4), nn.GELU(), nn.Linear(4, 2))
-        >>> model = nn.Sequential(nn.Sequential(OrderedDict(mlp=mlp)))
-        >>> find_mlps(model, torch.ones(1, 5, 2))
-        ({'0.mlp': (2, 5)}, 0)
-    """
-    network = frozen(model)
-    one, two = (_inputs(network, images) for images in (image, torch.cat([image, image])))
-    if not one or any(len(shapes) > 1 for shapes in one.values()):
-        repeated = ", ".join(f"{name} is called {len(s)} times" for name, s in one.items() if s[1:])
-        raise InputError(
-            f"model={type(model).__name__}: {repeated or 'none of its MLPs is called'}; WEMoE puts "
-            "a router in front of MLPs that are called once; choose another method"
-        )
-    dims = {_batch_dim(one[name][0], two[name][0]) for name in one}
-    batch_dim = dims.pop()
-    if dims or batch_dim is None:
-        raise InputError(
-            f"model={type(model).__name__}: its MLPs take inputs of shapes "
-            f"{[list(shapes[0]) for shapes in two.values()]} for two images; WEMoE needs one "
-            "tensor with a dimension of images, the same for all; choose another method"
-        )
-    sizes = {name: (s[-1], s.numel() // s[-1]) for name, [s] in one.items()}
-    return sizes, batch_dim
-
-
-def _inputs(network: nn.Module, images: Tensor) -> dict[str, list[torch.Size]]:
-    """Return the shapes each MLP is called with, in order; empty if not a single tensor."""
-    shapes: dict[str, list[torch.Size]] = {}
-
-    def note(name: str, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
-        shape = args[0].shape if len(args) == 1 and not kwargs else torch.Size()
-        shapes.setdefault(name, []).append(shape)
-
-    with hooked(network, {name: partial(note, name) for name in _mlp_names(network)}):
-        network(images)
-    return shapes
-
-
-def _batch_dim(one: torch.Size, two: torch.Size) -> int | None:
-    """Return the only dimension before the last that is 1 for one image and 2 for two."""
-    counting = [i for i, sizes in enumerate(zip(one, two, strict=False)) if sizes[0] != sizes[1]]
-    if len(counting) != 1 or len(one) < 2:
-        return None
-    [dim] = counting
-    return dim if (one[dim], two[dim]) == (1, 2) and dim < len(one) - 1 else None

@@ -43,6 +43,7 @@ class Encoder(nn.Module):
     Attributes:
         reads: Names of the constructor's options that may name files, folders or repositories of
             the Hub; subclasses override it.
+        exact_match: Whether is measured which answers the network writes, see `T5Encoder`.
         ranks: Whether features are already scores of the classes, so that heads have no weights.
         spare: Tensors that files of another library lack for the same tower, by name.
         activation: Activation of the backbone, if weights alone do not determine it.
@@ -60,6 +61,7 @@ class Encoder(nn.Module):
 
     reads: ClassVar[Sequence[str]] = ("weights",)
     update_statistics: bool = False
+    exact_match: bool = False
     ranks: ClassVar[bool] = False
     spare: Mapping[str, Tensor] = MappingProxyType({})
     activation: Activation | None = None

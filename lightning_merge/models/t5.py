@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ class AnswerRanks(nn.Module):
         for stack in (self.encoder, self.decoder):  # embeddings have one name
             del stack._modules["embed_tokens"]
             stack.__dict__["embed_tokens"] = self.shared
-        self.tied, self.mean = tied, mean
+        self.tied, self.mean, self._writes = tied, mean, False
         if not tied:
             self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.pad, self.start = config.pad_token_id, config.decoder_start_token_id
@@ -63,13 +64,37 @@ class AnswerRanks(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return log-likelihoods [n, C] of the answers in ids [n, 1 + C, L], row 0 the prompt."""
-        prompt, answers = ids[:, 0], self._cut(ids[:, 1:])
-        count, choices = answers.shape[:2]
+        scores, answers = self._scores(ids)
+        said = self.tokens(answers)
+        if self._writes:
+            return ((scores.argmax(-1) == answers) | ~said).all(-1)
+        own = scores.gather(-1, answers.unsqueeze(-1)).squeeze(-1)
+        total = (own * said).sum(-1)
+        return total / said.sum(-1) if self.mean else total
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Let the network say instead which answers it writes, bool [n, C].
+
+        Greedy decoding writes an answer if each of its tokens, the end included, is the likeliest
+        one behind those before it, which one pass over the answers shows. A row without any is a
+        prompt to which the network writes something else.
+        """
+        self._writes = True
+        try:
+            yield
+        finally:
+            self._writes = False
+
+    def _scores(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log-probabilities [n, C, L, words] behind each token of answers [n, C, L]."""
+        prompt, every = ids[:, 0], self._cut(ids[:, 1:])
+        choices = every.shape[1]
         there = self.tokens(prompt)
         with padded(there):
             mask = self._mask(there, there.shape[-1])
             states = self.encoder(input_ids=prompt, attention_mask=mask).last_hidden_state
-        answers = answers.flatten(0, 1)
+        answers = every.flatten(0, 1)
         states, there = (t.repeat_interleave(choices, 0) for t in (states, there))
         begin = answers.new_full((len(answers), 1), self.start)
         with padded(self.tokens(answers), there):
@@ -83,12 +108,7 @@ class AnswerRanks(nn.Module):
         weight = self.shared.weight if self.tied else self.lm_head.weight
         with torch.autocast(output.device.type, enabled=False):  # bfloat16 would make answers tie
             scores = F.linear(output.float() * self.factor, weight.float()).log_softmax(-1)
-        own = scores.gather(-1, answers.unsqueeze(-1)).squeeze(-1)
-        said = self.tokens(answers)
-        total = (own * said).sum(-1)
-        if self.mean:
-            total = total / said.sum(-1)
-        return total.unflatten(0, (count, choices))
+        return scores.unflatten(0, every.shape[:2]), every
 
     def tokens(self, ids: Tensor) -> Tensor:
         """Return which ids are tokens of a text, bool like ids; the first one always is."""
@@ -127,6 +147,9 @@ class T5Encoder(Encoder):
         max_length: Tokens of a prompt or an answer; longer ones are cut, and counted.
         length_normalized: Divide the log-likelihood of an answer by the number of its tokens, which
             published protocols do not.
+        exact_match: Measure on test prompts also how often the network writes exactly the right
+            answer, one likeliest token after another, as is done for published flan-T5. It takes a
+            second pass over them; networks of several experts have no such figure.
         tokenizer: Folder or repository of the tokenizer, if not the source.
         weights: File or folder of weights to use instead of the source's own.
         train_embeddings: Whether embeddings of tokens are trained.
@@ -161,6 +184,7 @@ class T5Encoder(Encoder):
         source: str = "google/flan-t5-base",
         max_length: int = 256,
         length_normalized: bool = False,
+        exact_match: bool = False,
         tokenizer: str | None = None,
         weights: str | None = None,
         train_embeddings: bool = True,
@@ -180,6 +204,7 @@ class T5Encoder(Encoder):
         stored = folder if weights is None else weights
         backbone = AnswerRanks(model, length_normalized, _is_tied(open_checkpoint(stored)))
         super().__init__(backbone.eval(), preprocess, dim=0)
+        self.exact_match = exact_match
         self.backbone.shared.requires_grad_(train_embeddings)
         self.load(stored)
 

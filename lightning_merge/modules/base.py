@@ -19,8 +19,9 @@ from lightning_merge.data.resume import count_epochs, leave_open
 from lightning_merge.data.sizes import count_batches, count_images
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.models.preprocess import Preprocess
+from lightning_merge.models.t5 import AnswerRanks
 from lightning_merge.modules.answers import Answers
-from lightning_merge.modules.beside import beside_accuracy, metric_of, score_of
+from lightning_merge.modules.beside import Beside
 from lightning_merge.modules.by_task import by_task
 from lightning_merge.modules.counting import NOT_COUNTED, SideBySide, counter, filled
 from lightning_merge.modules.divergence import EVERY, first_not_finite
@@ -81,7 +82,7 @@ class TaskModule(LightningModule):
         self.heads = nn.ModuleDict()
         self.metrics = nn.ModuleDict()
         self.measured: dict[str, Measured] = {}
-        self.right, self.scores = Answers(), Answers()
+        self.right, self.beside = Answers(), Beside()
         self._any_finite: Tensor | None = None
         self._joint: JointLabels | None = None
 
@@ -305,6 +306,11 @@ class TaskModule(LightningModule):
         """Return the features of one batch of one task; of an empty one, see `through_heads`."""
         return self.features(filled(batch).inputs)
 
+    def written(self, batch: Batch, dataloader_idx: int) -> Tensor | None:
+        """Return which answers the network writes to a batch of prompts, bool [n, C]."""
+        with cast(AnswerRanks, self.encoder.backbone).writing():
+            return self.batch_features(batch, dataloader_idx)
+
     def evaluate(self, part: str, batch: Batch, dataloader_idx: int) -> None:
         """Count the right predictions of one batch of one task, and those among all classes."""
         task = self.data.evaluated[dataloader_idx]
@@ -315,9 +321,8 @@ class TaskModule(LightningModule):
         self.counts(part, task).update(logits, labels)
         if part == "test":
             self.right.add(task, batch.index, (logits.argmax(1) == labels)[: len(batch.index)])
-            if (metric := metric_of(task, self.data.classes[task])) is not None:
-                scores = torch.stack([score_of(metric, logits), labels.float()])
-                self.scores.add(task, batch.index, scores[:, : len(batch.index)])
+            written = self.written(batch, dataloader_idx) if self.encoder.exact_match else None
+            self.beside.add(task, batch, logits, self.data.classes[task], written)
         if joint is not None and len(batch.labels):
             predicted, true = joint.predicted(others[0]), joint.true(task, labels)
             self.counts("joint", task).update(predicted, true)
@@ -363,9 +368,8 @@ class TaskModule(LightningModule):
         tasks = data.seen if part == "train" else data.evaluated_on(part)
         there = {} if part == "train" else count_images(self.data, part)
         answers = self.right.collect(self.ranks) if part == "test" else {}
-        measured = Measured({}, {}, there, right=answers, joint={}, distance={}, beside={})
-        for task, (scores, labels) in self.scores.collect(self.ranks).items():
-            measured.beside.update(beside_accuracy(task, scores, labels, data.classes[task]))
+        beside = self.beside.collect(self.ranks, data.classes) if part == "test" else {}
+        measured = Measured({}, {}, there, right=answers, joint={}, distance={}, beside=beside)
         for task, (right, images) in self._summed(part, tasks).items():
             measured.accuracy[task], measured.samples[task] = right / max(images, 1), images
         if part == "test" and self.joint is not None:

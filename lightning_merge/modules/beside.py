@@ -1,15 +1,72 @@
 """Metrics that fields measure beside accuracy."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isnan, nan
 
 import torch
 from torch import Tensor
 from torchmetrics.functional import auroc, f1_score, matthews_corrcoef, spearman_corrcoef
 
+from lightning_merge.core.ranks import Ranks
+from lightning_merge.data.dataset import Batch
 from lightning_merge.data.tasks import task_spec
 from lightning_merge.evaluation.derived import BESIDE
+from lightning_merge.modules.answers import Answers
+
+
+class Beside:
+    """What is measured beside accuracy in one pass over test examples, from all processes.
+
+    Examples:
+        >>> batch = Batch(torch.zeros(2, 4), torch.tensor([0, 1]), torch.tensor([0, 1]))
+        >>> beside, classes = Beside(), {"wikiqa": ["no answer", "answer"]}
+        >>> beside.add("wikiqa", batch, torch.tensor([[2.0, 0.0], [0.0, 1.0]]), classes["wikiqa"])
+        >>> beside.collect(Ranks(), classes)
+        {'wikiqa AUC': 1.0}
+    """
+
+    def __init__(self) -> None:
+        self._scores, self._written = Answers(), Answers()
+
+    def add(
+        self,
+        task: str,
+        batch: Batch,
+        logits: Tensor,
+        classes: Sequence[str],
+        written: Tensor | None = None,
+    ) -> None:
+        """Add the predictions of one batch; rows behind its last example are left out.
+
+        Args:
+            task: Task of the batch.
+            batch: The batch, n examples.
+            logits: Their logits [n or more, C].
+            classes: Names of the classes.
+            written: Which answers the network writes, bool like logits; None if it is not asked.
+        """
+        count, labels = len(batch.index), batch.labels
+        if (metric := metric_of(task, classes)) is not None:
+            scores = score_of(metric, logits)[:count]
+            self._scores.add(task, batch.index, torch.stack([scores, labels.float()]))
+        if written is not None:
+            right = written[:count].gather(1, labels.unsqueeze(1)).squeeze(1)
+            self._written.add(task, batch.index, right)
+
+    def collect(self, ranks: Ranks, classes: Mapping[str, Sequence[str]]) -> dict[str, float]:
+        """Return the metrics of all examples by column, such as "wikiqa AUC", and forget them.
+
+        Args:
+            ranks: The processes, all of which call this.
+            classes: Names of the classes by task.
+        """
+        found: dict[str, float] = {}
+        for task, (scores, labels) in self._scores.collect(ranks).items():
+            found |= beside_accuracy(task, scores, labels, classes[task])
+        for task, right in self._written.collect(ranks).items():
+            found[f"{task} {BESIDE['exact match']}"] = float(right.float().mean())
+        return found
 
 
 def score_of(metric: str, logits: Tensor) -> Tensor:

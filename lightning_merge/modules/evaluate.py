@@ -113,6 +113,10 @@ class Evaluate(TaskModule):
             return super().batch_features(batch, dataloader_idx)
         return self.network.features(self.data.evaluated[dataloader_idx], filled(batch).inputs)
 
+    def written(self, batch: Batch, dataloader_idx: int) -> Tensor | None:
+        """Return what the weights loaded last write; None for a network of several experts."""
+        return super().written(batch, dataloader_idx) if self.network is None else None
+
     def _load(self, dataloader_idx: int) -> None:
         file = self.candidate.file(self.data.evaluated[dataloader_idx])
         if file == self._loaded:

@@ -9,9 +9,10 @@ from torch.func import functional_call
 
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.networks.losses import entropy
+from lightning_merge.core.networks.mlps import find_mlps
 from lightning_merge.methods import LwPTV, TaskArithmetic
 from lightning_merge.methods.network import load_network, save_network
-from lightning_merge.methods.wemoe import RoutedMLP, WEMoE, find_mlps
+from lightning_merge.methods.wemoe import RoutedMLP, WEMoE
 
 TASKS = ("task0", "task1", "task2")
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}

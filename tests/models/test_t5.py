@@ -39,6 +39,32 @@ def test_scores_are_the_log_likelihoods_of_the_library(tmp_path, tied, mean):
     assert encoder.width(ids_of(encoder, ITEMS).shape[1:]) == 2
 
 
+@pytest.mark.parametrize(("tied", "seed"), [(True, 11), (False, 13)])
+def test_what_it_writes_is_what_the_library_generates(tmp_path, tied, seed):
+    """Answers are what greedy decoding writes to the prompt, its beginning, and a longer text."""
+    model = t5(tmp_path, tied, seed)
+    encoder = T5Encoder(str(tmp_path), max_length=20)
+    for made in (model, encoder.backbone):  # which does not repeat itself for ever
+        made.decoder.final_layer_norm.weight.data.neg_()
+    words = encoder.preprocess.tokenizer
+    prompts, rows, expected = ["film", "joy mess", "it was dull", "a gem of a film"], [], []
+    for prompt in prompts:
+        ids = words(prompt, return_tensors="pt")["input_ids"]
+        made = model.generate(ids, max_new_tokens=6, do_sample=False, num_beams=1)[0, 1:].tolist()
+        own = made[: made.index(1)] if 1 in made else made
+        whole = [*own, 1]
+        answers = [whole, [*own[:1], 5, 1], [*own, 6, 1], [8, 1]]
+        rows.append(
+            [[*answer, *[0] * (20 - len(answer))] for answer in [ids[0].tolist(), *answers]]
+        )
+        expected.append([answer == made[: len(answer)] for answer in answers])
+    with encoder.backbone.writing(), torch.no_grad():
+        found = encoder(torch.tensor(rows))
+    assert found.tolist() == expected
+    assert any(map(any, expected))
+    assert encoder(torch.tensor(rows)).dtype == torch.float32
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_every_tensor_has_one_name_and_loads_from_any_file(tmp_path, tied):
     model = t5(tmp_path / "t5", tied)

@@ -214,12 +214,17 @@ def test_t5_ranks_answers_that_differ_from_example_to_example(run, config, tmp_p
         table(texts / "sst2" / f"{name}.tsv", rows[0], rows[1:])
     assert "joy" in T5_WORDS
     both = {"tasks": ["copa", "sst2"]}
-    path = config(tmp_path / "t5", "T5Encoder", data=both, merges=[MERGES[0], MERGES[1]])
-    found = run("fit", "--config", path)
+    merges = [MERGES[0], MERGES[1], MERGES[4]]
+    path = config(tmp_path / "t5", "T5Encoder", data=both, merges=merges)
+    found = run("fit", "--config", path, "--model.encoder.exact_match", "true")
     assert found.code == 0, found.err
     rows = results(tmp_path)
-    assert list(rows) == ["base", "individual", "average", "regmean", "sml"]
+    assert list(rows) == ["base", "individual", "average", "regmean", "emr", "sml"]
     assert rows["individual"]["average"] > rows["base"]["average"]
+    for name in ("base", "individual", "average", "sml"):
+        assert list(rows[name]["beside"]) == ["copa EM", "sst2 EM"]
+    assert "beside" not in rows["emr"]
+    assert "EM: exact match" in (tmp_path / "run" / "results.md").read_text()
 
 
 @pytest.mark.parametrize(

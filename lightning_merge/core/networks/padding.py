@@ -55,7 +55,17 @@ def unpadded(states: Tensor) -> Tensor:
         >>> unpadded(torch.ones(2, 3, 4)).shape  # nothing is known of padding
         torch.Size([2, 3, 4])
     """
-    for tokens in _TOKENS.get():
-        if states.shape[:-1] == tokens.shape:
-            return states[tokens]
-    return states
+    tokens = tokens_of(states)
+    return states if tokens is None else states[tokens]
+
+
+def tokens_of(states: Tensor) -> Tensor | None:
+    """Return which positions of states [n, L, dim] are tokens, bool [n, L]; None if unknown.
+
+    Examples:
+        >>> import torch
+        >>> tokens_of(torch.ones(2, 3, 4)) is None
+        True
+    """
+    same = (tokens for tokens in _TOKENS.get() if states.shape[:-1] == tokens.shape)
+    return next(same, None)
