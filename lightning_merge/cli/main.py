@@ -99,6 +99,7 @@ STOPPED = {
     "its last epoch",
     "tune": "; the same command goes on after the last trial",
     "merge": "; nothing was written",
+    "convert": "; nothing was written",
 }
 """Command -> what is left behind when it is stopped."""
 
@@ -200,6 +201,11 @@ def _run(arguments: list[str]) -> None:
         from lightning_merge.cli.tune import tune
 
         tune(arguments[1:])
+        return
+    if arguments[0] == "convert":
+        from lightning_merge.cli.convert import run
+
+        run(arguments[1:])
         return
     from jsonargparse import auto_cli
 

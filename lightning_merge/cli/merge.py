@@ -13,6 +13,7 @@ from lightning_merge.core.checkpoints.activation import KEY, agreed
 from lightning_merge.core.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from lightning_merge.core.checkpoints.digests import file_record
 from lightning_merge.core.checkpoints.hub import given_as
+from lightning_merge.core.checkpoints.library import libraries_of
 from lightning_merge.core.checkpoints.safetensors_file import Layout
 from lightning_merge.core.checkpoints.writer import CheckpointWriter
 from lightning_merge.core.checks import require_in
@@ -114,7 +115,9 @@ def merge_files(
     print(f"{target}: {_tell(inputs, merged)}, in {seconds:.1f} s")
     if inputs.passed:
         print(f"no expert has, so the base's are copied: {summary(inputs.passed)}")
-    print(how_to_load(target, copied, inputs.whole))
+    place = inputs.whole.path
+    libraries = [] if place is None else libraries_of(place.parent)
+    print(how_to_load(target, next(iter(libraries), None), base, copied))
 
 
 def _tell(inputs: "_Inputs", merged: int) -> str:

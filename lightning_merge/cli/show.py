@@ -9,6 +9,7 @@ from lightning_merge.cli.companions import how_to_load
 from lightning_merge.evaluation.results import Results
 from lightning_merge.evaluation.tables import rich_table
 from lightning_merge.methods.network import holds_network
+from lightning_merge.models.encoder_options import encoder_of_run
 
 
 def show(results: Results, folder: Path, merged: Path, notes: Iterable[str]) -> None:
@@ -26,4 +27,6 @@ def show(results: Results, folder: Path, merged: Path, notes: Iterable[str]) -> 
         print(note)
     print(f"run folder: {folder}")
     if merged.exists() and not holds_network(merged):  # a single set of weights
-        print(how_to_load(merged))
+        encoder = encoder_of_run(merged)
+        library = None if encoder is None else encoder.kind.library
+        print(how_to_load(merged, library, "CLIP" if library == "open_clip" else None))

@@ -11,6 +11,7 @@ COMMANDS = {
     "merge": "merge checkpoints by any closed-form method",
     "tune": "choose a method's hyperparameters on held-out examples, and test them once",
     "mergeability": "M-Loss of experts and of their pairs: how well they will merge",
+    "convert": "merged weights as open_clip, timm, transformers or torch load them",
     "report": "one table of a run, or of several seeds, with intervals",
     "list": "show methods, tasks and encoders",
 }
@@ -19,6 +20,7 @@ RUNS = {
     "merge": ("lightning_merge.cli.merge_images", "merge"),
     "tune": ("lightning_merge.cli.tune", "Tune"),
     "mergeability": ("lightning_merge.cli.mergeability", "mergeability"),
+    "convert": ("lightning_merge.cli.convert", "convert"),
     "report": ("lightning_merge.cli.report", "report"),
     "list": ("lightning_merge.cli.listing", "show"),
 }

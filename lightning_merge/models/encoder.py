@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lightning_merge.core.checkpoints import hub
 from lightning_merge.core.checkpoints.activation import KEY
 from lightning_merge.core.checkpoints.checkpoint import Checkpoint
+from lightning_merge.core.checkpoints.library import Library
 from lightning_merge.core.errors import InputError, first_line
 from lightning_merge.models.activation import Activation
 from lightning_merge.models.loading import CheckpointLike, fitting
@@ -45,6 +46,7 @@ class Encoder(nn.Module):
             the Hub; subclasses override it.
         exact_match: Whether is measured which answers the network writes, see `T5Encoder`.
         ranks: Whether features are already scores of the classes, so that heads have no weights.
+        library: Library that the network is from; None for one of this package.
         spare: Tensors that files of another library lack for the same tower, by name.
         activation: Activation of the backbone, if weights alone do not determine it.
 
@@ -63,6 +65,7 @@ class Encoder(nn.Module):
     update_statistics: bool = False
     exact_match: bool = False
     ranks: ClassVar[bool] = False
+    library: ClassVar[Library | None] = None
     spare: Mapping[str, Tensor] = MappingProxyType({})
     activation: Activation | None = None
 

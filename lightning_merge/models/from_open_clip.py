@@ -57,6 +57,8 @@ class OpenClipEncoder(Encoder):
         ViT-S-32, ViT-M-32, ViT-B-16, ViT-B-32-256?
     """
 
+    library = "open_clip"
+
     def __init__(
         self,
         name: str = "ViT-B-32-quickgelu",
@@ -118,15 +120,15 @@ def create_clip(
     """
     import open_clip
 
-    tag_config, fetched = _check(name, pretrained), pretrained is not None and download
+    tag, fetched = tag_config(name, pretrained), pretrained is not None and download
     options: dict[str, Any] = {"force_image_size": image_size}
-    options |= {"pretrained": pretrained} if fetched else {"force_preprocess_cfg": tag_config}
+    options |= {"pretrained": pretrained} if fetched else {"force_preprocess_cfg": tag}
     what, remedy = f"the text tower of {name}", ""
     if fetched:
         what = f"pretrained={pretrained!r}: the weights of {name}"
         remedy = ", or give a file as weights"
     asks = fetched or _text_of(name, "hf_model_name")
-    with _quiet(), _fetching(what, asks=asks, remedy=remedy):
+    with quiet(), _fetching(what, asks=asks, remedy=remedy):
         return open_clip.create_model(name, **options).eval()
 
 
@@ -195,11 +197,19 @@ def _with_other_activation(name: str) -> str:
     return f"{name}-quickgelu" if name == plain else plain
 
 
-def _check(name: str, pretrained: str | None) -> dict[str, Any]:
-    """Return open_clip's record of the tag.
+def tag_config(name: str, pretrained: str | None) -> dict[str, Any]:
+    """Return open_clip's record of a tag of weights; empty without a tag.
+
+    Args:
+        name: Model name of open_clip.
+        pretrained: The tag.
 
     Raises:
         InputError: Name or tag is unknown, or they do not fit.
+
+    Examples:
+        >>> tag_config("ViT-B-32-quickgelu", "openai")["quick_gelu"]
+        True
     """
     import open_clip
 
@@ -225,8 +235,13 @@ def _check(name: str, pretrained: str | None) -> dict[str, Any]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence open_clip's warning that weights are random, as the caller asked for that."""
+def quiet() -> Iterator[None]:
+    """Silence open_clip's warning that weights are random, as the caller asked for that.
+
+    Examples:
+        >>> with quiet():
+        ...     logging.warning("No pretrained weights loaded")
+    """
     before = logging.root.manager.disable
     logging.disable(max(before, logging.ERROR))
     try:

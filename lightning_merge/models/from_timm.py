@@ -57,6 +57,8 @@ class TimmEncoder(Encoder):
         (32, torch.Size([5, 192]))
     """
 
+    library = "timm"
+
     def __init__(
         self,
         name: str = "resnet50",

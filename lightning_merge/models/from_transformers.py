@@ -97,6 +97,7 @@ class TransformersEncoder(Encoder):
     """
 
     reads = ("source", "projection", "weights")
+    library = "transformers"
     projection: Tensor | None
 
     def __init__(
@@ -112,7 +113,7 @@ class TransformersEncoder(Encoder):
         stored = None if isinstance(source, Mapping) else source
         matrix = _projection(projection or stored, required=projection is not None)
         dim = config.hidden_size if matrix is None else matrix.shape[0]
-        preprocess = _preprocess(folder, config.image_size).at(image_size)
+        preprocess = preprocess_of(folder, config.image_size).at(image_size)
         tower = VisionTower(config, interpolate=preprocess.size != config.image_size)
         super().__init__(tower, preprocess, dim, memory_format)
         self.register_buffer("projection", matrix)
@@ -243,8 +244,20 @@ def _stored_projection(source: Mapping[str, Tensor]) -> Tensor | None:
     return checkpoint[names[0]].float() if names else None
 
 
-def _preprocess(folder: Path | None, size: int) -> ImagePreprocess:
-    """Read the preprocessing of a folder; CLIP's by default."""
+def preprocess_of(folder: Path | None, size: int) -> ImagePreprocess:
+    """Read the preprocessing of a folder of transformers; CLIP's by default.
+
+    Args:
+        folder: Folder; None for a network without one.
+        size: Side of the images that the network takes, in pixels.
+
+    Raises:
+        InputError: A file is broken, unsupported or for images of another size.
+
+    Examples:
+        >>> preprocess_of(None, 224).interpolation
+        'bicubic'
+    """
     processor = None if folder is None else _processor(folder)
     if processor is None:
         return ImagePreprocess.from_transformers({"size": size, "crop_size": size})

@@ -18,7 +18,7 @@ from lightning_merge.models.preprocess import Preprocess
 if TYPE_CHECKING:
     from torchvision.transforms.v2 import Transform
 
-_PIL_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+PIL_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 _CLIP_PROCESSORS = ("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPFeatureExtractor")
 _CLIP_SIZE = 224
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -67,7 +67,7 @@ class ImagePreprocess(Preprocess):
 
     def __post_init__(self) -> None:
         require_in("[1, inf)", size=self.size)
-        require_choice(_PIL_FILTERS.values(), interpolation=self.interpolation)
+        require_choice(PIL_FILTERS.values(), interpolation=self.interpolation)
         require_choice(("shortest", "longest", "squash", "keep"), mode=self.mode)
 
     def at(self, image_size: int | None) -> ImagePreprocess:
@@ -190,15 +190,15 @@ class ImagePreprocess(Preprocess):
         if fields.get("do_pad", False):
             raise fields.wrong("do_pad", "images cannot be padded here")
         resample = fields.get("resample", 3)
-        if not is_number(resample) or resample not in _PIL_FILTERS:
-            raise fields.wrong("resample", f"give one of Pillow's, 0 to {len(_PIL_FILTERS) - 1}")
+        if not is_number(resample) or resample not in PIL_FILTERS:
+            raise fields.wrong("resample", f"give one of Pillow's, 0 to {len(PIL_FILTERS) - 1}")
         mode, edge = _resizing(fields)
         mean, std = _normalisation(fields)
         return cls(
             size=_cropped(fields, mode, edge),
             mean=mean,
             std=std,
-            interpolation=_PIL_FILTERS[resample],
+            interpolation=PIL_FILTERS[resample],
             resize=edge,
             mode=mode,
             crop="floor",

@@ -22,7 +22,7 @@ from lightning_merge.models.t5_preprocess import T5Preprocess
 from lightning_merge.models.text_encoder import source_folder, takes_whole_masks, whole_mask
 from lightning_merge.models.tokenizer import check_tokenizer
 
-_UNUSED = "EncDecAttention.relative_attention_bias.weight"
+UNUSED = "EncDecAttention.relative_attention_bias.weight"
 """In files of the first T5s, where no network has a place for it."""
 
 
@@ -175,6 +175,7 @@ class T5Encoder(Encoder):
     """
 
     reads = ("source", "tokenizer", "weights")
+    library = "transformers"
     ranks = True
     backbone: AnswerRanks
     preprocess: T5Preprocess
@@ -244,7 +245,7 @@ def _without_copies(checkpoint: Checkpoint, tied: bool) -> Checkpoint:
     """Return a checkpoint without tensors that repeat its shared embeddings."""
     ends = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"]
     ends += ["lm_head.weight"] if tied else []
-    kept = [name for name in checkpoint if not name.endswith(_UNUSED)]
+    kept = [name for name in checkpoint if not name.endswith(UNUSED)]
     checkpoint = checkpoint.renamed({name: name for name in kept})
     copies = [name for name in checkpoint if name.endswith(tuple(ends))]
     shared = [name for name in checkpoint if name.endswith("shared.weight")]

@@ -192,6 +192,7 @@ class TextEncoder(Encoder):
     """
 
     reads = ("source", "tokenizer", "weights")
+    library = "transformers"
     backbone: TextTower
     preprocess: TextPreprocess
 

@@ -119,7 +119,7 @@ def test_a_folder_in_shards_has_the_bases_configuration(run, files, tmp_path, as
     shutil.copy(files.base, base / "model.safetensors")
     own = {"config.json", "tokenizer.json", "preprocessor_config.json", "merges.txt", "vocab.txt"}
     for name in (*own, "notes.md", "results.json"):
-        (base / name).write_text(f'{{"{name}": 1}}', encoding="utf-8")
+        (base / name).write_text(f'{{"{name}": 1, "model_type": "bert"}}', encoding="utf-8")
     experts = [word for task in TASKS for word in (f"--experts.{task}", files.expert[task])]
     given = base if as_folder else base / "model.safetensors"
     result = run(

@@ -1,12 +1,12 @@
 """The activation function of CLIP blocks: weights load with either one, but need the right one."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning_merge.core.checkpoints import hub
 from lightning_merge.core.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from lightning_merge.core.checkpoints.library import OPEN_CLIP_CONFIG, fields_of
 from lightning_merge.core.checkpoints.source import SourceFile, reading
 from lightning_merge.core.checkpoints.unpickle import find_classes
 from lightning_merge.core.errors import InputError
@@ -95,23 +95,15 @@ def agreed(paths: Mapping[str, str], opened: Mapping[str, Checkpoint]) -> str | 
 
 def _described(folder: Path) -> str | None:
     """Return the activation that a folder's configuration files name, if any."""
-    config = _fields(folder / "config.json")
+    config = fields_of(folder / "config.json")
     vision = {**config, **_part(config, "vision_config"), **_part(config, "vision_config_dict")}
     if str(config.get("model_type", "")).startswith("clip"):
         kind = vision.get("hidden_act")
         return kind if isinstance(kind, str) else None
-    model = _part(_fields(folder / "open_clip_config.json"), "model_cfg")
+    model = _part(fields_of(folder / OPEN_CLIP_CONFIG), "model_cfg")
     if not model:
         return None
     return "quick_gelu" if model.get("quick_gelu") is True else "gelu"
-
-
-def _fields(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError):  # reported by the code that needs the file
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _part(fields: Mapping[str, Any], key: str) -> Mapping[str, Any]:

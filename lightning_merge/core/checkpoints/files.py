@@ -5,6 +5,7 @@ import fcntl
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -46,6 +47,52 @@ def atomic_write(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
             temporary.unlink()
         raise
     flush(path.parent)
+
+
+@contextmanager
+def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield an empty folder beside `path` that takes its place when the block succeeds.
+
+    An exception in the block, including Ctrl-C, removes it and leaves `path` as it was.
+
+    Args:
+        path: The folder to write.
+        overwrite: Whether an existing folder may be replaced.
+
+    Raises:
+        InputError: `path` is a file, cannot be written, or exists and must not be overwritten.
+
+    Examples:
+        >>> with atomic_folder("network") as temporary:
+        ...     _ = (temporary / "config.json").write_text("{}")
+        >>> [file.name for file in Path("network").iterdir()]
+        ['config.json']
+    """
+    path = Path(os.path.abspath(path))
+    if path.is_file():
+        raise InputError(f"{path} is a file: give the path of a folder")
+    if os.path.lexists(path) and not overwrite:
+        raise InputError(f"{path} exists: give another path or allow overwriting")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    before = temporary.with_suffix(".old")
+    try:
+        with _writing(path):
+            temporary.mkdir(parents=True)
+        yield temporary
+        with _writing(path):
+            for file in (*temporary.iterdir(), temporary):
+                flush(file)
+            if path.exists():
+                os.replace(path, before)
+            os.replace(temporary, path)
+            flush(path.parent)
+    except BaseException:
+        if before.exists() and not path.exists():
+            os.replace(before, path)
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(before, ignore_errors=True)
 
 
 @contextmanager
