@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import Flag
+from typing import Any
 
 
 class Needs(Flag):
@@ -89,3 +90,28 @@ class Facts:
     def words(self) -> str:
         """Return needs, costs and reference in one line."""
         return f"needs {self.needs.words()}; costs {self.costs()}; {self.cited()}"
+
+
+def shown_to(maker: Any) -> tuple[str, ...] | None:
+    """Return what is shown to a method or module besides weights, and to its network.
+
+    Args:
+        maker: A method, a transform, or a module that learns coefficients.
+
+    Returns:
+        Any of "unlabelled", "labelled" (inputs) and "task" (of every input, besides choosing the
+        head); empty if weights are enough, None for a class that states no facts.
+
+    Examples:
+        >>> from lightning_merge.methods import EMR, Average, RegMean
+        >>> shown_to(Average()), shown_to(RegMean()), shown_to(EMR()), shown_to(object())
+        ((), ('unlabelled',), ('task',), None)
+    """
+    stated = hasattr(maker, "requirements")
+    facts = maker.requirements() if stated else getattr(maker, "facts", None)
+    if facts is None:
+        return None
+    labelled = Needs.LABELS in facts.needs
+    unlabelled = Needs.INPUTS in facts.needs and not labelled
+    kinds = {"unlabelled": unlabelled, "labelled": labelled, "task": facts.told_task}
+    return tuple(name for name, shown in kinds.items() if shown)

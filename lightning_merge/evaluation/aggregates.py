@@ -11,6 +11,7 @@ from lightning_merge.evaluation.correctness import Correctness
 from lightning_merge.evaluation.evidence import Compared, Evidence, obstacle, weigh
 from lightning_merge.evaluation.results import (
     AVERAGE,
+    CandidateResult,
     Results,
 )
 
@@ -52,7 +53,8 @@ class CandidateAggregate:
     where a run lacks one. Extra parameters and inference cost, which do not depend on the seed,
     are the largest of any run. Peak memory is present if all runs have measured it.
     ``differences`` has, by average and figure, what the candidate has beyond a reference candidate
-    of the same run, if one was named.
+    of the same run, if one was named. ``seen`` is what any run has recorded, None if one has not,
+    and ``searched`` has the hyperparameters that all runs tried.
 
     Examples:
         >>> from lightning_merge.evaluation import CandidateResult
@@ -80,6 +82,8 @@ class CandidateAggregate:
     best: Sequence[str] = ()
     differences: Mapping[str, Difference] = field(default_factory=dict)
     figures: Mapping[str, Spread | None] = field(default_factory=dict)
+    seen: Sequence[str] | None = None
+    searched: Mapping[str, Spread] = field(default_factory=dict)
 
     @property
     def average(self) -> Spread:
@@ -205,7 +209,8 @@ def _evidence(
         return "", Evidence({r.name: r.intervals for r in rows}, {r.name: r.best for r in rows}, {})
     if why_not := obstacle(results, correctness):
         return why_not, Evidence({}, {}, {})
-    return "", weigh(results, [found for found in correctness if found], against)
+    references = () if against is None else (against,)
+    return "", weigh(results, [found for found in correctness if found], references)
 
 
 def _row(
@@ -225,7 +230,7 @@ def _differences(
 ) -> dict[str, Difference]:
     """Return the differences of all averages and figures that every run has."""
     runs = [[{**run.averages(row), **run.figures(row)} for row in (name, other)] for run in results]
-    compared = evidence.compared.get(name, {})
+    compared = evidence.compared.get(other, {}).get(name, {})
     found = {}
     for column in runs[0][0]:
         spread = _spread_of_all([_minus(own.get(column), its.get(column)) for own, its in runs])
@@ -259,7 +264,26 @@ def _aggregate_candidate(results: Sequence[Results], name: str) -> CandidateAggr
         update_bytes=_spread(stored) if len(stored) == len(runs) else None,
         extra_parameters=max(run.extra_parameters for run in runs),
         inference_cost=max(run.inference_cost for run in runs),
+        seen=_seen(runs),
+        searched=_searched(runs),
     )
+
+
+def _seen(runs: Sequence[CandidateResult]) -> tuple[str, ...] | None:
+    """Return what a candidate was allowed to see in any run; None if one did not record it."""
+    if any(run.seen is None for run in runs):
+        return None
+    return tuple(_distinct(what for run in runs for what in run.seen or ()))
+
+
+def _searched(runs: Sequence[CandidateResult]) -> dict[str, Spread]:
+    """Return the held-out accuracies of the hyperparameters that all runs tried."""
+    tried = [run.searched or {} for run in runs]
+    return {
+        point: _spread(scores[point] for scores in tried)
+        for point in tried[0]
+        if all(point in scores for scores in tried)
+    }
 
 
 def _spread(values: Iterable[float]) -> Spread:

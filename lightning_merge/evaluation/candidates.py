@@ -20,6 +20,9 @@ class Candidate:
         note: What a reader of the numbers must know.
         bound: Whether it is a reference rather than a merged network, such as the base.
         transductive: Whether unlabelled test examples were used to make it.
+        seen: What it was made with and its network is told, see `shown_to`; None if unknown.
+        searched: What distinguishes the options that it was chosen from -> their average accuracy
+            on the held-out examples.
         options: Candidates to choose from on the validation split, by what distinguishes them.
             The files and cost of the best one replace `weights`, `figure` and `cost`.
 
@@ -36,6 +39,8 @@ class Candidate:
     note: str = ""
     bound: bool = False
     transductive: bool = False
+    seen: Sequence[str] | None = None
+    searched: Mapping[str, float] | None = None
     options: Mapping[str, "Candidate"] | None = None
 
     def file(self, task: str) -> Path:

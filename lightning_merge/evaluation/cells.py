@@ -139,7 +139,7 @@ def _sizes(rows: Sequence[CandidateAggregate]) -> dict[str, dict[str, str]]:
     if not any(row.extra_parameters or row.inference_cost != 1 for row in rows):
         return {}
     return {
-        "extra parameters": {r.name: "" if r.bound else _short(r.extra_parameters) for r in rows},
+        "extra parameters": {r.name: "" if r.bound else short(r.extra_parameters) for r in rows},
         "passes": {r.name: "" if r.bound else f"{r.inference_cost:.2f}" for r in rows},
     }
 
@@ -165,8 +165,13 @@ def _storage(rows: Sequence[CandidateAggregate]) -> dict[str, dict[str, str]]:
     return {"update MiB": {name: _text(n, 2**-20) if n else "" for name, n in stored.items()}}
 
 
-def _short(number: int) -> str:
-    """Return a number with one decimal and a unit, such as 1.2M."""
+def short(number: int) -> str:
+    """Return a number with one decimal and a unit.
+
+    Examples:
+        >>> short(1_240_000), short(12)
+        ('1.2M', '12')
+    """
     for unit, size in {"G": 10**9, "M": 10**6, "k": 10**3}.items():
         if number >= size:
             return f"{number / size:.1f}{unit}"

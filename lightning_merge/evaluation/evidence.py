@@ -61,7 +61,7 @@ class Evidence:
         intervals: Candidate -> column (task, average or derived figure) -> 95 % interval.
         best: Candidate -> tasks and averages in which it cannot be told from the best merged one,
             by a p value as in `Compared`, corrected over the column's other merged rows.
-        compared: Candidate -> column -> difference from a reference; empty without one.
+        compared: Reference -> other candidate -> column -> difference from the reference.
 
     Examples:
         >>> Evidence({"ties": {"average": Interval(0.60, 0.63)}}, {"ties": ["average"]}, {}).best
@@ -70,7 +70,7 @@ class Evidence:
 
     intervals: Mapping[str, Mapping[str, Interval]]
     best: Mapping[str, Sequence[str]]
-    compared: Mapping[str, Mapping[str, Compared]]
+    compared: Mapping[str, Mapping[str, Mapping[str, Compared]]]
 
 
 def obstacle(results: Sequence[Results], correctness: Sequence[Correctness | None]) -> str:
@@ -108,14 +108,14 @@ def _same_images(one: Correctness, other: Correctness | None, task: str) -> bool
 
 
 def weigh(
-    results: Sequence[Results], correctness: Sequence[Correctness], against: str | None = None
+    results: Sequence[Results], correctness: Sequence[Correctness], against: Sequence[str] = ()
 ) -> Evidence:
     """Return intervals, and which rows of a table differ; `obstacle` says whether it can.
 
     Args:
         results: Runs of the same candidates on the same tasks, one per seed.
         correctness: What each of them answered correctly.
-        against: Candidate from which differences are taken.
+        against: Candidates from each of which differences are taken.
 
     Examples:
         >>> import torch
@@ -150,6 +150,7 @@ class _Table:
         whole = {task: cell.mean(axis=-1) for task, cell in self.cells.items()}
         self.by_seed = self._computed(whole)  # [seeds, rows, columns]
         self.drawn = resample(self.cells, self._computed)
+        self._known: dict[tuple[str, ...], float] = {}  # p values
 
     def _computed(self, accuracy: Mapping[str, Array]) -> Array:
         """Return all columns, [..., rows, columns], of accuracies by task, [..., rows]."""
@@ -167,8 +168,8 @@ class _Table:
         self.columns = [*found]
         return np.stack([*found.values()], axis=-1)
 
-    def evidence(self, against: str | None) -> Evidence:
-        """Return intervals, the best of each column, and differences from a reference."""
+    def evidence(self, against: Sequence[str]) -> Evidence:
+        """Return intervals, the best of each column, and differences from references."""
         ends = percentiles(self.drawn)
         intervals = {
             name: {
@@ -182,7 +183,7 @@ class _Table:
         for column in [*self.run.tasks, *self.averages]:
             for name in self._best(column):
                 best[name].append(column)
-        return Evidence(intervals, best, {} if against is None else self._compared(against))
+        return Evidence(intervals, best, {name: self._compared(name) for name in against})
 
     def _best(self, column: str) -> list[str]:
         """Return the merged candidates that cannot be told from the best one of a column."""
@@ -214,6 +215,13 @@ class _Table:
         return np.asarray(rows - self.drawn[:, self.names.index(other), place])
 
     def _p(self, one: str, other: str, column: str) -> float:
+        """Return the p value of a difference, uncorrected; its sign does not change it."""
+        key = (*sorted((one, other)), column)
+        if key not in self._known:
+            self._known[key] = self._computed_p(one, other, column)
+        return self._known[key]
+
+    def _computed_p(self, one: str, other: str, column: str) -> float:
         """Return the p value of a difference, uncorrected; see `Compared`."""
         first, second = self.names.index(one), self.names.index(other)
         seeds = self.by_seed[:, first] - self.by_seed[:, second]

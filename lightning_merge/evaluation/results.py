@@ -81,6 +81,10 @@ class CandidateResult:
             it was measured.
         distance: Distance of the features from the base's, by task, if it was measured.
         beside: What the field measures beside accuracy, by column, such as "wikiqa AUC".
+        seen: What it was made with and its network is told, any of "unlabelled", "labelled" and
+            "task"; None if that was not recorded.
+        searched: Hyperparameters that were tried, as in "scale=0.3" -> average accuracy on the
+            held-out examples, by which they were chosen; None without a search.
         intervals: 95 % interval over test examples, by task, average and figure; empty if unknown.
         best: Tasks and averages in which it cannot be told from the best merged network.
 
@@ -109,6 +113,8 @@ class CandidateResult:
     joint: Mapping[str, float] | None = None
     distance: Mapping[str, float] | None = None
     beside: Mapping[str, float] | None = None
+    seen: Sequence[str] | None = None
+    searched: Mapping[str, float] | None = None
     intervals: Mapping[str, Interval] = field(default_factory=dict)
     best: Sequence[str] = ()
 
@@ -239,8 +245,8 @@ class Results:
         own = self.candidates[name].beside or {}
         return figures | {column: own.get(column) for found in every for column in found}
 
-    def to_json(self, path: str | Path) -> Path:
-        """Write the results to ``path``, whole or not at all, and return it."""
+    def content(self) -> dict[str, Any]:
+        """Return what the file holds."""
         content: dict[str, Any] = {
             "tasks": list(self.tasks),
             "candidates": {
@@ -259,8 +265,11 @@ class Results:
             "out_of_domain": list(self.out_of_domain),
             "corruption": self.corruption,
         }
-        content |= {key: value for key, value in optional.items() if value}
-        write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+        return content | {key: value for key, value in optional.items() if value}
+
+    def to_json(self, path: str | Path) -> Path:
+        """Write the results to ``path``, whole or not at all, and return it."""
+        write_text(path, json.dumps(self.content(), indent=2, allow_nan=False) + "\n")
         return Path(path)
 
     @classmethod
@@ -313,7 +322,8 @@ def _candidate_from_dict(name: str, fields: Mapping[str, Any]) -> CandidateResul
     stored = {key: value for key, value in fields.items() if key not in ("average", "figures")}
     intervals = {key: Interval(*ends) for key, ends in stored.pop("intervals", {}).items()}
     best = tuple(stored.pop("best", ()))
-    return CandidateResult(name=name, intervals=intervals, best=best, **stored)
+    seen = None if (given := stored.pop("seen", None)) is None else tuple(given)
+    return CandidateResult(name=name, intervals=intervals, best=best, seen=seen, **stored)
 
 
 def versions(device: str = "cpu") -> dict[str, str]:

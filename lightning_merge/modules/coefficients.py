@@ -17,6 +17,7 @@ from lightning_merge.core.checkpoints.checkpoint import save_checkpoint
 from lightning_merge.core.checks import require_choice
 from lightning_merge.core.cost import Cost
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.facts import shown_to
 from lightning_merge.core.networks.batch_norm import batch_statistics, has_batch_norm
 from lightning_merge.core.seeding import run_seed
 from lightning_merge.core.vectors.coefficients import StackedTaskVectors
@@ -353,6 +354,7 @@ class CoefficientModule(TaskModule):
                 cost=Cost(self.seconds),
                 note=note,
                 transductive=self.transductive,
+                seen=shown_to(self),
             )
 
     def merged_file(self, name: str) -> Path:

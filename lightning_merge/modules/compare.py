@@ -252,6 +252,7 @@ def _choose(
         note=note,
         bound=candidate.bound,
         transductive=candidate.transductive or option.transductive,
+        searched=scores,
     )
 
 
@@ -315,6 +316,8 @@ def _measure(
         note="; ".join(filter(None, [candidate.note, note])),
         bound=candidate.bound,
         transductive=candidate.transductive,
+        seen=candidate.seen,
+        searched=candidate.searched,
     )
 
 

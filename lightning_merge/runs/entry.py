@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from lightning_merge.core.cost import Cost
-from lightning_merge.core.facts import Needs
+from lightning_merge.core.facts import Needs, shown_to
 from lightning_merge.evaluation.candidates import Candidate
 from lightning_merge.methods.base import MergeMethod, Method, Resources, Weights, brief
 from lightning_merge.modules.coefficients import CoefficientModule
@@ -100,6 +100,7 @@ class Entry:
             cost=cost,
             note="; ".join(filter(None, [origin.note, *self._notes(method)])),
             transductive=origin.transductive,
+            seen=shown_to(method),
         )
 
     def _files(self, point: str, suffix: str = "") -> tuple[Path, Path]:

@@ -11,6 +11,7 @@ from lightning_merge.core.checkpoints.files import write_text
 from lightning_merge.core.checks import require_choice, require_in
 from lightning_merge.core.cost import Cost
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.facts import shown_to
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.evaluation.candidates import BOUNDS, Candidate
 from lightning_merge.evaluation.results import Results
@@ -230,6 +231,8 @@ class Tune:
             cost=cost,
             note="; ".join(filter(None, [origin.note, chosen])),
             transductive=origin.transductive,
+            seen=shown_to(method),
+            searched={t.text: t.score.average for t in search.trials if t.score is not None},
         )
 
     def _score(self, write: Write, evaluate: Evaluate, method: Method) -> Score:

@@ -1,5 +1,8 @@
 """The report command against the aggregate that it writes."""
 
+import json
+
+import pytest
 import torch
 
 from lightning_merge.evaluation import CandidateResult, Results, aggregate
@@ -95,3 +98,84 @@ def test_results_alone_keep_their_intervals(run, tmp_path):
     words = ("--runs", str([str(file)]), "--output", tmp_path / "against.md", "--against", "x")
     assert run("report", *words).code == 0
     assert "has no correct.safetensors" in (tmp_path / "against.md").read_text()
+
+
+def test_a_suffix_makes_a_page(run, tmp_path):
+    files = [*write_runs(tmp_path, answers=True)]
+    given, output = str([str(file.parent) for file in files]), tmp_path / "report.html"
+    assert run("report", "--runs", given, "--output", output, "--against", "x").code == 0
+    text = output.read_text()
+    assert text.startswith("<!doctype html>")
+    assert '"against":"x"' in text
+
+    refused = run("report", "--runs", given, "--output", output)
+    assert refused.code == 2
+    assert "exists: give another path" in refused.err
+    refused = run("report", "--runs", given, "--output", tmp_path / "b.html", "--columns",
+                  "averages")  # fmt: skip
+    assert refused.code == 2
+    assert "is a page, which shows all intervals and columns" in refused.err
+
+
+@pytest.mark.parametrize("suffix", ["md", "html"])
+def test_what_leaks_is_refused_unless_it_is_allowed(run, tmp_path, suffix):
+    file, _ = write_runs(tmp_path, answers=True)
+    record = {"train": {"digest": "d"}, "test": {"digest": "d"}}
+    (file.parent / "splits.json").write_text(json.dumps({"tasks": {"a": record}}))
+    output = tmp_path / f"table.{suffix}"
+    command = ("report", "--runs", str([str(file.parent)]), "--output", output)
+    refused = run(*command)
+    assert refused.code == 2
+    assert "were trained on the test examples of a, as a (train)" in refused.err
+    assert "rows x, y" in refused.err
+    assert not output.exists()
+    assert run(*command, "--allow-leak", "true").code == 0
+    assert "were trained on the test examples of a" in output.read_text()
+
+
+@pytest.mark.parametrize("suffix", ["md", "html"])
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("results.json", "{", "cannot read results from"),
+        ("results.json", '{"candidates": 3}', "cannot read results from"),
+        ("splits.json", "[", "splits.json is not JSON"),
+        ("splits.json", '{"tasks": {"a": {"test": 3, "train": 3}}}', "is not the record of a"),
+        ("run.json", "[1]", "run.json is not a record"),
+    ],
+)
+def test_a_broken_run_is_one_line(run, tmp_path, suffix, file, content, words):
+    first, _ = write_runs(tmp_path, answers=True)
+    (first.parent / file).write_text(content)
+    output = tmp_path / f"table.{suffix}"
+    refused = run("report", "--runs", str([str(first.parent)]), "--output", output)
+    assert refused.code == 2
+    assert words in refused.err
+    assert refused.err.count("\n") == 1
+    assert not [*tmp_path.glob("*table*")]
+
+
+def test_an_output_that_cannot_be_written_is_one_line(run, tmp_path):
+    first, _ = write_runs(tmp_path)
+    (tmp_path / "file").write_text("")
+    refused = run("report", "--runs", str([str(first.parent)]), "--output",
+                  tmp_path / "file" / "report.html")  # fmt: skip
+    assert refused.code == 2
+    assert refused.err.count("\n") == 1
+
+
+def test_runs_of_other_tasks_or_images_are_named(run, tmp_path):
+    first, second = write_runs(tmp_path, answers=True)
+    given, output = str([str(first.parent), str(second.parent)]), tmp_path / "report.html"
+    right = Correctness.read(second.parent).right
+    Correctness({"a": "e"}, right).write(second.parent)
+    refused = run("report", "--runs", given, "--output", output)
+    assert refused.code == 2
+    assert "seed1 was measured on other test examples of a than" in refused.err
+    row = CandidateResult("x", {"b": 0.5}, {"b": 8}, 1.0)
+    Results(("b",), {"x": row}, 1, {}).to_json(second)
+    (second.parent / "correct.safetensors").unlink()
+    refused = run("report", "--runs", given, "--output", output)
+    assert refused.code == 2
+    assert "differ in tasks ['a', 'b']" in refused.err
+    assert not output.exists()
