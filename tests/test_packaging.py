@@ -68,7 +68,8 @@ def test_wheel_holds_every_file_of_the_package(wheel):
     files = [*ROOT.glob("lightning_merge/**/*.py"), *ROOT.glob("callbacks/**/*.py")]
     names = {file.relative_to(ROOT).as_posix() for file in files}
     renamed = {re.sub(r"^callbacks/", "lightning_merge/callbacks/", name) for name in names}
-    assert inside == renamed | {"lightning_merge/py.typed"}
+    page = {f"lightning_merge/evaluation/page/page.{kind}" for kind in ("html", "css", "js")}
+    assert inside == renamed | page | {"lightning_merge/py.typed"}
 
 
 def test_wheel_works_elsewhere(wheel, tmp_path):

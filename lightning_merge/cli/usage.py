@@ -12,7 +12,7 @@ COMMANDS = {
     "tune": "choose a method's hyperparameters on held-out examples, and test them once",
     "mergeability": "M-Loss of experts and of their pairs: how well they will merge",
     "convert": "merged weights as open_clip, timm, transformers or torch load them",
-    "report": "one table of a run, or of several seeds, with intervals",
+    "report": "a page or a table of a run, or of several seeds, with intervals",
     "list": "show methods, tasks and encoders",
 }
 

@@ -135,12 +135,11 @@ def _csv(study: Study, columns: Sequence[table.Column]) -> str:
 def _filled(content: dict[str, Any]) -> str:
     """Fill in the template; everything but our own style and script is escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
 
     own = resources.files(__package__)
-    css, js = (Markup((own / f"page.{kind}").read_text("utf-8")) for kind in ("css", "js"))
+    css, js = ((own / f"page.{kind}").read_text("utf-8") for kind in ("css", "js"))
     data = json.dumps(content["data"], separators=(",", ":"), allow_nan=False)
-    safe = Markup(data.replace("<", "\\u003c"))  # nothing in it can end the script element
+    data = data.replace("<", "\\u003c")  # so nothing in it can end the script element
     environment = Environment(
         loader=PackageLoader("lightning_merge.evaluation.page", ""),
         autoescape=True,
@@ -149,7 +148,7 @@ def _filled(content: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     template = environment.get_template("page.html")
-    return template.render({**content, "css": css, "js": js, "data": safe})
+    return template.render({**content, "css": css, "js": js, "data": data})
 
 
 TITLES = {
