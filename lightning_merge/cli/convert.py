@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 import torch
 
+from lightning_merge.cli.model_card import FILE, Measured, measured, model_card
 from lightning_merge.cli.parser import Parser, plain
+from lightning_merge.cli.push import check_name, push
 from lightning_merge.cli.usage import program
 from lightning_merge.cli.words import plain_words
 from lightning_merge.core.checkpoints.checkpoint import Checkpoint
@@ -58,6 +60,10 @@ def convert(
     base: str | None = None,
     encoder: Encoder | None = None,
     overwrite: bool = False,
+    results: str | None = None,
+    candidate: str | None = None,
+    push_to_hub: str | None = None,
+    public: bool = False,
 ) -> None:
     """Convert merged or learned weights to a folder or file of another library.
 
@@ -71,30 +77,63 @@ def convert(
         encoder: Network that the weights belong to, if no folder describes it. It is not built.
             Weights in a run folder have that of the run.
         overwrite: Replace the output if it exists.
+        results: Run folder or its results.json, whose accuracies go into the model card.
+        candidate: Name of the network in these results; by default that of the source's file.
+        push_to_hub: Repository user/name on the Hugging Face Hub to which the folder is uploaded,
+            a private one.
+        public: Make the repository public.
 
     Raises:
         InputError: A file is missing or unreadable, nothing describes the network, weights do not
-            fit it, or the output exists.
+            fit it, the output exists, or the Hub refuses.
     """
     target = Path(output)
+    check_name(push_to_hub, public)
+    found = None if results is None else measured(results, candidate or Path(source).stem)
     _check_output(target, to, overwrite, [source, *([] if base is None else [base])])
     given = Given.open(source, "--source")
     whole = None if base is None else Given.open(base, "--base")
     if to not in FOLDERS:
+        _check_folder_only(to, results=results, push_to_hub=push_to_hub)
         _write_file(target, to, given, whole, overwrite)
         return
     options = _options(encoder) or _run_of(given)
     folder = FOLDERS[to](given, whole, options)
     metadata = {**given.weights.metadata, "source": file_record(source, "sample")}
+    texts = {**folder.texts, FILE: _card(folder, metadata, target, base, found, push_to_hub)}
     with atomic_folder(target, overwrite=overwrite) as place:
         _write_weights(folder.weights, place / folder.file, metadata)
-        for name, text in folder.texts.items():
+        for name, text in texts.items():
             (place / name).write_text(text, encoding="utf-8")
         for file in folder.copies:
             shutil.copyfile(file, place / file.name)
         _check_unchanged(given, whole)
     _tell(target, folder.weights, folder.kept, whole)
     print(f"to load it: {loading(folder.library, target, folder.kind)}")
+    if push_to_hub is not None:
+        print(f"uploaded to {push(target, push_to_hub, public, overwrite)}")
+
+
+def _card(
+    folder: LibraryFolder,
+    metadata: Mapping[str, str],
+    target: Path,
+    base: str | None,
+    found: Measured | None,
+    push_to_hub: str | None,
+) -> str:
+    """Return the model card of a folder, which loads it from where it will be."""
+    name = target.absolute().name if push_to_hub is None else push_to_hub.partition("/")[2]
+    load = loading(folder.library, push_to_hub or name, folder.kind, hub=push_to_hub is not None)
+    return model_card(name, folder, load, metadata, base, found)
+
+
+def _check_folder_only(to: Target, **given: str | None) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise InputError(
+                f"{name}={value!r} is for folders: give --to {', '.join(FOLDERS)}, or leave it out"
+            )
 
 
 def _options(encoder: Any) -> EncoderOptions | None:

@@ -1,5 +1,6 @@
 """The merge command: checkpoints in, one checkpoint out."""
 
+import json
 import re
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -12,7 +13,7 @@ from lightning_merge.cli.companions import copy_companions, how_to_load
 from lightning_merge.core.checkpoints.activation import KEY, agreed
 from lightning_merge.core.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from lightning_merge.core.checkpoints.digests import file_record
-from lightning_merge.core.checkpoints.hub import given_as
+from lightning_merge.core.checkpoints.hub import given_as, repository
 from lightning_merge.core.checkpoints.library import libraries_of
 from lightning_merge.core.checkpoints.safetensors_file import Layout
 from lightning_merge.core.checkpoints.writer import CheckpointWriter
@@ -154,6 +155,8 @@ def _inputs(
     experts = [what for what in files if what != "base"]
     about = {what: file_record(file, "sample") for what, file in files.items()}
     about |= {f"prefix/{what}": given for what, given in _by_file(prefixes).items()}
+    if named := {what: file for what, file in files.items() if repository(file) is not None}:
+        about["repositories"] = json.dumps(named)
     if activation := agreed(files, opened):
         about[KEY] = activation
     aligned = align(opened["base"], {what: opened[what] for what in experts})

@@ -287,6 +287,7 @@ def test_an_output_is_replaced_as_a_whole(clip, converted, run, tmp_path):
     (output / "old.txt").touch()
     converted(clip["tower"], "transformers", *encoder_of(clip), "--overwrite", "true")
     assert {f.name for f in output.iterdir()} == {
+        "README.md",
         "config.json",
         "model.safetensors",
         "preprocessor_config.json",

@@ -45,23 +45,26 @@ def companions(folder: Path) -> list[Path]:
     return [f for f in files if any(fnmatchcase(f.name, pattern) for pattern in COMPANIONS)]
 
 
-def loading(library: Library, folder: str | Path, kind: str = "AutoModel") -> str:
+def loading(
+    library: Library, place: str | Path, kind: str = "AutoModel", *, hub: bool = False
+) -> str:
     """Return the Python expression that loads a network from a library's folder.
 
     Args:
         library: The library.
-        folder: Its folder.
+        place: Its folder, or a repository.
         kind: Class of the network in transformers.
+        hub: Whether it is a repository.
 
     Examples:
         >>> loading("timm", "net")
         "timm.create_model('local-dir:net', pretrained=True)"
     """
     if library == "transformers":
-        return f"transformers.{kind}.from_pretrained({str(folder)!r})"
-    place = f"local-dir:{folder}"
+        return f"transformers.{kind}.from_pretrained({str(place)!r})"
+    source = f"{'hf-hub' if hub else 'local-dir'}:{place}"
     trained = ", pretrained=True" if library == "timm" else ""
-    return f"{library}.create_model({place!r}{trained})"
+    return f"{library}.create_model({source!r}{trained})"
 
 
 def fields_of(file: Path) -> dict[str, Any]:
