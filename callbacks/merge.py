@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_merge.callbacks.checked import CoefficientCallback
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.progress import stage
 from lightning_merge.core.ranks import Ranks
 from lightning_merge.evaluation.candidates import BOUNDS
 from lightning_merge.methods.base import MergeMethod, Method, Resources
@@ -105,7 +106,14 @@ class MergeCallback(CoefficientCallback):
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Merge and register the candidate, once per variant of the module."""
         entry = Entry(pl_module, self.name, self.grid_methods())
-        entry.register(Ranks.of(trainer).once(lambda: entry.write(self.merge, self.draw)))
+        with stage(self.stage) as say:
+            entry.register(Ranks.of(trainer).once(lambda: entry.write(self.merge, self.draw)))
+            say(f"{len(entry.points)} grid points" if self.grid else "")
+
+    @property
+    def stage(self) -> str:
+        """Name of the stage that merges."""
+        return f"merging {self.name}"
 
     def merge(
         self, module: CoefficientModule, method: MergeMethod, given: Resources

@@ -1,24 +1,36 @@
-"""Progress bars with the remaining time, for interactive terminals."""
+"""What `--verbose` shows: every line as it comes, and a bar for every loop."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from lightning_merge.cli.display import Silent
 from lightning_merge.core.progress import Advance
 
 WORTH_SHOWING = 1.0
 """Seconds before a loop shows a bar."""
 
 
-@contextmanager
-def bar(total: int, what: str) -> Iterator[Advance]:
-    """Show a bar on stderr if it is a terminal; only the first process shows one."""
-    from torch import distributed  # so that quick commands do not wait for torch
-    from tqdm import tqdm
+class Bars(Silent):
+    """One bar on stderr for each loop, if that is a terminal.
 
-    tqdm.monitor_interval = 0  # no monitor thread: merging forks
-    first = not distributed.is_initialized() or distributed.get_rank() == 0
-    hidden = None if first else True
-    with tqdm(
-        total=total, desc=what, leave=False, delay=WORTH_SHOWING, disable=hidden, dynamic_ncols=True
-    ) as shown:
-        yield shown.update
+    Lightning shows its own lines and bars, and the logger of details shows notes.
+    """
+
+    verbose = True
+
+    def warn(self, message: str) -> None:
+        """Show a warning."""
+        print(f"warning: {message}", file=sys.stderr)
+
+    @contextmanager
+    def loop(self, total: int, what: str, unit: str = "", done: int = 0) -> Iterator[Advance]:
+        """Show a bar while the loop runs."""
+        from tqdm import tqdm  # so that quick commands do not wait for it
+
+        tqdm.monitor_interval = 0  # no monitor thread: merging forks
+        with tqdm(
+            total=total or None, initial=done, desc=what, leave=False, delay=WORTH_SHOWING,
+            disable=None, dynamic_ncols=True,
+        ) as shown:  # fmt: skip
+            yield lambda steps, items=0: shown.update(steps)

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,13 +10,12 @@ from typing import Any, NamedTuple
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_merge.callbacks import MergeCallback, WritePredictions
 from lightning_merge.callbacks.checked import CheckedCallback
 from lightning_merge.callbacks.task_vectors import TransformTaskVectors
 from lightning_merge.cli.parser import Parser, plain
-from lightning_merge.cli.processes import AtStart, Result, leave_together, start
+from lightning_merge.cli.processes import LEARNING, AtStart, Learning, Result, leave_together, start
 from lightning_merge.cli.resume import (
     LastCheckpoint,
     WholeFiles,
@@ -25,20 +25,21 @@ from lightning_merge.cli.resume import (
 )
 from lightning_merge.cli.show import show
 from lightning_merge.cli.trainer import (
-    bars,
     check_callbacks,
     check_limits,
     check_options,
+    shown_by,
 )
 from lightning_merge.cli.usage import program
 from lightning_merge.core.checkpoints.files import write_text
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.progress import display, note, stage
 from lightning_merge.core.ranks import AgreedError
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.evaluation.legend import own_split_note
 from lightning_merge.evaluation.results import Results
 from lightning_merge.modules.base import TaskModule
-from lightning_merge.modules.compare import compare
+from lightning_merge.modules.compare import CHOOSING, MEASURING, compare
 from lightning_merge.modules.evaluate import Evaluate
 from lightning_merge.runs import record
 from lightning_merge.runs.folder import RunFolder
@@ -82,6 +83,7 @@ class MergeCLI(LightningCLI):
 
     def __init__(self, args: list[str] | Config) -> None:
         self.alone = isinstance(args, Mapping)
+        self._shown = ExitStack()
         if isinstance(args, Mapping):
             args = {"subcommand": "fit", "fit": dict(args)}
         self._asked = "fit" if isinstance(args, dict) else args[0]
@@ -152,7 +154,8 @@ class MergeCLI(LightningCLI):
             kwargs["logger"] = MetricsFile(self.folder)
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
-        kwargs["callbacks"] = [*given, *bars(config, given), LastCheckpoint(self.folder)]
+        own = [*shown_by(config, given), LastCheckpoint(self.folder)]
+        kwargs["callbacks"] = [Learning(self._shown), *given, *own]
         if self.subcommand == "predict":
             kwargs["callbacks"].append(WritePredictions())
         elif self.subcommand == "fit":
@@ -176,14 +179,25 @@ class MergeCLI(LightningCLI):
 
     def fit(self, **options: Any) -> None:
         """Make missing files, train, and measure; LightningCLI calls this for `Trainer.fit`."""
+        display().log_into(self.folder)
+        display().plan(self._stages())
         begun = self._begin(self._prepare)
         if self.model.zoo is not None:
             self._set_seed()  # so that random numbers do not depend on which files were made
         if not begun.finished:
-            with refusals():
+            with refusals(), self._shown:
+                self._shown.enter_context(stage(LEARNING))
                 self.trainer.fit(**self._going_on(options, begun.checkpoint))
         if self.model.zoo is not None:
             self._report(begun.finished)
+
+    def _stages(self) -> list[str]:
+        """Return the names of the stages of `fit`, in order."""
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        merges = [c for c in callbacks if isinstance(c, MergeCallback)]
+        made = self._maker.planned() if self._maker is not None else []
+        measured = [CHOOSING] * any(c.grid for c in merges) + [MEASURING]
+        return [*made, LEARNING, *(c.stage for c in merges), *(measured if self.model.zoo else ())]
 
     def validate(self, **options: Any) -> None:
         """Measure on held-out images; see `_show`."""
@@ -195,16 +209,21 @@ class MergeCLI(LightningCLI):
 
     def predict(self, **options: Any) -> None:
         """Write the predicted classes, and print the path of the file."""
+        display().log_into(self.folder)
         learned = self._begin(self._find_learned)
-        with refusals():
+        with refusals(), stage("predicting"):
             self.trainer.predict(**self._going_on(options, learned))
-        rank_zero_info(f"predictions: {self.folder / 'predictions.csv'}")
+        display().keep_log()
+        if self.trainer.is_global_zero:
+            print(f"predictions: {self.folder / 'predictions.csv'}")
 
     def _show(self, part: str, measure: Callable[..., Any], options: dict[str, Any]) -> None:
         """Measure the result of `fit` in this run folder, and print one line per task."""
+        display().log_into(self.folder)
         learned = self._begin(self._find_learned)
-        with refusals():
+        with refusals(), stage(MEASURING):
             measure(**{**self._going_on(options, learned), "verbose": False})
+        display().keep_log()
         if options["verbose"] and self.trainer.is_global_zero:
             found, data = self.model.measured[part], self.datamodule
             for task, value in found.accuracy.items():
@@ -282,10 +301,10 @@ class MergeCLI(LightningCLI):
             ends = self.model.end_counts
             why_not = obstacle(self.run_folder, self.trainer, ends)
             if why_not is None:
-                rank_zero_info(f"going on from {self.run_folder.last}")
+                note(f"going on from {self.run_folder.last}")
                 checkpoint = str(self.run_folder.last)
             else:
-                rank_zero_info(f"{self.run_folder.last} {why_not}: starting anew")
+                note(f"{self.run_folder.last} {why_not}: starting anew")
         forget_requeued(self.folder)
         return Start(False, checkpoint)
 

@@ -2,7 +2,6 @@
 
 import importlib
 import logging
-import os
 import re
 import signal
 import sys
@@ -13,22 +12,19 @@ from contextlib import contextmanager
 from io import TextIOWrapper
 from itertools import pairwise
 from pathlib import Path
-from typing import TextIO
 
 import yaml
 
-from lightning_merge.cli.bars import bar
+from lightning_merge.cli.display import Silent
+from lightning_merge.cli.shown import displayed, is_first
 from lightning_merge.cli.usage import RUNS, program
 from lightning_merge.core.allocator import keep_freed_memory
-from lightning_merge.core.errors import InputError, InputWarning
-from lightning_merge.core.progress import show_progress
+from lightning_merge.core.errors import InputError
+from lightning_merge.core.progress import display
 
 LIGHTNING = ("fit", "validate", "test", "predict")
 NETWORKS = (*LIGHTNING, "tune", "mergeability")
 """Commands that run networks on many images."""
-
-RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
-"""Environment variables in which launchers give a process its rank."""
 
 NOISE = (
     "LightningCLI's args parameter is intended",
@@ -61,17 +57,15 @@ def main(arguments: list[str]) -> int:
             stream.reconfigure(errors="backslashreplace")
     for message in NOISE:
         warnings.filterwarnings("ignore", message)
-    _print_input_warnings()
-    show_progress(bar)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "litlogger" not in record.getMessage()
     )
     # It would report the GPU again for every measured network.
     logging.getLogger("lightning.pytorch.accelerators.cuda").setLevel(logging.WARNING)
     try:
-        with _stoppable():
-            _check_configs(arguments)
-            _run(arguments)
+        with _stoppable(), displayed(arguments) as words:
+            _check_configs(words)
+            _run(words)
     except (ValueError, OSError) as error:
         text = _message(error, arguments)
         if text is None:  # a bug: keep the traceback
@@ -84,7 +78,7 @@ def main(arguments: list[str]) -> int:
         if not isinstance(cause, KeyboardInterrupt):
             raise
         how, code = ("terminated", 143) if isinstance(cause, Terminated) else ("interrupted", 130)
-        if _is_first():
+        if is_first():
             print(f"{how}{STOPPED.get(arguments[0], '')}", file=sys.stderr)
         return code
     return 0
@@ -121,37 +115,6 @@ def _stoppable() -> Iterator[None]:
     finally:
         for number, handler in before.items():  # Lightning sets both
             signal.signal(number, handler or signal.SIG_DFL)
-
-
-def _is_first() -> bool:
-    """Whether this is the first process of the run, the only one that prints."""
-    return all(os.environ.get(rank, "0") == "0" for rank in RANKS)
-
-
-def _print_input_warnings() -> None:
-    """Print each InputWarning once, on one line; leave other warnings to Python.
-
-    With several processes, only the first one prints them.
-    """
-    others, told = warnings.showwarning, set[str]()
-    first = _is_first()
-
-    def show(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
-        if not issubclass(category, InputWarning):
-            others(message, category, filename, lineno, file, line)
-        elif first and str(message) not in told:
-            told.add(str(message))
-            print(f"warning: {message}", file=file or sys.stderr)
-
-    warnings.filterwarnings("always", category=InputWarning)
-    warnings.showwarning = show
 
 
 def _check_configs(arguments: list[str]) -> None:
@@ -195,11 +158,13 @@ def _run(arguments: list[str]) -> None:
     if arguments[0] in LIGHTNING:
         from lightning_merge.cli.lightning import MergeCLI
 
+        _divert()
         MergeCLI(arguments)
         return
     if arguments[0] == "tune":
         from lightning_merge.cli.tune import tune
 
+        _divert()
         tune(arguments[1:])
         return
     if arguments[0] == "convert":
@@ -213,6 +178,7 @@ def _run(arguments: list[str]) -> None:
     from lightning_merge.cli.words import plain_words
 
     command, words = _command(arguments), plain_words(arguments)
+    _divert()
     auto_cli(
         {arguments[0]: command},
         args=words,
@@ -220,6 +186,12 @@ def _run(arguments: list[str]) -> None:
         parser_class=Parser,
         prog=program(),
     )
+
+
+def _divert() -> None:
+    """Let the display take Lightning's lines, now that it has been imported if it is needed."""
+    if isinstance(shown := display(), Silent):
+        shown.log.take_over(shown=shown.verbose)
 
 
 def _command(arguments: list[str]) -> Callable[..., None]:

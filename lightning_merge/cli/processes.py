@@ -4,7 +4,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any, NoReturn, TypeVar
 
 from lightning.fabric.plugins.environments import TorchElasticEnvironment
@@ -16,6 +16,8 @@ from torch import distributed
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.ranks import AgreedError, Ranks
 
+LEARNING = "learning"
+"""The stage of training, or of learning coefficients."""
 Result = TypeVar("Result")
 
 
@@ -28,6 +30,23 @@ class AtStart(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Run the work."""
         Ranks.of(trainer).once(self.work)
+
+
+class Learning(Callback):
+    """Ends the stage of learning before callbacks merge.
+
+    Args:
+        shown: Holds the stage.
+    """
+
+    def __init__(self, shown: ExitStack) -> None:
+        self._shown = shown
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """End the stage."""
+        self._shown.close()
+
+    on_fit_end = on_train_end  # without a step, training does not end
 
 
 def start(trainer: Trainer, work: Callable[[], Result]) -> Result:

@@ -8,10 +8,12 @@ from lightning.pytorch.callbacks import (
     BackboneFinetuning,
     BaseFinetuning,
     BatchSizeFinder,
+    Callback,
     EarlyStopping,
     LearningRateFinder,
     ModelCheckpoint,
     ModelPruning,
+    ModelSummary,
     OnExceptionCheckpoint,
     ProgressBar,
     RichProgressBar,
@@ -23,8 +25,10 @@ from lightning.pytorch.callbacks import (
 from lightning_merge.callbacks import MergeCallback
 from lightning_merge.core.checks import require_in
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.progress import display
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.data.sizes import count_batches
+from lightning_merge.modules.bar import Bar
 from lightning_merge.modules.base import TaskModule
 
 LEAST = {
@@ -60,12 +64,22 @@ class EpochBar(RichProgressBar):
         return str(super()._get_train_description(current_epoch)).replace("/-2", "")
 
 
-def bars(options: Mapping[str, Any], callbacks: Sequence[Any]) -> list[ProgressBar]:
-    """Return a progress bar, unless options turn it off or callbacks already include one."""
-    shown = options.get("enable_progress_bar") is not False and not options.get("barebones")
-    if not shown or any(isinstance(callback, ProgressBar) for callback in callbacks):
-        return []
-    return [EpochBar()]
+def shown_by(options: Mapping[str, Any], callbacks: Sequence[Any]) -> list[Callback]:
+    """Return the callbacks that show progress and the model, unless options turn them off.
+
+    A progress bar among the given callbacks is the only one then. With --verbose, Lightning shows
+    its own.
+    """
+    given = {type(callback) for callback in callbacks}
+    found: list[Callback] = []
+    plain = not getattr(display(), "verbose", False)
+    if plain and options.get("enable_model_summary") is not False and ModelSummary not in given:
+        found.append(ModelSummary())  # Lightning's default writes tables to the terminal
+    if any(issubclass(kind, ProgressBar) for kind in given):
+        display().hold_still()
+    elif options.get("enable_progress_bar") is not False:
+        found.append(Bar() if plain else EpochBar())
+    return found
 
 
 def check_options(options: Mapping[str, Any]) -> None:

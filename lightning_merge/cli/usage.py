@@ -54,6 +54,8 @@ commands:
 
 Every command answers to --help; fit, validate, test and predict take Lightning's grammar
 (--config FILE, --print_config, --trainer.max_epochs 5, --model.init_args.learning_rate 1e-3).
+Commands that run networks or merge take --quiet (warnings, errors and the last lines alone) and
+--verbose (every line as it comes); run.log in the run folder has every line in any case.
 
 examples:
   {program} fit --config configs/quickstart.yaml

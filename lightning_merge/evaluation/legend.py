@@ -150,27 +150,30 @@ def origin(results: Aggregate) -> Iterable[str]:
         yield f"- Command: `{results.command}`"
 
 
-def caption(results: Aggregate, cells: Cells, details: str | None) -> str:
+def caption(results: Aggregate, cells: Cells, details: str, shown: int) -> str:
     """Return the caption of a table in the terminal.
 
     Args:
         results: Runs, aggregated.
         cells: Their table.
-        details: File with the accuracies of the tasks, if they are not shown.
+        details: File with the accuracies of all tasks.
+        shown: How many of the tasks the table has.
 
     Examples:
         >>> from lightning_merge.evaluation import CandidateResult, Results, aggregate
         >>> ties = CandidateResult("ties", {"mnist": 0.98}, {"mnist": 10_000}, seconds=3.2)
         >>> run = aggregate([Results(["mnist"], {"ties": ties}, seed=0, versions={})])
-        >>> caption(run, Cells(run), "results.md")
+        >>> caption(run, Cells(run), "results.md", shown=0)
         'accuracy in percent; each of the 1 tasks in results.md'
     """
     rows = results.candidates.values()
     parts = ["accuracy in percent"]
     if cells.intervals:
         parts[0] += " [95 % interval]"
-    if details is not None:
-        parts.append(f"each of the {len(results.tasks)} tasks in {details}")
+    tasks = len(results.tasks)
+    if shown < tasks:
+        which = f"{tasks - shown} more of the" if shown else "each of the"
+        parts.append(f"{which} {tasks} tasks in {details}")
     if results.unseen:
         parts.append(f"{UNSEEN}: only the frozen heads of these tasks were used")
     if results.out_of_domain:

@@ -1,6 +1,7 @@
 """Tables of candidates by tasks: markdown for files, rich for the terminal."""
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -11,6 +12,9 @@ from lightning_merge.evaluation.aggregates import Aggregate, CandidateAggregate,
 from lightning_merge.evaluation.cells import TRANSDUCTIVE, Cells
 from lightning_merge.evaluation.legend import caption, legend, notes, origin
 from lightning_merge.evaluation.results import Results
+
+WIDE, TIGHT = 3, 1
+"""What rich puts around a column, and at least between two."""
 
 
 def markdown(
@@ -76,9 +80,10 @@ def rich_table(
 ) -> Table:
     """Return the same table for a terminal, bold, italic and dagger as in :func:`markdown`.
 
-    Intervals are left out where the tasks would not fit beside them. If the tasks do not fit all
-    the same, averages and figures alone are shown, and the caption names the file with the rest;
-    otherwise figures are left to that file. Seconds and memory are always left to it.
+    Where the tasks do not fit, intervals are left out first, then the space between columns, and
+    names of tasks are shortened; then only the first tasks are shown, and the caption names the
+    file with the others. Figures are left to that file if any task is shown, seconds and memory
+    always.
 
     Args:
         results: One run, or several aggregated.
@@ -93,22 +98,20 @@ def rich_table(
         ['candidate', 'mnist', 'average']
     """
     results = _aggregated(results)
-    whole = Cells(results)
-    fitting = ((cells, _room(results, cells, width)) for cells in (whole, Cells(results, "none")))
-    cells, room = next(((c, room) for c, room in fitting if room is not None), (whole, None))
-    more = {**({} if room else cells.figures), **cells.differences, **cells.sizes}
+    cells, tasks, gap, room = _layout(results, width)
+    more = {**({} if tasks else cells.figures), **cells.differences, **cells.sizes}
     columns = [*cells.columns, *more]
-    shown = slice(len(results.tasks) if room is None else 0, None)
-    said = caption(results, cells, details if room is None else None)
-    table = Table(box=SIMPLE_HEAD, caption=said)
+    shown = [*range(tasks), *range(len(results.tasks), len(columns))]
+    said = caption(results, cells, details, tasks)
+    table = Table(box=SIMPLE_HEAD, caption=said, padding=(0, int(gap == WIDE)))
     table.add_column("candidate", overflow="fold")
-    for column in columns[shown]:
-        table.add_column(Text(column), justify="right", overflow="fold", max_width=room)
+    headings = _headings(columns, tasks, room) if gap == TIGHT else columns
+    for column in shown:
+        table.add_column(Text(headings[column]), justify="right", overflow="fold", max_width=room)
     for name, candidate in results.candidates.items():
         row = [*cells.rows[name], *(column[name] for column in more.values())]
         texts = (
-            Text(cell, style="bold" if (name, column) in cells.best else "")
-            for column, cell in zip(columns[shown], row[shown], strict=True)
+            Text(row[i], style="bold" if (name, columns[i]) in cells.best else "") for i in shown
         )
         table.add_row(Text(_name(candidate)), *texts, style="dim italic" if candidate.bound else "")
     return table
@@ -154,15 +157,60 @@ def markdown_table(
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
-def _room(results: Aggregate, cells: Cells, width: int) -> int | None:
-    """Return the largest column width at which all columns fit; None if numbers would break."""
-    padding = 3  # rich's, per column, and one more at the edge
-    more = {**cells.differences, **cells.sizes}
-    rows = [*cells.rows.values(), *(column.values() for column in more.values())]
+class _Layout(NamedTuple):
+    """What a table in the terminal has.
+
+    Attributes:
+        cells: Its cells, with or without intervals.
+        tasks: How many tasks, the first ones.
+        gap: Characters that a column takes beside its text.
+        room: Greatest width of a column's text; None if it is not limited.
+    """
+
+    cells: Cells
+    tasks: int
+    gap: int
+    room: int | None
+
+
+def _layout(results: Aggregate, width: int) -> _Layout:
+    """Return the layout that shows the most tasks, and the most of each."""
+    whole, plain, every = Cells(results), Cells(results, "none"), len(results.tasks)
+    options = [(whole, every, WIDE), (plain, every, WIDE)]
+    options += [(plain, tasks, TIGHT) for tasks in range(every, 0, -1)]
+    for cells, tasks, gap in options:
+        room = _room(results, cells, width, tasks, gap)
+        longest = max(map(len, cells.columns)) if gap == WIDE else 0
+        if room is not None and longest <= 2 * room:
+            return _Layout(cells, tasks, gap, room)
+    return _Layout(whole, 0, WIDE, None)
+
+
+def _room(results: Aggregate, cells: Cells, width: int, tasks: int, gap: int) -> int | None:
+    """Return the largest column width at which these tasks fit; None if numbers would break."""
+    more, every = {**cells.differences, **cells.sizes}, len(results.tasks)
+    rows = [*(row[:tasks] + row[every:] for row in cells.rows.values())]
+    rows += [[*column.values()] for column in more.values()]
     names = max(len("candidate"), *(len(_name(row)) for row in results.candidates.values()))
     number = max(len(cell) for row in rows for cell in row)
-    columns = [*cells.columns, *more]
-    left = width - 1 - (names + padding) - padding * len(columns)
+    columns = [*cells.columns[:tasks], *cells.columns[every:], *more]
+    left = width - 1 - (names + gap) - gap * len(columns)
     headings = [max(len(column), number) for column in columns]
     candidates = range(max(headings), number - 1, -1)
     return next((cap for cap in candidates if sum(min(h, cap) for h in headings) <= left), None)
+
+
+def _headings(columns: Sequence[str], tasks: int, room: int | None) -> list[str]:
+    """Return the headings, those of tasks shortened to two lines of a narrow column.
+
+    What the names of all tasks have in common at their beginning is left out first.
+    """
+    names, others = columns[:tasks], columns[tasks:]
+    if room is None or max(map(len, columns)) <= room:
+        return [*columns]
+    starts = (names[0][: i + 1] for i, sign in enumerate(names[0]) if sign == "_" and tasks > 1)
+    common = [start for start in starts if all(name.startswith(start) for name in names)]
+    bare = [name.removeprefix(common[-1] if common else "") for name in names]
+    short = [name if len(name) <= 2 * room else f"{name[: 2 * room - 1]}…" for name in bare]
+    told_apart = len(set(short)) == len(short)
+    return [*(short if told_apart else bare), *(n.replace("average", "avg") for n in others)]

@@ -1,22 +1,21 @@
 """Comparison of all candidates of a run in one table."""
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ProgressBar
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.profilers import PassThroughProfiler
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_merge.core.checkpoints.files import write_text
 from lightning_merge.core.checkpoints.names import enumerate_names
 from lightning_merge.core.errors import warn
-from lightning_merge.core.progress import Advance, progress
+from lightning_merge.core.progress import Advance, detail, progress, stage, tracked
 from lightning_merge.core.ranks import Ranks
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.evaluation.candidates import BASE, EXPERTS, Candidate
@@ -24,6 +23,7 @@ from lightning_merge.evaluation.correctness import Correctness
 from lightning_merge.evaluation.evidence import with_intervals
 from lightning_merge.evaluation.results import CandidateResult, Results, versions
 from lightning_merge.evaluation.tables import markdown
+from lightning_merge.modules.bar import Bar
 from lightning_merge.modules.base import limit
 from lightning_merge.modules.comparability import comparability
 from lightning_merge.modules.evaluate import Evaluate
@@ -36,6 +36,8 @@ RECALIBRATION_WARNING = 2.0
 
 The loss is rather too small, as the statistics are those of some of the images it is measured on.
 """
+CHOOSING, MEASURING = "choosing", "measuring"
+"""The stages of a comparison."""
 TRIAL = "A trial run of a few batches (trainer.fast_dev_run), not a measurement."
 FIRST = (
     "; they are the first of each split, often of a few classes, so intervals, p values and bold "
@@ -107,10 +109,7 @@ def compare(
     trial = [TRIAL] if trainer.fast_dev_run else []  # type: ignore[attr-defined]
     _measure_only(trainer)
     effect = _recalibration_note(trainer, evaluate, data, recalibrated)
-    chosen = {
-        name: _choose(trainer, evaluate, data, candidate) if candidate.options else candidate
-        for name, candidate in candidates.items()
-    }
+    chosen = _choose_all(trainer, evaluate, data, candidates)
     rows, right = _measure_all(trainer, evaluate, data, chosen)
     Ranks.of(trainer).once(lambda: _keep(candidates, chosen))
     results = Results(
@@ -138,43 +137,9 @@ def _measure_only(trainer: Trainer) -> None:
     trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]  # so is a profile
     # Lightning's bar would leave one line per task and candidate.
     trainer.callbacks = [  # type: ignore[attr-defined]
-        _Bar() if isinstance(c, ProgressBar) else c
+        Bar() if isinstance(c, ProgressBar) else c
         for c in trainer.callbacks  # type: ignore[attr-defined]
     ]
-
-
-class _Bar(Callback):
-    """Progress bar of one candidate's pass."""
-
-    def __init__(self) -> None:
-        self._shown = ExitStack()
-        self._advance: Advance = lambda steps: None
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begin(pl_module, trainer.num_test_batches)
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begin(pl_module, trainer.num_val_batches)
-
-    def _begin(self, module: LightningModule, batches: Iterable[float]) -> None:
-        assert isinstance(module, Evaluate)
-        what = f"measuring {module.candidate.name}"
-        self._advance = self._shown.enter_context(progress(int(sum(batches)), what))
-
-    def on_test_batch_end(self, *_: Any) -> None:
-        self._advance(1)
-
-    def on_validation_batch_end(self, *_: Any) -> None:
-        self._advance(1)
-
-    def on_test_end(self, *_: Any) -> None:
-        self._shown.close()
-
-    def on_validation_end(self, *_: Any) -> None:
-        self._shown.close()
-
-    def on_exception(self, *_: Any) -> None:
-        self._shown.close()
 
 
 def _recalibration_note(
@@ -197,7 +162,7 @@ def _recalibration_note(
     if own - other > RECALIBRATION_WARNING:
         warn(f"{note} They may harm merged networks as much; try batch_norm: average")
     else:
-        rank_zero_info(note)
+        detail(note)
     return [note]
 
 
@@ -230,8 +195,29 @@ def _processes(trainer: Trainer) -> dict[str, str]:
     return {"processes": str(trainer.world_size)} if trainer.world_size > 1 else {}
 
 
+def _choose_all(
+    trainer: Trainer, evaluate: Evaluate, data: MergeDataModule, candidates: Mapping[str, Candidate]
+) -> dict[str, Candidate]:
+    """Return the candidates, each of those with options as the best of them."""
+    options = [option for c in candidates.values() for option in c.options or ()]
+    if not options:
+        return {**candidates}
+    with stage(CHOOSING) as say, progress(len(options), "network") as advance:
+        say(f"{len(options)} networks on held-out examples")
+        return {
+            name: _choose(trainer, evaluate, data, candidate, advance)
+            if candidate.options
+            else candidate
+            for name, candidate in candidates.items()
+        }
+
+
 def _choose(
-    trainer: Trainer, evaluate: Evaluate, data: MergeDataModule, candidate: Candidate
+    trainer: Trainer,
+    evaluate: Evaluate,
+    data: MergeDataModule,
+    candidate: Candidate,
+    advance: Advance,
 ) -> Candidate:
     assert candidate.options is not None
     scores = {}
@@ -239,11 +225,12 @@ def _choose(
         evaluate.show(option)
         trainer.validate(evaluate, datamodule=data, verbose=False)
         scores[what] = evaluate.measured["val"].mean(data.seen)
+        advance(1)
     best = max(scores, key=scores.__getitem__)
     note = f"{best} of {len(scores)} chosen on the held-out examples"
     if data.unseen:
         note += " of the seen tasks"
-    rank_zero_info(f"{candidate.name}: {note}")
+    detail(f"{candidate.name}: {note}")
     option = candidate.options[best]
     note = "; ".join(filter(None, [note, candidate.note, option.note]))
     return replace(
@@ -288,10 +275,12 @@ def _measure_all(
 ) -> tuple[dict[str, CandidateResult], dict[str, dict[str, Tensor]]]:
     """Test every candidate; return its row, and which images it classified correctly."""
     rows, right, base = {}, {}, chosen.get(BASE)
-    for name, candidate in chosen.items():
-        row = _measure(trainer, evaluate, data, candidate)
-        right[name] = evaluate.measured["test"].right
-        rows[name] = replace(row, update_bytes=update_bytes(candidate, base, evaluate.encoder))
+    with stage(MEASURING) as say:
+        for name, candidate in tracked([*chosen.items()], "network"):
+            row = _measure(trainer, evaluate, data, candidate)
+            right[name] = evaluate.measured["test"].right
+            rows[name] = replace(row, update_bytes=update_bytes(candidate, base, evaluate.encoder))
+        say(f"{len(rows)} networks")
     return rows, right
 
 
@@ -304,7 +293,7 @@ def _measure(
         measured, note = _test_each(trainer, evaluate, data, candidate)
     averages = measured.averages(data.tasks, data.out_of_domain).items()
     found = ", ".join(f"{name} {100 * value:.1f} %" for name, value in averages)
-    rank_zero_info(f"{candidate.name}: {found} on the test examples")
+    detail(f"{candidate.name}: {found} on the test examples")
     return CandidateResult(
         name=candidate.name,
         accuracy=measured.accuracy,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lightning_merge.core.cost import Cost
 from lightning_merge.core.facts import Needs, shown_to
+from lightning_merge.core.progress import tracked
 from lightning_merge.evaluation.candidates import Candidate
 from lightning_merge.methods.base import MergeMethod, Method, Resources, Weights, brief
 from lightning_merge.modules.coefficients import CoefficientModule
@@ -56,7 +57,7 @@ class Entry:
         merger = ZooMerger(module.zoo, module.encoder, module.base, module.experts, module.held_out)
         going_on = module.trainer.ckpt_path is not None
         costs = {}
-        for point, method in self.points.items():
+        for point, method in tracked([*self.points.items()], "point"):
             targets = [
                 Target(
                     self._files(point, s)[0],

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.progress import display
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.evaluation import correctness
 from lightning_merge.evaluation.results import Results
@@ -118,6 +119,7 @@ class RunFolder:
         data.write_splits(self.path / "splits.json")
         save(self.path / "config.yaml")
         record.write(self.now, self.path / "run.json")
+        display().keep_log()
 
     def _refuse(self, before: record.Record) -> None:
         if not self._keep or not self.results.exists():

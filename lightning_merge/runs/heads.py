@@ -4,12 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_info
-
 from lightning_merge.core.checkpoints import hub
 from lightning_merge.core.checkpoints.checkpoint import file_hash, open_checkpoint
 from lightning_merge.core.checkpoints.files import locked
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.progress import detail, skipped, stage
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.data.prompts import prompts, resolved
 from lightning_merge.models.encoder import Encoder
@@ -28,6 +27,8 @@ from lightning_merge.modules.zoo import Zoo
 from lightning_merge.runs import record
 from lightning_merge.runs.stage import fingerprint
 
+HEADS = "heads"
+"""The stage that makes them."""
 _KIND = "make_heads"
 """Metadata key for how the heads were made."""
 _FINGERPRINT = "fingerprint/"
@@ -103,6 +104,7 @@ class ZooHeads:
         path = Path(str(self.files))
         wanted = {task: self.made_from(encoder, data, task, inputs) for task in self.tasks}
         if not _lacking(path, wanted):
+            skipped(HEADS, "there already")
             return
         with locked(path):
             if not (lacking := _lacking(path, wanted)):  # another run has made them meanwhile
@@ -111,11 +113,13 @@ class ZooHeads:
             known: dict[str, str] = {}
             if path.exists():
                 heads, known = load_heads(path), _kept(path, _FINGERPRINT, PROMPTS)
-            rank_zero_info(f"heads: making those of {', '.join(lacking)} in {path}")
-            for task, head in make_heads(self.zoo, encoder, data, lacking):
-                heads[task], key = head, _FINGERPRINT + task
-                known |= {key: wanted[task], _KIND: self._kind, **self._wording(data, task)}
-                save_heads(heads, path, metadata=known)  # so that a stopped run keeps them
+            detail(f"heads: making those of {', '.join(lacking)} in {path}")
+            with stage(HEADS) as say:
+                for task, head in make_heads(self.zoo, encoder, data, lacking):
+                    heads[task], key = head, _FINGERPRINT + task
+                    known |= {key: wanted[task], _KIND: self._kind, **self._wording(data, task)}
+                    save_heads(heads, path, metadata=known)  # so that a stopped run keeps them
+                say(f"{len(lacking)} tasks")
 
     def mark(self, task: str) -> str:
         """Return the fingerprint of a task's head, or the hash of its file if the user gave it."""

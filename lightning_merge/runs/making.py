@@ -7,12 +7,16 @@ from typing import Any
 from lightning_merge.core.checkpoints.checkpoint import file_hash
 from lightning_merge.core.checkpoints.names import enumerate_names
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.progress import stages_of
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.zoo import Zoo
-from lightning_merge.runs.heads import ZooHeads
+from lightning_merge.runs.heads import HEADS, ZooHeads
 from lightning_merge.runs.recipe import Config, Fit
 from lightning_merge.runs.stage import Stage
+
+TEACHERS = "teachers'"
+"""Word before the names of their stages."""
 
 
 class ZooMaker:
@@ -75,6 +79,14 @@ class ZooMaker:
         """The stages of all files that recipes make."""
         return [self.base, *self.experts.values(), *self.multi_task]
 
+    def planned(self) -> list[str]:
+        """Return the names of the stages that `fill` may have, in order."""
+        own = [stage.what for stage in self.stages if stage.recipe is not None]
+        if not self.heads.are_given():
+            own.insert(own[:1] == [self.base.what], HEADS)
+        theirs = self.teachers.planned() if self.teachers else ()
+        return [*(f"{TEACHERS} {what}" for what in theirs), *own]
+
     def check(self) -> None:
         """Check that every file exists and fits, or has a recipe; the teachers' files too.
 
@@ -119,7 +131,8 @@ class ZooMaker:
 
     def _fill(self, data: MergeDataModule, division: Config, fit: Fit) -> None:
         if self.teachers is not None:
-            self.teachers._fill(data, division, fit)
+            with stages_of(TEACHERS):
+                self.teachers._fill(data, division, fit)
         data.preprocess = self.encoder.preprocess
         data.load()
         self.heads.check_fit(data, self.encoder)

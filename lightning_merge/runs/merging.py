@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_merge import __version__
 from lightning_merge.core.checkpoints.checkpoint import open_checkpoint, save_checkpoint
 from lightning_merge.core.cost import Cost, measured
 from lightning_merge.core.facts import Needs
+from lightning_merge.core.progress import detail
 from lightning_merge.core.seeding import run_seed
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.methods.base import MergeMethod, Method, Resources, Weights
@@ -221,6 +221,6 @@ def _already(path: Path, metadata: Mapping[str, str]) -> Cost | None:
     known = open_checkpoint(path).metadata
     if "seconds" not in known or not metadata.items() <= known.items():
         return None
-    rank_zero_info(f"{path} is merged already")
+    detail(f"{path} is merged already")
     values = {key: json.loads(known[key]) for key in asdict(Cost()) if key in known}
     return Cost(**values)

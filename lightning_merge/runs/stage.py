@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_info
-
 from lightning_merge.core.checkpoints import hub
 from lightning_merge.core.checkpoints.checkpoint import open_checkpoint
 from lightning_merge.core.checkpoints.files import locked
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.progress import detail, skipped, stage
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.modules.zoo import misfit
@@ -126,6 +125,8 @@ class Stage:
             InputError: The recipe fails.
         """
         if self.is_made(inputs):
+            if self.recipe is not None:
+                skipped(self.what, "there already")
             return
         assert self.recipe is not None  # otherwise `check` has found the file
         self._check_alone(self.recipe)
@@ -134,15 +135,17 @@ class Stage:
                 self._run(self.recipe, fit, options, inputs)
 
     def _run(self, recipe: Recipe, fit: Fit, options: Config, inputs: Config) -> None:
-        again = " again, as its inputs changed" if self.path.exists() else ""
-        rank_zero_info(f"{self.what}: making {self.path}{again}")
+        again = "again, as its inputs changed" if self.path.exists() else ""
+        detail(f"{self.what}: making {self.path} {again}".rstrip())
         where = {
             "model.output": str(self.path),
             "model.overwrite": True,
             "model.metadata": {"fingerprint": self._fingerprint(inputs)},
             "trainer.default_root_dir": str(self.path.with_suffix("")),
         }
-        recipe.run(fit, {**options, **where})
+        with stage(self.what) as say:
+            say(again)
+            recipe.run(fit, {**options, **where})
         if not self.path.exists():
             raise InputError(f"{self.what}: the run of {recipe.path} ended without {self.path}")
 

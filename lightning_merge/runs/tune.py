@@ -5,20 +5,21 @@ from pathlib import Path
 from typing import Any, get_args
 
 from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_merge.core.checkpoints.files import write_text
 from lightning_merge.core.checks import require_choice, require_in
 from lightning_merge.core.cost import Cost
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.facts import shown_to
+from lightning_merge.core.progress import detail, display, note, progress, stage
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.evaluation.candidates import BOUNDS, Candidate
 from lightning_merge.evaluation.results import Results
 from lightning_merge.evaluation.tables import markdown_table
 from lightning_merge.methods.base import Method, brief
 from lightning_merge.models.encoder import Encoder
-from lightning_merge.modules.compare import compare
+from lightning_merge.modules.bar import Bar
+from lightning_merge.modules.compare import MEASURING, compare
 from lightning_merge.modules.evaluate import Evaluate
 from lightning_merge.modules.held_out import BatchNorm, check_count
 from lightning_merge.modules.space import Range, Space
@@ -35,6 +36,8 @@ from lightning_merge.runs.refusals import check_seed, check_unseen, refusals
 WITHOUT_EFFECT = ("trials", "overwrite", "folder", "config", "data")
 """Options that no trial depends on, and `data`, which is recorded separately."""
 
+TRIALS = "trials"
+"""The stage that searches."""
 Write = Callable[[Method], Cost]
 """Merges by a method, and writes the merged network."""
 
@@ -105,7 +108,7 @@ class Tune:
         with refusals(f"accelerator={accelerator!r}"):
             self.trainer = Trainer(
                 accelerator=accelerator, devices=1, logger=False, enable_checkpointing=False,
-                enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
+                callbacks=[Bar()], enable_model_summary=False, default_root_dir=folder,
             )  # fmt: skip
 
     def _check(self) -> None:
@@ -144,6 +147,8 @@ class Tune:
         data = self.data
         maker = ZooMaker(self.zoo, self.encoder, config, data.tasks, data.out_of_domain)
         maker.check()
+        display().log_into(self.folder)
+        display().plan([*maker.planned(), TRIALS, MEASURING])
         self.data.load(test=None)
         self.run_folder.resolve(
             self._describe(config),
@@ -181,7 +186,7 @@ class Tune:
         kept = self.folder / "trials.json"
         search = Search(self.space, kept, self.trials, self.sampler, self.seed)
         if search.trials:
-            rank_zero_info(f"going on after trial {len(search.trials)} in {kept}")
+            note(f"going on after trial {len(search.trials)} in {kept}")
         device = self.trainer.strategy.root_device
         merger = ZooMerger.open(self.zoo, self.encoder, self.data, device)
         recalibrate = merger.recalibrates(self.batch_norm)
@@ -196,15 +201,18 @@ class Tune:
         def keep() -> None:
             write_text(self.folder / "trials.md", table(search.trials, self.data.tasks))
 
-        def report(last: Trial) -> None:
-            found = f"{100 * last.score.average:.2f} %" if last.score else last.refused
-            count = f"trial {len(search.trials)} of {search.total}"
-            rank_zero_info(f"{count}: {last.text}: {found}")
-            keep()
+        detail(f"tuning {brief(self.method)}")
+        with stage(TRIALS) as say, progress(search.total, "trial", done=len(search.trials)) as step:
 
-        rank_zero_info(f"tuning {brief(self.method)}")
-        search.run(lambda method: self._score(write, evaluate, method), report)
-        keep()
+            def report(last: Trial) -> None:
+                found = f"{100 * last.score.average:.2f} %" if last.score else last.refused
+                detail(f"trial {len(search.trials)} of {search.total}: {last.text}: {found}")
+                keep()
+                step(1)
+
+            search.run(lambda method: self._score(write, evaluate, method), report)
+            keep()
+            say(f"{search.total}, the best with {search.best.text}")
         candidates = [*self.zoo.bounds(self.data.tasks), self._tuned(write, search)]
         return compare(
             self.trainer,

@@ -13,10 +13,11 @@ from contextlib import contextmanager
 import pytest
 from lightning.pytorch import Trainer
 
-from lightning_merge.cli import main as program
-from lightning_merge.cli.bars import bar
+from lightning_merge.cli import shown
+from lightning_merge.cli.bars import Bars
+from lightning_merge.cli.display import Silent
+from lightning_merge.cli.run_log import RunLog
 from lightning_merge.cli.trainer import EpochBar
-from lightning_merge.core import progress as shown
 
 
 @pytest.fixture
@@ -24,14 +25,14 @@ def told(monkeypatch):
     """Every loop that a command shows: name, steps in all, steps done."""
     loops = []
 
-    @contextmanager
-    def counted(total, what):
-        done = []
-        yield done.append
-        loops.append((what, total, sum(done)))
+    class Told(Silent):
+        @contextmanager
+        def loop(self, total, what, unit="", done=0):
+            steps = [done]
+            yield lambda number, items=0: steps.append(number)
+            loops.append((what, total, sum(steps)))
 
-    monkeypatch.setattr(shown, "_bar", shown._bar)
-    monkeypatch.setattr(program, "bar", counted)
+    monkeypatch.setattr(shown, "_display", lambda switch, log: Told(log))
     return loops
 
 
@@ -53,6 +54,8 @@ def test_every_long_loop_of_a_run_is_shown(run, config, own_files, own_root, tol
         "measuring individual",
         "measuring ties",
         "measuring sml",
+        "epoch",
+        "network",
     } <= names
     assert [loop for loop in told if loop[1] != loop[2]] == []
 
@@ -68,7 +71,7 @@ def test_a_terminal_sees_a_bar_once_it_is_worth_it_and_none_is_left(monkeypatch,
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     with os.fdopen(theirs, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
-        with bar(2, "merging tensors") as advance:
+        with Bars(RunLog()).loop(2, "merging tensors") as advance:
             time.sleep(seconds)
             advance(1)
         monkeypatch.undo()

@@ -48,6 +48,7 @@ def test_the_run_folder(run, config, tmp_path, caplog):
         "splits.json",
         "metrics.csv",
         "run.json",
+        "run.log",
         "checkpoints/last.ckpt",
         "coefficients.safetensors",
         *(f"merged/{name}.safetensors" for name in names[2:]),

@@ -9,21 +9,21 @@ from lightning_merge.core.parallel import run_each
 
 
 @pytest.fixture
-def bars(monkeypatch):
-    """What bars have been told: name -> (total, steps, closed)."""
+def bars():
+    """What bars have been told: name -> (total, steps)."""
     told = {}
 
-    @contextmanager
-    def bar(total, what):
-        steps = []
-        try:
-            yield steps.append
-        finally:
-            told[what] = (total, sum(steps))
+    class Told(shown.Display):
+        @contextmanager
+        def loop(self, total, what, unit="", done=0):
+            steps = []
+            try:
+                yield lambda number, items=0: steps.append(number)
+            finally:
+                told[what] = (total, sum(steps))
 
-    monkeypatch.setattr(shown, "_bar", shown._bar)
-    shown.show_progress(bar)
-    return told
+    with shown.shown_by(Told()):
+        yield told
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 3])
@@ -43,3 +43,24 @@ def test_a_loop_that_breaks_off_is_left(bars):
     with pytest.raises(ZeroDivisionError):
         run_each(lambda item: 1 // item, [1, 0, 1], 1, "dividing")
     assert bars == {"dividing": (3, 1)}
+
+
+def test_stages_of_teachers_say_so():
+    told = []
+
+    class Told(shown.Display):
+        def stage(self, what):
+            told.append(what)
+            return super().stage(what)
+
+        def skip(self, what, why):
+            told.append((what, why))
+
+    with shown.shown_by(Told()):
+        with shown.stages_of("teachers'"):
+            shown.skipped("base", "there already")
+            with shown.stage("heads"):
+                pass
+        with shown.stage("base"):
+            pass
+    assert told == [("teachers' base", "there already"), "teachers' heads", "base"]
