@@ -37,6 +37,7 @@ from lightning_merge.core.progress import display, note, stage
 from lightning_merge.core.ranks import AgreedError
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.evaluation.legend import own_split_note
+from lightning_merge.evaluation.page import write_page
 from lightning_merge.evaluation.results import Results
 from lightning_merge.modules.base import TaskModule
 from lightning_merge.modules.compare import CHOOSING, MEASURING, compare
@@ -137,11 +138,13 @@ class MergeCLI(LightningCLI):
         self.config_dump = plain(self.config[self.subcommand])
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> Any:
-        """Add the --overwrite option to fit."""
+        """Add what only fit has: --overwrite and --report."""
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "fit":
             what = "replace results of another configuration in the run folder"
             parser.add_argument("--overwrite", type=bool, default=False, help=what)
+            what = "write report.html, the page that `report` writes, at the end"
+            parser.add_argument("--report", type=bool, default=True, help=what)
         return parser
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -343,7 +346,7 @@ class MergeCLI(LightningCLI):
 
     def _save(self, file: Path) -> None:
         config = self.config.fit.clone()
-        del config["overwrite"]  # only fit has this option
+        del config["overwrite"], config["report"]  # only fit has these options
         write_text(file, self._parser("fit").dump(config, skip_none=False))
 
     @cached_property
@@ -359,10 +362,13 @@ class MergeCLI(LightningCLI):
             self._maker.fill(self.datamodule, plain(self._get(self.config, "data")), MergeCLI)
 
     def _report(self, finished: bool) -> None:
-        """Measure every candidate unless the run had finished, and show the table."""
+        """Measure every candidate unless the run had finished; show the table, write the page."""
         results = Results.from_json(self.run_folder.results) if finished else self._measure()
         if self.trainer.is_global_zero:
             show(results, self.folder, self.run_folder.merged(self.model.name), results.notes)
+            page = self.folder / "report.html"
+            if self.config.fit.report and not (finished and page.exists()):
+                print(f"report: {write_page(self.folder)}")
             if finished:
                 print("nothing has changed since; to measure again, remove its results.json")
 

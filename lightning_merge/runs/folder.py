@@ -114,7 +114,7 @@ class RunFolder:
             save: Writes the configuration into a file.
             forget: Files to remove besides the results.
         """
-        for name in ("results.json", "results.md", correctness.FILE, *forget):
+        for name in ("results.json", "results.md", "report.html", correctness.FILE, *forget):
             remove(self.path / name)
         data.write_splits(self.path / "splits.json")
         save(self.path / "config.yaml")

@@ -29,6 +29,7 @@ TRANSDUCTIVE = "model.transductive"
 WITHOUT_EFFECT = (
     "config",
     "overwrite",
+    "report",
     "model.init_args.overwrite",
     "model.init_args.offload",
     "data.num_workers",

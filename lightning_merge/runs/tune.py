@@ -14,6 +14,7 @@ from lightning_merge.core.facts import shown_to
 from lightning_merge.core.progress import detail, display, note, progress, stage
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.evaluation.candidates import BOUNDS, Candidate
+from lightning_merge.evaluation.page import write_page
 from lightning_merge.evaluation.results import Results
 from lightning_merge.evaluation.tables import markdown_table
 from lightning_merge.methods.base import Method, brief
@@ -33,7 +34,7 @@ from lightning_merge.runs.merging import Target, ZooMerger
 from lightning_merge.runs.recipe import Config, Fit
 from lightning_merge.runs.refusals import check_seed, check_unseen, refusals
 
-WITHOUT_EFFECT = ("trials", "overwrite", "folder", "config", "data")
+WITHOUT_EFFECT = ("trials", "overwrite", "report", "folder", "config", "data")
 """Options that no trial depends on, and `data`, which is recorded separately."""
 
 TRIALS = "trials"
@@ -46,8 +47,9 @@ class Tune:
     """Choose hyperparameters of a merge method on held-out examples; test the best once.
 
     The run folder receives config.yaml, splits.json and run.json, the table of trials (trials.json
-    and trials.md, updated after every trial), and at the end merged/NAME.safetensors, results.json
-    and results.md. The same command resumes a stopped run. Missing files of the zoo are made first.
+    and trials.md, updated after every trial), and at the end merged/NAME.safetensors, results.json,
+    results.md and report.html. The same command resumes a stopped run. Missing files of the zoo are
+    made first.
 
     Args:
         encoder: Architecture of the base and the experts.
@@ -64,6 +66,7 @@ class Tune:
         batch_norm: Statistics of BatchNorm layers, see `CoefficientModule`.
         accelerator: Where the network runs, as in Lightning's Trainer.
         overwrite: Replace results of another configuration in the run folder.
+        report: Also write report.html, the page that `report` writes.
 
     Raises:
         InputError: The space does not fit the method, a number is out of range, the name is that
@@ -95,10 +98,12 @@ class Tune:
         batch_norm: BatchNorm = "auto",
         accelerator: str = "auto",
         overwrite: bool = False,
+        report: bool = True,
     ) -> None:
         self.encoder, self.zoo, self.data, self.method = encoder, zoo, data, method
         self.space = Space(method, {name: Range.of(name, given) for name, given in space.items()})
         self.trials, self.sampler, self.seed = trials, sampler, seed_everything
+        self.report = report
         self.name = name or f"{type(method).__name__.lower()}_tuned"
         self.folder = Path(folder)
         data.kept.keep_beside(self.folder)
@@ -162,7 +167,10 @@ class Tune:
         trials = [] if before == now else ["trials.json", "trials.md"]
         self.run_folder.take(self.data, save, trials)
         seed_everything(self.seed, verbose=False)
-        return self._search(command)
+        results = self._search(command)
+        if self.report:
+            write_page(self.folder)
+        return results
 
     @property
     def file(self) -> Path:

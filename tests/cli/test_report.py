@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import yaml
 
 from lightning_merge.evaluation import CandidateResult, Results, aggregate
 from lightning_merge.evaluation.correctness import Correctness
@@ -179,3 +180,20 @@ def test_runs_of_other_tasks_or_images_are_named(run, tmp_path):
     assert refused.code == 2
     assert "differ in tasks ['a', 'b']" in refused.err
     assert not output.exists()
+
+
+def test_fit_writes_its_page_unless_told_not_to(run, config, tmp_path):
+    page = tmp_path / "run" / "report.html"
+    path = config(trainer__max_epochs=1)
+    done = run("fit", "--config", path, "--report", "false")
+    assert done.code == 0, done.err
+    assert not page.exists()
+    done = run("fit", "--config", path)  # the run is there; what is missing is its page
+    assert done.code == 0, done.err
+    assert f"report: {page}" in done.out
+    text = page.read_text()
+    average = Results.from_json(page.parent / "results.json").candidates["sml"].average
+    assert f">{100 * average:.1f} %</dd>" in text
+    assert "unlabelled</span>" in text  # what StatsMerging is shown
+    assert "configuration" in text.lower()
+    assert yaml.safe_load((page.parent / "config.yaml").read_text()).keys().isdisjoint(["report"])

@@ -4,12 +4,14 @@ import base64
 import csv
 import json
 from collections.abc import Sequence
+from functools import cache
 from importlib import resources
 from io import BytesIO, StringIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning_merge import __version__
+from lightning_merge.core.checkpoints.files import write_text
 from lightning_merge.evaluation.cells import Cells
 from lightning_merge.evaluation.legend import legend
 from lightning_merge.evaluation.page import charts, story, table
@@ -18,6 +20,11 @@ from lightning_merge.evaluation.page.runs import Run, check_same_images
 from lightning_merge.evaluation.page.seen import badges
 from lightning_merge.evaluation.page.study import Study
 
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+FILE = "report.html"
+"""Name of the page in a run folder."""
 LIMIT = 2_000_000
 """Bytes that a page may have."""
 WIDEST = 1400  # pixels of a picture
@@ -55,6 +62,26 @@ def page(runs: Sequence[Run], against: str | None = None, allow_leak: bool = Fal
         else:
             content["left_out"].append(f"{file.name} of {owner}")
     return _filled(content) if content["pictures"] or content["left_out"] else text
+
+
+def write_page(folder: Path) -> Path:
+    """Write report.html into the folder of a finished run, and return its path.
+
+    Leaks are marked rather than refused: the run has been made.
+
+    Args:
+        folder: The run folder.
+
+    Examples:
+        >>> from lightning_merge.evaluation import CandidateResult, Results
+        >>> ties = CandidateResult("ties", {"mnist": 0.98}, {"mnist": 10_000}, seconds=3.2)
+        >>> run = Results(["mnist"], {"ties": ties}, seed=0, versions={})
+        >>> write_page(run.to_json("run/results.json").parent).name
+        'report.html'
+    """
+    file = folder / FILE
+    write_text(file, page([Run.read(folder)], allow_leak=True))
+    return file
 
 
 def _content(study: Study) -> dict[str, Any]:
@@ -134,12 +161,17 @@ def _csv(study: Study, columns: Sequence[table.Column]) -> str:
 
 def _filled(content: dict[str, Any]) -> str:
     """Fill in the template; everything but our own style and script is escaped."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     own = resources.files(__package__)
     css, js = ((own / f"page.{kind}").read_text("utf-8") for kind in ("css", "js"))
     data = json.dumps(content["data"], separators=(",", ":"), allow_nan=False)
     data = data.replace("<", "\\u003c")  # so nothing in it can end the script element
+    return _template().render({**content, "css": css, "js": js, "data": data})
+
+
+@cache
+def _template() -> "Template":
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     environment = Environment(
         loader=PackageLoader("lightning_merge.evaluation.page", ""),
         autoescape=True,
@@ -147,14 +179,7 @@ def _filled(content: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    template = environment.get_template("page.html")
-    return template.render({**content, "css": css, "js": js, "data": data})
-
-
-TITLES = {
-    "coefficients": "Coefficients",
-    "features_": "Features",
-}
+    return environment.get_template("page.html")
 
 
 def _picture(file: Path, owner: str) -> dict[str, Any]:
