@@ -20,6 +20,7 @@ from lightning_merge.core.checkpoints.writer import CheckpointWriter
 from lightning_merge.core.checks import require_in
 from lightning_merge.core.errors import InputError, warn
 from lightning_merge.core.facts import Needs
+from lightning_merge.core.vectors.headers import check_before_fetching
 from lightning_merge.core.vectors.ignore import taking_part
 from lightning_merge.core.vectors.scope import Kind as Scope
 from lightning_merge.core.vectors.suspicions import suspicions
@@ -151,6 +152,7 @@ def _inputs(
     files: Mapping[str, str], ignore: Sequence[str], prefixes: Mapping[str, str]
 ) -> _Inputs:
     """Open base and experts, and determine which tensors to merge under which names."""
+    check_before_fetching(files, ignore, _by_file(prefixes))
     opened = _open(files, prefixes)
     experts = [what for what in files if what != "base"]
     about = {what: file_record(file, "sample") for what, file in files.items()}

@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_merge.core.checkpoints.checkpoint import match_names, open_checkpoint, spelled_as
 from lightning_merge.core.checkpoints.digests import file_record
 from lightning_merge.core.errors import InputError, warn
+from lightning_merge.core.vectors.headers import check_before_fetching
 from lightning_merge.core.vectors.suspicions import suspicions
 from lightning_merge.core.vectors.task_vectors import TaskVectors
 from lightning_merge.core.vectors.validate import check_experts
@@ -134,6 +135,7 @@ class Zoo:
         files = {f"expert of {task}": self.expert(task) for task in tasks} | {"base": self.base}
         if multi_task and self.multi_task is not None:
             files = {"multi-task network": self.multi_task} | files
+        check_before_fetching(files)
         if problems := [
             text for what, file in files.items() for text in misfit(encoder, what, file)
         ]:

@@ -11,9 +11,10 @@ from lightning_merge.core.checkpoints import clip_names, efficientnet_names, hub
 from lightning_merge.core.checkpoints.digests import file_hash
 from lightning_merge.core.checkpoints.files import atomic_write, claim
 from lightning_merge.core.checkpoints.forms import check_numbers, factors_message, has_factors
-from lightning_merge.core.checkpoints.lazy import Checkpoint, as_checkpoint
+from lightning_merge.core.checkpoints.lazy import Checkpoint, Described, as_checkpoint
 from lightning_merge.core.checkpoints.names import enumerate_names, match_names
 from lightning_merge.core.checkpoints.opening import checkpoint_in, open_file, open_index
+from lightning_merge.core.checkpoints.safetensors_file import DTYPES
 from lightning_merge.core.checkpoints.writer import CheckpointWriter
 from lightning_merge.core.errors import InputError
 
@@ -24,6 +25,7 @@ __all__ = [
     "file_hash",
     "match_names",
     "open_checkpoint",
+    "open_header",
     "save_checkpoint",
     "select",
     "spelled_as",
@@ -134,6 +136,29 @@ def open_checkpoint(
     if prefix:
         checkpoint = _under(prefix, checkpoint)
     return checkpoint if keys is None else select(checkpoint, keys)
+
+
+def open_header(path: str | Path, prefix: str | None = None) -> Checkpoint | None:
+    """Open the headers of a repository whose weights are not on this machine, and no more.
+
+    Args:
+        path: See `open_checkpoint`.
+        prefix: See `open_checkpoint`.
+
+    Returns:
+        A checkpoint whose tensors have types and shapes, and raise if they are read. None if the
+        weights are here, or the Hub gives no headers.
+
+    Examples:
+        >>> open_header("expert.pt") is None
+        True
+    """
+    found = hub.headers(path)
+    if found is None or any(kind not in DTYPES for _, kind, _ in found):
+        return None
+    entries = {name: Described(name, DTYPES[kind], tuple(shape)) for name, kind, shape in found}
+    checkpoint = Checkpoint({n: e for n, e in entries.items() if not n.endswith("position_ids")})
+    return _under(f"{prefix.rstrip('.')}.", checkpoint) if prefix else checkpoint
 
 
 def _under(prefix: str, checkpoint: Checkpoint) -> Checkpoint:

@@ -247,6 +247,65 @@ def _fetched(wanted: Repository) -> Path:
     return folder
 
 
+def would_fetch(path: str | Path) -> bool:
+    """Whether opening a path would download weights, which a local path or the cache spares.
+
+    Args:
+        path: Path or name.
+
+    Examples:
+        >>> would_fetch("runs/expert.pt")
+        False
+    """
+    named = repository(path)
+    return named is not None and not any(_cached(named, file) for file in _files_of(named))
+
+
+def headers(path: str | Path) -> list[tuple[str, str, list[int]]] | None:
+    """Return name, type and shape of a repository's tensors without downloading their values.
+
+    Args:
+        path: Path or name.
+
+    Returns:
+        None if nothing would be downloaded, or if the Hub gives no headers of safetensors.
+
+    Examples:
+        >>> headers("runs/expert.pt") is None
+        True
+    """
+    named = repository(path)
+    if named is None or not would_fetch(path) or not reachable():
+        return None
+    from huggingface_hub import HfApi, constants
+
+    api = HfApi(endpoint=constants.ENDPOINT)
+    try:
+        if named.file is not None:
+            read = api.parse_safetensors_file_metadata
+            found = [read(named.name, named.file, revision=named.revision)]
+        else:
+            whole = api.get_safetensors_metadata(named.name, revision=named.revision)
+            found = [*whole.files_metadata.values()]
+    except Exception:  # of many kinds; opening the repository reports what is wrong
+        return None
+    return [(name, t.dtype, t.shape) for file in found for name, t in file.tensors.items()]
+
+
+def _files_of(named: Repository) -> tuple[str, ...]:
+    """Return the files of which a repository in the cache has one."""
+    usual = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+    return usual if named.file is None else (named.file,)
+
+
+def _cached(named: Repository, file: str) -> bool:
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    cache = constants.HF_HUB_CACHE
+    found = try_to_load_from_cache(named.name, file, cache_dir=cache, revision=named.revision)
+    return isinstance(found, str)
+
+
 @contextmanager
 def given_as(option: str) -> Iterator[None]:
     """Prefix errors about an unavailable repository with the option that names it.

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_merge.core.checkpoints.flat import flat_part
 from lightning_merge.core.checkpoints.source import SourceFile, reading
 from lightning_merge.core.checkpoints.views import sources_of
+from lightning_merge.core.errors import InputError
 
 
 class Entry(Protocol):
@@ -209,6 +210,40 @@ class Checkpoint(Mapping[str, Tensor]):
         """Return a view with the names `{new: present}` and no others."""
         entries = {new: self._entries[present] for new, present in names.items()}
         return Checkpoint(entries, path=self.path, metadata=self.metadata)
+
+
+class Described(NamedTuple):
+    """A tensor of which only the header is known; it cannot be read.
+
+    Attributes:
+        name: Its name.
+        dtype: Its stored type.
+        shape: Its shape.
+
+    Examples:
+        >>> Described("w", torch.float32, (2, 3)).shape
+        (2, 3)
+    """
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def source(self) -> None:
+        """None: it lies in no local file."""
+
+    @property
+    def identity(self) -> None:
+        """None: headers do not record ties."""
+
+    def read(self) -> Tensor:
+        """Raise InputError: the values are elsewhere."""
+        raise InputError(f"the values of '{self.name}' have not been downloaded")
+
+    def read_into(self, start: int, out: Tensor) -> None:
+        """Raise InputError: see `read`."""
+        out.copy_(self.read())
 
 
 def as_checkpoint(tensors: Mapping[str, Tensor]) -> Checkpoint:

@@ -105,12 +105,21 @@ def repositories(tmp_path_factory):
             "a.safetensors": save(weights(1.0)), "b.safetensors": save(weights(2.0)),
             "deep/down/full.pt": pickled,
         }},
+        "me/other": {"main": {"model.safetensors": save({
+            "layer.weight": torch.ones(3, 3), "layer.bias": torch.ones(2), "more.w": torch.ones(1),
+        })}},
+        "me/part": {"main": {"model.safetensors": save({"layer.bias": torch.ones(2)})}},
         "me/empty": {"main": {"README.md": b"nothing"}},
         "me/open": {"main": {
             "open_clip_config.json": b'{"model_cfg": {"embed_dim": 24, "quick_gelu": true}}',
             "open_clip_model.safetensors": save(weights(1.0)),
         }},
     }  # fmt: skip
+
+
+def header_size(content: bytes) -> int:
+    """Return the bytes of a safetensors file before its tensors."""
+    return 8 + int.from_bytes(content[:8], "little")
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -170,10 +179,14 @@ class Hub(BaseHTTPRequestHandler):
         if found is None or path not in found[1]:
             return self.answer(b"", 404, X_Error_Code="EntryNotFound")
         commit, files = found
+        content = files[path]
+        part = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
+        if part:  # as many bytes as a header needs
+            content = content[int(part[1]) : int(part[2]) + 1][: header_size(content)]
         if self.command == "GET":
-            self.asked.append(f"{name}/{path}")
+            self.asked.append(f"{name}/{path}{' header' if part else ''}")
         etag = f'"{hashlib.sha1(files[path]).hexdigest()}"'
-        return self.answer(files[path], ETag=etag, X_Repo_Commit=commit)
+        return self.answer(content, 206 if part else 200, ETag=etag, X_Repo_Commit=commit)
 
 
 @pytest.fixture(scope="module")
@@ -332,6 +345,41 @@ def test_merge_takes_names_of_the_hub(asked, tmp_path, capsys):
     assert main([*words, "--output", "m", "--method", "Average", "--max-shard-size", "1GB"]) == 0
     beside = {"config.json", "tokenizer.json", "merges.txt", "vocab.json"}
     assert beside < {file.name for file in (tmp_path / "m").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("expert", "message"),
+    [
+        ("me/other", "1 not in the base (more.w); 1 of another shape (layer.weight [3, 3], in"),
+        ("me/part", "1 missing (layer.weight)"),
+        ("hf:me/other/model.safetensors@main", "1 not in the base (more.w); 1 of"),
+    ],
+)
+def test_headers_are_compared_before_weights_are_downloaded(asked, capsys, expert, message):
+    words = ["merge", "--base", "me/shards", "--experts.a", "me/base", "--experts.b", expert]
+    words += ["--output", "merged.safetensors", "--method", "Average"]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert f"expert/b: {message}" in error
+    assert "expert/a" not in error
+    weights = [name for name in asked if name.endswith(".safetensors")]
+    assert not weights
+    assert len([name for name in asked if name.endswith(" header")]) == 4
+    assert not Path("merged.safetensors").exists()
+
+
+def test_headers_are_compared_with_files_that_are_here(asked, capsys, tmp_path):
+    save_file(weights(1.0), tmp_path / "x.safetensors")
+    words = ["merge", "--base", "x.safetensors", "--experts.b", "me/other", "--method", "Average"]
+    assert main([*words, "--output", "merged.safetensors"]) == 2
+    assert asked == ["me/other/model.safetensors header"]
+    ignored = ["--ignore", "[layer.weight, more.*]"]
+    assert main([*words, "--output", "merged.safetensors", *ignored]) == 0
+    assert "me/other/model.safetensors" in asked
+    asked.clear()
+    again = [*words, *ignored, "--output", "merged.safetensors", "--overwrite", "true"]
+    assert main(again) == 0
+    assert not asked
 
 
 def test_what_a_repository_says_of_its_activation(asked):
