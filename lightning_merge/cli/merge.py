@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from lightning_merge.cli.companions import copy_companions, how_to_load
+from lightning_merge.cli.merge_plan import MergePlan, estimate, in_bytes, merge_plan
 from lightning_merge.core.checkpoints.activation import KEY, agreed
 from lightning_merge.core.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from lightning_merge.core.checkpoints.digests import file_record
@@ -61,6 +62,7 @@ def merge_files(
     max_shard_size: str | int | None = None,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     prefix: dict[str, str] | None = None,
+    dry_run: bool = False,
     resources: Needed = no_resources,
 ) -> None:
     """Merge files into a file; available in Python as `lightning_merge.merge`.
@@ -85,6 +87,8 @@ def merge_files(
         prefix: Prefix of one network's tensor names in a file that holds several, by expert or
             "base", as in --prefix.base model. --prefix.mnist ema.; other tensors of the file are
             dropped. A prefix shared by all names of a file may be omitted.
+        dry_run: Say what would be merged, copied and left out, how large it is and how long it
+            takes, and write nothing.
         resources: Returns what the method needs besides weights, and is called once all files
             are known to fit; by default, the method must need nothing else.
 
@@ -100,10 +104,16 @@ def merge_files(
     started = time.perf_counter()
     inputs = _inputs(files, ignore, prefix or {})
     vectors = _task_vectors(inputs, scope)
+    layout = _layout(inputs, vectors, dtype)
+    plan = merge_plan(inputs.whole, vectors, layout, inputs.passed, inputs.dropped)
+    if dry_run:
+        if resources is no_resources:
+            no_resources(method, inputs.whole)
+        _tell_plan(target, plan, estimate(plan, vectors, method))
+        return
     given, about = resources(method, inputs.whole)
     own = {"method": type(method).__name__, "hyperparameters": method.described()}
     metadata = {**own, "scope": scope, **inputs.about, **about}
-    layout = _layout(inputs, vectors, dtype)
     with CheckpointWriter(
         target, layout, metadata=metadata, overwrite=overwrite, max_shard_size=shard_size
     ) as writer:
@@ -113,8 +123,7 @@ def merge_files(
         for checkpoint in inputs.opened:
             checkpoint.check_unchanged()
     copied = [] if shard_size is None else copy_companions(inputs.whole, target)
-    merged, seconds = len(vectors.stored.computed()), time.perf_counter() - started
-    print(f"{target}: {_tell(inputs, merged)}, in {seconds:.1f} s")
+    print(f"{target}: {plan.line}, in {time.perf_counter() - started:.1f} s")
     if inputs.passed:
         print(f"no expert has, so the base's are copied: {summary(inputs.passed)}")
     place = inputs.whole.path
@@ -122,10 +131,13 @@ def merge_files(
     print(how_to_load(target, next(iter(libraries), None), base, copied))
 
 
-def _tell(inputs: "_Inputs", merged: int) -> str:
-    """Return how many tensors were merged and how many copied."""
-    copied = len(inputs.whole) - merged
-    return f"{merged} tensors of {len(inputs.experts)} experts merged, {copied} of the base copied"
+def _tell_plan(target: Path, plan: MergePlan, estimated: str) -> None:
+    """Print what a merge would make of every tensor."""
+    print(f"{target} would hold {len(plan.layout)} tensors, {in_bytes(plan.size)}:")
+    for line in plan.lines():
+        print(line)
+    print(estimated)
+    print("nothing was written")
 
 
 class _Inputs(NamedTuple):
@@ -137,6 +149,7 @@ class _Inputs(NamedTuple):
         base: The base's tensors to merge.
         experts: The tensors to merge of each expert, under the base's names.
         passed: Names that no expert has, so that they are not merged.
+        dropped: Names of each expert's tensors that take no part.
         about: Metadata that describe the files.
     """
 
@@ -144,7 +157,8 @@ class _Inputs(NamedTuple):
     whole: Checkpoint
     base: Checkpoint
     experts: dict[str, Checkpoint]
-    passed: Collection[str]
+    passed: Sequence[str]
+    dropped: dict[str, list[str]]
     about: dict[str, str]
 
 
@@ -169,8 +183,18 @@ def _inputs(
         parts["base"],
         {what.removeprefix("expert/"): parts[what] for what in experts},
         aligned.passed,
+        {
+            what.removeprefix("expert/"): _dropped(aligned.experts[what], parts[what])
+            for what in experts
+        },
         about,
     )
+
+
+def _dropped(expert: Checkpoint, part: Checkpoint) -> list[str]:
+    """Return the names of an expert's tensors that are not among those that take part."""
+    used = {id(part.entry(name)) for name in part}
+    return [name for name in expert if id(expert.entry(name)) not in used]
 
 
 def _task_vectors(inputs: _Inputs, scope: Scope) -> TaskVectors:
