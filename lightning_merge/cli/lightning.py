@@ -42,6 +42,7 @@ from lightning_merge.evaluation.results import Results
 from lightning_merge.modules.base import TaskModule
 from lightning_merge.modules.compare import CHOOSING, MEASURING, compare
 from lightning_merge.modules.evaluate import Evaluate
+from lightning_merge.modules.references import References
 from lightning_merge.runs import record
 from lightning_merge.runs.folder import RunFolder
 from lightning_merge.runs.heads import describe_inputs
@@ -384,4 +385,7 @@ class MergeCLI(LightningCLI):
                 command=self.command,
                 notes=self.model.notes(),
                 recalibrated=self.model.recalibrated,
+                references=References(
+                    self.folder, {"encoder": self._model_options.get("encoder"), **self._inputs()}
+                ),
             )

@@ -29,6 +29,7 @@ from lightning_merge.modules.comparability import comparability
 from lightning_merge.modules.evaluate import Evaluate
 from lightning_merge.modules.held_out import HeldOut
 from lightning_merge.modules.measured import Measured
+from lightning_merge.modules.references import References, Row
 from lightning_merge.modules.storage import update_bytes
 
 RECALIBRATION_WARNING = 2.0
@@ -56,6 +57,7 @@ def compare(
     command: str = "",
     notes: Sequence[str] = (),
     recalibrated: HeldOut | None = None,
+    references: References | None = None,
 ) -> Results:
     """Test every candidate; write correct.safetensors, results.json and results.md.
 
@@ -79,6 +81,7 @@ def compare(
         recalibrated: Images that gave merged networks their BatchNorm statistics; what that does to
             the base, which `evaluate` starts with, is measured on all held-out images, these
             included.
+        references: Rows of references that earlier runs have measured.
 
     Returns:
         The accuracies, with intervals.
@@ -110,7 +113,7 @@ def compare(
     _measure_only(trainer)
     effect = _recalibration_note(trainer, evaluate, data, recalibrated)
     chosen = _choose_all(trainer, evaluate, data, candidates)
-    rows, right = _measure_all(trainer, evaluate, data, chosen)
+    rows, right = _measure_all(trainer, evaluate, data, chosen, references)
     Ranks.of(trainer).once(lambda: _keep(candidates, chosen))
     results = Results(
         tasks=data.evaluated,
@@ -271,22 +274,46 @@ def _files(option: Candidate, candidate: Candidate) -> Iterator[tuple[Path, Path
 
 
 def _measure_all(
-    trainer: Trainer, evaluate: Evaluate, data: MergeDataModule, chosen: Mapping[str, Candidate]
+    trainer: Trainer,
+    evaluate: Evaluate,
+    data: MergeDataModule,
+    chosen: Mapping[str, Candidate],
+    references: References | None,
 ) -> tuple[dict[str, CandidateResult], dict[str, dict[str, Tensor]]]:
     """Test every candidate; return its row, and which images it classified correctly."""
     rows, right, base = {}, {}, chosen.get(BASE)
     with stage(MEASURING) as say:
         for name, candidate in tracked([*chosen.items()], "network"):
-            row = _measure(trainer, evaluate, data, candidate)
-            right[name] = evaluate.measured["test"].right
+            row, right[name] = _known(trainer, evaluate, data, candidate, references)
             rows[name] = replace(row, update_bytes=update_bytes(candidate, base, evaluate.encoder))
         say(f"{len(rows)} networks")
     return rows, right
 
 
+def _known(
+    trainer: Trainer,
+    evaluate: Evaluate,
+    data: MergeDataModule,
+    candidate: Candidate,
+    references: References | None,
+) -> Row:
+    """Test a candidate, or take the row of a reference that an earlier run has measured."""
+    if references is None:
+        return _measure(trainer, evaluate, data, candidate)
+    if (key := references.key(trainer, evaluate.encoder, data, candidate)) is None:
+        return _measure(trainer, evaluate, data, candidate)
+    ranks = Ranks.of(trainer)
+    if (known := ranks.once(lambda: references.read(key))) is not None:
+        detail(f"{candidate.name}: measured by an earlier run")
+        return known
+    row = _measure(trainer, evaluate, data, candidate)
+    ranks.once(lambda: references.write(key, row, data))
+    return row
+
+
 def _measure(
     trainer: Trainer, evaluate: Evaluate, data: MergeDataModule, candidate: Candidate
-) -> CandidateResult:
+) -> Row:
     if isinstance(candidate.weights, Path) or not data.out_of_domain:
         measured, note = _test(trainer, evaluate, data, candidate), ""
     else:
@@ -294,7 +321,7 @@ def _measure(
     averages = measured.averages(data.tasks, data.out_of_domain).items()
     found = ", ".join(f"{name} {100 * value:.1f} %" for name, value in averages)
     detail(f"{candidate.name}: {found} on the test examples")
-    return CandidateResult(
+    row = CandidateResult(
         name=candidate.name,
         accuracy=measured.accuracy,
         samples=measured.samples,
@@ -308,6 +335,7 @@ def _measure(
         seen=candidate.seen,
         searched=candidate.searched,
     )
+    return row, measured.right
 
 
 def _test(

@@ -23,6 +23,7 @@ from lightning_merge.modules.bar import Bar
 from lightning_merge.modules.compare import MEASURING, compare
 from lightning_merge.modules.evaluate import Evaluate
 from lightning_merge.modules.held_out import BatchNorm, check_count
+from lightning_merge.modules.references import References
 from lightning_merge.modules.space import Range, Space
 from lightning_merge.modules.tuning import Sampler, Score, Search, Trial
 from lightning_merge.modules.zoo import Zoo
@@ -167,7 +168,8 @@ class Tune:
         trials = [] if before == now else ["trials.json", "trials.md"]
         self.run_folder.take(self.data, save, trials)
         seed_everything(self.seed, verbose=False)
-        results = self._search(command)
+        inputs = {"encoder": config["encoder"], **self._inputs(config)}
+        results = self._search(command, inputs)
         if self.report:
             write_page(self.folder)
         return results
@@ -190,7 +192,7 @@ class Tune:
 
     # The search
 
-    def _search(self, command: str) -> Results:
+    def _search(self, command: str, inputs: Config) -> Results:
         kept = self.folder / "trials.json"
         search = Search(self.space, kept, self.trials, self.sampler, self.seed)
         if search.trials:
@@ -232,6 +234,7 @@ class Tune:
             command=command,
             notes=merger.held_out.notes(self.batch_norm, recalibrate),
             recalibrated=merger.held_out if recalibrate else None,
+            references=References(self.folder, inputs),
         )
 
     def _tuned(self, write: Write, search: Search) -> Candidate:
