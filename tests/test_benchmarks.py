@@ -1,10 +1,8 @@
 """The benchmark at a tiny size: its checkpoints, its measurements, its tables."""
 
-import argparse
 import math
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,13 +15,10 @@ sys.path.append(str(BENCHMARKS))  # its files import each other as siblings, as 
 import measure  # noqa: E402
 import memory_format  # noqa: E402
 import report  # noqa: E402
-import study  # noqa: E402
 from agreement import compare  # noqa: E402
 from checkpoints import TOWERS, make_checkpoints  # noqa: E402
 from contenders import METHODS, FusionBench, LightningMerge, Mergekit  # noqa: E402
 from m_ties import time_m_ties  # noqa: E402
-
-from lightning_merge.evaluation.results import CandidateResult, Results  # noqa: E402
 
 MIB = 1 << 20
 
@@ -135,62 +130,6 @@ def test_one_command_prints_the_table(tmp_path):
 def test_m_ties_beside_its_parts(tiny):
     table = time_m_ties(tiny, TOWERS["tiny"], repeat=1)
     assert "M-TIES / sum" in table
-
-
-@pytest.mark.parametrize("seeds", [[0], [0, 1]])
-def test_the_study_prints_one_row_per_variant(seeds):
-    def result(name, seed):
-        row = CandidateResult(name, {"a": 0.5, "b": 0.25 * seed}, {"a": 4, "b": 4}, 1.0)
-        base = replace(row, name="base", bound=True)
-        rows = {"base": base, name: row}
-        return study.Run(Results(("a", "b"), rows, seed, {}, notes=(f"of {name}",)))
-
-    found = {name: [result(name, seed) for seed in seeds] for name in ("one", "two")}
-    table = study.table(found, "python study.py")
-    assert [row.split("|")[1].strip() for row in table.splitlines() if row.startswith("| ")] == [
-        "candidate", ":--", "*base*", "one", "two", "samples",
-    ]  # fmt: skip
-    assert "- of one\n- of two" in table
-    assert "`python study.py`" in table
-
-
-def test_the_study_masks_before_it_trims():
-    given = argparse.Namespace(group=["forms"], lwptv=True, over="sml")
-    found = {variant.name: variant for variant in study.variants(given)}
-    overlay = found["adamerging_layer_pp_lwptv"].overlay(epochs=4)
-    names = [c["class_path"].split(".")[-1] for c in overlay["trainer"]["callbacks"]]
-    assert names == ["PruneTaskVectors", "TrimTaskVectors", "CoefficientMap"]
-    assert overlay["model"]["init_args"] == {"name": "adamerging_layer_pp_lwptv"}
-
-
-def test_variants_with_fewer_images_take_as_many_steps():
-    found = {variant.name: variant.overlay(epochs=4) for variant in study.read("teaching")}
-    assert found["sml_layer"]["trainer"]["max_epochs"] == 4
-    assert found["images_5%"]["trainer"]["max_epochs"] == 100
-    assert found["images_5%"]["model"]["init_args"]["step_size"] == 50
-
-
-def test_a_group_without_variants_is_one_run():
-    variant, *others = study.read("plug_in")
-    assert not others
-    assert variant.rows[:2] == ["average", "average_lwptv"]
-    assert variant.overlay(epochs=4)["trainer"]["max_epochs"] == 0
-
-
-def test_a_config_is_laid_over_another_mapping_by_mapping():
-    below = {"a": {"b": 1, "c": {"d": 2}}, "e": [1, 2]}
-    assert study.laid(below, {"a": {"c": {"f": 3}}, "e": [4]}) == {
-        "a": {"b": 1, "c": {"d": 2, "f": 3}}, "e": [4],
-    }  # fmt: skip
-
-
-def test_the_study_says_at_once_with_what_it_cannot_compare(capsys):
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--against")
-    with pytest.raises(SystemExit):
-        study.check_against(parser, parser.parse_args(["--against", "sum"]), ["one", "two"])
-    assert "--against sum: give one of one, two" in capsys.readouterr().err
-    study.check_against(parser, parser.parse_args(["--against", "one"]), ["one", "two"])
 
 
 def test_memory_formats_are_measured_in_turns(capsys):

@@ -24,11 +24,17 @@ from lightning_merge.data import MergeDataModule
 from lightning_merge.models import Encoder, from_open_clip, from_transformers, text_encoder
 from lightning_merge.models import t5 as models_t5
 from lightning_merge.modules import TaskModule
+from lightning_merge.runs.grid import (
+    START,
+    Suite,
+    Variant,
+    experts_of,
+    of_methods,
+    read_group,
+    variants_of,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "benchmarks"))
-
-import study  # noqa: E402
 
 
 def read(name: str) -> dict[str, Any]:
@@ -39,6 +45,7 @@ CONFIGS = sorted(
     f.relative_to(ROOT / "configs").as_posix() for f in ROOT.rglob("configs/**/*.yaml")
 )
 CLAIMS = [name for name in CONFIGS if name.startswith("claims/")]  # laid over those of a suite
+GRIDS = [name for name in CONFIGS if "suites" in read(name)]
 FITS = [name for name in CONFIGS if "trainer" in read(name) and name not in CLAIMS]
 TUNES = [name for name in CONFIGS if "space" in read(name)]
 MERGES = [name for name in CONFIGS if "method" in read(name) and name not in TUNES]
@@ -68,7 +75,7 @@ def _offline(monkeypatch):
 
 
 def test_every_config_belongs_to_one_command():
-    assert sorted(FITS + MERGES + TUNES + CLAIMS) == CONFIGS
+    assert sorted(FITS + MERGES + TUNES + CLAIMS + GRIDS) == CONFIGS
 
 
 @pytest.fixture
@@ -132,30 +139,74 @@ def fit():
         ).parser
 
 
-@pytest.mark.parametrize("group", study.GROUPS)
+def grid(name: str) -> dict[str, Any]:
+    """The options of a grid's config, its suites in this checkout."""
+    options = read(name)
+    for suite in options["suites"].values():
+        suite["folder"] = str(ROOT / suite["folder"])
+    return options
+
+
+def accepted(fit, variant, suite, tmp_path):
+    """Let fit take a variant over its suite's config; it announces the candidates that it has."""
+    file = tmp_path / "overlay.yaml"
+    file.write_text(json.dumps(variant.overlay(suite)))
+    over = suite.file(variant.over or suite.config)
+    words = ["--config", str(over), "--config", str(file), "--trainer.logger=false"]
+    run = fit.instantiate_classes(fit.parse_args(words))
+    named = [c.name for c in run.trainer.callbacks if isinstance(c, MergeCallback)]
+    own = [] if run.model.name == START else [run.model.name]
+    assert [*own, *named] == variant.rows
+    assert bool(own) == (run.trainer.max_epochs > 0)
+
+
+@pytest.mark.parametrize("group", CLAIMS)
 def test_fit_accepts_every_variant_of_a_claim(group, fit, tmp_path):
-    """Over a suite's config it gives the candidates that the variant announces."""
-    for variant in study.read(group):
-        file = tmp_path / "overlay.yaml"
-        file.write_text(json.dumps(variant.overlay(epochs=4)))
-        suite = ROOT / "configs" / "mini" / f"{variant.over or 'sml'}.yaml"
-        words = ["--config", str(suite), "--config", str(file), "--trainer.logger=false"]
-        run = fit.instantiate_classes(fit.parse_args(words))
-        named = [c.name for c in run.trainer.callbacks if isinstance(c, MergeCallback)]
-        own = [] if run.model.name == study.START else [run.model.name]
-        assert [*own, *named] == variant.rows
-        assert bool(own) == (run.trainer.max_epochs > 0)
+    suite = Suite(**grid("mini/claims.yaml")["suites"]["mini"])
+    for variant in read_group(ROOT / "configs" / group):
+        accepted(fit, variant, suite, tmp_path)
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_fit_accepts_every_row_of_a_grid(name, fit, tmp_path):
+    options = grid(name)
+    suites = [Suite(**suite) for suite in options["suites"].values()]
+    rows = variants_of(options.get("rows", {}))
+    rows += of_methods(options.get("methods", {}), options.get("transforms", {}))
+    for suite in suites:
+        assert experts_of(suite, suite.config, 1)["model.zoo.expert_seed"] == 1
+        for variant in rows:
+            accepted(fit, variant, suite, tmp_path)
+
+
+def test_variants_with_fewer_images_take_as_many_steps():
+    suite = Suite(**grid("mini/claims.yaml")["suites"]["mini"])
+    group = read_group(ROOT / "configs/claims/stats_merging/teaching.yaml")
+    found = {variant.name: variant.overlay(suite) for variant in group}
+    assert found["sml_layer"]["trainer"]["max_epochs"] == 4
+    assert found["images_5%"]["trainer"]["max_epochs"] == 100
+    assert found["images_5%"]["model"]["init_args"]["step_size"] == 50
+
+
+def test_masks_come_before_trimming():
+    suite = Suite(**grid("mini/claims.yaml")["suites"]["mini"])
+    group = read_group(ROOT / "configs/claims/stats_merging/forms.yaml")
+    found = {variant.name: variant.behind_lwptv() for variant in group}
+    overlay = found["adamerging_layer_pp"].overlay(suite)
+    names = [c["class_path"].split(".")[-1] for c in overlay["trainer"]["callbacks"]]
+    assert names == ["PruneTaskVectors", "TrimTaskVectors", "CoefficientMap"]
+    assert overlay["model"]["init_args"] == {"name": "adamerging_layer_pp_lwptv"}
 
 
 def test_variants_of_one_name_are_the_same_in_all_groups():
-    known: dict[str, study.Variant] = {}
-    for group in study.GROUPS:
-        found = [*study.read(group)]
+    known: dict[str, Variant] = {}
+    for group in CLAIMS:
+        found = read_group(ROOT / "configs" / group)
         rows = [row for variant in found for row in variant.rows]
         assert len(rows) == len(set(rows)), group
         for variant in found:
             assert known.setdefault(variant.name, variant) == variant
-    assert len({file.stem for file in study.GROUPS.values()}) == len(CLAIMS)
+    assert len({Path(group).stem for group in CLAIMS}) == len(CLAIMS)
 
 
 @pytest.mark.parametrize("name", [n for n in FITS if read(n)["data"].get("source") != "drawn"])

@@ -12,6 +12,7 @@ COMMANDS = {
     "tune": "choose a method's hyperparameters on held-out examples, and test them once",
     "mergeability": "M-Loss of experts and of their pairs: how well they will merge",
     "convert": "merged weights as open_clip, timm, transformers or torch load them",
+    "benchmark": "a grid of suites, methods and seeds, in one table",
     "report": "a page or a table of a run, or of several seeds, with intervals",
     "list": "show methods, tasks and encoders",
 }
@@ -21,6 +22,7 @@ RUNS = {
     "tune": ("lightning_merge.cli.tune", "Tune"),
     "mergeability": ("lightning_merge.cli.mergeability", "mergeability"),
     "convert": ("lightning_merge.cli.convert", "convert"),
+    "benchmark": ("lightning_merge.cli.benchmark", "benchmark"),
     "report": ("lightning_merge.cli.report", "report"),
     "list": ("lightning_merge.cli.listing", "show"),
 }

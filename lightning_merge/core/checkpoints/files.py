@@ -96,13 +96,16 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
 
 
 @contextmanager
-def locked(path: str | Path) -> Iterator[None]:
+def locked(path: str | Path) -> Iterator[int]:
     """Let one process at a time make a file; others wait.
 
     The lock is on a hidden file beside it, which stays. A disk without locks has none.
 
     Args:
         path: The file. Missing parent folders are created.
+
+    Yields:
+        Descriptor of the lock: a process that inherits it holds the lock until it ends.
 
     Raises:
         InputError: The folder cannot be written.
@@ -125,7 +128,7 @@ def locked(path: str | Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         except OSError:  # some network disks do not support locks
             pass
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
 

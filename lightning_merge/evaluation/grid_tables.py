@@ -1,0 +1,154 @@
+"""Tables of many runs: rows of several runs as one table, and a row per run and task."""
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lightning_merge.core.checkpoints.files import write_text
+from lightning_merge.evaluation.aggregates import aggregate
+from lightning_merge.evaluation.correctness import FILE, Correctness
+from lightning_merge.evaluation.results import Results
+from lightning_merge.evaluation.tables import markdown
+
+COLUMNS = (
+    *("suite", "row", "seed", "reference", "task", "domain", "accuracy", "samples", "seconds"),
+    *("peak_memory", "extra_parameters", "inference_cost", "update_bytes", "transductive"),
+    *("note", "correct", "failed"),
+)
+"""Columns of results.csv: one line per suite, row, seed and task, accuracy as a fraction.
+
+`correct` is the file that says which test examples the row gets right; a run that failed has one
+line, with the reason.
+"""
+
+
+class Run(NamedTuple):
+    """A finished run.
+
+    Attributes:
+        results: Its table.
+        right: Which test examples its candidates classified correctly, if it has stored that.
+    """
+
+    results: Results
+    right: Correctness | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> "Run":
+        """Read what a run has left in its folder.
+
+        Args:
+            folder: The run folder.
+        """
+        return cls(Results.from_json(folder / "results.json"), Correctness.read(folder))
+
+
+def joined(rows: Mapping[str, Run]) -> Run:
+    """Return rows of several runs as those of one; the first run gives what they share.
+
+    Args:
+        rows: Row -> its run.
+    """
+    first, *_ = rows.values()
+    candidates = {name: run.results.candidates[name] for name, run in rows.items()}
+    notes = tuple(dict.fromkeys(note for run in rows.values() for note in run.results.notes))
+    results = replace(first.results, candidates=candidates, notes=notes)
+    stored = {name: run.right for name, run in rows.items() if run.right is not None}
+    digests = [right.digests for right in stored.values()]
+    if len(stored) < len(rows) or any(other != digests[0] for other in digests):
+        return Run(results)
+    right = {name: right.right[name] for name, right in stored.items()}
+    return Run(results, Correctness(digests[0], right))
+
+
+def table(
+    found: Mapping[str, Sequence[Run]],
+    command: str,
+    against: str | None = None,
+    columns: str = "all",
+) -> str:
+    """Return one table with the references and all rows, aggregated over the seeds.
+
+    Args:
+        found: Row -> its runs, those of all rows with the same seeds in the same order.
+        command: Command that made the table.
+        against: Row from which the differences of all others are given.
+        columns: "all", or "averages" without single tasks.
+    """
+    runs = []
+    for of_seed in zip(*found.values(), strict=True):
+        first = of_seed[0]
+        bounds = {name: first for name, row in first.results.candidates.items() if row.bound}
+        runs.append(joined({**bounds, **dict(zip(found, of_seed, strict=True))}))
+    results = [replace(run.results, command=command) for run in runs]
+    return markdown(aggregate(results, against, [run.right for run in runs]), columns=columns)
+
+
+def lines(suite: str, row: str, seed: int, results: Results, correct: str) -> Iterator[Any]:
+    """Yield a line of results.csv for each task of a row of a run.
+
+    Args:
+        suite: Name of the suite.
+        row: The row.
+        seed: Seed of the run.
+        results: The run's.
+        correct: Path of its record of right answers.
+    """
+    found = results.candidates[row]
+    for task in results.tasks:
+        where = "out" if task in results.out_of_domain else "in"
+        yield {
+            "suite": suite,
+            "row": row,
+            "seed": seed,
+            "reference": found.bound,
+            "task": task,
+            "domain": "unseen" if task in results.unseen else where,
+            "accuracy": found.accuracy[task],
+            "samples": found.samples[task],
+            "seconds": found.seconds,
+            "peak_memory": found.peak_memory,
+            "extra_parameters": found.extra_parameters,
+            "inference_cost": found.inference_cost,
+            "update_bytes": found.update_bytes,
+            "transductive": found.transductive,
+            "note": found.note,
+            "correct": correct,
+        }
+
+
+def write(found: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
+    """Write results.csv and, if pyarrow is installed, results.parquet; return their paths.
+
+    Args:
+        found: Lines, see `lines`; what they lack is empty.
+        folder: Where to write.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(found)
+    files = [folder / "results.csv"]
+    write_text(files[0], text.getvalue())
+    try:
+        from pyarrow import Table, parquet
+    except ImportError:
+        return files
+    columns = {name: [line.get(name) for line in found] for name in COLUMNS}
+    partial = folder / ".results.parquet.tmp"
+    parquet.write_table(Table.from_pydict(columns), partial)
+    partial.replace(folder / "results.parquet")
+    return [*files, folder / "results.parquet"]
+
+
+def correct_file(folder: Path) -> str:
+    """Return the path of a run's record of right answers.
+
+    Examples:
+        >>> correct_file(Path("run"))
+        'run/correct.safetensors'
+    """
+    return str(folder / FILE)

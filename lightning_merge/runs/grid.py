@@ -1,0 +1,325 @@
+"""A grid of runs: suites, rows and seeds, each cell of which is one `fit`."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_merge.core.checkpoints.files import read_text, write_text
+from lightning_merge.core.checkpoints.names import enumerate_names
+from lightning_merge.core.errors import InputError
+
+Config = dict[str, Any]
+START = "start"
+"""Name of a module that learns nothing; its row is left out."""
+PLACE = "{task}"
+_PRUNE = {"class_path": "lightning_merge.callbacks.PruneTaskVectors"}
+_DRAW = {"class_path": "lightning_merge.callbacks.CoefficientMap"}
+_MERGE = "lightning_merge.callbacks.MergeCallback"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Configs of `fit` that share data and a base.
+
+    Attributes:
+        folder: Folder of the configs, such as configs/imagenet.
+        config: Which of them rows are laid over if they name none, without .yaml.
+        over: Name of a config -> what is laid over it for every row.
+        options: Options of `fit` for every run, such as data.root.
+
+    Examples:
+        >>> Suite("configs/mini").config
+        'sml'
+    """
+
+    folder: str
+    config: str = "sml"
+    over: dict[str, dict[str, Any]] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def whole(self, name: str) -> Config:
+        """Return one of the configs with what is laid over it.
+
+        Raises:
+            InputError: There is no such config, or it is not YAML.
+        """
+        file = self.file(name)
+        if not file.is_file():
+            raise InputError(f"suites: {file} does not exist; give a folder of configs of fit")
+        try:
+            below = yaml.safe_load(read_text(file)) or {}
+        except yaml.YAMLError as fault:
+            raise InputError(f"suites: {file} is not YAML: {fault}") from None
+        return laid(below, self.over.get(name, {}))
+
+    def file(self, name: str) -> Path:
+        """Return the file of one of the configs."""
+        return Path(self.folder) / f"{name}.yaml"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What one `fit` has of its own: the row that it learns, or rows that it merges.
+
+    Attributes:
+        name: Row of the network that is learned, and folder of its runs.
+        config: What is laid over the suite's config.
+        over: Which of the suite's configs that is, without .yaml; None for the suite's first.
+        longer: How many times the epochs of other variants it gets, for as many steps with more or
+            fewer examples.
+
+    Examples:
+        >>> free = Variant("free", {"model": {"init_args": {"learner": "free"}}})
+        >>> free.rows
+        ['free']
+    """
+
+    name: str
+    config: Config
+    over: str | None = None
+    longer: float = 1.0
+
+    @property
+    def callbacks(self) -> list[Config]:
+        """The callbacks of the config."""
+        found: list[Config] = self.config.get("trainer", {}).get("callbacks", [])
+        return found
+
+    @property
+    def learned(self) -> str:
+        """The name of the network that is learned, or START."""
+        return str(self.config.get("model", {}).get("init_args", {}).get("name", self.name))
+
+    @property
+    def rows(self) -> list[str]:
+        """The names of the merged networks that it makes."""
+        given = (callback.get("init_args", {}).get("name") for callback in self.callbacks)
+        merged = [name for name in given if name]
+        return merged if self.learned == START else [self.name, *merged]
+
+    def behind_lwptv(self) -> "Variant":
+        """Return the variant with LwPTV's mask, which precedes any trimming (Algorithm 1)."""
+        pruned = {"trainer": {"callbacks": [_PRUNE, *self.callbacks]}}
+        name = f"{self.name}_lwptv"
+        return Variant(name, laid(self.config, pruned), self.over, self.longer)
+
+    def overlay(self, suite: Suite) -> Config:
+        """Return the whole config to lay over the suite's file."""
+        name = self.over or suite.config
+        below = suite.whole(name)
+        trainer, options = below.get("trainer", {}), below.get("model", {}).get("init_args", {})
+        default: Config = {"model": {"init_args": {"name": self.name}}}
+        own_module = "class_path" in self.config.get("model", {})
+        if self.longer != 1 and (epochs := trainer.get("max_epochs")):
+            default["trainer"] = {"max_epochs": round(self.longer * epochs)}
+        if self.longer != 1 and (step := options.get("step_size")) and not own_module:
+            default["model"]["init_args"]["step_size"] = round(self.longer * step)
+        drawn = [] if self.learned == START else [_DRAW]
+        callbacks = {"trainer": {"callbacks": [*self.callbacks, *drawn]}}
+        own = suite.over.get(name, {})
+        if own_module:  # options of the suite's module are not those of another
+            own = {key: value for key, value in own.items() if key != "model"}
+        return laid(laid(laid(own, default), self.config), callbacks)
+
+
+def laid(below: Config, above: Config) -> Config:
+    """Return a config laid over another, mapping by mapping.
+
+    Examples:
+        >>> laid({"model": {"a": 1, "b": 2}}, {"model": {"b": 3}})
+        {'model': {'a': 1, 'b': 3}}
+    """
+    both = {
+        key: laid(below[key], value)
+        if isinstance(value, dict) and isinstance(below.get(key), dict)
+        else value
+        for key, value in above.items()
+    }
+    return {**below, **both}
+
+
+def variants_of(rows: Mapping[str, Config | None], shared: Config | None = None) -> list[Variant]:
+    """Return the variants of rows: each one's config, and `over` and `longer`.
+
+    Args:
+        rows: Row -> its config; none for the suite's as it is.
+        shared: What all of them are laid over.
+
+    Examples:
+        >>> [one] = variants_of({"ada": {"over": "adamerging", "data": {"batch_size": 4}}})
+        >>> one.over, one.config
+        ('adamerging', {'data': {'batch_size': 4}})
+    """
+    found = []
+    for name, given in rows.items():
+        own = dict(given or {})
+        options = {key: own.pop(key) for key in ("over", "longer") if key in own}
+        found.append(Variant(name, laid(shared or {}, own), **options))
+    return found
+
+
+def read_group(file: Path) -> list[Variant]:
+    """Return the variants of a config; one without any is its own only variant.
+
+    Args:
+        file: A config to lay over one of a suite, which may have a section ``variants``.
+
+    Raises:
+        InputError: It does not exist or is not YAML.
+    """
+    if not file.is_file():
+        raise InputError(f"groups: {file} does not exist; give a config, such as those of claims")
+    try:
+        config = yaml.safe_load(read_text(file))
+    except yaml.YAMLError as fault:
+        raise InputError(f"groups: {file} is not YAML: {fault}") from None
+    return variants_of(config.pop("variants", {file.stem: {}}), config)
+
+
+def of_methods(
+    methods: Mapping[str, Config], transforms: Mapping[str, Sequence[Any]]
+) -> Iterator[Variant]:
+    """Yield a variant for each method alone, and for each with each of the transforms in front.
+
+    Args:
+        methods: Row -> options of `MergeCallback`: `method` and, if it has one, `grid`.
+        transforms: End of the row's name -> transforms, which come before the method's own.
+
+    Raises:
+        InputError: A method has no `method`.
+
+    Examples:
+        >>> methods = {"ties": {"method": {"class_path": "Ties"}}}
+        >>> [v.name for v in of_methods(methods, {"lwptv": [{"class_path": "LwPTV"}]})]
+        ['ties', 'ties_lwptv']
+    """
+    for name, given in methods.items():
+        if not isinstance(given.get("method"), dict):
+            raise InputError(f"methods.{name}={given}: give method: {{class_path: ...}}, and grid")
+        method = {"init_args": {}, **given["method"]}
+        for end, first in {"": [], **transforms}.items():
+            before = [*first, *method["init_args"].get("transforms", [])]
+            options = {**method["init_args"], **({"transforms": before} if before else {})}
+            row = f"{name}_{end}" if end else name
+            callback = {**given, "name": row, "method": {**method, "init_args": options}}
+            yield Variant(
+                row,
+                {
+                    "model": {"init_args": {"name": START}},
+                    "trainer": {
+                        "max_epochs": 0,
+                        "callbacks": [{"class_path": _MERGE, "init_args": callback}],
+                    },
+                },
+            )
+
+
+def check_rows(variants: Sequence[Variant]) -> list[str]:
+    """Return the rows of all variants.
+
+    Raises:
+        InputError: There are none, or several variants make the same row.
+    """
+    rows = Counter(row for variant in variants for row in variant.rows)
+    if not rows:
+        raise InputError("rows, methods and groups are empty: give at least one row")
+    if twice := [row for row, count in rows.items() if count > 1]:
+        raise InputError(
+            f"several variants make the row {enumerate_names(twice)}; rename them, or give fewer "
+            "groups"
+        )
+    return [*rows]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One `fit` of a grid.
+
+    Attributes:
+        suite: Name of the suite.
+        variant: What it has of its own.
+        seed: Seed of the run.
+        folder: Its run folder; beside it are its config and what it printed.
+
+    Examples:
+        >>> Cell("mini", Variant("sml", {}), 1, Path("runs/mini/sml/seed1")).log.name
+        'seed1.log'
+    """
+
+    suite: str
+    variant: Variant
+    seed: int
+    folder: Path
+
+    @property
+    def log(self) -> Path:
+        """What the run printed."""
+        return self.folder.with_suffix(".log")
+
+    @property
+    def config(self) -> Path:
+        """What is laid over the suite's config."""
+        return self.folder.with_suffix(".yaml")
+
+    def arguments(self, suite: Suite, own_experts: bool) -> list[str]:
+        """Return the arguments of the command line.
+
+        Args:
+            suite: The suite.
+            own_experts: Whether experts are fine-tuned with the seed of the run.
+
+        Raises:
+            InputError: The suite's config does not exist, or has no experts of one recipe.
+        """
+        name = self.variant.over or suite.config
+        options = {
+            "seed_everything": self.seed,
+            "trainer.default_root_dir": str(self.folder),
+            "trainer.enable_progress_bar": False,
+            **(experts_of(suite, name, self.seed) if own_experts else {}),
+            **suite.options,
+        }
+        words = [w for key, value in options.items() for w in (f"--{key}", _word(value))]
+        return ["fit", "--config", str(suite.file(name)), "--config", str(self.config), *words]
+
+    def write(self, suite: Suite) -> None:
+        """Write the config that is laid over the suite's.
+
+        Args:
+            suite: The suite.
+        """
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        write_text(self.config, json.dumps(self.variant.overlay(suite)))  # JSON is YAML
+
+
+def experts_of(suite: Suite, name: str, seed: int) -> dict[str, Any]:
+    """Return the options of `fit` for experts that are fine-tuned with a run's seed.
+
+    Args:
+        suite: The suite.
+        name: Which of its configs.
+        seed: The seed.
+
+    Raises:
+        InputError: The config has no experts that a recipe makes, one file per task.
+    """
+    zoo = suite.whole(name).get("model", {}).get("init_args", {}).get("zoo", {})
+    experts, recipe = zoo.get("experts"), zoo.get("expert_recipe")
+    if not isinstance(experts, str) or PLACE not in experts or not isinstance(recipe, str):
+        raise InputError(
+            f"own_experts=True: {suite.file(name)} has no experts of one recipe, one file a task; "
+            "give own_experts=False, or other rows"
+        )
+    before, _, after = experts.partition(PLACE)
+    of_seed = f"{before.rstrip('/')}-seed{seed}/{PLACE}{after}"
+    return {"model.zoo.expert_seed": seed, "model.zoo.experts": of_seed}
+
+
+def _word(value: Any) -> str:
+    """Return a value as a word of the command line."""
+    return value if isinstance(value, str) else json.dumps(value)
