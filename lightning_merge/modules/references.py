@@ -2,11 +2,9 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
 from lightning.pytorch import Trainer
@@ -14,6 +12,7 @@ from lightning.pytorch.callbacks import Callback, ProgressBar
 from torch import Tensor
 
 from lightning_merge.core.checkpoints.digests import code_of
+from lightning_merge.core.checkpoints.files import atomic_folder
 from lightning_merge.core.errors import InputError, warn
 from lightning_merge.data.datamodule import MergeDataModule
 from lightning_merge.evaluation.candidates import Candidate
@@ -108,18 +107,14 @@ class References:
         """
         found, right = row
         digests = {task: data.record[task]["test"]["digest"] for task in right}
-        place, new = self.folder / key, self.folder / f".{key}-{uuid4().hex}.tmp"
         results = Results(
             tasks=[*found.accuracy], candidates={found.name: found}, seed=0, versions=versions()
         )
         try:
-            new.mkdir(parents=True)
-            Correctness(digests, {found.name: right}).write(new)
-            results.to_json(new / "results.json")
-            shutil.rmtree(place, ignore_errors=True)
-            new.rename(place)
+            with atomic_folder(self.folder / key, overwrite=True) as new:
+                Correctness(digests, {found.name: right}).write(new)
+                results.to_json(new / "results.json")
         except (InputError, OSError) as fault:
-            shutil.rmtree(new, ignore_errors=True)
             warn(f"what was measured of {found.name} is not kept in {self.folder}: {fault}")
 
 
