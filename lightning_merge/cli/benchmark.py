@@ -28,7 +28,7 @@ from lightning_merge.runs.grid import (
 
 
 def benchmark(
-    suites: dict[str, Suite],
+    suites: dict[str, dict[str, Any]],
     folder: str = "runs/benchmark",
     rows: dict[str, dict[str, Any]] | None = None,
     methods: dict[str, dict[str, Any]] | None = None,
@@ -90,9 +90,10 @@ def benchmark(
     if against is not None and against not in known:
         raise InputError(f"against={against!r} is no row; give one of {enumerate_names(known)}")
     root = {} if data_root is None else {"data.root": data_root}
-    suites = {
+    given = {name: Suite.of(name, own) for name, own in suites.items()}
+    over = {
         name: replace(suite, options={**suite.options, **root, **(options or {})})
-        for name, suite in suites.items()
+        for name, suite in given.items()
     }
     cells = [
         Cell(name, variant, seed, Path(folder) / name / variant.name / f"seed{seed}")
@@ -100,7 +101,7 @@ def benchmark(
         for seed in seeds
         for variant in chosen
     ]
-    failed = _run(cells, suites, own_experts, jobs, cluster)
+    failed = _run(cells, over, own_experts, jobs, cluster)
     _write(Path(folder), cells, failed, against, columns)
 
 

@@ -31,6 +31,12 @@ class Run(NamedTuple):
     Attributes:
         results: Its table.
         right: Which test examples its candidates classified correctly, if it has stored that.
+
+    Examples:
+        >>> from lightning_merge.evaluation.results import CandidateResult
+        >>> ties = CandidateResult("ties", {"mnist": 0.98}, {"mnist": 10_000}, seconds=3.2)
+        >>> Run(Results(["mnist"], {"ties": ties}, seed=0, versions={})).right is None
+        True
     """
 
     results: Results
@@ -51,6 +57,14 @@ def joined(rows: Mapping[str, Run]) -> Run:
 
     Args:
         rows: Row -> its run.
+
+    Examples:
+        >>> from lightning_merge.evaluation.results import CandidateResult
+        >>> def run(name: str) -> Run:
+        ...     row = CandidateResult(name, {"mnist": 0.98}, {"mnist": 10_000}, seconds=3.2)
+        ...     return Run(Results(["mnist"], {name: row}, seed=0, versions={}))
+        >>> [*joined({"ties": run("ties"), "average": run("average")}).results.candidates]
+        ['ties', 'average']
     """
     first, *_ = rows.values()
     candidates = {name: run.results.candidates[name] for name, run in rows.items()}
@@ -77,6 +91,16 @@ def table(
         command: Command that made the table.
         against: Row from which the differences of all others are given.
         columns: "all", or "averages" without single tasks.
+
+    Examples:
+        >>> from lightning_merge.evaluation.results import CandidateResult
+        >>> row = CandidateResult("ties", {"mnist": 0.98}, {"mnist": 10_000}, seconds=3.2)
+        >>> run = Run(Results(["mnist"], {"ties": row}, seed=0, versions={}))
+        >>> print(table({"ties": [run]}, "benchmark"))
+        | candidate | mnist | average |
+        | :-- | --: | --: |
+        | ties | **98.0** | **98.0** |
+        ...
     """
     runs = []
     for of_seed in zip(*found.values(), strict=True):
@@ -96,6 +120,13 @@ def lines(suite: str, row: str, seed: int, results: Results, correct: str) -> It
         seed: Seed of the run.
         results: The run's.
         correct: Path of its record of right answers.
+
+    Examples:
+        >>> from lightning_merge.evaluation.results import CandidateResult
+        >>> ties = CandidateResult("ties", {"mnist": 0.98}, {"mnist": 10_000}, seconds=3.2)
+        >>> results = Results(["mnist"], {"ties": ties}, seed=0, versions={})
+        >>> next(lines("mini", "ties", 0, results, ""))["accuracy"]
+        0.98
     """
     found = results.candidates[row]
     for task in results.tasks:
@@ -126,6 +157,12 @@ def write(found: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
     Args:
         found: Lines, see `lines`; what they lack is empty.
         folder: Where to write.
+
+    Examples:
+        >>> write([{"suite": "mini", "row": "ties", "failed": "no file"}], Path())[0].name
+        'results.csv'
+        >>> Path("results.csv").read_text().splitlines()[1]
+        'mini,ties,,,,,,,,,,,,,,,no file'
     """
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")

@@ -63,6 +63,10 @@ def run_here(todo: Sequence[Work], jobs: int) -> Iterator[tuple[Work, str]]:
     Args:
         todo: The cells.
         jobs: Processes at a time.
+
+    Examples:
+        >>> [reason for _, reason in run_here([Work("cell", "cell.log", ("sort",))], jobs=1)]
+        ["unknown command 'sort'..."]
     """
     with ThreadPoolExecutor(jobs) as pool:
         try:
@@ -85,6 +89,10 @@ def run_on_cluster(todo: Sequence[Work], address: str) -> Iterator[tuple[Work, s
 
     Raises:
         InputError: The package distributed is not installed, or nothing answers there.
+
+    Examples:
+        >>> run_on_cluster([], "tcp://host:8786")  # connects once it is iterated over
+        <generator object run_on_cluster at ...>
     """
     try:
         from distributed import Client

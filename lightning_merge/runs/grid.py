@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,23 @@ class Suite:
     config: str = "sml"
     over: dict[str, dict[str, Any]] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, name: str, given: Mapping[str, Any]) -> "Suite":
+        """Return a suite from its options.
+
+        Args:
+            name: Name of the suite, for messages.
+            given: Its options.
+
+        Raises:
+            InputError: There is no folder, or an option that does not exist.
+        """
+        known = [entry.name for entry in fields(cls)]
+        if "folder" not in given or (unknown := [key for key in given if key not in known]):
+            what = "has no folder" if "folder" not in given else f"unknown option {unknown[0]!r}"
+            raise InputError(f"suites.{name}: {what}; give {enumerate_names(known)}")
+        return cls(**given)
 
     def whole(self, name: str) -> Config:
         """Return one of the configs with what is laid over it.
@@ -164,13 +181,19 @@ def variants_of(rows: Mapping[str, Config | None], shared: Config | None = None)
 
 
 def read_group(file: Path) -> list[Variant]:
-    """Return the variants of a config; one without any is its own only variant.
+    r"""Return the variants of a config; one without any is its own only variant.
 
     Args:
         file: A config to lay over one of a suite, which may have a section ``variants``.
 
     Raises:
         InputError: It does not exist or is not YAML.
+
+    Examples:
+        >>> file = Path("group.yaml")
+        >>> _ = file.write_text("data: {batch_size: 4}\nvariants: {short: {}, long: {longer: 2}}")
+        >>> [(variant.name, variant.longer) for variant in read_group(file)]
+        [('short', 1.0), ('long', 2)]
     """
     if not file.is_file():
         raise InputError(f"groups: {file} does not exist; give a config, such as those of claims")
@@ -224,6 +247,10 @@ def check_rows(variants: Sequence[Variant]) -> list[str]:
 
     Raises:
         InputError: There are none, or several variants make the same row.
+
+    Examples:
+        >>> check_rows([Variant("sml", {}), Variant("free", {})])
+        ['sml', 'free']
     """
     rows = Counter(row for variant in variants for row in variant.rows)
     if not rows:
@@ -307,6 +334,12 @@ def experts_of(suite: Suite, name: str, seed: int) -> dict[str, Any]:
 
     Raises:
         InputError: The config has no experts that a recipe makes, one file per task.
+
+    Examples:
+        >>> zoo = {"experts": "runs/experts/{task}.safetensors", "expert_recipe": "expert.yaml"}
+        >>> _ = Path("sml.yaml").write_text(json.dumps({"model": {"init_args": {"zoo": zoo}}}))
+        >>> experts_of(Suite("."), "sml", seed=2)["model.zoo.experts"]
+        'runs/experts-seed2/{task}.safetensors'
     """
     zoo = suite.whole(name).get("model", {}).get("init_args", {}).get("zoo", {})
     experts, recipe = zoo.get("experts"), zoo.get("expert_recipe")

@@ -229,6 +229,8 @@ def read_group_of(folder, variants):
         ({"groups": ["no.yaml"]}, "groups: no.yaml does not exist"),
         ({"rows": {"a": {"over": "no"}}}, r"configs/tiny/no.yaml does not exist"),
         ({"rows": {"a": {}}, "own_experts": True}, "has no experts of one recipe"),
+        ({"suites": {"a": {}}, "rows": {"a": {}}}, "suites.a: has no folder; give folder"),
+        ({"suites": {"a": {"folder": "x", "epochs": 3}}, "rows": {"a": {}}}, "option 'epochs'"),
         ({"rows": {"a": {}}, "cluster": "tcp://127.0.0.1:9"}, "no scheduler answers there"),
     ],
 )
@@ -237,7 +239,7 @@ def test_bad_input_is_one_error_before_anything_runs(suite, monkeypatch, options
     if "cluster" in options:
         pytest.importorskip("distributed")
     with pytest.raises(InputError, match=message):
-        benchmark({"tiny": Suite(**suite)}, **options)
+        benchmark(**{"suites": {"tiny": suite}, **options})
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")  # of the copy
