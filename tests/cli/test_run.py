@@ -54,6 +54,7 @@ def test_the_run_folder(run, config, tmp_path, caplog):
         *(f"merged/{name}.safetensors" for name in names[2:]),
         *(f"figures/{name}.png" for name in ("coefficients", "m_ties", "lwptv")),
         "results.md",
+        "report.html",
         "results.json",
         "correct.safetensors",
     }

@@ -53,7 +53,7 @@ def page(runs: Sequence[Run], against: str | None = None, allow_leak: bool = Fal
     study = Study.of(runs, against, found)
     content = _content(study)
     text = _filled(content)
-    left = LIMIT - len(text.encode())
+    left = LIMIT - len(text.encode("utf-8", "surrogateescape"))
     for file, owner in [(file, run.name) for run in runs for file in run.figures]:
         picture = _picture(file, owner)
         left -= len(picture["data"]) + 500
