@@ -29,4 +29,6 @@ def show(results: Results, folder: Path, merged: Path, notes: Iterable[str]) -> 
     if merged.exists() and not holds_network(merged):  # a single set of weights
         encoder = encoder_of_run(merged)
         library = None if encoder is None else encoder.kind.library
-        print(how_to_load(merged, library, "CLIP" if library == "open_clip" else None))
+        tower = library == "open_clip"
+        hint = ", where CLIP is the network that the tower comes from" if tower else ""
+        print(how_to_load(merged, library, "CLIP" if tower else None) + hint)

@@ -2,7 +2,9 @@
 
 import json
 import re
+import shlex
 import shutil
+from pathlib import Path
 
 import open_clip
 import pytest
@@ -14,7 +16,9 @@ from safetensors.torch import load_file
 from tiny_clips import CONFIG, TOWER_CONFIG, both, hub_folder, moved, pickled, register
 from tiny_texts import network, t5
 
+from lightning_merge.cli.show import show
 from lightning_merge.core.checkpoints.checkpoint import open_checkpoint, save_checkpoint, spelled_as
+from lightning_merge.evaluation.results import CandidateResult, Results
 from lightning_merge.models import TimmEncoder, TransformersEncoder
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -224,17 +228,36 @@ def test_plain_files_keep_names_bits_types_and_metadata(clip, converted, tmp_pat
     assert equal(torch.load(whole), clip["expert"])
 
 
-def test_a_run_knows_its_encoder(vit, converted, tmp_path):
+@pytest.mark.parametrize("kind", ["fit", "tune"])
+def test_the_line_at_the_end_of_a_run_takes_its_network_away(kind, vit, run, tmp_path, capsys):
+    """The run folder knows the encoder."""
     encoder, file = vit
-    run = tmp_path / "run"
-    (run / "merged").mkdir(parents=True)
-    shutil.copy(file, run / "merged" / "ties.safetensors")
+    folder = tmp_path / "run"
+    (folder / "merged").mkdir(parents=True)
+    merged = Path(shutil.copy(file, folder / "merged" / "ties.safetensors"))
     options = {"name": TIMM, "options": OPTIONS, "image_size": 32, "weights": None}
-    own = {"class_path": "lightning_merge.models.TimmEncoder", "init_args": options}
-    (run / "config.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"encoder": own}}}))
-    output, _ = converted(run / "merged" / "ties.safetensors", "timm")
-    model = timm.create_model(f"local-dir:{output}", pretrained=True)
+    own = {"encoder": {"class_path": "lightning_merge.models.TimmEncoder", "init_args": options}}
+    config = own if kind == "tune" else {"model": {"init_args": own}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    row = CandidateResult("ties", {"films": 0.5}, {"films": 2}, 0.0)
+    show(Results(["films"], {"ties": row}, 0, {}), folder, merged, [])
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("to load it: ")]
+    command, load = line.removeprefix("to load it: ").split("; then ")
+    result = run(*shlex.split(command)[3:])
+    assert result.code == 0, result.err
+    model = eval(load, {"timm": timm})
     assert equal(model.state_dict(), encoder.backbone.state_dict())
+
+
+def test_a_part_is_taken_from_the_base_whole_or_not_at_all(run, tmp_path):
+    state = network(tmp_path / "base").state_dict()
+    half = {n: t for n, t in state.items() if "layer.1." not in n}
+    file = save_checkpoint(half, tmp_path / "half.safetensors")
+    words = ["--to", "transformers", "--base", tmp_path / "base", "--output", tmp_path / "out"]
+    result = run("convert", file, *words)
+    assert result.code == 2
+    assert "they lack encoder.layer.1." in result.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_half_precision_is_not_rounded_when_it_is_loaded(converted, tmp_path):
