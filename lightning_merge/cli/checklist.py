@@ -11,7 +11,7 @@ from rich.text import Text
 from lightning_merge.cli.display import Lines, Loop, done_share, time_left
 from lightning_merge.cli.run_log import RunLog
 
-INTERVAL = 0.25
+INTERVAL = 0.5
 """Seconds between two drawings."""
 WORTH_SHOWING = 1.0
 """Seconds before a loop without a stage is shown."""

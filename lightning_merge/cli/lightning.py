@@ -184,7 +184,6 @@ class MergeCLI(LightningCLI):
     def fit(self, **options: Any) -> None:
         """Make missing files, train, and measure; LightningCLI calls this for `Trainer.fit`."""
         display().log_into(self.folder)
-        display().plan(self._stages())
         begun = self._begin(self._prepare)
         if self.model.zoo is not None:
             self._set_seed()  # so that random numbers do not depend on which files were made
@@ -296,6 +295,7 @@ class MergeCLI(LightningCLI):
     def _prepare(self) -> Start:
         """Make what fit needs, without touching what earlier runs left in the run folder."""
         self._check()
+        display().plan(self._stages())
         self.run_folder.resolve(self._describe(), self._fill_zoo, self._inputs)
         complete = not self.trial and self.run_folder.is_complete(self.run_folder.coefficients)
         if complete and self.run_folder.is_unchanged:
