@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lightning_merge.callbacks.checked import CoefficientCallback
+from lightning_merge.core.cost import Cost, charge, measured
 from lightning_merge.core.errors import InputError
 from lightning_merge.core.progress import stage
 from lightning_merge.core.ranks import Ranks
 from lightning_merge.evaluation.candidates import BOUNDS
 from lightning_merge.methods.base import MergeMethod, Method, Resources
+from lightning_merge.methods.linear import Directions, Linear, is_separable
 from lightning_merge.methods.network import NetworkMethod
 from lightning_merge.methods.parts import hyperparameters, with_values
 from lightning_merge.modules.coefficients import CoefficientModule
@@ -67,6 +70,7 @@ class MergeCallback(CoefficientCallback):
                 f"grid of {self.name!r}: {type(method).__name__} has no {unknown}; "
                 f"it has {sorted(known)}"
             )
+        self._formed: tuple[Method, Directions, Cost] | None = None
         self.grid_methods()  # fail now if a value is out of bounds
 
     def check(self, trainer: Trainer, module: Any) -> None:
@@ -108,6 +112,7 @@ class MergeCallback(CoefficientCallback):
         entry = Entry(pl_module, self.name, self.grid_methods())
         with stage(self.stage) as say:
             entry.register(Ranks.of(trainer).once(lambda: entry.write(self.merge, self.draw)))
+            self._formed = None
             say(f"{len(entry.points)} grid points" if self.grid else "")
 
     @property
@@ -118,14 +123,24 @@ class MergeCallback(CoefficientCallback):
     def merge(
         self, module: CoefficientModule, method: MergeMethod, given: Resources
     ) -> Mapping[str, Tensor]:
-        """Return the merged weights.
+        """Return the merged weights; a grid over the scale forms their update once.
 
         Args:
             module: Module of the run, with base and experts.
             method: Merge method to apply.
             given: What the method needs besides the weights, see `HeldOut.resources`.
         """
-        return method.merge(module.base, module.experts, given)
+        if not (self.grid and is_separable(method)):
+            return method.merge(module.base, module.experts, given)
+        assert isinstance(method, Linear)
+        unscaled = replace(method, scale=0.0)  # type: ignore[type-var]
+        if self._formed is None or self._formed[0] != unscaled:
+            with measured(module.device) as cost:
+                directions = Directions(method, module.base, module.experts, given)
+            self._formed = unscaled, directions, cost
+        else:
+            charge(self._formed[2])
+        return self._formed[1].at(method.scale)
 
     def draw(self, module: CoefficientModule, path: Path) -> None:
         """Draw a figure of the last merge, if there was one; for subclasses to override."""

@@ -15,6 +15,7 @@ sys.path.append(str(BENCHMARKS))  # its files import each other as siblings, as 
 import measure  # noqa: E402
 import memory_format  # noqa: E402
 import report  # noqa: E402
+import scales  # noqa: E402
 from agreement import compare  # noqa: E402
 from checkpoints import TOWERS, make_checkpoints  # noqa: E402
 from contenders import METHODS, FusionBench, LightningMerge, Mergekit  # noqa: E402
@@ -140,3 +141,10 @@ def test_memory_formats_are_measured_in_turns(capsys):
         assert name == what
         assert len(numbers) == 6
         assert all(float(number) > 0 for number in numbers)
+
+
+def test_ten_scales_are_compared_with_one_merge(tiny, capsys, monkeypatch):
+    words = ["--folder", str(tiny.base.parent), "--tower", "tiny", "--experts", "2"]
+    monkeypatch.setattr(sys, "argv", ["scales.py", *words])
+    scales.main()
+    assert "Ties, 2 experts of tiny: one merge" in capsys.readouterr().out

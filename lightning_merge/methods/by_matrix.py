@@ -9,10 +9,11 @@ from lightning_merge.core.checks import require_choice, require_finite
 from lightning_merge.core.vectors.decompose import Convolutions, as_matrices
 from lightning_merge.core.vectors.task_vectors import TaskVectors, sum_tasks
 from lightning_merge.core.vectors.tiles import Span
-from lightning_merge.methods.base import MergeMethod, Resources, Update
+from lightning_merge.methods.base import Resources
+from lightning_merge.methods.linear import Directing, Direction, Linear
 
 
-class ByMatrix(MergeMethod):
+class ByMatrix(Linear):
     """A method that merges matrices by a decomposition, averages other tensors and scales both.
 
     Subclasses are dataclasses with these fields and facts with `whole=True`; their `merged`
@@ -42,13 +43,13 @@ class ByMatrix(MergeMethod):
     def merged(self, matrices: Tensor) -> Tensor:
         """Return the update [m, n] at scale 1, in float64, of task vectors [K, m, n]."""
 
-    def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
+    def direct(self, vectors: TaskVectors, resources: Resources) -> Directing:
         """Return the function that decomposes a matrix and merges it."""
 
-        def update(span: Span, tile: Tensor) -> Tensor:
+        def direct(span: Span, tile: Tensor) -> Direction:
             matrices = as_matrices(tile, vectors.base.shape(span.name), self.convolutions)
             if matrices is None:
-                return sum_tasks(tile).mul_(self.scale / len(tile))
-            return self.merged(matrices).mul_(self.scale).to(tile.dtype).flatten()
+                return Direction(sum_tasks(tile), len(tile))
+            return Direction(self.merged(matrices))
 
-        return update
+        return direct

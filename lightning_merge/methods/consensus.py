@@ -12,11 +12,12 @@ from lightning_merge.core.errors import InputError
 from lightning_merge.core.facts import Facts
 from lightning_merge.core.vectors.task_vectors import TaskVectors, sum_tasks
 from lightning_merge.core.vectors.tiles import Span
-from lightning_merge.methods.base import MergeMethod, Resources, Update
+from lightning_merge.methods.base import Resources
+from lightning_merge.methods.linear import Directing, Direction, Linear
 
 
 @dataclass(frozen=True)
-class Consensus(MergeMethod):
+class Consensus(Linear):
     """Sum of task vectors where enough tasks claim the parameter. Needs nothing but weights.
 
     A parameter is in the TALL mask of task k if |tau_k| > lambda_k |sum_j tau_j - tau_k|, that is,
@@ -57,7 +58,7 @@ class Consensus(MergeMethod):
             require_in("[0, inf]", **{f"tall[{task!r}]" if task else "tall": value})
         require_finite(scale=self.scale)
 
-    def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
+    def direct(self, vectors: TaskVectors, resources: Resources) -> Directing:
         """Look up the lambda of each task; masks are computed tile by tile."""
         if self.agree > len(vectors) > 1:
             raise InputError(
@@ -66,12 +67,12 @@ class Consensus(MergeMethod):
             )
         thresholds, needed = self._thresholds(vectors.tasks), min(self.agree, len(vectors))
 
-        def update(span: Span, tile: Tensor) -> Tensor:
+        def direct(span: Span, tile: Tensor) -> Direction:
             total = sum_tasks(tile)
             claims = tall_masks(tile, total, thresholds).sum(0)
-            return total.mul_(claims >= needed).mul_(self.scale)
+            return Direction(total.mul_(claims >= needed))
 
-        return update
+        return direct
 
     def _thresholds(self, tasks: Sequence[str]) -> Tensor:
         if not isinstance(self.tall, Mapping):

@@ -19,11 +19,12 @@ from lightning_merge.core.vectors.selection import (
 )
 from lightning_merge.core.vectors.task_vectors import TaskVectors, sum_tasks
 from lightning_merge.core.vectors.tiles import Span
-from lightning_merge.methods.base import MergeMethod, Resources, Update
+from lightning_merge.methods.base import Resources
+from lightning_merge.methods.linear import Directing, Direction, Linear
 
 
 @dataclass(frozen=True)
-class KnOTS(MergeMethod):
+class KnOTS(Linear):
     """TIES on the experts' coordinates in a shared basis. Needs nothing but weights.
 
     The concatenated updates of one tensor, [tau_1 ... tau_K] of shape [out, K rest], are U S V^T;
@@ -72,21 +73,21 @@ class KnOTS(MergeMethod):
         require_finite(scale=self.scale)
         require_choice(get_args(Combine), combine=self.combine)
 
-    def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
+    def direct(self, vectors: TaskVectors, resources: Resources) -> Directing:
         """Find the shared bases and the threshold of each expert's coordinates."""
         bases, sample = _shared_bases(vectors)
         thresholds = _thresholds(vectors, bases, self.density, sample)
 
-        def update(span: Span, tile: Tensor) -> Tensor:
+        def direct(span: Span, tile: Tensor) -> Direction:
             if span.name not in bases:
-                return sum_tasks(tile).mul_(self.scale / len(tile))
+                return Direction(sum_tasks(tile), len(tile))
             basis = bases[span.name]
             values = _coordinates(basis, tile)
             values[values.abs().float() < thresholds[:, None]] = 0.0
-            merged = disjoint_merge(values, elect_signs(values), self.combine).mul_(self.scale)
-            return (basis @ merged.view(basis.shape[1], -1)).flatten()
+            merged = disjoint_merge(values, elect_signs(values), self.combine)
+            return Direction(merged, basis=basis)
 
-        return update
+        return direct
 
 
 class _Shared(NamedTuple):

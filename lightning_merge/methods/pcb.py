@@ -12,13 +12,14 @@ from lightning_merge.core.facts import Facts
 from lightning_merge.core.vectors.selection import kth_smallest, kth_smallest_magnitude, largest
 from lightning_merge.core.vectors.task_vectors import TaskVectors, sum_tasks
 from lightning_merge.core.vectors.tiles import Span
-from lightning_merge.methods.base import MergeMethod, Resources, Update
+from lightning_merge.methods.base import Resources
+from lightning_merge.methods.linear import Directing, Direction, Linear
 
 Variant = Literal["vision", "language"]
 
 
 @dataclass(frozen=True)
-class PCB(MergeMethod):
+class PCB(Linear):
     """Parameter competition balancing. Needs nothing but weights.
 
     With c_k the magnitudes |tau_k| clipped at their quantiles and u_k the same scaled to [0, 1],
@@ -70,11 +71,11 @@ class PCB(MergeMethod):
         require_finite(scale=self.scale)
         require_choice(("vision", "language"), variant=self.variant)
 
-    def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
+    def direct(self, vectors: TaskVectors, resources: Resources) -> Directing:
         """Find the quantiles of the magnitudes, then those of the scores."""
         names, total = vectors.names, sum(map(vectors.numel, vectors.names))
         if total == 0 or self.density == 0:
-            return lambda span, tile: torch.zeros_like(tile[0])
+            return lambda span, tile: Direction(torch.zeros_like(tile[0]))
         ranks = (int(total * self.clip), max(int(total * (1 - self.clip) - 1), 0))
         low, high = (kth_smallest_magnitude(vectors, names, rank + 1).value for rank in ranks)
         contest = _Contest(self.variant, low[:, None], torch.maximum(low, high)[:, None])
@@ -82,13 +83,13 @@ class PCB(MergeMethod):
         floor = kth_smallest(scores, names, min(int(total * (1 - self.density)), total - 1) + 1)
         top = largest(scores, names) if self.rescale else None
 
-        def update(span: Span, tile: Tensor) -> Tensor:
+        def direct(span: Span, tile: Tensor) -> Direction:
             weights = _weights(contest.scores(span, tile), floor, top)
             weighed = contest.clipped(tile).mul_(tile.sign()).mul_(weights)
             shares = sum_tasks(weights)
-            return sum_tasks(weighed).div_(shares.masked_fill_(shares == 0, 1)).mul_(self.scale)
+            return Direction(sum_tasks(weighed).div_(shares.masked_fill_(shares == 0, 1)))
 
-        return update
+        return direct
 
 
 class _Contest(NamedTuple):

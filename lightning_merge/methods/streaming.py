@@ -154,11 +154,26 @@ def merge_one(
     runs = []
     for span, merged, tile in vectors.tiles(name):
         if not vectors.is_zero(name):
-            merged.add_(update(span, tile))
-            _check_finite(name, merged)
+            add_update(name, merged, update(span, tile))
         sink.write(to, span.start, merged)
         runs.append((span.start, span.stop))
     return runs
+
+
+def add_update(name: str, merged: Tensor, update: Tensor) -> None:
+    """Add an update [n] to the base's entries [n] in place.
+
+    Raises:
+        InputError: The sum is not finite; names the tensor.
+
+    Examples:
+        >>> entries = torch.ones(2)
+        >>> add_update("w", entries, torch.tensor([0.5, 1.0]))
+        >>> entries
+        tensor([1.5000, 2.0000])
+    """
+    merged.add_(update)
+    _check_finite(name, merged)
 
 
 def _check_finite(name: str, merged: Tensor) -> None:

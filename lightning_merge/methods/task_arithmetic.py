@@ -6,11 +6,12 @@ from typing import ClassVar
 from lightning_merge.core.checks import require_finite
 from lightning_merge.core.facts import Facts
 from lightning_merge.core.vectors.task_vectors import TaskVectors, sum_tasks
-from lightning_merge.methods.base import MergeMethod, Resources, Update
+from lightning_merge.methods.base import Resources
+from lightning_merge.methods.linear import Directing, Direction, Linear
 
 
 @dataclass(frozen=True)
-class TaskArithmetic(MergeMethod):
+class TaskArithmetic(Linear):
     """Scaled sum of task vectors, theta_0 + scale * sum_k tau_k. Needs nothing but weights.
 
     Reference: Ilharco et al. 2023, "Editing models with task arithmetic".
@@ -35,6 +36,6 @@ class TaskArithmetic(MergeMethod):
     def __post_init__(self) -> None:
         require_finite(scale=self.scale)
 
-    def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
+    def direct(self, vectors: TaskVectors, resources: Resources) -> Directing:
         """Return the function that sums task vectors."""
-        return lambda span, tile: sum_tasks(tile).mul_(self.scale)
+        return lambda span, tile: Direction(sum_tasks(tile))

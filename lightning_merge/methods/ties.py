@@ -13,13 +13,14 @@ from lightning_merge.core.vectors.elect import Combine, disjoint_merge, elect_si
 from lightning_merge.core.vectors.task_vectors import TaskVectors, TileMap, sum_tasks
 from lightning_merge.core.vectors.tiles import Span
 from lightning_merge.core.vectors.trim import global_trim, tensor_trim
-from lightning_merge.methods.base import MergeMethod, Resources, Transform, Update
+from lightning_merge.methods.base import Resources, Transform
+from lightning_merge.methods.linear import Directing, Direction, Linear
 
 TrimScope = Literal["global", "per_tensor"]
 
 
 @dataclass(frozen=True)
-class Ties(MergeMethod):
+class Ties(Linear):
     """Trim, elect sign, disjoint merge. Needs nothing but weights.
 
     Every expert keeps its largest magnitudes, those that reach the (d - floor(d * density))-th
@@ -58,16 +59,16 @@ class Ties(MergeMethod):
         require_choice(("mean", "sum"), combine=self.combine)
         require_choice(("global", "per_tensor"), trim=self.trim)
 
-    def plan(self, vectors: TaskVectors, resources: Resources) -> Update:
+    def direct(self, vectors: TaskVectors, resources: Resources) -> Directing:
         """Find the global thresholds; the majority sign is computed only if a sum is zero."""
         trim = trimming(vectors, self.density, self.trim)
         elect = _electing(vectors, trim)
 
-        def update(span: Span, tile: Tensor) -> Tensor:
+        def direct(span: Span, tile: Tensor) -> Direction:
             trimmed = trim(span, tile)
-            return disjoint_merge(trimmed, elect(trimmed), self.combine).mul_(self.scale)
+            return Direction(disjoint_merge(trimmed, elect(trimmed), self.combine))
 
-        return update
+        return direct
 
 
 @dataclass(frozen=True)
