@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +132,7 @@ class MergeCallback(CoefficientCallback):
         if not (self.grid and is_separable(method)):
             return method.merge(module.base, module.experts, given)
         assert isinstance(method, Linear)
-        unscaled = replace(method, scale=0.0)  # type: ignore[type-var]
+        unscaled = with_values(method, {"scale": 0.0})
         if self._formed is None or self._formed[0] != unscaled:
             with measured(module.device) as cost:
                 directions = Directions(method, module.base, module.experts, given)
