@@ -117,4 +117,4 @@ class Entry:
         if Needs.INPUTS in facts.needs:
             yield f"sees {len(self.module.held_out)} unlabelled held-out examples"
         if facts.told_task:
-            yield "is told the task of every image"
+            yield "is told the task of every example"
