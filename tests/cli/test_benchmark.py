@@ -251,7 +251,7 @@ def test_finished_cells_are_measured_on_corrupted_images(run, grid):
     options = {"data.corruption": {"name": "gaussian_sigma", "severity": 200}, "overwrite": True}
     more = ["--folder", "noise", "--options", json.dumps(options)]
     assert run("benchmark", "--config", path, *more).code == 0
-    assert "gaussian_sigma" in Path("noise/results.md").read_text()
+    assert "Gaussian noise of standard deviation 200" in Path("noise/results.md").read_text()
     log = Path("noise/tiny/ada/seed0.log").read_text()
     assert "going on from noise/tiny/ada/seed0/checkpoints/last.ckpt" in log
     assert lines("noise") != lines("clean")
