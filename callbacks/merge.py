@@ -28,7 +28,8 @@ class MergeCallback(CoefficientCallback):
 
     With several processes, the first one merges and the others wait. The reported time and memory
     are those of the merge with the chosen hyperparameters. They exclude the search, sampling
-    images, and writing files and figures.
+    images, and writing files and figures. If `scale` is the last of a grid, and the method linear
+    in it, the update is kept for all scales, and counts in the memory.
 
     BatchNorm recalibration follows a merge method and applies to the weights it returns. A network
     method decides for itself where it needs the statistics, so it is called once per variant:
@@ -129,11 +130,13 @@ class MergeCallback(CoefficientCallback):
             method: Merge method to apply.
             given: What the method needs besides the weights, see `HeldOut.resources`.
         """
-        if not (self.grid and is_separable(method)):
+        fastest = [*self.grid][-1:]  # of other orders, every point would have its own update
+        if not (fastest == ["scale"] and is_separable(method)):
             return method.merge(module.base, module.experts, given)
         assert isinstance(method, Linear)
         unscaled = with_values(method, {"scale": 0.0})
         if self._formed is None or self._formed[0] != unscaled:
+            self._formed = None  # before the next ones take their memory
             with measured(module.device) as cost:
                 directions = Directions(method, module.base, module.experts, given)
             self._formed = unscaled, directions, cost

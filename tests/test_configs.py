@@ -26,13 +26,13 @@ from lightning_merge.models import t5 as models_t5
 from lightning_merge.modules import TaskModule
 from lightning_merge.runs.grid import (
     START,
-    Suite,
     Variant,
     experts_of,
     of_methods,
     read_group,
     variants_of,
 )
+from lightning_merge.runs.suite import Suite
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -174,7 +174,7 @@ def test_fit_accepts_every_row_of_a_grid(name, fit, tmp_path):
     rows = variants_of(options.get("rows", {}))
     rows += of_methods(options.get("methods", {}), options.get("transforms", {}))
     for suite in suites:
-        assert experts_of(suite, suite.config, 1)["model.zoo.expert_seed"] == 1
+        assert experts_of(suite, suite.config, 1, Variant("row", {}))["model.zoo.expert_seed"] == 1
         for variant in rows:
             accepted(fit, variant, suite, tmp_path)
 

@@ -17,14 +17,15 @@ from lightning_merge.evaluation import grid_tables
 from lightning_merge.evaluation.grid_tables import Run
 from lightning_merge.runs.cells import Work, run_here, run_on_cluster
 from lightning_merge.runs.grid import (
+    START,
     Cell,
-    Suite,
     Variant,
     check_rows,
     of_methods,
     read_group,
     variants_of,
 )
+from lightning_merge.runs.suite import Suite
 
 
 def benchmark(
@@ -46,11 +47,12 @@ def benchmark(
 ) -> None:
     """Run a grid of suites, rows and seeds, and write one table for each suite.
 
-    A cell is one `fit` in a process of its own, whose folder FOLDER/SUITE/ROW/seedN says what it
-    depends on: the same command runs only cells that are missing or not finished. A cell that fails
-    stands below the table with its reason, and the others go on. The folder also receives
-    results.csv, a line for each suite, row, seed and task (with pyarrow, results.parquet, too), and
-    results.md.
+    A cell is one `fit` in a process of its own, whose folder FOLDER/SUITE/ROW-seedN says what it
+    depends on: the same command goes on with cells that are missing or not finished, and does
+    nothing in the others but check them. A cell that fails stands below the table with its reason,
+    and the others go on. The folder also receives results.csv, a line for each suite, row, seed and
+    task (with pyarrow, results.parquet, too), and results.md. Rows that were measured on other
+    tasks, examples or experts have tables of their own.
 
     Args:
         suites: Name -> configs of `fit` with one set of data: `folder`, such as configs/imagenet,
@@ -96,7 +98,7 @@ def benchmark(
         for name, suite in given.items()
     }
     cells = [
-        Cell(name, variant, seed, Path(folder) / name / variant.name / f"seed{seed}")
+        Cell(name, variant, seed, Path(folder) / name / f"{variant.name}-seed{seed}")
         for name in suites
         for seed in seeds
         for variant in chosen
@@ -114,8 +116,10 @@ def _variants(
 ) -> list[Variant]:
     """Return what every suite runs with every seed."""
     found = [*variants_of(rows), *of_methods(methods, transforms)]
-    named = {v.name: v for group in groups for v in read_group(Path(group))}
-    found += named.values()
+    named: list[Variant] = []
+    for group in groups:  # a variant may be in several, as it is
+        named += [v for v in read_group(Path(group)) if v not in named]
+    found += named
     learned = [v for v in found if v.learned == v.name] if lwptv else []
     return [*found, *(v.behind_lwptv() for v in learned)]
 
@@ -127,7 +131,7 @@ def _run(
     jobs: int,
     cluster: str | None,
 ) -> dict[Path, str]:
-    """Run what has not finished yet; return why cells failed, by folder."""
+    """Run all cells; return why some failed, by folder."""
     todo = [
         Work(
             str(cell.folder),
@@ -136,7 +140,9 @@ def _run(
         )
         for cell in cells
     ]
-    for cell in cells:  # all have been checked by now
+    for cell in cells:
+        cell.variant.overlay(suites[cell.suite])  # bad input shows before anything is written
+    for cell in cells:
         cell.write(suites[cell.suite])
     ended = run_here(todo, jobs) if cluster is None else run_on_cluster(todo, cluster)
     failed, begun = {}, time.perf_counter()
@@ -174,7 +180,7 @@ def _write(
 def _lines(
     cells: Sequence[Cell], runs: Mapping[Path, Run], failed: Mapping[Path, str]
 ) -> Iterator[Mapping[str, Any]]:
-    """Yield the lines of results.csv; those of references once per suite and seed."""
+    """Yield the lines of results.csv; those of equal references once per suite and seed."""
     known = set()
     for cell in cells:
         if cell.folder in failed:
@@ -182,13 +188,13 @@ def _lines(
                 reason = failed[cell.folder]
                 yield {"suite": cell.suite, "row": row, "seed": cell.seed, "failed": reason}
             continue
-        results = runs[cell.folder].results
-        correct = grid_tables.correct_file(cell.folder)
-        bounds = [name for name, row in results.candidates.items() if row.bound]
-        for row in [*bounds, *cell.variant.rows]:
-            if (cell.suite, row, cell.seed) not in known:
-                known.add((cell.suite, row, cell.seed))
-                yield from grid_tables.lines(cell.suite, row, cell.seed, results, correct)
+        run = runs[cell.folder]
+        correct, kind = grid_tables.correct_file(cell.folder), grid_tables.kind(run)
+        for row in run.results.candidates:
+            place = (cell.suite, row, cell.seed, kind)
+            if not row.startswith(START) and place not in known:
+                known.add(place)
+                yield from grid_tables.lines(cell.suite, row, cell.seed, run.results, correct)
 
 
 def _section(
@@ -199,20 +205,26 @@ def _section(
     against: str | None,
     columns: Literal["all", "averages"],
 ) -> str:
-    """Return the table of a suite, and below it what failed."""
-    found: dict[str, list[Run]] = {}
-    lacking = dict.fromkeys(r for c in cells if c.folder in failed for r in c.variant.rows)
-    for cell in cells:
-        for row in cell.variant.rows:
-            if row not in lacking:
-                found.setdefault(row, []).append(runs[cell.folder])
+    """Return the tables of a suite, and below them what failed."""
+    lacking = {cell.variant.name for cell in cells if cell.folder in failed}
+    tables: dict[Any, dict[str, list[Run]]] = {}
+    for variant in dict.fromkeys(cell.variant.name for cell in cells):
+        if variant in lacking:
+            continue
+        own = [runs[cell.folder] for cell in cells if cell.variant.name == variant]
+        rows = tables.setdefault(tuple(map(grid_tables.kind, own)), {})
+        for name, row in own[0].results.candidates.items():
+            if not row.bound and not name.startswith(START):
+                rows[name] = own
+    parts = [
+        grid_tables.table(rows, command, against if against in rows else None, columns)
+        for rows in tables.values()
+        if rows
+    ]
     told = [
         f"- {enumerate_names(cell.variant.rows)}, seed {cell.seed}, failed: {failed[cell.folder]}"
         for cell in cells
         if cell.folder in failed
     ]
-    below = "\n".join(["", *told, ""]) if told else ""
-    if not found:
-        return f"No row is whole.\n{below}"
-    other = None if against in lacking else against
-    return grid_tables.table(found, command, other, columns) + below
+    below = ["\n".join(["", *told, ""])] if told else []
+    return "\n".join([*(parts or ["Every row lacks a seed.\n"]), *below])

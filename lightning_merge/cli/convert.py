@@ -89,15 +89,17 @@ def convert(
     """
     target = Path(output)
     check_name(push_to_hub, public)
-    found = None if results is None else measured(results, candidate or Path(source).stem)
-    _check_output(target, to, overwrite, [source, *([] if base is None else [base])])
+    found = None if results is None else measured(results, candidate or Path(source).stem, source)
+    _check_output(target, to, overwrite)
     given = Given.open(source, "--source")
     whole = None if base is None else Given.open(base, "--base")
     if to not in FOLDERS:
         _check_folder_only(to, results=results, push_to_hub=push_to_hub)
+        _check_inputs(target, _inputs(given, whole, None))
         _write_file(target, to, given, whole, overwrite)
         return
     options = _options(encoder) or _run_of(given)
+    _check_inputs(target, _inputs(given, whole, options))
     folder = FOLDERS[to](given, whole, options)
     metadata = {**given.weights.metadata, "source": file_record(source, "sample")}
     texts = {**folder.texts, FILE: _card(folder, metadata, target, base, found, push_to_hub)}
@@ -188,8 +190,36 @@ def _tell(target: Path, weights: Checkpoint, kept: Sequence[str], base: Given | 
         print(f"not in the source, so {origin}: {summary(kept)}")
 
 
-def _check_output(target: Path, to: Target, overwrite: bool, inputs: Sequence[str]) -> None:
-    """Check the output's name, and that nothing but an earlier output would be replaced."""
+def _inputs(given: Given, base: Given | None, options: EncoderOptions | None) -> list[str | Path]:
+    """Return what is read: names as they were given, and files that were opened."""
+    found: list[str | Path] = []
+    for one in (given, base):
+        if one is not None:
+            found += [one.name, *([] if one.weights.path is None else [one.weights.path])]
+    read = [] if options is None else [options.options.get(key) for key in options.kind.reads]
+    return [*found, *(name for name in read if isinstance(name, str))]
+
+
+def _check_inputs(target: Path, inputs: Sequence[str | Path]) -> None:
+    """Check that the output would not replace what is read."""
+    if not target.exists():
+        return
+    own = target.resolve()
+    for name in inputs:
+        place = Path(name)
+        if place.exists() and (
+            own in (read := place.resolve(), read.parent)
+            or read in own.parents
+            or own in read.parents
+        ):
+            raise InputError(
+                f"output={str(target)!r} is that of {str(name)!r}, or holds it, or lies in it: "
+                "give another path"
+            )
+
+
+def _check_output(target: Path, to: Target, overwrite: bool) -> None:
+    """Check the output's name, and that it may be replaced if it exists."""
     shown = f"output={str(target)!r}"
     if to in SUFFIXES and target.suffix not in SUFFIXES[to]:
         raise InputError(f"{shown}: --to {to} writes a file: name it *{SUFFIXES[to][0]}")
@@ -197,10 +227,6 @@ def _check_output(target: Path, to: Target, overwrite: bool, inputs: Sequence[st
         return
     if not overwrite:
         raise InputError(f"{shown} exists: give another path or --overwrite true")
-    for name in inputs:
-        place = Path(name)
-        if place.exists() and (target.samefile(place) or target.samefile(place.parent)):
-            raise InputError(f"{shown} is that of {name!r}: give another path")
     if to in SUFFIXES:
         return
     if not target.is_dir():

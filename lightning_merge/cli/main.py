@@ -92,8 +92,8 @@ STOPPED = {
     "fit": "; the same command goes on: what is made stays, and learning goes on from the end of "
     "its last epoch",
     "tune": "; the same command goes on after the last trial",
+    "benchmark": "; the same command goes on: cells that have ended stay",
     "merge": "; nothing was written",
-    "convert": "; nothing was written",
 }
 """Command -> what is left behind when it is stopped."""
 

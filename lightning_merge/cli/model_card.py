@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_merge import __version__
+from lightning_merge.core.checkpoints.digests import file_hash
 from lightning_merge.core.checkpoints.hub import repository
 from lightning_merge.core.errors import InputError
 from lightning_merge.evaluation.results import CandidateResult, Results
@@ -28,15 +29,17 @@ class Measured(NamedTuple):
     row: CandidateResult
 
 
-def measured(path: str, candidate: str) -> Measured:
+def measured(path: str, candidate: str, source: str) -> Measured:
     """Read what a run has measured of a network.
 
     Args:
         path: Run folder, or its results.json.
         candidate: Name of the network in the run's table.
+        source: File of the network.
 
     Raises:
-        InputError: There are no results, or none of this network.
+        InputError: There are no results, or none of this network, or the run's file of that name is
+            another one.
     """
     file = Path(path, "results.json") if Path(path).is_dir() else Path(path)
     if not file.exists():
@@ -46,6 +49,12 @@ def measured(path: str, candidate: str) -> Measured:
         raise InputError(
             f"results={path!r} has no network {candidate!r}: give --candidate, one of "
             f"{', '.join(results.candidates)}"
+        )
+    own = file.parent / "merged" / f"{candidate}.safetensors"
+    if own.exists() and Path(source).is_file() and file_hash(own) != file_hash(source):
+        raise InputError(
+            f"results={path!r} measured {own}, which is not source={source!r}: give the results of "
+            "the run that has made it"
         )
     return Measured(results, results.candidates[candidate])
 
@@ -147,7 +156,8 @@ def _table(found: Measured) -> str:
         ends = row.intervals.get(task)
         shown = "" if ends is None else f"{100 * ends.low:.1f} to {100 * ends.high:.1f}"
         lines.append(f"| {task} | {100 * accuracy:.1f} % | {shown} | {row.samples[task]} |")
-    lines.append(f"| average | {100 * row.average:.1f} % | | |")
+    for name, average in found.results.averages(row.name).items():
+        lines.append(f"| {name} | {100 * average:.1f} % | | |")
     notes = [row.note, "Test examples were seen, without labels." * row.transductive]
     notes += [
         f"Test split made by lightning-merge: {', '.join(found.results.own_split)}."

@@ -14,6 +14,7 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch import distributed
 
 from lightning_merge.core.errors import InputError
+from lightning_merge.core.progress import display
 from lightning_merge.core.ranks import AgreedError, Ranks
 
 LEARNING = "learning"
@@ -30,6 +31,7 @@ class AtStart(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Run the work."""
         Ranks.of(trainer).once(self.work)
+        display().keep_log()  # of every process
 
 
 class Learning(Callback):

@@ -73,7 +73,8 @@ def shown_by(options: Mapping[str, Any], callbacks: Sequence[Any]) -> list[Callb
     given = {type(callback) for callback in callbacks}
     found: list[Callback] = []
     plain = not getattr(display(), "verbose", False)
-    if plain and options.get("enable_model_summary") is not False and ModelSummary not in given:
+    summarised = any(issubclass(kind, ModelSummary) for kind in given)
+    if plain and options.get("enable_model_summary") is not False and not summarised:
         found.append(ModelSummary())  # Lightning's default writes tables to the terminal
     if any(issubclass(kind, ProgressBar) for kind in given):
         display().hold_still()

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning_merge.core.checkpoints.files import write_text
+from lightning_merge.core.checkpoints.files import atomic_write, write_text
 from lightning_merge.evaluation.aggregates import aggregate
 from lightning_merge.evaluation.correctness import FILE, Correctness
 from lightning_merge.evaluation.results import Results
@@ -50,6 +50,25 @@ class Run(NamedTuple):
             folder: The run folder.
         """
         return cls(Results.from_json(folder / "results.json"), Correctness.read(folder))
+
+
+def kind(run: Run) -> tuple[Any, ...]:
+    """Return what rows of one table have in common: tasks, examples, and the references' accuracy.
+
+    Args:
+        run: A run.
+
+    Examples:
+        >>> from lightning_merge.evaluation.results import CandidateResult
+        >>> ties = CandidateResult("ties", {"mnist": 0.98}, {"mnist": 10_000}, seconds=3.2)
+        >>> kind(Run(Results(["mnist"], {"ties": ties}, seed=0, versions={})))[0]
+        ('mnist',)
+    """
+    results = run.results
+    bounds = {name: row.accuracy for name, row in results.candidates.items() if row.bound}
+    known = {name: sorted(accuracy.items()) for name, accuracy in sorted(bounds.items())}
+    apart = (tuple(results.unseen), tuple(results.out_of_domain), tuple(results.own_split))
+    return (tuple(results.tasks), *apart, results.corruption, str(known))
 
 
 def joined(rows: Mapping[str, Run]) -> Run:
@@ -170,15 +189,16 @@ def write(found: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
     writer.writerows(found)
     files = [folder / "results.csv"]
     write_text(files[0], text.getvalue())
+    parquet_file = folder / "results.parquet"
     try:
         from pyarrow import Table, parquet
     except ImportError:
+        parquet_file.unlink(missing_ok=True)  # that of an earlier grid
         return files
     columns = {name: [line.get(name) for line in found] for name in COLUMNS}
-    partial = folder / ".results.parquet.tmp"
-    parquet.write_table(Table.from_pydict(columns), partial)
-    partial.replace(folder / "results.parquet")
-    return [*files, folder / "results.parquet"]
+    with atomic_write(parquet_file, overwrite=True) as partial:
+        parquet.write_table(Table.from_pydict(columns), partial)
+    return [*files, parquet_file]
 
 
 def correct_file(folder: Path) -> str:

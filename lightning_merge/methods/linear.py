@@ -87,8 +87,8 @@ def is_separable(method: Method) -> bool:
 class Directions:
     """The directions of all tensors, kept to merge at many scales.
 
-    They take the memory of one network in the precision of sums. The weights are those of a merge
-    by the method itself, to the bit.
+    They take the memory of one network in the precision of sums, and of the tensors that no update
+    changes. The weights are those of a merge by the method itself, to the bit.
 
     Args:
         method: The method; its own scale does not matter.
@@ -124,7 +124,8 @@ class Directions:
             self._vectors, self._ties = vectors, resources.ties(vectors)
             sink = InMemory(vectors.stored.layout(), vectors.device)
             merge_each(vectors, keep, sink, self._ties)
-            self._others = sink.tensors
+            same = {name: self._ties.get(name, name) for name in sink.tensors}
+            self._others = {n: t for n, t in sink.tensors.items() if same[n] not in self._kept}
 
     @torch.no_grad()
     def at(self, scale: float) -> dict[str, Tensor]:

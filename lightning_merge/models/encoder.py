@@ -44,7 +44,7 @@ class Encoder(nn.Module):
     Attributes:
         reads: Names of the constructor's options that may name files, folders or repositories of
             the Hub; subclasses override it.
-        exact_match: Whether is measured which answers the network writes, see `T5Encoder`.
+        exact_match: Whether to measure which answers the network writes, see `T5Encoder`.
         ranks: Whether features are already scores of the classes, so that heads have no weights.
         library: Library that the network is from; None for one of this package.
         spare: Tensors that files of another library lack for the same tower, by name.

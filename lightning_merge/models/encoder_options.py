@@ -76,7 +76,10 @@ def encoder_of_run(file: Path) -> EncoderOptions | None:
         content = _content(folder / "config.yaml")
         found = _part(_part(_part(content, "model"), "init_args"), "encoder")
         if found := found or _part(content, "encoder"):  # of fit, or of tune
-            return EncoderOptions.of(found)
+            try:
+                return EncoderOptions.of(found)
+            except InputError:  # the config of something else
+                return None
     return None
 
 

@@ -9,7 +9,12 @@ from typing import Any, NamedTuple
 
 from lightning_merge.core.checkpoints import hub
 from lightning_merge.core.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from lightning_merge.core.checkpoints.library import Library, fields_of, libraries_of
+from lightning_merge.core.checkpoints.library import (
+    OPEN_CLIP_CONFIG,
+    Library,
+    fields_of,
+    libraries_of,
+)
 from lightning_merge.core.errors import InputError
 from lightning_merge.models.config_files import read_fields
 
@@ -85,6 +90,21 @@ class Given(NamedTuple):
         """Return the content of a JSON file of the folder."""
         assert self.folder is not None
         return dict(read_fields(self.folder / file).values)
+
+    def open_clip_fields(self) -> dict[str, Any]:
+        """Return what the folder of an open_clip network says of it.
+
+        Raises:
+            InputError: It does not describe a CLIP.
+        """
+        found = self.fields(OPEN_CLIP_CONFIG)
+        model = found.get("model_cfg")
+        if not isinstance(model, Mapping) or not isinstance(model.get("vision_cfg"), Mapping):
+            raise InputError(
+                f"{self.name}: its {OPEN_CLIP_CONFIG} has no model_cfg with a vision_cfg; give the "
+                "folder of a CLIP"
+            )
+        return found
 
 
 def as_json(fields: Mapping[str, Any]) -> str:

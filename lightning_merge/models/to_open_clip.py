@@ -77,7 +77,7 @@ def _config(
             assert one.folder is not None
             own = [f for f in companions(one.folder) if "config" not in f.name]
             own += [f for f in companions(one.folder) if f.name == "tokenizer_config.json"]
-            return one.fields(OPEN_CLIP_CONFIG), own
+            return one.open_clip_fields(), own
     if encoder is not None and issubclass(encoder.kind, OpenClipEncoder):
         return _of_encoder(encoder), []
     for one in given:

@@ -135,7 +135,7 @@ def _open_clip(
     """Return open_clip's description of a CLIP, if one is given."""
     for given in (base, source):
         if given is not None and given.holds("open_clip"):
-            found = given.fields(OPEN_CLIP_CONFIG)
+            found = given.open_clip_fields()
             model = found["model_cfg"]
             size = model["vision_cfg"].get("image_size", 224)
             own = {"interpolation": "bicubic", "resize_mode": "shortest"}

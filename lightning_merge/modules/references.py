@@ -23,7 +23,10 @@ from lightning_merge.models.encoder import Encoder
 FOLDER = ".references"
 """Folder beside run folders that holds what was measured of their references."""
 
-_HOOKS = ("on_test_start", "on_test_batch_start", "on_test_batch_end", "on_test_end")
+_HOOKS = (
+    *("on_test_start", "on_test_epoch_start", "on_test_batch_start"),
+    *("on_test_batch_end", "on_test_epoch_end", "on_test_end"),
+)
 Row = tuple[CandidateResult, dict[str, Tensor]]
 """A row of the table, and which images were classified correctly, by task."""
 
@@ -76,7 +79,8 @@ class References:
             "batch size": data.eval_batch_size,
             "precision": str(trainer.precision),
             "processes": [trainer.world_size, torch.get_num_threads()],
-            "versions": versions(str(trainer.strategy.root_device)),
+            "versions": versions(_named(trainer.strategy.root_device)),
+            "products": torch.get_float32_matmul_precision(),
         }
         text = json.dumps(depends, sort_keys=True, default=str)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
@@ -116,6 +120,13 @@ class References:
                 results.to_json(new / "results.json")
         except (InputError, OSError) as fault:
             warn(f"what was measured of {found.name} is not kept in {self.folder}: {fault}")
+
+
+def _named(device: torch.device) -> str:
+    """Return a device with the name of its kind, as GPUs of two kinds round differently."""
+    return (
+        f"{device}: {torch.cuda.get_device_name(device)}" if device.type == "cuda" else str(device)
+    )
 
 
 def _looks_on(callback: Callback) -> bool:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
+from threading import Event
 from typing import NamedTuple
 
 from lightning_merge.core.checkpoints.files import locked
@@ -31,13 +32,14 @@ class Work(NamedTuple):
     arguments: tuple[str, ...]
 
 
-def run(work: Work) -> str:
+def run(work: Work, stopped: Event | None = None) -> str:
     """Run a cell; return why it failed, or "".
 
     One that an earlier call has left running, as its process was killed, is waited for.
 
     Args:
         work: The command.
+        stopped: Nothing begins once it is set.
 
     Examples:
         >>> run(Work("cell", "cell.log", ("sort",)))
@@ -45,8 +47,12 @@ def run(work: Work) -> str:
     """
     command = [sys.executable, "-m", "lightning_merge", *work.arguments]
     with locked(work.folder) as lock, open(work.log, "w", encoding="utf-8") as log:
+        if stopped is not None and stopped.is_set():
+            return "stopped"
         process = subprocess.Popen(command, stdout=log, stderr=log, pass_fds=(lock,))
         _RUNNING.add(process)
+        if stopped is not None and stopped.is_set():
+            process.terminate()
         code = process.wait()
         _RUNNING.discard(process)
     if code == 0:
@@ -68,10 +74,12 @@ def run_here(todo: Sequence[Work], jobs: int) -> Iterator[tuple[Work, str]]:
         >>> [reason for _, reason in run_here([Work("cell", "cell.log", ("sort",))], jobs=1)]
         ["unknown command 'sort'..."]
     """
+    stopped = Event()
     with ThreadPoolExecutor(jobs) as pool:
         try:
-            yield from _ended({pool.submit(run, work): work for work in todo})
+            yield from _ended({pool.submit(run, work, stopped): work for work in todo})
         except BaseException:  # Ctrl-C among others: nothing goes on behind the user's back
+            stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
             for process in [*_RUNNING]:
                 process.terminate()
@@ -81,7 +89,8 @@ def run_here(todo: Sequence[Work], jobs: int) -> Iterator[tuple[Work, str]]:
 def run_on_cluster(todo: Sequence[Work], address: str) -> Iterator[tuple[Work, str]]:
     """Run cells on the workers of a dask.distributed scheduler, which share this folder.
 
-    A cell whose worker dies runs on another one, up to three times.
+    A cell whose worker dies runs on another one, up to three times. Cells that run when this
+    process is stopped go on to their end.
 
     Args:
         todo: The cells.

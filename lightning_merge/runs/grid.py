@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,71 +12,16 @@ import yaml
 from lightning_merge.core.checkpoints.files import read_text, write_text
 from lightning_merge.core.checkpoints.names import enumerate_names
 from lightning_merge.core.errors import InputError
+from lightning_merge.runs.suite import Config, Suite, laid, mapping
 
-Config = dict[str, Any]
 START = "start"
 """Name of a module that learns nothing; its row is left out."""
 PLACE = "{task}"
 _PRUNE = {"class_path": "lightning_merge.callbacks.PruneTaskVectors"}
 _DRAW = {"class_path": "lightning_merge.callbacks.CoefficientMap"}
 _MERGE = "lightning_merge.callbacks.MergeCallback"
-
-
-@dataclass(frozen=True)
-class Suite:
-    """Configs of `fit` that share data and a base.
-
-    Attributes:
-        folder: Folder of the configs, such as configs/imagenet.
-        config: Which of them rows are laid over if they name none, without .yaml.
-        over: Name of a config -> what is laid over it for every row.
-        options: Options of `fit` for every run, such as data.root.
-
-    Examples:
-        >>> Suite("configs/mini").config
-        'sml'
-    """
-
-    folder: str
-    config: str = "sml"
-    over: dict[str, dict[str, Any]] = field(default_factory=dict)
-    options: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, name: str, given: Mapping[str, Any]) -> "Suite":
-        """Return a suite from its options.
-
-        Args:
-            name: Name of the suite, for messages.
-            given: Its options.
-
-        Raises:
-            InputError: There is no folder, or an option that does not exist.
-        """
-        known = [entry.name for entry in fields(cls)]
-        if "folder" not in given or (unknown := [key for key in given if key not in known]):
-            what = "has no folder" if "folder" not in given else f"unknown option {unknown[0]!r}"
-            raise InputError(f"suites.{name}: {what}; give {enumerate_names(known)}")
-        return cls(**given)
-
-    def whole(self, name: str) -> Config:
-        """Return one of the configs with what is laid over it.
-
-        Raises:
-            InputError: There is no such config, or it is not YAML.
-        """
-        file = self.file(name)
-        if not file.is_file():
-            raise InputError(f"suites: {file} does not exist; give a folder of configs of fit")
-        try:
-            below = yaml.safe_load(read_text(file)) or {}
-        except yaml.YAMLError as fault:
-            raise InputError(f"suites: {file} is not YAML: {fault}") from None
-        return laid(below, self.over.get(name, {}))
-
-    def file(self, name: str) -> Path:
-        """Return the file of one of the configs."""
-        return Path(self.folder) / f"{name}.yaml"
+_OWN = ("seed_everything", "trainer.default_root_dir", "model.zoo.experts", "model.zoo.expert_seed")
+"""Options of `fit` that belong to a cell."""
 
 
 @dataclass(frozen=True)
@@ -103,14 +48,35 @@ class Variant:
 
     @property
     def callbacks(self) -> list[Config]:
-        """The callbacks of the config."""
-        found: list[Config] = self.config.get("trainer", {}).get("callbacks", [])
-        return found
+        """The callbacks of the config.
+
+        Raises:
+            InputError: They are not a list of mappings.
+        """
+        found = self._part("trainer").get("callbacks") or []
+        if not isinstance(found, list):
+            raise InputError(f"{self.name}: trainer.callbacks={found!r}: give a list")
+        return [mapping(one, f"{self.name}: trainer.callbacks") for one in found]
+
+    def _part(self, name: str) -> Config:
+        """Return a section of the config."""
+        return mapping(self.config.get(name, {}), f"{self.name}: {name}")
 
     @property
     def learned(self) -> str:
-        """The name of the network that is learned, or START."""
-        return str(self.config.get("model", {}).get("init_args", {}).get("name", self.name))
+        """The name of the network that is learned, or START.
+
+        Raises:
+            InputError: It is neither that nor the row's.
+        """
+        options = mapping(self._part("model").get("init_args", {}), f"{self.name}: init_args")
+        found = str(options.get("name", self.name))
+        if found not in (self.name, START):
+            raise InputError(
+                f"{self.name}: model.init_args.name={found!r}: a row has the name of its network; "
+                f"leave it out, or give {START!r} if nothing is learned"
+            )
+        return found
 
     @property
     def rows(self) -> list[str]:
@@ -131,9 +97,9 @@ class Variant:
         below = suite.whole(name)
         trainer, options = below.get("trainer", {}), below.get("model", {}).get("init_args", {})
         default: Config = {"model": {"init_args": {"name": self.name}}}
-        own_module = "class_path" in self.config.get("model", {})
-        if self.longer != 1 and (epochs := trainer.get("max_epochs")):
-            default["trainer"] = {"max_epochs": round(self.longer * epochs)}
+        own_module = "class_path" in self._part("model")
+        if self.longer != 1:
+            default["trainer"] = self._longer(trainer)
         if self.longer != 1 and (step := options.get("step_size")) and not own_module:
             default["model"]["init_args"]["step_size"] = round(self.longer * step)
         drawn = [] if self.learned == START else [_DRAW]
@@ -143,21 +109,15 @@ class Variant:
             own = {key: value for key, value in own.items() if key != "model"}
         return laid(laid(laid(own, default), self.config), callbacks)
 
-
-def laid(below: Config, above: Config) -> Config:
-    """Return a config laid over another, mapping by mapping.
-
-    Examples:
-        >>> laid({"model": {"a": 1, "b": 2}}, {"model": {"b": 3}})
-        {'model': {'a': 1, 'b': 3}}
-    """
-    both = {
-        key: laid(below[key], value)
-        if isinstance(value, dict) and isinstance(below.get(key), dict)
-        else value
-        for key, value in above.items()
-    }
-    return {**below, **both}
+    def _longer(self, trainer: Config) -> Config:
+        """Return when training ends, of what the suite's config says."""
+        for name in ("max_epochs", "max_steps"):
+            if (end := trainer.get(name) or -1) > 0:
+                return {name: max(1, round(self.longer * end))}
+        raise InputError(
+            f"{self.name}: longer={self.longer} multiplies trainer.max_epochs or max_steps, and "
+            "the suite's config has neither"
+        )
 
 
 def variants_of(rows: Mapping[str, Config | None], shared: Config | None = None) -> list[Variant]:
@@ -174,8 +134,10 @@ def variants_of(rows: Mapping[str, Config | None], shared: Config | None = None)
     """
     found = []
     for name, given in rows.items():
-        own = dict(given or {})
+        own = dict(mapping(given, f"rows.{name}"))
         options = {key: own.pop(key) for key in ("over", "longer") if key in own}
+        if not isinstance(options.get("longer", 1), int | float) or options.get("longer", 1) <= 0:
+            raise InputError(f"rows.{name}.longer={options['longer']!r}: give a number above 0")
         found.append(Variant(name, laid(shared or {}, own), **options))
     return found
 
@@ -198,10 +160,11 @@ def read_group(file: Path) -> list[Variant]:
     if not file.is_file():
         raise InputError(f"groups: {file} does not exist; give a config, such as those of claims")
     try:
-        config = yaml.safe_load(read_text(file))
+        config = dict(mapping(yaml.safe_load(read_text(file)), str(file)))
     except yaml.YAMLError as fault:
         raise InputError(f"groups: {file} is not YAML: {fault}") from None
-    return variants_of(config.pop("variants", {file.stem: {}}), config)
+    variants = mapping(config.pop("variants", {file.stem: {}}), f"{file}: variants")
+    return variants_of(variants, config)
 
 
 def of_methods(
@@ -224,7 +187,8 @@ def of_methods(
     for name, given in methods.items():
         if not isinstance(given.get("method"), dict):
             raise InputError(f"methods.{name}={given}: give method: {{class_path: ...}}, and grid")
-        method = {"init_args": {}, **given["method"]}
+        method = {**given["method"]}
+        method["init_args"] = mapping(method.get("init_args"), f"methods.{name}.method.init_args")
         for end, first in {"": [], **transforms}.items():
             before = [*first, *method["init_args"].get("transforms", [])]
             options = {**method["init_args"], **({"transforms": before} if before else {})}
@@ -246,7 +210,7 @@ def check_rows(variants: Sequence[Variant]) -> list[str]:
     """Return the rows of all variants.
 
     Raises:
-        InputError: There are none, or several variants make the same row.
+        InputError: There are none, or several variants have the same name or make the same row.
 
     Examples:
         >>> check_rows([Variant("sml", {}), Variant("free", {})])
@@ -255,6 +219,12 @@ def check_rows(variants: Sequence[Variant]) -> list[str]:
     rows = Counter(row for variant in variants for row in variant.rows)
     if not rows:
         raise InputError("rows, methods and groups are empty: give at least one row")
+    names = Counter(variant.name for variant in variants)
+    if same := [name for name, count in names.items() if count > 1]:
+        raise InputError(
+            f"several variants have the name {enumerate_names(same)}, which names their folder; "
+            "rename them, or give fewer groups"
+        )
     if twice := [row for row, count in rows.items() if count > 1]:
         raise InputError(
             f"several variants make the row {enumerate_names(twice)}; rename them, or give fewer "
@@ -274,8 +244,8 @@ class Cell:
         folder: Its run folder; beside it are its config and what it printed.
 
     Examples:
-        >>> Cell("mini", Variant("sml", {}), 1, Path("runs/mini/sml/seed1")).log.name
-        'seed1.log'
+        >>> Cell("mini", Variant("sml", {}), 1, Path("runs/mini/sml-seed1")).log.name
+        'sml-seed1.log'
     """
 
     suite: str
@@ -286,12 +256,12 @@ class Cell:
     @property
     def log(self) -> Path:
         """What the run printed."""
-        return self.folder.with_suffix(".log")
+        return self.folder.with_name(f"{self.folder.name}.log")
 
     @property
     def config(self) -> Path:
         """What is laid over the suite's config."""
-        return self.folder.with_suffix(".yaml")
+        return self.folder.with_name(f"{self.folder.name}.yaml")
 
     def arguments(self, suite: Suite, own_experts: bool) -> list[str]:
         """Return the arguments of the command line.
@@ -304,11 +274,13 @@ class Cell:
             InputError: The suite's config does not exist, or has no experts of one recipe.
         """
         name = self.variant.over or suite.config
+        if taken := [key for key in suite.options if key in _OWN]:
+            raise InputError(f"options: {taken[0]} belongs to each cell; leave it out")
         options = {
             "seed_everything": self.seed,
             "trainer.default_root_dir": str(self.folder),
             "trainer.enable_progress_bar": False,
-            **(experts_of(suite, name, self.seed) if own_experts else {}),
+            **(experts_of(suite, name, self.seed, self.variant) if own_experts else {}),
             **suite.options,
         }
         words = [w for key, value in options.items() for w in (f"--{key}", _word(value))]
@@ -324,26 +296,32 @@ class Cell:
         write_text(self.config, json.dumps(self.variant.overlay(suite)))  # JSON is YAML
 
 
-def experts_of(suite: Suite, name: str, seed: int) -> dict[str, Any]:
+def experts_of(suite: Suite, name: str, seed: int, variant: Variant) -> dict[str, Any]:
     """Return the options of `fit` for experts that are fine-tuned with a run's seed.
 
     Args:
         suite: The suite.
         name: Which of its configs.
         seed: The seed.
+        variant: What is laid over it.
 
     Raises:
-        InputError: The config has no experts that a recipe makes, one file per task.
+        InputError: The config has no experts that a recipe makes from the base, one file per task,
+            or the variant has experts of its own.
 
     Examples:
         >>> zoo = {"experts": "runs/experts/{task}.safetensors", "expert_recipe": "expert.yaml"}
         >>> _ = Path("sml.yaml").write_text(json.dumps({"model": {"init_args": {"zoo": zoo}}}))
-        >>> experts_of(Suite("."), "sml", seed=2)["model.zoo.experts"]
+        >>> experts_of(Suite("."), "sml", 2, Variant("sml", {}))["model.zoo.experts"]
         'runs/experts-seed2/{task}.safetensors'
     """
     zoo = suite.whole(name).get("model", {}).get("init_args", {}).get("zoo", {})
     experts, recipe = zoo.get("experts"), zoo.get("expert_recipe")
-    if not isinstance(experts, str) or PLACE not in experts or not isinstance(recipe, str):
+    own = variant.config.get("model", {}).get("init_args", {}).get("zoo", {})
+    if "experts" in own or "expert_recipe" in own:
+        raise InputError(f"own_experts=True: {variant.name} has experts of its own; leave one out")
+    known = isinstance(experts, str) and PLACE in experts and isinstance(recipe, str)
+    if not known or zoo.get("teachers"):
         raise InputError(
             f"own_experts=True: {suite.file(name)} has no experts of one recipe, one file a task; "
             "give own_experts=False, or other rows"

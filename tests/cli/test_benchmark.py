@@ -22,7 +22,8 @@ from lightning_merge.evaluation.grid_tables import Run, table
 from lightning_merge.evaluation.results import CandidateResult, Results
 from lightning_merge.runs import cells
 from lightning_merge.runs.cells import Work, run_here, run_on_cluster
-from lightning_merge.runs.grid import Suite, laid, read_group
+from lightning_merge.runs.grid import read_group
+from lightning_merge.runs.suite import Suite, laid
 
 CLAIMS = Path(__file__).resolve().parents[2] / "configs" / "claims"
 
@@ -84,6 +85,8 @@ def test_methods_transforms_rows_and_seeds_become_one_table(run, grid):
     assert [row for row in rows if row in whole] == whole
     assert {"base", "individual"} <= set(rows)
     assert "above task_arithmetic | p |" in table
+    log = Path("grid/tiny/task_arithmetic_lwptv-seed1/run.log").read_text()
+    assert "base: measured by an earlier run" in log
     assert "- bad, seed 1, failed: " in table
     written = lines()
     assert {line["row"] for line in written if not line["failed"]} == {"base", "individual", *whole}
@@ -107,7 +110,7 @@ def test_a_grid_that_was_killed_goes_on_to_the_same_table(run, grid):
     path = grid(methods=METHODS, seeds=[0])
     command = [sys.executable, "-m", "lightning_merge", "benchmark", "--config", str(path)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    done = Path("grid/tiny/task_arithmetic/seed0/results.json")
+    done = Path("grid/tiny/task_arithmetic-seed0/results.json")
     for _ in range(1200):
         if done.exists():
             break
@@ -224,7 +227,7 @@ def read_group_of(folder, variants):
         ({"rows": {"a": {}}, "seeds": [1, 1]}, r"seeds=\[1, 1\]: give one or more"),
         ({"rows": {"a": {}}, "jobs": 0}, "jobs=0"),
         ({"rows": {"a": {}}, "against": "b"}, "against='b' is no row"),
-        ({"rows": {"ties": {}}, "methods": METHODS}, "several variants make the row ties;"),
+        ({"rows": {"ties": {}}, "methods": METHODS}, "several variants have the name ties"),
         ({"methods": {"ties": {"class_path": "Ties"}}}, "give method"),
         ({"groups": ["no.yaml"]}, "groups: no.yaml does not exist"),
         ({"rows": {"a": {"over": "no"}}}, r"configs/tiny/no.yaml does not exist"),
@@ -252,9 +255,13 @@ def test_finished_cells_are_measured_on_corrupted_images(run, grid):
     more = ["--folder", "noise", "--options", json.dumps(options)]
     assert run("benchmark", "--config", path, *more).code == 0
     assert "Gaussian noise of standard deviation 200" in Path("noise/results.md").read_text()
-    log = Path("noise/tiny/ada/seed0.log").read_text()
-    assert "going on from noise/tiny/ada/seed0/checkpoints/last.ckpt" in log
-    assert lines("noise") != lines("clean")
+    log = Path("noise/tiny/ada-seed0.log").read_text()
+    assert "going on from noise/tiny/ada-seed0/checkpoints/last.ckpt" in log
+    clean, noise = (
+        [line["accuracy"] for line in lines(folder) if line["row"] == "ada"]
+        for folder in ("clean", "noise")
+    )
+    assert clean != noise
 
 
 def test_a_config_is_laid_over_another_mapping_by_mapping():
@@ -262,6 +269,25 @@ def test_a_config_is_laid_over_another_mapping_by_mapping():
     assert laid(below, {"a": {"c": {"f": 3}}, "e": [4]}) == {
         "a": {"b": 1, "c": {"d": 2, "f": 3}}, "e": [4],
     }  # fmt: skip
+
+
+def test_steps_are_longer_where_epochs_do_not_end_the_training(tmp_path, suite):
+    over = {"sml": {"trainer": {"max_epochs": -1, "max_steps": 50}}}
+    [half] = read_group_of(tmp_path, {"a": {"longer": 0.5}})
+    assert half.overlay(Suite(**suite, over=over))["trainer"]["max_steps"] == 25
+    assert half.overlay(Suite(**suite))["trainer"]["max_epochs"] == 1
+
+
+def test_rows_of_other_tasks_or_experts_have_tables_of_their_own(run, grid):
+    rows = {"ada": {"over": "adamerging"}, "noisy": {"over": "adamerging"}}
+    rows["noisy"]["data"] = {"corruption": {"name": "contrast", "severity": 1}}
+    assert run("benchmark", "--config", grid(rows=rows, seeds=[0])).code == 0
+    clean, noisy = Path("grid/results.md").read_text().split("| candidate")[1:]
+    assert "| ada |" in clean
+    assert "| noisy |" in noisy
+    assert "are corrupted" in noisy
+    assert "are corrupted" not in clean
+    assert len([line for line in lines() if line["row"] == "base"]) == 2 * len(TASKS)
 
 
 @pytest.mark.parametrize("seeds", [[0], [0, 1]])

@@ -78,7 +78,7 @@ def _problems(base: Checkpoint, held: Checkpoint, missing: Collection[str]) -> I
     for name in base:
         if name in held and held.shape(name) != base.shape(name):
             yield (f"{name} has shape {list(held.shape(name))} instead of {list(base.shape(name))}")
-    prefix = common_prefix(list(held))
+    prefix = common_prefix(list(base))
     partly = {_part(name, prefix) for name in held}
     absent = [n for n in missing if _part(n, prefix) in partly and base.dtype(n).is_floating_point]
     if absent:

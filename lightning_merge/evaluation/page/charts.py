@@ -3,8 +3,9 @@
 import csv
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from io import StringIO
-from math import ceil, floor, log10
+from math import ceil, floor, isfinite, log10
 from typing import Any
 
 from lightning_merge.evaluation.candidates import BASE, BOUNDS, EXPERTS
@@ -276,10 +277,10 @@ def _by_parameter(tried: dict[str, float]) -> dict[str, list[tuple[float, float]
     found: dict[str, list[tuple[float, float]]] = {}
     for point, accuracy in tried.items():
         for parameter, text in (part.split("=", 1) for part in point.split(" ") if "=" in part):
-            try:
-                found.setdefault(parameter, []).append((float(text), accuracy))
-            except ValueError:
-                found.setdefault(parameter, [])
+            values = found.setdefault(parameter, [])
+            with suppress(ValueError):
+                if isfinite(value := float(text)):
+                    values.append((value, accuracy))
     return {name: values for name, values in found.items() if len({v for v, _ in values}) > 1}
 
 
@@ -320,8 +321,11 @@ def training(study: Study) -> dict[str, Any] | None:
 def _losses(metrics: str) -> Iterator[tuple[float, float]]:
     """Yield step and loss of a metrics.csv, a few hundred at most."""
     rows = [row for row in csv.DictReader(StringIO(metrics)) if row.get("train/loss")]
-    for row in rows[:: max(1, len(rows) // 300)]:
+    every = max(1, len(rows) // 300)
+    for row in [*rows[:-1:every], *rows[-1:]]:
         try:
-            yield float(row["step"]), float(row["train/loss"])
+            step, loss = float(row["step"]), float(row["train/loss"])
         except (KeyError, ValueError):
             return
+        if isfinite(loss):
+            yield step, loss

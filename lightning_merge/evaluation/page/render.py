@@ -56,8 +56,9 @@ def page(runs: Sequence[Run], against: str | None = None, allow_leak: bool = Fal
     left = LIMIT - len(text.encode("utf-8", "surrogateescape"))
     for file, owner in [(file, run.name) for run in runs for file in run.figures]:
         picture = _picture(file, owner)
-        left -= len(picture["data"]) + 500
-        if left > 0:
+        size = len(picture["data"]) + 500
+        if size < left:
+            left -= size
             content["pictures"].append(picture)
         else:
             content["left_out"].append(f"{file.name} of {owner}")

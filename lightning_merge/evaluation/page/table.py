@@ -290,9 +290,9 @@ def _difference(
     found = study.difference(name, other, column)
     if found is None:
         return []
-    points: list[float | None] = [round(100 * found, 2)]
+    points: list[float | None] = [round(100 * found, 4)]
     if column not in compared:
         return points
     (low, high), p = compared[column]
     verdict = {"better": 1, "worse": -1, "": 0}[compared[column].verdict]
-    return [*points, round(100 * low, 2), round(100 * high, 2), float(f"{p:.2g}"), verdict]
+    return [*points, round(100 * low, 4), round(100 * high, 4), float(f"{p:.2g}"), verdict]
