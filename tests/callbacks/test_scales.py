@@ -2,10 +2,34 @@
 
 import json
 
+import pytest
 import torch
 
 from lightning_merge.core.checkpoints.checkpoint import open_checkpoint
 from lightning_merge.methods import Resources, Ties
+
+
+@pytest.mark.parametrize(
+    ("grid", "count"),
+    [
+        ({"density": [0.2, 0.5], "scale": [0.5, 1.0]}, 2),
+        ({"density": [0.2, 0.5]}, 2),
+    ],
+)
+def test_every_other_value_has_an_update_of_its_own(run, config, monkeypatch, grid, count):
+    formed, direct = [], Ties.direct
+
+    def counted(method, *given):
+        formed.append((method.density, method.scale))
+        return direct(method, *given)
+
+    monkeypatch.setattr(Ties, "direct", counted)
+    options = {"method": {"class_path": "Ties"}, "grid": grid}
+    kind = "lightning_merge.callbacks.MergeCallback"
+    callbacks = [{"class_path": kind, "init_args": options}]
+    done = run("fit", "--config", config(trainer__callbacks=callbacks, trainer__max_epochs=1))
+    assert done.code == 0, done.err
+    assert len(formed) == count
 
 
 def test_a_grid_over_the_scale_forms_the_update_once(run, config, files, tmp_path, monkeypatch):

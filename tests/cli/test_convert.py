@@ -280,6 +280,23 @@ REFUSED = {
         ["--to", "transformers", "--base", "{bert}", "--output", "{bert}", "--overwrite", "true"],
         "give another path",
     ),
+    "a file of the base as output": (
+        [
+            "--to",
+            "safetensors",
+            "--base",
+            "{bert}",
+            "--output",
+            "{bert}/model.safetensors",
+            "--overwrite",
+            "true",
+        ],
+        "lies in it: give another path",
+    ),
+    "a CLIP without a description": (
+        ["--to", "transformers", "--base", "{broken}"],
+        "no model_cfg with a vision_cfg",
+    ),
     "other things in the output": (
         ["--to", "open_clip", "--output", "{full}", "--overwrite", "true"],
         "holds other things than a network",
@@ -293,9 +310,12 @@ def test_bad_input_is_one_line_and_writes_nothing(why, clip, run, tmp_path, caps
     network(tmp_path / "bert")
     capsys.readouterr()  # of the library
     (tmp_path / "full" / "more").mkdir(parents=True)
+    save_checkpoint({"visual.proj": torch.ones(2)}, tmp_path / "broken" / "model.safetensors")
+    (tmp_path / "broken" / "open_clip_config.json").write_text("{}")
     before = sorted(tmp_path.rglob("*"))
     words, message = REFUSED[why]
-    words = [w.format(bert=tmp_path / "bert", full=tmp_path / "full") for w in words]
+    places = {name: tmp_path / name for name in ("bert", "broken", "full")}
+    words = [word.format(**places) for word in words]
     given = ["--source", clip["tower"], "--output", tmp_path / "out", *encoder_of(clip), *words]
     result = run("convert", *given)
     assert result.code == 2

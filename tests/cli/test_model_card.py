@@ -6,6 +6,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import torch
 import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load
@@ -134,6 +135,25 @@ def test_a_card_says_what_the_network_is(run, given, tmp_path):
     ):
         assert words in card.text
     assert str(tmp_path) not in card.content
+
+
+def test_a_card_keeps_what_is_out_of_domain_apart(run, given, tmp_path):
+    samples = {"films": 200, "news": 300}
+    row = CandidateResult("ties", {"films": 0.75, "news": 0.25}, samples, 1.0)
+    results = Results(["films", "news"], {"ties": row}, 0, {}, out_of_domain=["news"])
+    results.to_json(tmp_path / "results.json")
+    assert run("convert", *given, "--results", tmp_path / "results.json").code == 0
+    text = ModelCard.load(tmp_path / "net" / "README.md").text
+    assert "| average | 75.0 % |" in text
+    assert "| average out of domain | 25.0 % |" in text
+
+
+def test_a_card_is_not_about_the_network_of_another_run(run, given, tmp_path):
+    merged = tmp_path / "merged" / "ties.safetensors"
+    save_checkpoint({"other": torch.ones(1)}, merged)
+    found = run("convert", *given, "--results", tmp_path / "results.json")
+    assert found.code == 2
+    assert "which is not source=" in found.err
 
 
 def test_a_card_without_results_has_none(run, given, tmp_path):

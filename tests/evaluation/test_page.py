@@ -241,6 +241,16 @@ def test_search_and_learning_are_drawn():
     assert "Training loss by step: seed 0 from 2.5 to 1.25" in labels
 
 
+def test_numbers_that_are_not_finite_are_left_out_of_charts():
+    searched = {"tall=0.5": 0.4, "tall=1.0": 0.6, "tall=inf": 0.5}
+    run = make_run(0, ties={"searched": searched})
+    losses = "step,train/loss\n0,2.5\n1,inf\n2,nan\n" + "".join(f"{i},1\n" for i in range(3, 700))
+    run = Run(run.name, run.results, run.right, run.splits, metrics=f"{losses}700,0.25\n")
+    labels = [g["aria-label"] for _, g in Reader(page([run])).elements if g.get("role") == "img"]
+    assert any("2 values of tall" in label for label in labels)
+    assert "Training loss by step: seed 0 from 2.5 to 0.25" in labels
+
+
 def leaky(part):
     """A run whose test examples of pets are a part of cars."""
     return make_run(0, {"cars": {part: {"digest": "test-pets"}}})
