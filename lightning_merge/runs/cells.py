@@ -55,9 +55,24 @@ def run(work: Work, stopped: Event | None = None) -> str:
             process.terminate()
         code = process.wait()
         _RUNNING.discard(process)
+    return why(code, work.log)
+
+
+def why(code: int, log: str) -> str:
+    r"""Return why a cell failed, "" if it did not.
+
+    Args:
+        code: Its exit code.
+        log: File of what it printed.
+
+    Examples:
+        >>> _ = Path("cell.log").write_text("begun\nerror: no such file\n")
+        >>> why(2, "cell.log"), why(0, "cell.log")
+        ('no such file', '')
+    """
     if code == 0:
         return ""
-    lines = Path(work.log).read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = Path(log).read_text(encoding="utf-8", errors="replace").splitlines()
     told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     last = next((line for line in reversed(lines) if line.strip()), "it printed nothing")
     return told[-1] if told else f"ended with code {code}: {last.strip()}"

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +16,15 @@ import pytest
 import yaml
 from tiny_zoo import TASKS, model_of
 
+from lightning_merge.cli import benchmark as command
 from lightning_merge.cli.benchmark import benchmark
+from lightning_merge.cli.main import main
 from lightning_merge.core.errors import InputError
 from lightning_merge.evaluation.correctness import Correctness
 from lightning_merge.evaluation.grid_tables import Run, table
 from lightning_merge.evaluation.results import CandidateResult, Results
 from lightning_merge.runs import cells
-from lightning_merge.runs.cells import Work, run_here, run_on_cluster
+from lightning_merge.runs.cells import Work, run_here, run_on_cluster, why
 from lightning_merge.runs.grid import read_group
 from lightning_merge.runs.suite import Suite, laid
 
@@ -55,6 +58,19 @@ def grid(suite, tmp_path):
     return make
 
 
+@pytest.fixture
+def here(monkeypatch):
+    """Run cells in this process, which has imported everything."""
+
+    def run_here(todo, jobs):
+        for work in todo:
+            with open(work.log, "w") as log, redirect_stdout(log), redirect_stderr(log):
+                code = main([*work.arguments])
+            yield work, why(code, work.log)
+
+    monkeypatch.setattr(command, "run_here", run_here)
+
+
 def lines(folder="grid"):
     with Path(folder, "results.csv").open() as file:
         return list(csv.DictReader(file))
@@ -66,7 +82,7 @@ METHODS = {
 }
 
 
-def test_methods_transforms_rows_and_seeds_become_one_table(run, grid):
+def test_methods_transforms_rows_and_seeds_become_one_table(run, grid, here):
     """A row that cannot be merged stands below the table, and the others go on."""
     bad = {"method": {"class_path": "Fisher", "init_args": {"x": 1}}}
     path = grid(
@@ -106,7 +122,7 @@ def test_methods_transforms_rows_and_seeds_become_one_table(run, grid):
     assert [str(row["accuracy"] or "") for row in stored] == [r["accuracy"] for r in written]
 
 
-def test_a_grid_that_was_killed_goes_on_to_the_same_table(run, grid):
+def test_a_grid_that_was_killed_goes_on_to_the_same_table(run, grid, request):
     path = grid(methods=METHODS, seeds=[0])
     command = [sys.executable, "-m", "lightning_merge", "benchmark", "--config", str(path)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -123,6 +139,7 @@ def test_a_grid_that_was_killed_goes_on_to_the_same_table(run, grid):
     assert done.stat().st_mtime_ns == before
     table, numbers = Path("grid/results.md").read_text(), lines()
     shutil.move("grid", "first")
+    request.getfixturevalue("here")
     assert run("benchmark", "--config", path).code == 0
     same = [
         {k: v for k, v in line.items() if k not in ("seconds", "peak_memory")} for line in lines()
@@ -246,7 +263,7 @@ def test_bad_input_is_one_error_before_anything_runs(suite, monkeypatch, options
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")  # of the copy
-def test_finished_cells_are_measured_on_corrupted_images(run, grid):
+def test_finished_cells_are_measured_on_corrupted_images(run, grid, here):
     """As configs/claims/stats_merging/robustness.yaml says: a copy, and nothing learned again."""
     path = grid(rows={"ada": {"over": "adamerging"}}, seeds=[0], folder="clean")
     assert run("benchmark", "--config", path).code == 0
@@ -278,7 +295,7 @@ def test_steps_are_longer_where_epochs_do_not_end_the_training(tmp_path, suite):
     assert half.overlay(Suite(**suite))["trainer"]["max_epochs"] == 1
 
 
-def test_rows_of_other_tasks_or_experts_have_tables_of_their_own(run, grid):
+def test_rows_of_other_tasks_or_experts_have_tables_of_their_own(run, grid, here):
     rows = {"ada": {"over": "adamerging"}, "noisy": {"over": "adamerging"}}
     rows["noisy"]["data"] = {"corruption": {"name": "contrast", "severity": 1}}
     assert run("benchmark", "--config", grid(rows=rows, seeds=[0])).code == 0
