@@ -126,7 +126,7 @@ def run_on_cluster(todo: Sequence[Work], address: str) -> Iterator[tuple[Work, s
             f'cluster={address!r} needs distributed: pip install "lightning-merge[cluster]"'
         ) from None
     try:
-        client = Client(address, timeout=10)
+        client = Client(address, timeout=5)
     except (OSError, ValueError) as fault:
         raise InputError(f"cluster={address!r}: no scheduler answers there ({fault})") from None
     with client:
