@@ -1,5 +1,6 @@
 """The benchmark command: a grid of runs, its table, and a file with a line for each number."""
 
+import json
 import shlex
 import sys
 import time
@@ -14,10 +15,10 @@ from lightning_merge.core.checkpoints.names import enumerate_names
 from lightning_merge.core.checks import require_in
 from lightning_merge.core.errors import InputError
 from lightning_merge.evaluation import grid_tables
-from lightning_merge.evaluation.grid_tables import Run
+from lightning_merge.evaluation.page import Run
 from lightning_merge.runs.cells import Work, run_here, run_on_cluster
 from lightning_merge.runs.grid import (
-    START,
+    STARTS,
     Cell,
     Variant,
     check_rows,
@@ -140,10 +141,9 @@ def _run(
         )
         for cell in cells
     ]
-    for cell in cells:
-        cell.variant.overlay(suites[cell.suite])  # bad input shows before anything is written
-    for cell in cells:
-        cell.write(suites[cell.suite])
+    configs = {cell.config: cell.variant.overlay(suites[cell.suite]) for cell in cells}
+    for file, config in configs.items():  # bad input has shown by now
+        write_text(file, json.dumps(config))  # JSON is YAML
     ended = run_here(todo, jobs) if cluster is None else run_on_cluster(todo, cluster)
     failed, begun = {}, time.perf_counter()
     for number, (work, reason) in enumerate(ended, 1):
@@ -192,7 +192,7 @@ def _lines(
         correct, kind = grid_tables.correct_file(cell.folder), grid_tables.kind(run)
         for row in run.results.candidates:
             place = (cell.suite, row, cell.seed, kind)
-            if not row.startswith(START) and place not in known:
+            if row not in STARTS and place not in known:
                 known.add(place)
                 yield from grid_tables.lines(cell.suite, row, cell.seed, run.results, correct)
 
@@ -214,7 +214,7 @@ def _section(
         own = [runs[cell.folder] for cell in cells if cell.variant.name == variant]
         rows = tables.setdefault(tuple(map(grid_tables.kind, own)), {})
         for name, row in own[0].results.candidates.items():
-            if not row.bound and not name.startswith(START):
+            if not row.bound and name not in STARTS:
                 rows[name] = own
     parts = [
         grid_tables.table(rows, command, against if against in rows else None, columns)

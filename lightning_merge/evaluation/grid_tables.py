@@ -5,11 +5,12 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from lightning_merge.core.checkpoints.files import atomic_write, write_text
 from lightning_merge.evaluation.aggregates import aggregate
 from lightning_merge.evaluation.correctness import FILE, Correctness
+from lightning_merge.evaluation.page import Run
 from lightning_merge.evaluation.results import Results
 from lightning_merge.evaluation.tables import markdown
 
@@ -25,33 +26,6 @@ line, with the reason.
 """
 
 
-class Run(NamedTuple):
-    """A finished run.
-
-    Attributes:
-        results: Its table.
-        right: Which test examples its candidates classified correctly, if it has stored that.
-
-    Examples:
-        >>> from lightning_merge.evaluation.results import CandidateResult
-        >>> ties = CandidateResult("ties", {"mnist": 0.98}, {"mnist": 10_000}, seconds=3.2)
-        >>> Run(Results(["mnist"], {"ties": ties}, seed=0, versions={})).right is None
-        True
-    """
-
-    results: Results
-    right: Correctness | None = None
-
-    @classmethod
-    def read(cls, folder: Path) -> "Run":
-        """Read what a run has left in its folder.
-
-        Args:
-            folder: The run folder.
-        """
-        return cls(Results.from_json(folder / "results.json"), Correctness.read(folder))
-
-
 def kind(run: Run) -> tuple[Any, ...]:
     """Return what rows of one table have in common: tasks, examples, and the references' accuracy.
 
@@ -61,7 +35,7 @@ def kind(run: Run) -> tuple[Any, ...]:
     Examples:
         >>> from lightning_merge.evaluation.results import CandidateResult
         >>> ties = CandidateResult("ties", {"mnist": 0.98}, {"mnist": 10_000}, seconds=3.2)
-        >>> kind(Run(Results(["mnist"], {"ties": ties}, seed=0, versions={})))[0]
+        >>> kind(Run("mine", Results(["mnist"], {"ties": ties}, seed=0, versions={})))[0]
         ('mnist',)
     """
     results = run.results
@@ -81,7 +55,7 @@ def joined(rows: Mapping[str, Run]) -> Run:
         >>> from lightning_merge.evaluation.results import CandidateResult
         >>> def run(name: str) -> Run:
         ...     row = CandidateResult(name, {"mnist": 0.98}, {"mnist": 10_000}, seconds=3.2)
-        ...     return Run(Results(["mnist"], {name: row}, seed=0, versions={}))
+        ...     return Run(name, Results(["mnist"], {name: row}, seed=0, versions={}))
         >>> [*joined({"ties": run("ties"), "average": run("average")}).results.candidates]
         ['ties', 'average']
     """
@@ -92,9 +66,9 @@ def joined(rows: Mapping[str, Run]) -> Run:
     stored = {name: run.right for name, run in rows.items() if run.right is not None}
     digests = [right.digests for right in stored.values()]
     if len(stored) < len(rows) or any(other != digests[0] for other in digests):
-        return Run(results)
+        return Run(first.name, results)
     right = {name: right.right[name] for name, right in stored.items()}
-    return Run(results, Correctness(digests[0], right))
+    return Run(first.name, results, Correctness(digests[0], right))
 
 
 def table(
@@ -114,7 +88,7 @@ def table(
     Examples:
         >>> from lightning_merge.evaluation.results import CandidateResult
         >>> row = CandidateResult("ties", {"mnist": 0.98}, {"mnist": 10_000}, seconds=3.2)
-        >>> run = Run(Results(["mnist"], {"ties": row}, seed=0, versions={}))
+        >>> run = Run("mine", Results(["mnist"], {"ties": row}, seed=0, versions={}))
         >>> print(table({"ties": [run]}, "benchmark"))
         | candidate | mnist | average |
         | :-- | --: | --: |

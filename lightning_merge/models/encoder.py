@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -186,6 +187,14 @@ class Encoder(nn.Module):
         """
         named = [options.get(name) for name in cls.reads]
         return [name for name in named if isinstance(name, str) and hub.exists(name)]
+
+    def writing(self) -> AbstractContextManager[None]:
+        """Let the network say within a block which answers it writes; see `exact_match`.
+
+        Raises:
+            NotImplementedError: It writes none.
+        """
+        raise NotImplementedError
 
     @property
     def features_of(self) -> str:

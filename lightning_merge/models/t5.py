@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +208,10 @@ class T5Encoder(Encoder):
         self.exact_match = exact_match
         self.backbone.shared.requires_grad_(train_embeddings)
         self.load(stored)
+
+    def writing(self) -> AbstractContextManager[None]:
+        """See `AnswerRanks.writing`."""
+        return self.backbone.writing()
 
     @property
     def features_of(self) -> str:

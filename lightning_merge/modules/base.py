@@ -19,7 +19,6 @@ from lightning_merge.data.resume import count_epochs, leave_open
 from lightning_merge.data.sizes import count_batches, count_images
 from lightning_merge.models.encoder import Encoder
 from lightning_merge.models.preprocess import Preprocess
-from lightning_merge.models.t5 import AnswerRanks
 from lightning_merge.modules.answers import Answers
 from lightning_merge.modules.beside import Beside
 from lightning_merge.modules.by_task import by_task
@@ -308,7 +307,7 @@ class TaskModule(LightningModule):
 
     def written(self, batch: Batch, dataloader_idx: int) -> Tensor | None:
         """Return which answers the network writes to a batch of prompts, bool [n, C]."""
-        with cast(AnswerRanks, self.encoder.backbone).writing():
+        with self.encoder.writing():
             return self.batch_features(batch, dataloader_idx)
 
     def evaluate(self, part: str, batch: Batch, dataloader_idx: int) -> None:

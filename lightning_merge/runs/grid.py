@@ -9,13 +9,15 @@ from typing import Any
 
 import yaml
 
-from lightning_merge.core.checkpoints.files import read_text, write_text
+from lightning_merge.core.checkpoints.files import read_text
 from lightning_merge.core.checkpoints.names import enumerate_names
 from lightning_merge.core.errors import InputError
 from lightning_merge.runs.suite import Config, Suite, laid, mapping
 
 START = "start"
 """Name of a module that learns nothing; its row is left out."""
+STARTS = (START, f"{START}_not_recalibrated")
+"""Names of the rows of such a module."""
 PLACE = "{task}"
 _PRUNE = {"class_path": "lightning_merge.callbacks.PruneTaskVectors"}
 _DRAW = {"class_path": "lightning_merge.callbacks.CoefficientMap"}
@@ -280,20 +282,12 @@ class Cell:
             "seed_everything": self.seed,
             "trainer.default_root_dir": str(self.folder),
             "trainer.enable_progress_bar": False,
+            "report": False,  # a page of every cell would take its time
             **(experts_of(suite, name, self.seed, self.variant) if own_experts else {}),
             **suite.options,
         }
         words = [w for key, value in options.items() for w in (f"--{key}", _word(value))]
         return ["fit", "--config", str(suite.file(name)), "--config", str(self.config), *words]
-
-    def write(self, suite: Suite) -> None:
-        """Write the config that is laid over the suite's.
-
-        Args:
-            suite: The suite.
-        """
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        write_text(self.config, json.dumps(self.variant.overlay(suite)))  # JSON is YAML
 
 
 def experts_of(suite: Suite, name: str, seed: int, variant: Variant) -> dict[str, Any]:

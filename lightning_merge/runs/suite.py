@@ -65,15 +65,19 @@ class Suite:
         file = self.file(name)
         if not file.is_file():
             raise InputError(f"suites: {file} does not exist; give a folder of configs of fit")
-        try:
-            below = yaml.safe_load(read_text(file)) or {}
-        except yaml.YAMLError as fault:
-            raise InputError(f"suites: {file} is not YAML: {fault}") from None
-        return laid(mapping(below, str(file)), mapping(self.over.get(name, {}), f"over.{name}"))
+        return laid(_content(file), mapping(self.over.get(name, {}), f"over.{name}"))
 
     def file(self, name: str) -> Path:
         """Return the file of one of the configs."""
         return Path(self.folder) / f"{name}.yaml"
+
+
+def _content(file: Path) -> Config:
+    """Return the config of a file."""
+    try:
+        return mapping(yaml.safe_load(read_text(file)), str(file))
+    except yaml.YAMLError as fault:
+        raise InputError(f"suites: {file} is not YAML: {fault}") from None
 
 
 def mapping(value: Any, where: str) -> Config:

@@ -21,7 +21,8 @@ from lightning_merge.cli.benchmark import benchmark
 from lightning_merge.cli.main import main
 from lightning_merge.core.errors import InputError
 from lightning_merge.evaluation.correctness import Correctness
-from lightning_merge.evaluation.grid_tables import Run, table
+from lightning_merge.evaluation.grid_tables import table
+from lightning_merge.evaluation.page import Run
 from lightning_merge.evaluation.results import CandidateResult, Results
 from lightning_merge.runs import cells
 from lightning_merge.runs.cells import Work, run_here, run_on_cluster, why
@@ -312,7 +313,7 @@ def test_rows_of_several_runs_are_those_of_one(seeds):
     def result(name, seed):
         row = CandidateResult(name, {"a": 0.5, "b": 0.25 * seed}, {"a": 4, "b": 4}, 1.0)
         rows = {"base": replace(row, name="base", bound=True), name: row}
-        return Run(Results(("a", "b"), rows, seed, {}, notes=(f"of {name}",)))
+        return Run(name, Results(("a", "b"), rows, seed, {}, notes=(f"of {name}",)))
 
     found = {name: [result(name, seed) for seed in seeds] for name in ("one", "two")}
     made = table(found, "benchmark")
