@@ -178,16 +178,19 @@ def test_cells_run_on_a_cluster_that_loses_a_worker(tmp_path, monkeypatch):
     todo = [
         Work(str(tmp_path / name), str(tmp_path / f"{name}.log"), words)
         for name, words in {
+            "c": ("sort",),
             "a": ("list",),
             "b": ("list", "--what", "tasks"),
-            "c": ("sort",),
         }.items()
     ]
     options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
     with distributed.LocalCluster(**options, silence_logs=50) as cluster:
         found = run_on_cluster(todo, cluster.scheduler_address)
         work, reason = next(found)
-        victim = next(iter(cluster.workers.values()))
+        with distributed.Client(cluster.scheduler_address) as client:
+            at_work = [address for address, cells in client.processing().items() if cells]
+        assert at_work
+        [victim] = (w for w in cluster.workers.values() if w.worker_address == at_work[0])
         os.kill(victim.pid, signal.SIGKILL)
         ended = {work.folder: reason, **{w.folder: r for w, r in found}}
     assert {Path(folder).name: bool(reason) for folder, reason in ended.items()} == {

@@ -1,9 +1,11 @@
 """Rows of base and experts: measured once for all runs of a folder unless they may differ."""
 
 import json
+import shutil
 
 import pytest
 
+from lightning_merge.core.checkpoints.checkpoint import open_checkpoint, save_checkpoint
 from lightning_merge.evaluation.correctness import Correctness
 
 KNOWN = "measured by an earlier run"
@@ -49,6 +51,20 @@ def test_rows_that_may_differ_are_measured(run, config, tmp_path, caplog, option
     path = config()
     fitted(run, path, tmp_path / "runs" / "one")
     fitted(run, path, tmp_path / "runs" / "two", *option)
+    assert KNOWN not in caplog.text
+
+
+def test_rows_of_other_weights_in_the_same_file_are_measured(run, config, files, tmp_path, caplog):
+    place = tmp_path / "zoo"
+    place.mkdir()
+    for task, file in files.expert.items():
+        shutil.copy(file, place / f"{task}.safetensors")
+    path, given = config(), ("--model.zoo.experts", place / "{task}.safetensors")
+    fitted(run, path, tmp_path / "runs" / "one", *given)
+    changed = place / f"{next(iter(files.expert))}.safetensors"
+    weights = {name: tensor * 0.5 for name, tensor in open_checkpoint(changed).items()}
+    save_checkpoint(weights, changed, overwrite=True)
+    fitted(run, path, tmp_path / "runs" / "two", *given)
     assert KNOWN not in caplog.text
 
 
